@@ -1,0 +1,163 @@
+"""The step: forward, backward and update through DeepSpeed. Knows ranks and schedules, not methods."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .batchnorm import synchronise
+from .config import Config, ConfigError, TrainConfig
+from .distributed import World
+from .methods import Method
+from .methods.base import Objective, Step
+from .optimizers import PER_LAYER_NORMS, create_optimizer, parameter_groups
+from .schedules import cosine, warmup_cosine
+
+# Bytes of model state a parameter: fp32 weight, gradient, two Adam moments, teacher; and what each stage shards.
+_STATE_BYTES = {0: (20, 0), 1: (12, 8), 2: (8, 12), 3: (0, 20)}
+
+
+class Engine:
+    """A method under DeepSpeed. ``micro_step`` as often as gradients accumulate, then ``update``."""
+
+    def __init__(self, config: Config, method: Method, world: World, *, steps_per_epoch: int) -> None:
+        train = config.train
+        self.train, self.world = train, world
+        self.device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = train.epochs * steps_per_epoch
+        if world.size > 1:
+            method.group = dist.group.WORLD
+            synchronise(method, dist.group.WORLD)
+        stage = zero_stage(train, sum(p.numel() for p in method.parameters()), world, self.device)
+        self.peak_lr = train.lr * global_batch(train, world) / 256
+        groups = parameter_groups(method, train.weight_decay)
+        optimizer = create_optimizer(train.optimizer, groups, lr=self.peak_lr)
+        self.precision = precision(train, self.device)
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=method.to(self.device), optimizer=optimizer, config=_deepspeed_config(train, stage, self.precision)
+        )
+        self.method: Method = self.deepspeed.module
+        self.stage = stage
+
+    def step_at(self, index: int, *, measure: bool) -> Step:
+        """The step that follows ``index`` finished ones."""
+        return Step(index, self.total_steps, self.steps_per_epoch, measure)
+
+    def micro_step(self, views: Sequence[Tensor], step: Step) -> Objective:
+        """Forward and backward of one micro-batch of views, grouped by resolution."""
+        # Whatever torch draws (stochastic depth) is a function of seed, step and rank, so a resumed run draws the same.
+        torch.manual_seed(hash((self.train.seed, step.index, self.world.rank)) % 2**63)
+        self._set_schedules(step)
+        objective: Objective = self.deepspeed(views, step)
+        self.deepspeed.backward(objective.loss)
+        return objective
+
+    def update(self, step: Step) -> None:
+        """Hand the micro-batch to DeepSpeed; after the last one of a step the optimizer moves and the teacher follows."""
+        last = self.deepspeed.is_gradient_accumulation_boundary()
+        self.deepspeed.step()
+        if last:
+            self.method.end_step(step)
+
+    def schedules(self, step: Step) -> dict[str, float | None]:
+        """Learning rate, weight decay and the teacher's momentum at a step."""
+        t = self.train
+        warmup = min(t.warmup_epochs * self.steps_per_epoch, self.total_steps)
+        return {
+            # The step that is about to be made counts: with warm-up the very first is small, but not nothing.
+            "lr": warmup_cosine(step.index + 1 if step.index < warmup else step.index, step.total, warmup, self.peak_lr, t.min_lr),
+            "weight_decay": cosine(step.index, step.total, t.weight_decay, t.weight_decay_end),
+            "momentum": self.method.momentum(step),
+        }
+
+    def _set_schedules(self, step: Step) -> None:
+        now = self.schedules(step)
+        for group in self.optimizer.param_groups:
+            frozen = group["name"] == "prototypes" and step.epoch < self.method.frozen_prototype_epochs
+            # A learning rate of 0 freezes under every ZeRO stage; clearing .grad, as DINO does, would not.
+            group["lr"] = 0.0 if frozen else now["lr"]
+            if group["name"] != "no_decay":
+                group["weight_decay"] = now["weight_decay"]
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Mean of some numbers over the ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.world.size > 1:
+            tensor = tensor.to(self.device)
+            dist.all_reduce(tensor)
+            tensor /= self.world.size
+        return [float(v) for v in tensor]
+
+    def close(self) -> None:
+        """Free DeepSpeed's state."""
+        self.deepspeed.destroy()
+
+
+def global_batch(train: TrainConfig, world: World) -> int:
+    """Images an optimizer step."""
+    return train.batch_size_per_gpu * world.size * train.gradient_accumulation_steps
+
+
+def precision(train: TrainConfig, device: torch.device) -> str:
+    """What ``auto`` means here: bf16 where a GPU has it. On the CPU fp32, which is exact and, for small networks, fast."""
+    if train.precision != "auto":
+        return train.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def zero_stage(train: TrainConfig, parameters: int, world: World, device: torch.device) -> int:
+    """The stage asked for, or the lowest whose model state takes at most half of the rank's memory.
+
+    Raises ConfigError for an optimizer that needs whole layers where the stage hands it flat shards.
+    """
+    stage: int
+    if train.zero_stage is not None:
+        stage = train.zero_stage
+    elif world.size == 1:
+        stage = 0
+    else:
+        memory = _memory(device) / (1 if device.type == "cuda" else world.local_size)
+        needs = {s: parameters * (whole + sharded / world.size) for s, (whole, sharded) in _STATE_BYTES.items()}
+        stage = next((s for s, need in needs.items() if need <= memory / 2), 3)
+    if stage and train.optimizer in PER_LAYER_NORMS:
+        raise ConfigError(
+            f"--optimizer {train.optimizer} takes the norm of every layer, which --zero_stage {stage} cuts into flat "
+            "shards; use --zero_stage 0 or --optimizer adamw or sgd"
+        )
+    return stage
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _deepspeed_config(train: TrainConfig, stage: int, precision: str) -> dict[str, Any]:
+    """Weights, gradients and averages are fp32 at every precision; autocast lowers the products only."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": train.batch_size_per_gpu,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": train.clip_grad,
+        "steps_per_print": 2**31 - 1,
+        "zero_optimization": {"stage": stage},
+        # LARS and LAMB are refused before; torch's fused AdamW and SGD work on flat shards as they do on tensors.
+        "zero_allow_untested_optimizer": True,
+    }
+    if precision != "fp32":
+        config["torch_autocast"] = {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}
+    return config
+
+
+def quiet_deepspeed() -> None:
+    """Let DeepSpeed speak only when something is wrong."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,0 +1,60 @@
+"""Projection heads and prototypes, shared by every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def projection_mlp(
+    dims: Sequence[int],
+    *,
+    batch_norm: bool = True,
+    last_batch_norm: bool = False,
+    last_bias: bool = True,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Linear layers dims[0] -> dims[1] -> ... -> dims[-1], normalised and activated between, bare at the end.
+
+    A layer that BatchNorm follows has no bias of its own.
+    """
+    layers: list[nn.Module] = []
+    for i, (width_in, width_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        last = i == len(dims) - 2
+        normalised = last_batch_norm if last else batch_norm
+        layers.append(nn.Linear(width_in, width_out, bias=not normalised and (last_bias or not last)))
+        if normalised:
+            layers.append(nn.BatchNorm1d(width_out))
+        if not last:
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+def trunc_normal_linears(module: nn.Module, std: float = 0.02) -> None:
+    """Initialise every Linear as DINO's head does: truncated normal weights, zero bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class Prototypes(nn.Module):
+    """``count`` directions in R^dim; calling it returns the rows [count, dim], unit-norm unless their norm is learned.
+
+    The normalisation is part of the forward pass, where ZeRO-3 has the weight at hand (a ``weight_norm`` hook would
+    recompute a tensor that DeepSpeed does not know).
+    """
+
+    def __init__(self, dim: int, count: int, *, learn_norm: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
+        self.norm = nn.Parameter(torch.ones(count, 1)) if learn_norm else None
+
+    def forward(self) -> Tensor:
+        """The prototypes as the losses use them [count, dim]."""
+        rows = F.normalize(self.weight.float(), dim=1)
+        return rows if self.norm is None else rows * self.norm

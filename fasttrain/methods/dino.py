@@ -1,0 +1,117 @@
+"""DINO: Emerging Properties in Self-Supervised Vision Transformers (arXiv 2104.14294)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..flags import flag
+from ..heads import Prototypes, projection_mlp, trunc_normal_linears
+from ..kernels import prototype_cross_entropy, prototype_entropy
+from ..kernels.collectives import mean_over_ranks
+from ..pipelines.views import View
+from ..schedules import cosine, linear
+from ..teacher import ema_update, make_teacher
+from . import er
+from .base import Branch, Method, Objective, Step, global_views
+
+_GLOBAL = View(size=224, scale=(0.4, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2)
+
+
+@dataclass(frozen=True)
+class DINOSettings:
+    """DINO's own settings, with the names and defaults of facebookresearch/dino."""
+
+    out_dim: int = flag(65536, "number of prototypes")
+    hidden_dim: int = flag(2048, "width of the head's hidden layers")
+    bottleneck_dim: int = flag(256, "dimension in which projections meet the prototypes")
+    use_bn_in_head: bool = flag(False, "BatchNorm in the head")
+    norm_last_layer: bool = flag(True, "keep the prototypes' norm at 1")
+    momentum_teacher: float = flag(0.996, "the teacher's momentum at the start; cosine to 1 at the end")
+    student_temp: float = flag(0.1, "temperature of the student")
+    warmup_teacher_temp: float = flag(0.04, "temperature of the teacher at the start")
+    teacher_temp: float = flag(0.04, "temperature of the teacher after its warm-up")
+    warmup_teacher_temp_epochs: float = flag(0.0, "epochs of the teacher temperature's warm-up")
+    freeze_last_layer: float = flag(1.0, "epochs during which the prototypes stay fixed")
+    center_momentum: float = flag(0.9, "momentum of the centre of the teacher's logits")
+    no_centering: bool = flag(False, "do not centre the teacher's logits (collapses, unless with --entropy)")
+
+
+class DINO(Method):
+    """Self-distillation over prototypes; the entropy-reconstruction twin adds the entropy that centring stands for."""
+
+    Settings = DINOSettings
+    defaults: dict[str, object] = {}
+    views = (
+        View(**{**vars(_GLOBAL), "blur": 1.0}),
+        View(**{**vars(_GLOBAL), "blur": 0.1, "solarize": 0.2}),
+        View(**{**vars(_GLOBAL), "size": 96, "count": 8, "scale": (0.05, 0.4), "blur": 0.5, "local": True}),
+    )
+
+    center: Tensor
+
+    def __init__(self, backbone: nn.Module, settings: DINOSettings, *, entropy: bool, n_global: int) -> None:
+        super().__init__(entropy=entropy, n_global=n_global)
+        self.settings = settings
+        width = int(backbone.num_features)  # type: ignore[arg-type]
+        dims = (width, settings.hidden_dim, settings.hidden_dim, settings.bottleneck_dim)
+        head = projection_mlp(dims, batch_norm=settings.use_bn_in_head, activation=nn.GELU)
+        trunc_normal_linears(head)
+        prototypes = Prototypes(settings.bottleneck_dim, settings.out_dim, learn_norm=not settings.norm_last_layer)
+        self.student = Branch(backbone, head, prototypes)
+        self.teacher = make_teacher(self.student)
+        self.register_buffer("center", torch.zeros(settings.out_dim))
+
+    def forward(self, views: Sequence[Tensor], step: Step) -> Objective:
+        """Cross-entropy of every student view with the teacher's other global views."""
+        assert self.teacher is not None
+        student, prototypes = self.student(views), self.student.prototypes()
+        with torch.no_grad():
+            teacher = self.teacher(global_views(views, self.n_global))
+            teacher_prototypes = self.teacher.prototypes()
+        center = None if self.settings.no_centering else self.center.clone()
+        temps = {"student_temp": self.settings.student_temp, "teacher_temp": self.teacher_temp(step)}
+        if self.entropy:
+            objective = er.discrete(
+                student, teacher, prototypes, teacher_prototypes, center=center, group=self.group, **temps
+            )
+        else:
+            loss = prototype_cross_entropy(student, teacher, prototypes, teacher_prototypes, center=center, **temps)
+            bound = None
+            if step.measure:
+                with torch.no_grad():
+                    rows = student.flatten(0, 1)
+                    entropy, _ = prototype_entropy(rows, prototypes, temp=self.settings.student_temp, group=self.group)
+                bound = er.prototype_bound(entropy, loss, self.settings.out_dim)
+            objective = Objective(loss, bound)
+        if not self.settings.no_centering:
+            self._update_center(teacher, teacher_prototypes)
+        return objective
+
+    @torch.no_grad()
+    def _update_center(self, teacher: Tensor, prototypes: Tensor) -> None:
+        """Move the centre to the batch's mean logit, which is the prototypes times the mean projection: no logits."""
+        mean = prototypes @ mean_over_ranks(teacher.mean((0, 1)), self.group)
+        self.center.lerp_(mean, 1 - self.settings.center_momentum)
+
+    def teacher_temp(self, step: Step) -> float:
+        """The teacher's temperature, after a linear warm-up."""
+        s = self.settings
+        return linear(step.epoch, s.warmup_teacher_temp_epochs, s.warmup_teacher_temp, s.teacher_temp)
+
+    def momentum(self, step: Step) -> float:
+        """Cosine from ``momentum_teacher`` to 1."""
+        return cosine(step.index, step.total, self.settings.momentum_teacher, 1.0)
+
+    def end_step(self, step: Step) -> None:
+        """The teacher follows the student."""
+        assert self.teacher is not None
+        ema_update(self.teacher, self.student, self.momentum(step))
+
+    @property
+    def frozen_prototype_epochs(self) -> float:
+        """DINO's ``freeze_last_layer``."""
+        return self.settings.freeze_last_layer

@@ -1,0 +1,74 @@
+"""The entropy-reconstruction objective, once for the sphere and once for prototypes (arXiv 2307.10907, equation 2).
+
+    loss = reconstruction - entropy          = -(lower bound of I(Z1; Z2))
+
+The von Mises-Fisher normaliser is the same in both terms and cancels, so the loss is formed without it; what is
+logged has it, in nats.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ..kernels import (
+    log_sphere_area,
+    log_vmf_normalizer,
+    prototype_cross_entropy,
+    prototype_entropy,
+    vmf_entropy,
+    vmf_reconstruction,
+)
+from ..kernels.collectives import Group
+from .base import Bound, Objective
+
+
+def sphere(projections: Tensor, *, kappa: float, group: Group | None) -> Objective:
+    """ER of unit-norm projections [V, B, D] whose branches all carry gradient (section 2.2: SimCLR).
+
+    Reconstruction is the mean over all pairs of views, entropy (Joe's average) the mean over views.
+    """
+    entropies = [vmf_entropy(z, kappa=kappa, normalizer="none", group=group) for z in projections]
+    entropy = torch.stack(entropies).mean()
+    pairs = [vmf_reconstruction(a, b, kappa=kappa, normalizer="none", group=group) for a, b in combinations(projections, 2)]
+    reconstruction = torch.stack(pairs).mean()
+    dim = projections.shape[-1]
+    constant = -log_vmf_normalizer(dim, kappa)
+    bound = Bound((entropy + constant).detach(), log_sphere_area(dim), (reconstruction + constant).detach())
+    return Objective(reconstruction - entropy, bound)
+
+
+def discrete(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float,
+    teacher_temp: float,
+    center: Tensor | None,
+    group: Group | None,
+) -> Objective:
+    """ER over prototypes (section 2.2: DINO; our rule for SwAV): cross-entropy to the teacher less H(mean student p).
+
+    The entropy is that of the student's assignments, all views together: the variable that carries gradient.
+    Shapes as in :func:`fasttrain.kernels.prototype_cross_entropy`.
+    """
+    reconstruction = prototype_cross_entropy(
+        student,
+        teacher,
+        student_prototypes,
+        teacher_prototypes,
+        student_temp=student_temp,
+        teacher_temp=teacher_temp,
+        center=center,
+    )
+    entropy, _ = prototype_entropy(student.flatten(0, 1), student_prototypes, temp=student_temp, group=group)
+    return Objective(reconstruction - entropy, prototype_bound(entropy, reconstruction, len(student_prototypes)))
+
+
+def prototype_bound(entropy: Tensor, reconstruction: Tensor, count: int) -> Bound:
+    """The bound of an assignment to ``count`` prototypes; the ceiling is log count."""
+    return Bound(entropy.detach(), torch.tensor(float(count)).log().item(), reconstruction.detach())

@@ -1,0 +1,86 @@
+"""Backbones: timm's, under DINO's names too, and a small convolutional network for small images."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+
+_DINO_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
+_SMALL_IMAGE = 64
+
+
+class ConvSmall(nn.Module):
+    """Five strided 3x3 convolutions (width, 2, 4, 8, 8 times) with BatchNorm and ReLU, then the mean over positions.
+
+    Halves the image at every layer after the first where ``stem_stride`` is 1. For images of 28 to 64 pixels, where it
+    trains on two CPU cores.
+    """
+
+    def __init__(self, in_chans: int = 3, width: int = 16, stem_stride: int = 2) -> None:
+        super().__init__()
+        widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
+        strides = [stem_stride, 2, 2, 2, 1]
+        layers = []
+        for wide_in, wide_out, stride in zip([in_chans, *widths[:-1]], widths, strides, strict=True):
+            layers.append(ConvNormAct(wide_in, wide_out, kernel_size=3, stride=stride))
+        self.layers = nn.Sequential(*layers)
+        self.num_features = widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, num_features] of images [B, C, H, W]."""
+        features: Tensor = self.layers(x).mean((2, 3))
+        return features
+
+
+_OURS = {"conv_small": ConvSmall}
+
+
+def create_backbone(
+    arch: str, *, in_chans: int = 3, img_size: int = 224, patch_size: int = 16, drop_path_rate: float = 0.0
+) -> nn.Module:
+    """A network without classifier whose forward gives features [B, num_features].
+
+    ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
+    ``patch_size``) or any timm model. ViTs take crops of every size; ResNets get CIFAR's stem below 64 pixels.
+    Raises ValueError for a name that neither knows, or a patch size that does not divide the image.
+    """
+    if arch in _OURS:
+        return _OURS[arch](in_chans)
+    name = _DINO_NAMES.get(arch, arch)
+    if not timm.is_model(name):
+        known = [*_OURS, *_DINO_NAMES, *timm.list_models()]
+        close = difflib.get_close_matches(arch, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names"
+        raise ValueError(f"network {arch!r} is unknown; {hint}")
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
+    if name.startswith("vit_"):
+        if img_size % patch_size:
+            raise ValueError(f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor")
+        options |= {"img_size": img_size, "patch_size": patch_size, "dynamic_img_size": True}
+    try:
+        network: nn.Module = timm.create_model(name, **options)
+    except TypeError as error:  # a timm model that has no drop path, say
+        raise ValueError(f"network {arch!r} cannot be built: {error}") from error
+    if name.startswith("resnet") and img_size <= _SMALL_IMAGE:
+        _cifar_stem(network, in_chans)
+    return network
+
+
+def _cifar_stem(network: nn.Module, in_chans: int) -> None:
+    """Replace a ResNet's 7x7 stride-2 stem and max pooling, which would leave a 32-pixel image 1 pixel wide."""
+    conv = nn.Conv2d(in_chans, network.conv1.out_channels, 3, padding=1, bias=False)  # type: ignore[arg-type, union-attr]
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1 = conv
+    network.maxpool = nn.Identity()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters, also where ZeRO-3 holds them in shards."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters())
+

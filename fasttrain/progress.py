@@ -1,0 +1,74 @@
+"""The live display, and plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SHOWN = {
+    "images_per_s": "{:,.0f} img/s",
+    "loss": "loss {:.4f}",
+    "entropy": "entropy {:.3f}",
+    "reconstruction": "reconstruction {:.3f}",
+    "information": "information {:.3f}",
+    "knn_top1": "k-NN {:.3f}",
+}
+
+
+class Display:
+    """One bar over all steps with the latest figures. Without a terminal, a line every ``interval`` seconds."""
+
+    def __init__(self, total: int, done: int = 0, *, console: Console | None = None, interval: float = 10.0) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.total, self.first, self.done = total, done, done
+        self.interval = interval
+        self._figures: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._printed = -float("inf")
+        columns = (
+            TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}[/] steps"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self._task = self._bar.add_task("train", total=total, completed=done, figures="") if self._bar else None
+
+    def step(self, done: int, values: dict[str, Any] | None = None) -> None:
+        """Show that ``done`` steps are made, with new figures where there are any."""
+        self.done = done
+        if values:
+            self._figures |= {k: v for k, v in values.items() if k in _SHOWN and v is not None}
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, figures=self._text())
+        elif values and (time.monotonic() - self._printed >= self.interval or done == self.total):
+            self._printed = time.monotonic()
+            self.console.print(f"step {done}/{self.total}  {self._text()}  {self._left()} left")
+
+    def note(self, line: str) -> None:
+        """Print one line above the bar."""
+        self.console.print(line)
+
+    def _text(self) -> str:
+        return "  ".join(form.format(self._figures[k]) for k, form in _SHOWN.items() if k in self._figures)
+
+    def _left(self) -> str:
+        elapsed = time.monotonic() - self._started
+        seconds = int(elapsed / max(self.done - self.first, 1) * (self.total - self.done))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()

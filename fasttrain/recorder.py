@@ -1,0 +1,63 @@
+"""What a run leaves behind: metrics.jsonl, log.txt, TensorBoard events, summary.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Recorder:
+    """Writes the files of one run; only rank 0 has one. Lines are flushed as they are written."""
+
+    def __init__(self, folder: Path, *, resumed_at: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        for name in ("metrics.jsonl", "log.txt"):
+            _drop_after(folder / name, resumed_at)
+        self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
+        self._log = (folder / "log.txt").open("a", buffering=1)
+        self._board = SummaryWriter(str(folder), purge_step=resumed_at)
+
+    def step(self, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and the numbers in TensorBoard."""
+        self._metrics.write(json.dumps(_finite(values)) + "\n")
+        for name, value in values.items():
+            if name not in ("step", "epoch") and value is not None:
+                self._board.add_scalar(name, value, values["step"])
+
+    def epoch(self, values: dict[str, Any]) -> None:
+        """One line of log.txt, in DINO's form."""
+        self._log.write(json.dumps(_finite(values)) + "\n")
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """summary.json."""
+        (self.folder / "summary.json").write_text(json.dumps(_finite(values), indent=2) + "\n")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._metrics.close()
+        self._log.close()
+        self._board.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Remove the lines of steps that a resumed run makes again."""
+    if not path.is_file():
+        return
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= step]
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what is not finite becomes null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,65 @@
+"""The trainer's command: ``deepspeed fasttrain/run.py --method dino --entropy``; torchrun and python run it too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# A script's folder comes first on sys.path; here that would let `kernels/`, `report/` and the like pass for other
+# people's packages of the same name.
+sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != Path(__file__).resolve().parent]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trainer; returns the exit status.
+
+    0 finished; 2 something given cannot be used; 3 the loss is not finite; 143 stopped by SIGTERM.
+    """
+    try:
+        from fasttrain.distributed import initialise, prepare_environment, world_from_environment
+    except ModuleNotFoundError:
+        return _fail("fasttrain is not installed here; type: pip install -e '.[train]'")
+    prepare_environment()
+    world = world_from_environment()
+    try:
+        from fasttrain.config import ConfigError, parse
+        from fasttrain.engine import quiet_deepspeed
+        from fasttrain.pipelines import DataError
+        from fasttrain.train import Diverged, Interrupted, train
+    except ModuleNotFoundError as error:
+        return _fail(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'")
+
+    quiet_deepspeed()
+    try:
+        config, print_only = parse(sys.argv[1:] if arguments is None else arguments)
+        if print_only:
+            if world.is_main:
+                print(config.to_yaml(), end="")
+            return 0
+        initialise(world)
+        summary = train(config, world)
+    except (ConfigError, DataError) as error:
+        return _fail(str(error)) if world.is_main else 2
+    except Diverged as error:
+        return _fail(str(error), status=3)
+    except Interrupted as error:
+        return _fail(str(error), status=143)
+    if world.is_main:
+        print(_final_line(summary))
+    return 0
+
+
+def _final_line(summary: dict[str, object]) -> str:
+    figures = [f"{key} {value:.3f}" for key, value in summary.items() if "knn" in key and isinstance(value, float)]
+    what = f"{summary['method']}{'+ER' if summary['entropy_objective'] else ''}"
+    return "  ".join([f"{what} finished: {summary['steps']} steps in {summary['seconds']:.0f} s", *figures])
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"fasttrain: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

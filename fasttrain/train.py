@@ -1,0 +1,377 @@
+"""A run from configuration to summary: build, loop, evaluate, record."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from . import __version__, checkpoint, methods
+from .checkpoint import Card
+from .config import Config, ConfigError
+from .distributed import World
+from .engine import Engine, global_batch
+from .evaluate.features import extract
+from .evaluate.knn import knn_accuracy
+from .evaluate.spectrum import rankme
+from .methods import Method
+from .methods.base import Bound, Objective, Step
+from .networks import create_backbone
+from .pipelines import Batch, Loader, Splits, ViewRecipe, evaluation_view, open_source
+from .progress import Display
+from .recorder import Recorder
+
+_RANKME_ROWS = 25_600  # as in the paper: enough rows for the spectrum of any backbone here
+_PIXEL_SIDE = 32  # raw pixels are compared at this size at most
+_COLLAPSED_NATS = 0.01
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Interrupted(RuntimeError):
+    """SIGTERM arrived; a checkpoint was published."""
+
+
+@dataclass
+class _Meter:
+    """Images, time and waiting since the last logged step."""
+
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def figures(self) -> dict[str, float]:
+        """Images a second and the fraction of the time spent waiting for data."""
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        return {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """k-NN and spectrum of a backbone; k-NN is None without labels or without held-out images."""
+
+    knn_top1: float | None
+    rankme: float
+
+
+class _Evaluator:
+    """Evaluates backbones on the clean images of both splits. Nothing is fitted on the held-out one."""
+
+    def __init__(self, splits: Splits, recipe: ViewRecipe, config: Config, engine: Engine) -> None:
+        self.device = engine.device
+        self.val = splits.val
+        world, size = engine.world, recipe.views[0].size
+        options: dict[str, Any] = {
+            "rank": world.rank,
+            "world_size": world.size,
+            "device": engine.device.type,
+            "threads": config.train.num_workers or world.threads,
+            "shuffle": False,
+            "drop_last": False,
+        }
+        batch = config.train.batch_size_per_gpu
+        views = evaluation_view(recipe, size)
+        pixels = evaluation_view(recipe, min(size, _PIXEL_SIDE))
+        sources = [splits.train] if splits.val is None else [splits.train, splits.val]
+        self._loaders = [Loader(source, views, batch, **options) for source in sources]
+        self._pixel_loaders = [Loader(source, pixels, batch, **options) for source in sources]
+
+    def backbone(self, backbone: nn.Module) -> _Evaluation:
+        """The features of a network."""
+        return self._evaluate(backbone, self._loaders)
+
+    def pixels(self) -> float | None:
+        """k-NN on the normalised pixels themselves, at most 32 pixels wide."""
+        return self._evaluate(nn.Flatten(), self._pixel_loaders).knn_top1
+
+    def _evaluate(self, backbone: nn.Module, loaders: list[Loader]) -> _Evaluation:
+        found = [extract(backbone, loader, self.device) for loader in loaders]
+        bank = found[0]
+        stride = math.ceil(len(bank.features) / _RANKME_ROWS)
+        spectrum = rankme(bank.features[::stride]) if bank.features.shape[1] <= 8192 else math.nan
+        if len(found) == 1 or bank.labels is None or found[1].labels is None:
+            return _Evaluation(None, spectrum)
+        top1 = knn_accuracy(bank.features, bank.labels, found[1].features, found[1].labels)
+        return _Evaluation(top1, spectrum)
+
+    def close(self) -> None:
+        """Free the loaders."""
+        for loader in (*self._loaders, *self._pixel_loaders):
+            loader.close()
+
+
+def train(config: Config, world: World) -> dict[str, Any]:
+    """Train, and return what ``summary.json`` holds.
+
+    Raises ConfigError or DataError for what cannot be run, Diverged where the loss is not finite, Interrupted after
+    SIGTERM. Collective: every rank calls it.
+    """
+    with ExitStack() as stack:
+        stop = stack.enter_context(_sigterm())
+        run = _Run(config, world)
+        stack.callback(run.close)
+        return run.train(stop)
+
+
+class _Run:
+    def __init__(self, config: Config, world: World) -> None:
+        t = config.train
+        self.config, self.world = config, world
+        torch.use_deterministic_algorithms(t.deterministic)
+        self.output = _output_dir(config, world)
+        self.splits = open_source(t.data_path, t.val_path)
+        self.loader = Loader(
+            self.splits.train,
+            config.views,
+            t.batch_size_per_gpu,
+            seed=t.seed,
+            rank=world.rank,
+            world_size=world.size,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            threads=t.num_workers or world.threads,
+        )
+        steps_per_epoch = self.loader.steps_per_epoch // t.gradient_accumulation_steps
+        if steps_per_epoch < 1:
+            raise ConfigError(
+                f"a batch of {global_batch(t, world)} images is larger than the data ({len(self.splits.train)}); "
+                "lower --batch_size_per_gpu or --gradient_accumulation_steps"
+            )
+        torch.manual_seed(t.seed)
+        self.engine = Engine(config, build_method(config), world, steps_per_epoch=steps_per_epoch)
+        self.evaluator = _Evaluator(self.splits, config.views, config, self.engine)
+        self.last = min(self.engine.total_steps, t.limit_steps or self.engine.total_steps)
+
+    @property
+    def method(self) -> Method:
+        return self.engine.method
+
+    def train(self, stop: list[int]) -> dict[str, Any]:
+        t, main = self.config.train, self.world.is_main
+        found = checkpoint.find(t.resume, self.output)
+        if found is not None:  # before any work: a wrong checkpoint is known from its card
+            checkpoint.check(found, self._card(0))
+        untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
+        done = 0 if found is None else checkpoint.restore(self.engine, found, self._card(0))
+        display = Display(self.last, done) if main else None
+        with ExitStack() as stack:
+            recorder = stack.enter_context(Recorder(self.output, resumed_at=done)) if main else None
+            if main:
+                (self.output / "config.yaml").write_text(self.config.to_yaml())
+            if display:
+                self._introduce(display, done, untrained.knn_top1, pixels)
+                stack.enter_context(display)
+            started = time.perf_counter()
+            final = self._loop(done, stop, recorder, display)
+            seconds = time.perf_counter() - started
+            evaluation = self.evaluator.backbone(self.method.backbone)
+            summary = self._summary(final, evaluation, untrained.knn_top1, pixels, seconds, self.last - done)
+            if recorder:
+                recorder.summary(summary)
+        return summary
+
+    def _loop(
+        self, done: int, stop: list[int], recorder: Recorder | None, display: Display | None
+    ) -> dict[str, Any]:
+        t, engine = self.config.train, self.engine
+        micro_steps = t.gradient_accumulation_steps
+        meter, logged, epoch_values = _Meter(), {}, []
+        while done < self.last:
+            epoch, offset = divmod(done, engine.steps_per_epoch)
+            batches = self.loader.epoch(epoch, start_step=offset * micro_steps)
+            for index in range(offset, engine.steps_per_epoch):
+                log = done == 0 or (done + 1) % t.log_every == 0 or done + 1 == self.last
+                step = engine.step_at(done, measure=log)
+                for _ in range(micro_steps):
+                    batch = self._next(batches, meter)
+                    objective = engine.micro_step([v.to(engine.device, non_blocking=True) for v in batch.views], step)
+                    engine.update(step)
+                    meter.images += len(batch.indices) * self.world.size
+                done += 1
+                if log:
+                    logged = self._values(step, objective, meter)
+                    epoch_values.append(logged)
+                    meter = _Meter()
+                last_of_epoch = index + 1 == engine.steps_per_epoch
+                if last_of_epoch and t.knn_every and (epoch + 1) % t.knn_every == 0 and done < self.last:
+                    evaluation = self.evaluator.backbone(self.method.backbone)
+                    logged = logged | {"step": done, "knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
+                    log = True
+                    meter = _Meter()
+                if log and recorder:
+                    recorder.step(logged)
+                if display:
+                    display.step(done, logged if log else None)
+                if log and not math.isfinite(logged["loss"]):
+                    raise Diverged(f"the loss is {logged['loss']} at step {done}; lower --lr or set --clip_grad")
+                if last_of_epoch and recorder:
+                    recorder.epoch(_epoch_line(epoch, done, epoch_values))
+                self._save(done, last_of_epoch, stopping=bool(stop))
+                if done >= self.last:
+                    break
+            epoch_values = []
+            batches.close()
+        return logged
+
+    def _next(self, batches: Iterator[Batch], meter: _Meter) -> Batch:
+        asked = time.perf_counter()
+        batch = next(batches)
+        meter.waited += time.perf_counter() - asked
+        return batch
+
+    def _values(self, step: Step, objective: Objective, meter: _Meter) -> dict[str, Any]:
+        """The line of metrics.jsonl for a finished step, averaged over ranks."""
+        bound = objective.bound
+        assert isinstance(bound, Bound)
+        local = [float(objective.loss), float(bound.entropy), float(bound.reconstruction)]
+        loss, entropy, reconstruction = self.engine.mean(local)
+        return {
+            "step": step.index + 1,
+            "epoch": (step.index + 1) / step.per_epoch,
+            "loss": loss,
+            "entropy": entropy,
+            "entropy_max": bound.entropy_max,
+            "reconstruction": reconstruction,
+            "information": entropy - reconstruction,
+            **self.engine.schedules(step),
+            **meter.figures(),
+        }
+
+    def _save(self, done: int, last_of_epoch: bool, *, stopping: bool) -> None:
+        """Publish a checkpoint where one is due: by epochs, by steps, at the end, or because SIGTERM came to any rank."""
+        t = self.config.train
+        stopping = self.engine.mean([float(stopping)])[0] > 0 if self.world.size > 1 else stopping
+        keep = last_of_epoch and done // self.engine.steps_per_epoch % t.saveckp_freq == 0
+        due = bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0
+        if keep or due or stopping or done == self.last:
+            checkpoint.publish(self.engine, self.output / "checkpoints", self._card(done), keep=keep)
+        if stopping and done < self.last:
+            raise Interrupted(f"stopped by SIGTERM at step {done}; --resume auto --output_dir {self.output} goes on")
+
+    def _card(self, step: int) -> Card:
+        c = self.config
+        return Card(c.method, c.entropy, c.train.arch, step, self.world.size, self.engine.stage, __version__)
+
+    def _introduce(self, display: Display, done: int, untrained: float | None, pixels: float | None) -> None:
+        c, t, engine = self.config, self.config.train, self.engine
+        parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in self.method.student.parameters())
+        display.note(f"{_title(c)}  {t.arch}, {parameters / 1e6:.2f} M parameters, on {self.splits.name}")
+        display.note(
+            f"{len(self.splits.train):,} images, {self.last:,} steps of {global_batch(t, self.world)}, "
+            f"{self.world.size} x {engine.device.type}, {engine.precision}, ZeRO {engine.stage}, into {self.output}"
+        )
+        if done:
+            display.note(f"resumed after step {done}")
+        if untrained is None:
+            what = "labels" if self.splits.train.labels is None else "held-out images (--val_path)"
+            display.note(f"no k-NN accuracy: the data has no {what}")
+        else:
+            display.note(f"k-NN before training: untrained network {untrained:.3f}, raw pixels {pixels:.3f}")
+
+    def _summary(
+        self,
+        logged: dict[str, Any],
+        evaluation: _Evaluation,
+        untrained: float | None,
+        pixels: float | None,
+        seconds: float,
+        steps: int,
+    ) -> dict[str, Any]:
+        c, t = self.config, self.config.train
+        information = logged.get("information", math.nan)
+        return {
+            "method": c.method,
+            "entropy_objective": c.entropy,
+            "arch": t.arch,
+            "dataset": self.splits.name,
+            "images": len(self.splits.train),
+            "unreadable_images": len(self.loader.bad),
+            "epochs": self.last / self.engine.steps_per_epoch,
+            "steps": self.last,
+            "seconds": seconds,
+            "images_per_s": steps * global_batch(t, self.world) / seconds,
+            "world_size": self.world.size,
+            "knn_top1": evaluation.knn_top1,
+            "knn_top1_untrained": untrained,
+            "knn_top1_pixels": pixels,
+            "rankme": evaluation.rankme,
+            "entropy": logged.get("entropy"),
+            "entropy_max": logged.get("entropy_max"),
+            "reconstruction": logged.get("reconstruction"),
+            "information": information,
+            # All three collapses (one point, one prototype, every prototype alike) leave entropy equal to reconstruction.
+            "collapsed": abs(information) < _COLLAPSED_NATS or evaluation.rankme < 2,
+        }
+
+    def close(self) -> None:
+        self.evaluator.close()
+        self.loader.close()
+        self.engine.close()
+
+
+def build_method(config: Config) -> Method:
+    """The method with its networks, as the configuration says; the seed is the caller's."""
+    t = config.train
+    try:
+        backbone = create_backbone(
+            t.arch,
+            in_chans=config.views.channels,
+            img_size=config.views.views[0].size,
+            patch_size=t.patch_size,
+            drop_path_rate=t.drop_path_rate,
+        )
+        kind: Any = methods.load(config.method)
+        method: Method = kind(backbone, config.settings, entropy=config.entropy, n_global=config.views.n_global)
+        return method
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _title(config: Config) -> str:
+    return config.method + ("+ER" if config.entropy else "")
+
+
+def _epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str, Any]:
+    """DINO's line of log.txt: means over the epoch's logged steps."""
+    names = [k for k in (values[-1] if values else {}) if k not in ("step", "epoch", "entropy_max")]
+    means = {
+        f"train_{k}": math.fsum(v[k] for v in values) / len(values)
+        for k in names
+        if all(isinstance(v.get(k), float) for v in values)
+    }
+    return {**means, "epoch": epoch, "step": step}
+
+
+def _output_dir(config: Config, world: World) -> Path:
+    """Where the run is written, the same for all ranks."""
+    name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
+    chosen = [config.train.output_dir or f"runs/{name}"]
+    if world.size > 1:
+        dist.broadcast_object_list(chosen)
+    path = Path(chosen[0])
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {path} cannot be made: {error.strerror}") from None
+    return path
+
+
+@contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """A list that a SIGTERM fills, so that the loop can finish its step and publish a checkpoint."""
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,25 @@
+"""Reductions of multi-view self-supervised learning: similarity log-sum-exp, entropies, prototypes, Sinkhorn.
+
+Knows tensors only: nothing here imports ``fasttrain`` or ``fasttrain.pipelines``. Every entropy is in nats.
+``group`` is the process group that a reduction crosses; None means that this process holds the whole batch.
+"""
+
+from .contrastive import nt_xent
+from .entropy import vmf_entropy, vmf_reconstruction
+from .prototypes.reference import prototype_cross_entropy, prototype_entropy
+from .similarity.reference import row_logsumexp
+from .sinkhorn.reference import sinkhorn, sinkhorn_center
+from .vmf import log_sphere_area, log_vmf_normalizer
+
+__all__ = [
+    "log_sphere_area",
+    "log_vmf_normalizer",
+    "nt_xent",
+    "prototype_cross_entropy",
+    "prototype_entropy",
+    "row_logsumexp",
+    "sinkhorn",
+    "sinkhorn_center",
+    "vmf_entropy",
+    "vmf_reconstruction",
+]

@@ -1,0 +1,69 @@
+"""Collectives that autograd can cross.
+
+One convention for all of them: every rank computes the loss of its own rows, or the same global loss, and the
+trainer then *averages* the parameter gradients over ranks, as DeepSpeed and DDP do. Backward therefore sums the
+gradients of all ranks' losses; averaging by the trainer makes the result that of one process on the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        shards = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(shards, x.contiguous(), group=group)
+        return torch.cat(shards)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.contiguous()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _all_reduce_mean(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce_mean(grad, ctx.group), None
+
+
+def _all_reduce_mean(x: Tensor, group: Group) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total / dist.get_world_size(group)
+
+
+def gather_rows(x: Tensor, group: Group | None) -> Tensor:
+    """Concatenate the rows ``x`` [N, ...] of every rank, in rank order, into [ranks * N, ...]."""
+    if group is None:
+        return x
+    gathered: Tensor = _GatherRows.apply(x, group)
+    return gathered
+
+
+def mean_over_ranks(x: Tensor, group: Group | None) -> Tensor:
+    """Mean of ``x`` over the ranks; every rank gets the same tensor."""
+    if group is None:
+        return x
+    mean: Tensor = _MeanOverRanks.apply(x, group)
+    return mean
+
+
+def first_row(x: Tensor, group: Group | None) -> int:
+    """Index of this rank's first row within ``gather_rows(x, group)``."""
+    return 0 if group is None else dist.get_rank(group) * x.shape[0]

@@ -1,0 +1,1 @@
+"""Cross-entropy and entropies of softmax assignments to prototypes."""

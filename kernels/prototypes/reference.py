@@ -1,0 +1,60 @@
+"""The definitions, in plain torch: what every faster path is tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..collectives import Group, mean_over_ranks
+
+
+def prototype_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float,
+    teacher_temp: float,
+    center: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of every student view with every *other* teacher view (DINO, arXiv 2104.14294, equations 1 to 3).
+
+    student [S, B, D], teacher [T, B, D], prototypes [K, D], center [K] or one a teacher view [T, K]:
+
+        p_t = softmax((teacher_t P_t^T - center_t) / teacher_temp)          no gradient
+        loss = mean over t, s != t and B of  -sum_k p_t,k log softmax(student_s P_s^T / student_temp)_k     (nats)
+
+    View s of the student is the same image view as view s of the teacher, for s < T. SwAV's Sinkhorn codes are the
+    case ``teacher_temp = epsilon, center = sinkhorn_center(...)``. Raises ValueError if no pair is left.
+    """
+    pairs = [(t, s) for t in range(len(teacher)) for s in range(len(student)) if s != t]
+    if not pairs:
+        raise ValueError(f"no pair of different views in student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    logits = teacher.detach() @ teacher_prototypes.detach().T
+    if center is not None:
+        logits = logits - (center if center.ndim == 1 else center[:, None])
+    targets = (logits / teacher_temp).softmax(-1)
+    predictions = (student @ student_prototypes.T / student_temp).log_softmax(-1)
+    terms = [-(targets[t] * predictions[s]).sum(-1).mean() for t, s in pairs]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total / len(pairs)
+
+
+def prototype_entropy(
+    features: Tensor, prototypes: Tensor, *, temp: float, group: Group | None = None
+) -> tuple[Tensor, Tensor]:
+    """Marginal entropy H(mean_i p_i) and mean conditional entropy mean_i H(p_i), in nats.
+
+    ``p_i = softmax(features_i prototypes^T / temp)`` for features [N, D] and prototypes [K, D]. The marginal is that
+    of all ranks' rows if ``group`` is given. Both stay in log space: uniform rows give log K, equal one-hot rows 0.
+    """
+    log_p = (features @ prototypes.T / temp).log_softmax(-1)
+    p = log_p.exp()
+    marginal = mean_over_ranks(p.mean(0), group)
+    conditional = mean_over_ranks(-(p * log_p).sum(-1).mean(), group)
+    # A prototype that no row chooses underflows to 0, and 0 log 0 = 0: the smallest normal number keeps log finite.
+    log_marginal = marginal.clamp_min(torch.finfo(marginal.dtype).tiny).log()
+    return -(marginal * log_marginal).sum(), conditional

@@ -1,0 +1,1 @@
+"""Row log-sum-exp of scaled similarities."""

@@ -1,0 +1,1 @@
+"""Balanced assignments by Sinkhorn-Knopp."""

@@ -1,0 +1,53 @@
+"""Sinkhorn-Knopp in potentials: the definition, in plain torch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..collectives import Group
+
+
+@torch.no_grad()
+def sinkhorn_center(
+    scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None
+) -> Tensor:
+    """The column potential of the balanced assignment of B rows to K prototypes: ``center`` [K], fp32.
+
+    ``softmax((scores - center) / epsilon)`` over K is then the assignment itself (:func:`sinkhorn`), so that a balanced
+    target is a softmax with a key bias and nothing of size B x K has to be rescaled. Each iteration asks first for equal
+    prototypes (columns sum to B / K), then for rows that sum to 1 (SwAV, arXiv 2006.09882, section 3.1).
+    With ``group`` the batch is that of all ranks; K floats are reduced an iteration. Scores [B, K] of any float dtype.
+    """
+    logits = scores.float() / epsilon
+    row = torch.zeros(len(logits), device=logits.device)
+    column = torch.zeros(logits.shape[1], device=logits.device)
+    for _ in range(iterations):
+        column = -_logsumexp_over_ranks(logits + row[:, None], group)
+        row = -(logits + column).logsumexp(1)
+    return -epsilon * column
+
+
+def _logsumexp_over_ranks(x: Tensor, group: Group | None) -> Tensor:
+    """``log sum`` over dim 0 and over the ranks."""
+    local = x.logsumexp(0)
+    if group is None:
+        return local
+    peak = local.clone()
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+    total = (local - peak).exp()
+    dist.all_reduce(total, group=group)
+    return total.log() + peak
+
+
+def sinkhorn(
+    scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None
+) -> Tensor:
+    """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32."""
+    if iterations < 1 or not epsilon > 0 or math.isinf(epsilon):
+        raise ValueError(f"sinkhorn needs iterations >= 1 and a positive epsilon, got {iterations} and {epsilon}")
+    center = sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
+    return ((scores.float() - center) / epsilon).softmax(1)

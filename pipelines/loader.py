@@ -1,0 +1,297 @@
+"""The loader: which images, in which order, read ahead, through the DALI graph, out as torch tensors.
+
+Files are read and parameters drawn by a few Python threads, some batches ahead; DALI works on ``prefetch`` batches in
+threads of its own while the caller trains. All waiting is on locks, nothing spins. There is no state to save: the
+batches are a function of (seed, epoch, step) alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import graph
+from .headers import BadImageError, image_size
+from .sources import DataError, Source
+from .views import ViewRecipe, draw_parameters, uniforms
+
+_ORDER = 0x6F72646572  # "order": keeps the epoch's order independent of the views' parameters
+_LUMA = np.array([0.299, 0.587, 0.114])
+log = logging.getLogger("fasttrain.data")
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of B images. Pixels are channels-last in memory: ``views[g].flatten(0, 1)`` needs no copy."""
+
+    views: tuple[Tensor, ...]  # a resolution group each: float32 [V_g, B, C, H, W], normalised
+    labels: Tensor | None  # [B] int64
+    indices: Tensor  # [B] int64, numbers of the images in the source
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch that is ready for the graph. ``actual`` differs from ``wanted`` where a file is bad."""
+
+    wanted: Indices  # [B]; in evaluation some may be padding
+    actual: Indices  # [B]
+    kept: NDArray[np.bool_]  # [B] rows that the caller sees
+    feed: graph.Feed
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> Indices:
+    """Shuffle ``count`` images for an epoch: the same permutation on every rank, platform and version of numpy."""
+    return np.argsort(uniforms(seed ^ _ORDER, epoch, np.arange(count), 1)[:, 0], kind="stable")
+
+
+class Loader:
+    """Batches of views from a source.
+
+    In training every global batch of ``batch_size * world_size`` images is full, and rank r has its r-th part. With
+    ``drop_last=False`` every image comes once over all ranks: the last batches are shorter and may even be empty, but
+    each rank yields ``steps_per_epoch`` of them, so that collective operations stay in step.
+
+    A file that cannot be read or decoded is logged once, kept in ``bad``, and replaced by the next good one in the
+    source's order (with ``drop_last=False`` it is left out). Raises DataError where no good one remains.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: ViewRecipe,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str = "cpu",
+        threads: int = 2,
+        prefetch: int = 2,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size or threads < 1 or prefetch < 1:
+            given = f"batch_size {batch_size}, rank {rank} of {world_size}, threads {threads}, prefetch {prefetch}"
+            raise DataError(f"loader: {given}; use 1 or more of each, and a rank below the number of ranks")
+        total = batch_size * world_size
+        if drop_last and total > len(source):
+            raise DataError(
+                f"{source.name}: a batch of {total} images over {world_size} rank(s) is larger than the data, "
+                f"{len(source)} images; use a smaller batch size"
+            )
+        graph.require_dali()
+        self.source, self.recipe, self.batch_size = source, recipe, batch_size
+        self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, str(device)
+        self.threads, self.prefetch, self.shuffle, self.drop_last = threads, prefetch, shuffle, drop_last
+        self.steps_per_epoch = len(source) // total if drop_last else -(-len(source) // total)
+        self.bad: dict[str, str] = {}
+        self._bad: set[int] = set()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fasttrain-read")
+        self._pipeline: Any = None
+        self._steps: Iterator[tuple[int, Indices]] = iter(())
+        self._ahead: deque[tuple[int, Future[_Prepared]]] = deque()  # being read
+        self._running: deque[tuple[int, _Prepared]] = deque()  # in the graph
+        self._active: Generator[Batch, None, None] | None = None
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Batches ``start_step``, ``start_step + 1``, ... of an epoch; ends the epoch that was under way, if any."""
+        self._end_epoch()
+        self._active = batches = self._epoch(epoch, start_step)
+        return batches
+
+    def close(self) -> None:
+        """Stop the threads and let go of the graph's memory."""
+        self._end_epoch()
+        self._pool.shutdown(cancel_futures=True)
+        self._pipeline = None
+
+    def _epoch(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+        self._steps = iter([(epoch, wanted) for wanted in self._plan(epoch)[start_step:]])
+        try:
+            self._read_ahead()
+            self._schedule()
+            for _ in range(start_step, self.steps_per_epoch):
+                yield self._next()
+        finally:
+            self._drain()
+
+    def _plan(self, epoch: int) -> list[Indices]:
+        """List the images of each step that this rank sees."""
+        count, total = len(self.source), self.batch_size * self.world_size
+        order = epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
+        steps = [order[step * total : (step + 1) * total] for step in range(self.steps_per_epoch)]
+        return [np.array_split(step, self.world_size)[self.rank] for step in steps]
+
+    def _next(self) -> Batch:
+        """Take the oldest batch out of the graph and put a new one in, so that it works on while the caller trains."""
+        while True:
+            try:
+                outputs = self._pipeline.share_outputs()
+                break
+            except RuntimeError as error:
+                self._recover(error)
+        _, prepared = self._running.popleft()
+        batch = self._batch(prepared, outputs)
+        self._pipeline.release_outputs()
+        self._schedule()
+        return batch
+
+    def _schedule(self) -> None:
+        """Start the graph on further batches, as far as there are any; it asks ``_feed`` for them."""
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        try:
+            self._pipeline.schedule_run()
+        except RuntimeError as error:
+            self._recover(error)
+
+    def _build(self) -> Any:
+        return graph.build(
+            self.recipe,
+            self.batch_size,
+            self._feed,
+            encoded=self.source.encoded,
+            device=self.device,
+            threads=self.threads,
+            prefetch=self.prefetch,
+        )
+
+    def _feed(self) -> graph.Feed:
+        """Next batch for the graph; StopIteration at the end of the epoch."""
+        if not self._ahead:
+            raise StopIteration
+        epoch, future = self._ahead.popleft()
+        self._read_ahead()
+        prepared = future.result()
+        if self._bad.intersection(prepared.actual.tolist()):  # found out since it was read
+            prepared = self._prepare(epoch, prepared.wanted)
+        self._running.append((epoch, prepared))
+        return prepared.feed
+
+    def _read_ahead(self) -> None:
+        """Keep every thread busy with a batch, beside those that wait for the graph."""
+        while len(self._ahead) < self.prefetch + self.threads:
+            step = next(self._steps, None)
+            if step is None:
+                return
+            self._ahead.append((step[0], self._pool.submit(self._prepare, *step)))
+
+    def _prepare(self, epoch: int, wanted: Indices) -> _Prepared:
+        """Read the images and draw their parameters; runs in a thread."""
+        padded = wanted if len(wanted) else np.zeros(1, np.int64)  # the graph cannot run on nothing
+        indices, images, sizes = zip(*(self._read_good(int(i)) for i in padded), strict=True)
+        actual = np.array(indices, np.int64)
+        kept = np.full(len(actual), True) if self.drop_last else (actual == padded) & (len(wanted) > 0)
+        heights, widths = np.array(sizes).T
+        drawn = draw_parameters(self.recipe, self.seed, epoch, actual, heights, widths)
+        return _Prepared(wanted, actual, kept, graph.feed(self.recipe, images, drawn))
+
+    def _read_good(self, i: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:
+        """Read image ``i``, or the next one in the source that is not bad: its number, content, and (height, width)."""
+        count = len(self.source)
+        for j in ((i + step) % count for step in range(count)):
+            if j in self._bad:
+                continue
+            try:
+                return j, *self._read(j)
+            except (OSError, BadImageError) as error:
+                self._mark_bad(j, str(getattr(error, "strerror", None) or error))
+        reason = next(iter(self.bad.items()))
+        raise DataError(f"{self.source.name}: none of its {count} images can be read; {reason[0]}: {reason[1]}")
+
+    def _read(self, i: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        data = self.source.read(i)
+        if self.source.encoded:
+            return data, image_size(data.tobytes())
+        return _with_channels(data, self.recipe.channels), (data.shape[0], data.shape[1])
+
+    def _mark_bad(self, i: int, reason: str) -> None:
+        with self._lock:
+            if i in self._bad:
+                return
+            self._bad.add(i)
+            self.bad[self.source.describe(i)] = reason
+        log.warning("%s: %s; left out from now on", self.source.describe(i), reason)
+
+    def _recover(self, error: RuntimeError) -> None:
+        """Find the files that the decoder refused, then run the batches of the broken graph again in a new one."""
+        running = list(self._running)
+        self._running.clear()
+        self._pipeline = None
+        if not (self.source.encoded and any(self._mark_refused(prepared) for _, prepared in running)):
+            raise error
+        again = [(epoch, self._pool.submit(self._prepare, epoch, prepared.wanted)) for epoch, prepared in running]
+        self._ahead.extendleft(reversed(again))
+        self._schedule()
+
+    def _mark_refused(self, prepared: _Prepared) -> bool:
+        refused = graph.refused(prepared.feed[0], self.recipe.channels, self.device)
+        for row in refused:
+            self._mark_bad(int(prepared.actual[row]), "corrupt: the decoder refuses it")
+        return bool(refused)
+
+    def _batch(self, prepared: _Prepared, outputs: Any) -> Batch:
+        """Copy the graph's outputs into tensors that live on."""
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        stream = None if self.device == "cpu" else torch.cuda.current_stream(self.device)
+        rest, groups = iter(outputs), []
+        for size, count in self.recipe.groups:
+            shape = (count, len(prepared.actual), size, size, self.recipe.channels)
+            group = torch.empty(shape, device=self.device)
+            for view in group:
+                feed_ndarray(next(rest).as_tensor(), view, cuda_stream=stream)
+            groups.append(self._keep(prepared, group, 1).permute(0, 1, 4, 2, 3))
+        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[prepared.actual])
+        indices = torch.from_numpy(prepared.actual).to(self.device)
+        labels = None if labels is None else self._keep(prepared, labels.to(self.device), 0)
+        return Batch(tuple(groups), labels, self._keep(prepared, indices, 0))
+
+    def _keep(self, prepared: _Prepared, rows: Tensor, dim: int) -> Tensor:
+        if prepared.kept.all():
+            return rows
+        return rows.index_select(dim, torch.from_numpy(np.flatnonzero(prepared.kept)).to(self.device))
+
+    def _drain(self) -> None:
+        """Let the graph finish what it has begun, so that it can start on another epoch."""
+        self._steps = iter(())
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+        try:
+            while self._pipeline is not None:
+                self._pipeline.share_outputs()
+                self._pipeline.release_outputs()
+                self._pipeline.schedule_run()
+        except StopIteration:
+            self._pipeline.reset()
+        except RuntimeError:
+            self._pipeline = None  # broken by a bad file that no one will see; built anew when needed
+        self._running.clear()
+
+    def _end_epoch(self) -> None:
+        if self._active is not None:
+            self._active.close()
+        self._active = None
+
+
+def _with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Convert pixels [H, W, C] between grey and RGB."""
+    if image.shape[-1] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=-1)
+    grey: NDArray[np.uint8] = np.rint(image @ _LUMA)[..., None].astype(np.uint8)
+    return grey

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasttrain.kernels import sinkhorn
+
+
+def _swav(scores, epsilon, iterations):
+    """Sinkhorn as SwAV's official code writes it: rescale the matrix, prototypes first."""
+    q = (scores.double() / epsilon).exp().T
+    q /= q.sum()
+    k, b = q.shape
+    for _ in range(iterations):
+        q /= q.sum(1, keepdim=True)
+        q /= k
+        q /= q.sum(0, keepdim=True)
+        q /= b
+    return (q * b).T
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.integers(2, 20), st.integers(1, 5), st.integers(0, 1000))
+def test_equals_the_rescaling_form(rows, columns, iterations, seed):
+    scores = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    ours = sinkhorn(scores, epsilon=0.1, iterations=iterations)
+    torch.testing.assert_close(ours.double(), _swav(scores, 0.1, iterations), rtol=2e-4, atol=1e-6)
+
+
+def test_is_balanced_after_many_iterations():
+    assignment = sinkhorn(torch.rand(60, 6, generator=torch.Generator().manual_seed(0)), iterations=200)
+    torch.testing.assert_close(assignment.sum(1), torch.ones(60))
+    torch.testing.assert_close(assignment.sum(0), torch.full((6,), 10.0), rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_scores_of_one_stay_finite():
+    # exp(1 / 0.05) is 4.9e8: beyond fp16, where the usual code gives NaN.
+    assignment = sinkhorn(torch.eye(4, dtype=torch.float16))
+    assert assignment.isfinite().all()
+    torch.testing.assert_close(assignment.diagonal(), torch.ones(4), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"iterations": 0}, {"epsilon": 0.0}, {"epsilon": -1.0}])
+def test_refuses_settings_that_mean_nothing(options):
+    with pytest.raises(ValueError, match="sinkhorn"):
+        sinkhorn(torch.rand(3, 3), **options)

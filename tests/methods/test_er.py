@@ -1,0 +1,31 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from fasttrain.kernels import log_vmf_normalizer
+from fasttrain.methods import er
+
+
+def test_sphere_loss_is_constant_free_and_equals_the_written_out_bound():
+    z = normalize(torch.randn(3, 8, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    objective = er.sphere(z, kappa=10.0, group=None)
+    constant = -log_vmf_normalizer(128, 10.0)
+    entropy = sum(constant + math.log(8) - (10 * v @ v.T).logsumexp(1).mean() for v in z) / 3
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    rec = sum(constant - 10 * (z[a] * z[b]).sum(1).mean() for a, b in pairs) / 3
+    assert objective.loss.item() == pytest.approx((rec - entropy).item(), abs=1e-6)
+    assert objective.bound.entropy.item() == pytest.approx(entropy.item(), rel=1e-6)
+    assert objective.bound.reconstruction.item() == pytest.approx(rec.item(), rel=1e-6)
+
+
+def test_discrete_entropy_is_that_of_the_student_and_reaches_it_with_gradient():
+    z = normalize(torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), dim=-1).requires_grad_()
+    w = normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
+    options = {"student_temp": 0.1, "teacher_temp": 0.04, "center": None, "group": None}
+    objective = er.discrete(z, z.detach(), w, w, **options)
+    p = (z.flatten(0, 1) @ w.T / 0.1).softmax(-1).mean(0)
+    torch.testing.assert_close(objective.bound.entropy, -(p * p.log()).sum().detach())
+    objective.loss.backward()
+    assert z.grad.abs().sum() > 0

@@ -1,0 +1,41 @@
+import torch
+
+from fasttrain.kernels import sinkhorn
+from fasttrain.methods.base import Step
+from tests.methods.test_methods import _STEP, _build, _views
+
+
+def _official_loss(z, prototypes, queue=None, epsilon=0.05, temperature=0.1):
+    """SwAV's loss as its official code writes it: codes of each global view against all other views."""
+    total = 0.0
+    for i in range(2):
+        rows = z[i] if queue is None else torch.cat([z[i], queue[i]])
+        codes = sinkhorn(rows.detach() @ prototypes.detach().T, epsilon=epsilon)[: z.shape[1]]
+        others = [v for v in range(len(z)) if v != i]
+        terms = [-(codes * (z[v] @ prototypes.T / temperature).log_softmax(-1)).sum(-1).mean() for v in others]
+        total = total + sum(terms) / len(terms)
+    return total / 2
+
+
+def test_equals_the_official_loss():
+    method = _build("swav", False)
+    views = _views()
+    expected = _official_loss(method.student(views), method.student.prototypes())
+    torch.testing.assert_close(method(views, _STEP).loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_queue_counts_once_it_is_full_and_holds_the_newest_projections():
+    method = _build("swav", False, queue_length=32, epoch_queue_starts=1.0)
+    views = _views(batch=16)
+    late = Step(index=10, total=100, per_epoch=10)
+    method(views, _STEP)
+    assert int(method.queue_filled) == 0
+    z = method.student(views).detach()
+    for filled in (16, 32):
+        method(views, late)
+        assert int(method.queue_filled) == filled
+        torch.testing.assert_close(method.queue[:, :16], z[:2])
+    queue = method.queue.clone()
+    expected = _official_loss(method.student(views), method.student.prototypes(), queue)
+    torch.testing.assert_close(method(views, late).loss, expected, rtol=1e-5, atol=1e-5)
+    assert "queue" in method.state_dict()
