@@ -27,11 +27,17 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     which are cut alike, so nothing is gathered or sent.
     """
     pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
-    averages = [_local(t) for t, _ in pairs]
-    torch._foreach_lerp_(averages, [_local(s) for _, s in pairs], 1 - momentum)
+    held = [(t, s) for pair in pairs for t, s in zip(*map(_held, pair), strict=True)]
+    torch._foreach_lerp_([t for t, _ in held], [s for _, s in held], 1 - momentum)
 
 
-def _local(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter: all of it, or its ZeRO-3 shard."""
+def _held(parameter: nn.Parameter) -> list[Tensor]:
+    """What this rank holds of a parameter: all of it; or its ZeRO-3 shard, and all of it too if it is a small one.
+
+    ZeRO-3 keeps small parameters whole beside their shards and does not read the shard again, so both must move.
+    """
     shard: Tensor | None = getattr(parameter, "ds_tensor", None)
-    return parameter.data if shard is None else shard.data
+    if shard is None:
+        return [parameter.data]
+    whole = parameter.data.numel() == getattr(parameter, "ds_numel", 0)
+    return [shard.data, parameter.data] if whole else [shard.data]

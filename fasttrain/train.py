@@ -233,7 +233,7 @@ class _Run:
         """The line of metrics.jsonl for a finished step, averaged over ranks."""
         bound = objective.bound
         assert isinstance(bound, Bound)
-        local = [float(objective.loss), float(bound.entropy), float(bound.reconstruction)]
+        local = [float(objective.loss.detach()), float(bound.entropy), float(bound.reconstruction)]
         loss, entropy, reconstruction = self.engine.mean(local)
         return {
             "step": step.index + 1,

@@ -1,11 +1,11 @@
 """From a view recipe to a DALI graph: decode once, then crop, turn, colour, blur, solarise and normalise each view.
 
 The same definition runs on CPU and GPU. The graph holds no random state: every parameter comes in as an argument.
-What measuring taught (2 cores, DALI 2.4, batch 128):
+What measuring taught (2 cores, DALI 2.4, 32-pixel views):
 - One feed for each argument is as fast as it gets; packing them and slicing inside the graph was 18 % slower.
-- Queues deeper than 2 and the other operator concurrency policies changed nothing.
-- The cost of an operator is its pass over the pixels, so a view has no operator that it does not use; rotation is the
-  dearest (a third of the digits' time).
+- Queues deeper than 2 and DALI's other operator concurrency policies changed nothing.
+- An operator costs a pass over the pixels, so a view has none that it does not use. Microseconds an image: rotate 43,
+  resize 31 (cubic; linear 21), colour 26, decode 23, blur 37 (16 where it only copies), solarise and normalise 10 each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .views import Parameters, View, ViewRecipe
 
 _COLORS = ("brightness", "contrast", "saturation", "hue")
 _NEVER = 256  # solarisation threshold that no 8-bit value reaches
-Feed = list[Any]  # the images' list, then one array [B, ...] an argument, in the order of `arguments`
+Feed = list[Any]  # the images, then one array [B, ...] an argument, in the order of `arguments`
 
 
 def arguments(recipe: ViewRecipe) -> list[tuple[int, str]]:
@@ -31,7 +31,9 @@ def arguments(recipe: ViewRecipe) -> list[tuple[int, str]]:
 
 def feed(recipe: ViewRecipe, images: Sequence[NDArray[np.uint8]], drawn: Parameters) -> Feed:
     """Arrange one batch for the graph: encoded bytes or pixels [H, W, C], and the parameters of their views."""
-    return [list(images), *(_array(drawn, number, name) for number, name in arguments(recipe))]
+    alike = images[0].ndim == 3 and len({image.shape for image in images}) == 1
+    batch = np.stack(images) if alike else list(images)  # DALI takes one array in a tenth of the time of a list
+    return [batch, *(_array(drawn, number, name) for number, name in arguments(recipe))]
 
 
 def build(

@@ -2,7 +2,8 @@
 
 Files are read and parameters drawn by a few Python threads, some batches ahead; DALI works on ``prefetch`` batches in
 threads of its own while the caller trains. All waiting is on locks, nothing spins. There is no state to save: the
-batches are a function of (seed, epoch, step) alone.
+batches are a function of (seed, epoch, step) alone. A thread prepares whole batches rather than files, since handing
+over 256 small files one by one costs more than reading them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from torch import Tensor
 from . import graph
 from .headers import BadImageError, image_size
 from .sources import DataError, Source
-from .views import ViewRecipe, draw_parameters, uniforms
+from .views import ViewRecipe, draw_parameters, epoch_order
 
-_ORDER = 0x6F72646572  # "order": keeps the epoch's order independent of the views' parameters
 _LUMA = np.array([0.299, 0.587, 0.114])
 log = logging.getLogger("fasttrain.data")
 Indices = NDArray[np.int64]
@@ -48,11 +48,6 @@ class _Prepared:
     actual: Indices  # [B]
     kept: NDArray[np.bool_]  # [B] rows that the caller sees
     feed: graph.Feed
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> Indices:
-    """Shuffle ``count`` images for an epoch: the same permutation on every rank, platform and version of numpy."""
-    return np.argsort(uniforms(seed ^ _ORDER, epoch, np.arange(count), 1)[:, 0], kind="stable")
 
 
 class Loader:
@@ -138,7 +133,7 @@ class Loader:
         """Take the oldest batch out of the graph and put a new one in, so that it works on while the caller trains."""
         while True:
             try:
-                outputs = self._pipeline.share_outputs()
+                outputs = self._pipeline.share_outputs(self._stream())
                 break
             except RuntimeError as error:
                 self._recover(error)
@@ -246,8 +241,7 @@ class Loader:
         """Copy the graph's outputs into tensors that live on."""
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        stream = None if self.device == "cpu" else torch.cuda.current_stream(self.device)
-        rest, groups = iter(outputs), []
+        stream, rest, groups = self._stream(), iter(outputs), []
         for size, count in self.recipe.groups:
             shape = (count, len(prepared.actual), size, size, self.recipe.channels)
             group = torch.empty(shape, device=self.device)
@@ -259,6 +253,10 @@ class Loader:
         labels = None if labels is None else self._keep(prepared, labels.to(self.device), 0)
         return Batch(tuple(groups), labels, self._keep(prepared, indices, 0))
 
+    def _stream(self) -> torch.cuda.Stream | None:
+        """Stream that consumes the outputs; bound to it, they need no waiting for the device on the host's side."""
+        return None if self.device == "cpu" else torch.cuda.current_stream(self.device)
+
     def _keep(self, prepared: _Prepared, rows: Tensor, dim: int) -> Tensor:
         if prepared.kept.all():
             return rows
@@ -266,7 +264,6 @@ class Loader:
 
     def _drain(self) -> None:
         """Let the graph finish what it has begun, so that it can start on another epoch."""
-        self._steps = iter(())
         for _, future in self._ahead:
             future.cancel()
         self._ahead.clear()

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries ten boxes before it falls back to the centre
 _PARAMETERS = 64  # hash counters reserved for a view; more than are used, so that adding one keeps the others
 _SMALL = 64  # pixels: up to this size images are framed tightly, and evaluation sees all of them
+_ORDER = 0x6F72646572  # "order": keeps the order of an epoch independent of its views' parameters
 Floats = NDArray[np.float64]
 
 
@@ -129,6 +130,11 @@ def draw_parameters(
     each = [_draw_view(view, drawn[:, v].T, height, width) for v, view in enumerate(recipe.each)]
     fields = [f.name for f in dataclasses.fields(Parameters)]
     return Parameters(**{name: np.stack([one[name] for one in each]) for name in fields})
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Shuffle ``count`` images for an epoch: the same permutation on every rank, platform and version of numpy."""
+    return np.argsort(uniforms(seed ^ _ORDER, epoch, np.arange(count), 1)[:, 0], kind="stable")
 
 
 def uniforms(seed: int, epoch: int, indices: ArrayLike, count: int) -> Floats:

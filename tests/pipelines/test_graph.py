@@ -22,7 +22,7 @@ def pictures(count=3, size=S, channels=3):
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 6, 6, channels), dtype=np.uint8)
     resized = [Image.fromarray(c.squeeze()).resize((size, size), Image.Resampling.BICUBIC) for c in coarse]
-    return [np.asarray(r).reshape(size, size, channels) for r in resized]
+    return [np.array(r).reshape(size, size, channels) for r in resized]
 
 
 def neutral(images, views=1):

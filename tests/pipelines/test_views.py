@@ -5,7 +5,7 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
 from fasttrain.pipelines import View, ViewRecipe, draw_parameters, evaluation_view
-from fasttrain.pipelines.views import uniforms
+from fasttrain.pipelines.views import epoch_order, uniforms
 
 N = 4000
 FULL = View(
@@ -42,7 +42,9 @@ def test_uniforms_are_uniform_and_independent():
     u = uniforms(7, 3, np.arange(N), 8)
     for column in u.T:
         assert_uniform(column, 0, 1)
-    correlation = np.corrcoef(np.concatenate([u, uniforms(7, 4, np.arange(N), 8), uniforms(8, 3, np.arange(N), 8)], 1).T)
+    correlation = np.corrcoef(
+        np.concatenate([u, uniforms(7, 4, np.arange(N), 8), uniforms(8, 3, np.arange(N), 8)], 1).T
+    )
     assert np.abs(correlation - np.eye(24)).max() < 4.5 / np.sqrt(N)
     neighbours = np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]
     assert abs(neighbours) < 4 / np.sqrt(N)
@@ -66,6 +68,20 @@ def splitmix_reference(seed, epoch, index, column):
     key = mix(key ^ mix((epoch + golden) & mask))
     key = mix(key ^ mix((index + 2 * golden) & mask))
     return (mix((key + (column + 1) * golden) & mask) >> 11) / 2**53
+
+
+def test_order_is_a_fair_permutation():
+    orders = np.stack([epoch_order(0, epoch, 10) for epoch in range(2000)])
+    assert (np.sort(orders, 1) == np.arange(10)).all()
+    counts = np.stack([np.bincount(column, minlength=10) for column in orders.T])
+    assert np.abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)
+
+
+def test_order_is_independent_of_the_views():
+    places = np.argsort(epoch_order(0, 0, N))
+    u = uniforms(0, 0, np.arange(N), 64)
+    correlation = [stats.spearmanr(places, column).statistic for column in u.T]
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(N)
 
 
 def test_law_of_the_crop():

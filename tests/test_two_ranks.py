@@ -1,0 +1,55 @@
+"""Two ranks on half the batch each must do what one rank does on all of it: every reduction, method and ZeRO stage."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.two_ranks import CASES
+
+_SCRIPT = Path(__file__).with_name("two_ranks.py")
+_ROOT = _SCRIPT.parent.parent
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    found = []
+    for ranks in (1, 2):
+        path = folder / f"{ranks}.pt"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(2 // ranks)}
+        subprocess.run([*launch, str(_SCRIPT), str(path)], check=True, env=environment, cwd=_ROOT, timeout=500)
+        found.append(torch.load(path, weights_only=True))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nt_xent",
+        "vmf_average",
+        "vmf_expectation",
+        "vmf_leave_one_out",
+        "vmf_reconstruction",
+        "prototype_entropy",
+        "sinkhorn",
+    ],
+)
+def test_reductions_and_their_gradients_equal_one_process(results, name):
+    one, two = (r["kernels"][name] for r in results)
+    for a, b in zip(one, two, strict=True):
+        tolerance = 1e-12 if a.dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}{'-er' if c[1] else ''}-zero{c[2]}")
+def test_training_equals_one_rank(results, case):
+    one, two = (r[case] for r in results)
+    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-4, atol=1e-4)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,121 @@
+"""Run by test_two_ranks.py in 1 process and in 2: the same global batches through every case, results to a file.
+
+One process group serves all cases, since starting one is what costs.
+"""
+
+import sys
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from fasttrain import kernels
+from fasttrain.config import resolve
+from fasttrain.distributed import initialise, prepare_environment, world_from_environment
+from fasttrain.engine import Engine
+from fasttrain.train import build_method
+
+BATCH = 16
+STEPS = 3
+CASES = [
+    ("dino", False, 0),
+    ("dino", True, 1),
+    ("dino", True, 2),
+    ("dino", True, 3),
+    ("simclr", False, 2),
+    ("simclr", True, 0),
+    ("swav", False, 0),
+    ("swav", True, 2),
+]
+
+
+def kernel_gradients(world):
+    """Loss and input gradient of every reduction that crosses ranks, averaged as a trainer averages."""
+    group = dist.group.WORLD if world.size > 1 else None
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(2)]
+    prototypes = torch.randn(5, 8, dtype=torch.float64, generator=generator)
+    losses = {
+        "nt_xent": lambda a, b: kernels.nt_xent(a, b, temperature=0.5, group=group),
+        "vmf_average": lambda a, b: kernels.vmf_entropy(a, group=group) + kernels.vmf_entropy(b, group=group),
+        "vmf_expectation": lambda a, b: kernels.vmf_entropy(a, estimator="expectation", group=group) + 0 * b.sum(),
+        "vmf_leave_one_out": lambda a, b: kernels.vmf_entropy(a, leave_one_out=True, group=group) + 0 * b.sum(),
+        "vmf_reconstruction": lambda a, b: kernels.vmf_reconstruction(a, b, group=group),
+        "prototype_entropy": lambda a, b: sum(kernels.prototype_entropy(a + b, prototypes, temp=0.3, group=group)),
+    }
+    found = {}
+    for name, loss in losses.items():
+        rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+        leaves = [torch.nn.functional.normalize(x, dim=1)[rows].clone().requires_grad_() for x in draw]
+        value = loss(*leaves)
+        value.backward()
+        # Averaging over ranks is the trainer's part.
+        gradients = [gathered(leaf.grad / world.size, world) for leaf in leaves]
+        found[name] = (mean(value.detach(), world), *gradients)
+    scores = torch.rand(BATCH, 6, generator=generator)
+    rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+    found["sinkhorn"] = (gathered(kernels.sinkhorn(scores[rows], group=group), world),)
+    return found
+
+
+def training(method, entropy, stage, world):
+    """Losses, student and teacher after a few steps of the engine."""
+    # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
+    values = {"zero_stage": stage if world.size > 1 else 0, "lr": 4.0, "warmup_epochs": 0, "optimizer": "sgd"}
+    config = resolve(method, {**values, "recipe": "demo", "entropy": entropy, "min_lr": 0.1, "deterministic": True})
+    config = replace(config, train=replace(config.train, batch_size_per_gpu=BATCH // world.size, clip_grad=1.0))
+    torch.manual_seed(0)
+    engine = Engine(config, build_method(config), world, steps_per_epoch=STEPS)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for index in range(STEPS):
+        sizes = config.views.groups
+        views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
+        mine = [v.chunk(world.size, dim=1)[world.rank] for v in views]
+        step = engine.step_at(index, measure=True)
+        objective = engine.micro_step(mine, step)
+        engine.update(step)
+        bound = objective.bound
+        local = [objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]
+        losses.append(engine.mean(local))
+    state = full_state(engine.method, stage if world.size > 1 else 0)
+    engine.close()
+    return {"losses": torch.tensor(losses), **state}
+
+
+def full_state(module, stage):
+    """Every tensor of the module, gathered where ZeRO-3 holds shards."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=stage == 3):
+        return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def gathered(x, world):
+    if world.size == 1:
+        return x
+    shards = [torch.empty_like(x) for _ in range(world.size)]
+    dist.all_gather(shards, x.contiguous())
+    return torch.cat(shards)
+
+
+def mean(x, world):
+    if world.size > 1:
+        dist.all_reduce(x)
+        x = x / world.size
+    return x
+
+
+def main(path):
+    world = world_from_environment()
+    initialise(world)
+    results = {"kernels": kernel_gradients(world)}
+    for case in CASES:
+        results[case] = training(*case, world)
+    if world.is_main:
+        torch.save(results, path)
+
+
+if __name__ == "__main__":
+    prepare_environment()
+    main(sys.argv[1])
