@@ -1,6 +1,6 @@
 """fasttrain: multi-view self-supervised learning through the entropy-reconstruction bound.
 
-``fasttrain.losses`` and ``fasttrain.kernels`` need only torch, triton and numpy; the trainer needs ``fasttrain[train]``.
+``fasttrain.losses`` and ``fasttrain.kernels`` need only torch, triton and numpy; the trainer, ``fasttrain[train]``.
 """
 
 __version__ = "0.1.0"

@@ -40,7 +40,8 @@ class RankBatchNorm(_BatchNorm):
         return 1 if self.group is None else torch.distributed.get_world_size(self.group)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -50,6 +51,9 @@ class RankBatchNorm(_BatchNorm):
 
 class RankBatchNormAct(RankBatchNorm):
     """The same, followed by the activation that timm keeps inside its BatchNorm layers."""
+
+    drop: nn.Module
+    act: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise, drop and activate, as ``timm.layers.BatchNormAct2d`` does."""

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent. DeepSpeed writes them; they are published by renaming and read without running code."""
+"""Checkpoints: complete or absent. DeepSpeed writes them; they are published by renaming, read as tensors only."""
 
 from __future__ import annotations
 
@@ -72,10 +72,14 @@ def find(resume: str, output_dir: Path) -> Path | None:
             found = folder / (folder / "latest").read_text().strip()
             if (found / _CARD).is_file():
                 return found
-            raise ConfigError(f"{folder / 'latest'} names {found.name}, which is not there; pass --resume CHECKPOINT or never")
+            raise ConfigError(
+                f"{folder / 'latest'} names {found.name}, which is not there; pass --resume CHECKPOINT or never"
+            )
     if resume == "auto":
         return None
-    raise ConfigError(f"--resume {resume}: no checkpoint there; pass a run's folder, one of its checkpoints, auto or never")
+    raise ConfigError(
+        f"--resume {resume}: no checkpoint there; pass a run's folder, one of its checkpoints, auto or never"
+    )
 
 
 def read_card(path: Path) -> Card:
@@ -84,11 +88,13 @@ def read_card(path: Path) -> Card:
         content = json.loads((path / _CARD).read_text())
         return Card(**{name: content[name] for name in Card.__dataclass_fields__})
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"checkpoint {path} has no readable {_CARD} ({error}); choose another or --resume never") from None
+        raise ConfigError(
+            f"checkpoint {path} has no readable {_CARD} ({error}); choose another or --resume never"
+        ) from None
 
 
 def check(path: Path, expected: Card) -> Card:
-    """The card of a checkpoint that fits the run. Raises ConfigError where it is of another method, network or layout."""
+    """The card of a checkpoint that fits the run. ConfigError where it is of another method, network or layout."""
     card = read_card(path)
     for name in ("method", "entropy", "arch", "zero_stage", "world_size"):
         found, wanted = getattr(card, name), getattr(expected, name)
@@ -103,7 +109,7 @@ def check(path: Path, expected: Card) -> Card:
 def restore(engine: Engine, path: Path, expected: Card) -> int:
     """Load a checkpoint into the engine; returns the steps it had made. Collective.
 
-    Raises ConfigError where it does not fit (:func:`check`), is damaged, or holds anything but tensors and plain values.
+    Raises ConfigError where it does not fit (:func:`check`), is damaged, or holds more than tensors and plain values.
     """
     card = check(path, expected)
     try:

@@ -126,6 +126,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
     file = _read_yaml(Path(first.config)) if first.config else {}
     name = first.method or file.get("method")
     if name is None:
+        if first.help:
+            _parser(None).show_help()
         raise ConfigError(f"--method is missing; choose one of {', '.join(methods.names())}")
     try:
         method = methods.load(name)
@@ -141,11 +143,13 @@ def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None
     """Merge the method's defaults, the recipe, a YAML file's content and given values, in rising precedence."""
     method = methods.load(name)
     file = dict(file or {})
-    if file.pop("method", name) != name:
-        raise ConfigError(f"the configuration file is for method {(file or {}).get('method')!r}, the command for {name!r}")
+    if (written := file.pop("method", name)) != name:
+        raise ConfigError(f"the configuration file is for method {written!r}, the command for {name!r}")
     data_path = values.get("data_path", file.get("data_path"))
     recipe = values.get("recipe", file.get("recipe", "demo" if data_path is None else "imagenet"))
-    entropy = bool(values.get("entropy", file.get("entropy", False)))
+    entropy = values.get("entropy", file.get("entropy", False))
+    if not isinstance(entropy, bool):
+        raise ConfigError(f"--entropy is either true or false, got {entropy!r}")
     layers = [dict(method.defaults), load_recipe(recipe, name, entropy), file, dict(values)]
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -156,7 +160,12 @@ def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None
     for key in merged:
         if not any(key in names for names in parts.values()):
             raise ConfigError(_unknown(f"setting {key!r}", key, sorted(set().union(*parts.values()))))
-    train, settings, views = (_validated(cls, {k: merged[k] for k in names if k in merged}) for cls, names in parts.items())
+    for key in (key for view in merged.get("views") or () if isinstance(view, dict) for key in view):
+        if key not in View.__dataclass_fields__:
+            raise ConfigError(_unknown(f"views: setting {key!r}", key, list(View.__dataclass_fields__)))
+    train, settings, views = (
+        _validated(cls, {k: merged[k] for k in names if k in merged}) for cls, names in parts.items()
+    )
     _check(train)
     chosen = views.views or method.views
     try:
@@ -199,8 +208,8 @@ def _with_view_flags(views: tuple[View, ...], train: TrainConfig) -> tuple[View,
     for view in views:
         values: dict[str, Any] = {"size": size[view.local], "scale": scale[view.local]}
         if view.local:
-            values["count"] = train.local_crops_number
-        changed.append(dataclasses.replace(view, **{k: v for k, v in values.items() if v is not None and v != 0}))
+            values["count"] = train.local_crops_number or None  # 0: left out below
+        changed.append(dataclasses.replace(view, **{k: v for k, v in values.items() if v is not None}))
     if train.local_crops_number == 0:
         changed = [view for view in changed if not view.local]
     return tuple(changed)
@@ -210,14 +219,14 @@ def _check(train: TrainConfig) -> None:
     """What a type cannot say."""
     if train.optimizer not in OPTIMIZERS:
         raise ConfigError(_unknown(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
-    for name in ("epochs", "batch_size_per_gpu", "gradient_accumulation_steps", "log_every", "patch_size", "saveckp_freq"):
-        if getattr(train, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(train, name)}")
+    counts = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq limit_steps"
+    for name, least in [*((n, 1) for n in counts.split()), ("saveckp_freq_steps", 0), ("knn_every", 0), ("seed", 0)]:
+        value = getattr(train, name)
+        if value is not None and not least <= value < 2**63:
+            raise ConfigError(f"--{name} must be at least {least} and below 2**63, got {value}")
     for name in ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad", "drop_path_rate"):
         if not 0 <= getattr(train, name) < float("inf"):
             raise ConfigError(f"--{name} must be a finite number of at least 0, got {getattr(train, name)}")
-    if train.limit_steps is not None and train.limit_steps < 1:
-        raise ConfigError(f"--limit_steps must be at least 1, got {train.limit_steps}")
 
 
 def _validated(cls: type[Any], values: Mapping[str, Any]) -> Any:
@@ -234,7 +243,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold 'name: value' lines")
@@ -256,8 +265,8 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _unknown(what: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def _unknown(what: str, name: object, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f"{what} is unknown; did you mean {close[0]}?" if close else f"{what} is unknown; --help lists them all"
 
 
@@ -271,12 +280,16 @@ class _Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            raise ConfigError(_unknown(f"argument {name}", name, known))
+            known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+            message = _unknown(f"argument {name}", name.lstrip("-"), known)
+            raise ConfigError(message.replace("did you mean ", "did you mean --"))
         if parsed.help:
-            self.print_help()
-            raise SystemExit(0)
+            self.show_help()
         return parsed
+
+    def show_help(self) -> NoReturn:
+        self.print_help()
+        raise SystemExit(0)
 
 
 def _parser(method: type[methods.Method] | None) -> _Parser:

@@ -127,7 +127,9 @@ def _dali(version: Callable[[str], str | None]) -> Finding:
         remove = f"pip uninstall nvidia-dali-cuda{cuda}0; {mend}"
         return Finding("DALI", f"{number} for CUDA {cuda}, torch is for CUDA {wanted}", mend=remove, ok=False)
     if util.find_spec("nvidia.dali") is None:
-        return Finding("DALI", f"{number}, but nvidia.dali is not importable", mend=f"{mend} --force-reinstall", ok=False)
+        return Finding(
+            "DALI", f"{number}, but nvidia.dali is not importable", mend=f"{mend} --force-reinstall", ok=False
+        )
     return Finding("DALI", f"{number} for CUDA {cuda}")
 
 

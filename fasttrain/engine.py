@@ -32,9 +32,10 @@ class Engine:
         self.device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = train.epochs * steps_per_epoch
-        if world.size > 1:
-            method.group = dist.group.WORLD
-            synchronise(method, dist.group.WORLD)
+        everyone = dist.group.WORLD
+        if world.size > 1 and everyone is not None:
+            method.group = everyone
+            synchronise(method, everyone)
         stage = zero_stage(train, sum(p.numel() for p in method.parameters()), world, self.device)
         self.peak_lr = train.lr * global_batch(train, world) / 256
         groups = parameter_groups(method, train.weight_decay)
@@ -60,7 +61,7 @@ class Engine:
         return objective
 
     def update(self, step: Step) -> None:
-        """Hand the micro-batch to DeepSpeed; after the last one of a step the optimizer moves and the teacher follows."""
+        """Hand the micro-batch to DeepSpeed; after a step's last one the optimizer moves and the teacher follows."""
         last = self.deepspeed.is_gradient_accumulation_boundary()
         self.deepspeed.step()
         if last:
@@ -72,7 +73,9 @@ class Engine:
         warmup = min(t.warmup_epochs * self.steps_per_epoch, self.total_steps)
         return {
             # The step that is about to be made counts: with warm-up the very first is small, but not nothing.
-            "lr": warmup_cosine(step.index + 1 if step.index < warmup else step.index, step.total, warmup, self.peak_lr, t.min_lr),
+            "lr": warmup_cosine(
+                step.index + 1 if step.index < warmup else step.index, step.total, warmup, self.peak_lr, t.min_lr
+            ),
             "weight_decay": cosine(step.index, step.total, t.weight_decay, t.weight_decay_end),
             "momentum": self.method.momentum(step),
         }
@@ -106,7 +109,7 @@ def global_batch(train: TrainConfig, world: World) -> int:
 
 
 def precision(train: TrainConfig, device: torch.device) -> str:
-    """What ``auto`` means here: bf16 where a GPU has it. On the CPU fp32, which is exact and, for small networks, fast."""
+    """What ``auto`` means here: bf16 where a GPU has it, else fp32: most CPUs do bf16 products 5 times slower."""
     if train.precision != "auto":
         return train.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

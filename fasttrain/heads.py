@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ def projection_mlp(
     A layer that BatchNorm follows has no bias of its own.
     """
     layers: list[nn.Module] = []
-    for i, (width_in, width_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for i, (width_in, width_out) in enumerate(pairwise(dims)):
         last = i == len(dims) - 2
         normalised = last_batch_norm if last else batch_norm
         layers.append(nn.Linear(width_in, width_out, bias=not normalised and (last_bias or not last)))

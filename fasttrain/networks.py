@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from itertools import pairwise
 from typing import Any
 
 import timm
@@ -14,21 +15,25 @@ _SMALL_IMAGE = 64
 
 
 class ConvSmall(nn.Module):
-    """Five strided 3x3 convolutions (width, 2, 4, 8, 8 times) with BatchNorm and ReLU, then the mean over positions.
+    """Five 3x3 convolutions with BatchNorm and ReLU, 16 to 128 channels, two of them strided; then the mean over space.
 
-    Halves the image at every layer after the first where ``stem_stride`` is 1. For images of 28 to 64 pixels, where it
-    trains on two CPU cores.
+    For images of 28 to 64 pixels, where it trains on two CPU cores: 0.13 M parameters, 7 million products an image of
+    28 pixels, and a last layer that sees almost all of one.
     """
 
-    def __init__(self, in_chans: int = 3, width: int = 16, stem_stride: int = 2) -> None:
+    widths = (16, 32, 64, 64, 128)
+    strides = (2, 1, 2, 1, 1)
+
+    def __init__(self, in_chans: int = 3) -> None:
         super().__init__()
-        widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
-        strides = [stem_stride, 2, 2, 2, 1]
-        layers = []
-        for wide_in, wide_out, stride in zip([in_chans, *widths[:-1]], widths, strides, strict=True):
-            layers.append(ConvNormAct(wide_in, wide_out, kernel_size=3, stride=stride))
-        self.layers = nn.Sequential(*layers)
-        self.num_features = widths[-1]
+        pairs = pairwise((in_chans, *self.widths))
+        self.layers = nn.Sequential(
+            *(
+                ConvNormAct(a, b, kernel_size=3, stride=stride)
+                for (a, b), stride in zip(pairs, self.strides, strict=True)
+            )
+        )
+        self.num_features = self.widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, num_features] of images [B, C, H, W]."""
@@ -61,7 +66,9 @@ def create_backbone(
         options["drop_path_rate"] = drop_path_rate
     if name.startswith("vit_"):
         if img_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor")
+            raise ValueError(
+                f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor"
+            )
         options |= {"img_size": img_size, "patch_size": patch_size, "dynamic_img_size": True}
     try:
         network: nn.Module = timm.create_model(name, **options)
@@ -78,9 +85,3 @@ def _cifar_stem(network: nn.Module, in_chans: int) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
     network.maxpool = nn.Identity()
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Number of parameters, also where ZeRO-3 holds them in shards."""
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters())
-

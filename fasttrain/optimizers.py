@@ -50,5 +50,7 @@ def create_optimizer(
         from timm.optim import Lamb, Lars
 
         # timm's LARS follows the official code where weight decay is 0: no trust ratio for biases and norms.
-        return Lars(groups, lr=lr, momentum=momentum) if name == "lars" else Lamb(groups, lr=lr)
+        made: torch.optim.Optimizer
+        made = Lars(groups, lr=lr, momentum=momentum) if name == "lars" else Lamb(groups, lr=lr)
+        return made
     raise ValueError(f"optimizer {name!r} is unknown; choose one of {', '.join(NAMES)}")

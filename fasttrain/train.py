@@ -180,9 +180,7 @@ class _Run:
                 recorder.summary(summary)
         return summary
 
-    def _loop(
-        self, done: int, stop: list[int], recorder: Recorder | None, display: Display | None
-    ) -> dict[str, Any]:
+    def _loop(self, done: int, stop: list[int], recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
         t, engine = self.config.train, self.engine
         micro_steps = t.gradient_accumulation_steps
         meter, logged, epoch_values = _Meter(), {}, []
@@ -248,7 +246,7 @@ class _Run:
         }
 
     def _save(self, done: int, last_of_epoch: bool, *, stopping: bool) -> None:
-        """Publish a checkpoint where one is due: by epochs, by steps, at the end, or because SIGTERM came to any rank."""
+        """Publish a checkpoint where one is due: by epochs, by steps, at the end, or because of SIGTERM on any rank."""
         t = self.config.train
         stopping = self.engine.mean([float(stopping)])[0] > 0 if self.world.size > 1 else stopping
         keep = last_of_epoch and done // self.engine.steps_per_epoch % t.saveckp_freq == 0
@@ -309,7 +307,7 @@ class _Run:
             "entropy_max": logged.get("entropy_max"),
             "reconstruction": logged.get("reconstruction"),
             "information": information,
-            # All three collapses (one point, one prototype, every prototype alike) leave entropy equal to reconstruction.
+            # One point, one prototype, every prototype alike: each leaves entropy equal to reconstruction.
             "collapsed": abs(information) < _COLLAPSED_NATS or evaluation.rankme < 2,
         }
 

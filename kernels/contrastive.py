@@ -20,5 +20,7 @@ def nt_xent(z0: Tensor, z1: Tensor, *, temperature: float | Tensor, group: Group
     scale = 1 / temperature
     positives = scale * (z0 * z1).sum(1)
     rows = torch.cat([z0, z1])
-    lse = row_logsumexp(rows, gather_rows(rows, group), scale=scale, exclude_self=True, first_row=first_row(rows, group))
+    lse = row_logsumexp(
+        rows, gather_rows(rows, group), scale=scale, exclude_self=True, first_row=first_row(rows, group)
+    )
     return lse.mean() - positives.mean()

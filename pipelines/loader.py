@@ -100,7 +100,7 @@ class Loader:
         self._running: deque[tuple[int, _Prepared]] = deque()  # in the graph
         self._active: Generator[Batch, None, None] | None = None
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches ``start_step``, ``start_step + 1``, ... of an epoch; ends the epoch that was under way, if any."""
         self._end_epoch()
         self._active = batches = self._epoch(epoch, start_step)

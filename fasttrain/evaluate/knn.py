@@ -25,8 +25,9 @@ def knn_accuracy(
     bank = F.normalize(bank.float(), dim=1)
     classes = int(torch.cat([bank_labels, query_labels]).max()) + 1
     correct = 0
-    for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
-        cosines, neighbours = (F.normalize(rows.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
+    for start in range(0, len(queries), chunk):
+        rows, labels = queries[start : start + chunk].float(), query_labels[start : start + chunk]
+        cosines, neighbours = (F.normalize(rows, dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(len(rows), classes, device=rows.device)
         votes.scatter_add_(1, bank_labels[neighbours], ((cosines - 1) / temperature).exp())
         correct += int((votes.argmax(1) == labels).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .base import Method
+from .base import Method as Method
 
 _SHARED = {"base", "er"}
 

@@ -77,7 +77,8 @@ class Branch(nn.Module):
         batch = views[0].shape[1]
         features = torch.cat([self.backbone(group.flatten(0, 1)) for group in views])
         projections: Tensor = self.head(features).float()
-        return nn.functional.normalize(projections, dim=1).unflatten(0, (-1, batch))
+        unit: Tensor = nn.functional.normalize(projections, dim=1)
+        return unit.view(-1, batch, unit.shape[1])
 
 
 def global_views(views: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -92,7 +93,7 @@ def global_views(views: Sequence[Tensor], count: int) -> list[Tensor]:
 
 
 class Method(nn.Module):
-    """One paper. Subclasses set ``Settings``, ``defaults`` and ``views``, build their branches, and define ``forward``."""
+    """One paper. Subclasses set ``Settings``, ``defaults`` and ``views``, build branches, define ``forward``."""
 
     Settings: ClassVar[type[Any]]
     """Frozen dataclass of the method's own flags, with the paper's values."""
@@ -117,7 +118,7 @@ class Method(nn.Module):
     def forward(self, views: Sequence[Tensor], step: Step) -> Objective:
         """The objective of one batch of views, grouped by resolution, global views first."""
 
-    def end_step(self, step: Step) -> None:  # noqa: B027 - only methods with a teacher have something to do
+    def end_step(self, step: Step) -> None:
         """Called after the optimizer's step: the teacher follows the student."""
 
     def momentum(self, step: Step) -> float | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class DINO(Method):
     """Self-distillation over prototypes; the entropy-reconstruction twin adds the entropy that centring stands for."""
 
     Settings = DINOSettings
-    defaults: dict[str, object] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
     views = (
         View(**{**vars(_GLOBAL), "blur": 1.0}),
         View(**{**vars(_GLOBAL), "blur": 0.1, "solarize": 0.2}),

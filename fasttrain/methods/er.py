@@ -32,7 +32,9 @@ def sphere(projections: Tensor, *, kappa: float, group: Group | None) -> Objecti
     """
     entropies = [vmf_entropy(z, kappa=kappa, normalizer="none", group=group) for z in projections]
     entropy = torch.stack(entropies).mean()
-    pairs = [vmf_reconstruction(a, b, kappa=kappa, normalizer="none", group=group) for a, b in combinations(projections, 2)]
+    pairs = [
+        vmf_reconstruction(a, b, kappa=kappa, normalizer="none", group=group) for a, b in combinations(projections, 2)
+    ]
     reconstruction = torch.stack(pairs).mean()
     dim = projections.shape[-1]
     constant = -log_vmf_normalizer(dim, kappa)

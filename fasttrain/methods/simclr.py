@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class SimCLR(Method):
 
     Settings = SimCLRSettings
     # README of google-research/simclr: LARS, lr 0.3 per 256, warm-up 10, weight decay 1e-4, 100 epochs at 4096.
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "arch": "resnet50",
         "optimizer": "lars",
         "lr": 0.3,

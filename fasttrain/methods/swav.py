@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class SwAV(Method):
 
     Settings = SwAVSettings
     # Official code at batch 4096: LARC, lr 4.8 (0.3 per 256), warm-up 10, final lr / 1000, weight decay 1e-6.
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "arch": "resnet50",
         "optimizer": "lars",
         "lr": 0.3,

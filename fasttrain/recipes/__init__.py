@@ -1,0 +1,1 @@
+"""Published and tried settings, ``<recipe>/<method>.yaml``."""

@@ -30,7 +30,9 @@ def prototype_cross_entropy(
     """
     pairs = [(t, s) for t in range(len(teacher)) for s in range(len(student)) if s != t]
     if not pairs:
-        raise ValueError(f"no pair of different views in student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+        raise ValueError(
+            f"no pair of different views in student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        )
     logits = teacher.detach() @ teacher_prototypes.detach().T
     if center is not None:
         logits = logits - (center if center.ndim == 1 else center[:, None])

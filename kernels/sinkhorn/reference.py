@@ -17,9 +17,9 @@ def sinkhorn_center(
 ) -> Tensor:
     """The column potential of the balanced assignment of B rows to K prototypes: ``center`` [K], fp32.
 
-    ``softmax((scores - center) / epsilon)`` over K is then the assignment itself (:func:`sinkhorn`), so that a balanced
-    target is a softmax with a key bias and nothing of size B x K has to be rescaled. Each iteration asks first for equal
-    prototypes (columns sum to B / K), then for rows that sum to 1 (SwAV, arXiv 2006.09882, section 3.1).
+    ``softmax((scores - center) / epsilon)`` over K is then the assignment itself (:func:`sinkhorn`), so that a
+    balanced target is a softmax with a key bias and nothing of size B x K has to be rescaled. Each iteration asks first
+    for equal prototypes (columns sum to B / K), then for rows that sum to 1 (SwAV, arXiv 2006.09882, section 3.1).
     With ``group`` the batch is that of all ranks; K floats are reduced an iteration. Scores [B, K] of any float dtype.
     """
     logits = scores.float() / epsilon
@@ -43,9 +43,7 @@ def _logsumexp_over_ranks(x: Tensor, group: Group | None) -> Tensor:
     return total.log() + peak
 
 
-def sinkhorn(
-    scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None
-) -> Tensor:
+def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None) -> Tensor:
     """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32."""
     if iterations < 1 or not epsilon > 0 or math.isinf(epsilon):
         raise ValueError(f"sinkhorn needs iterations >= 1 and a positive epsilon, got {iterations} and {epsilon}")

@@ -40,5 +40,5 @@ def test_weak_concentration_tends_to_the_uniform_law():
 
 @pytest.mark.parametrize(("dim", "kappa"), [(1, 10.0), (8, 0.0), (8, -1.0), (8, math.inf), (8, math.nan)])
 def test_refuses_what_has_no_density(dim, kappa):
-    with pytest.raises(ValueError, match="dim|kappa"):
+    with pytest.raises(ValueError, match=r"dim|kappa"):
         log_vmf_normalizer(dim, kappa)

@@ -1,7 +1,7 @@
 import torch
 
-from tests.methods.test_methods import _STEP, _build, _views
 from fasttrain.methods.base import Step
+from tests.methods.test_methods import _STEP, _build, _views
 
 
 def test_the_centre_follows_the_mean_logit_after_the_loss():

@@ -11,7 +11,8 @@ def _loop(x, y, scale, bias, exclude):
     rows = []
     for i in range(len(x)):
         terms = [
-            scale * sum(float(a) * float(b) for a, b in zip(x[i], y[j], strict=True)) + (0 if bias is None else float(bias[j]))
+            scale * sum(float(a) * float(b) for a, b in zip(x[i], y[j], strict=True))
+            + (0 if bias is None else float(bias[j]))
             for j in range(len(y))
             if not (exclude and i == j)
         ]
