@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Card:
     method: str
     entropy: bool
     arch: str
+    optimizer: str
     step: int
     world_size: int
     zero_stage: int
@@ -55,7 +57,7 @@ def publish(engine: Engine, folder: Path, card: Card, *, keep: bool) -> None:
         os.replace(hidden, folder / tag)
         _write_atomically(folder / "latest", tag)
         for old in folder.glob("step-*"):
-            if old.name != tag and not json.loads((old / _CARD).read_text())["keep"]:
+            if old.name != tag and not _is_kept(old):
                 shutil.rmtree(old)
     dist.barrier()
 
@@ -87,7 +89,7 @@ def read_card(path: Path) -> Card:
     try:
         content = json.loads((path / _CARD).read_text())
         return Card(**{name: content[name] for name in Card.__dataclass_fields__})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"checkpoint {path} has no readable {_CARD} ({error}); choose another or --resume never"
         ) from None
@@ -96,7 +98,7 @@ def read_card(path: Path) -> Card:
 def check(path: Path, expected: Card) -> Card:
     """The card of a checkpoint that fits the run. ConfigError where it is of another method, network or layout."""
     card = read_card(path)
-    for name in ("method", "entropy", "arch", "zero_stage", "world_size"):
+    for name in ("method", "entropy", "arch", "optimizer", "zero_stage", "world_size"):
         found, wanted = getattr(card, name), getattr(expected, name)
         if found != wanted:
             raise ConfigError(
@@ -115,15 +117,24 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
     try:
         with _tensors_only(engine.deepspeed):
             loaded, _ = engine.deepspeed.load_checkpoint(str(path.parent), tag=path.name)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"checkpoint {path} holds more than tensors and is not loaded ({reason})") from None
-    except (RuntimeError, OSError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"checkpoint {path} is damaged ({reason}); choose another or --resume never") from None
+    except (pickle.UnpicklingError, AssertionError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
+        raise ConfigError(f"checkpoint {path} {_unloadable(error)} or --resume never") from None
     if loaded is None:
         raise ConfigError(f"checkpoint {path} is incomplete; choose another or --resume never")
     return card.step
+
+
+def _unloadable(error: Exception) -> str:
+    """What is wrong with a checkpoint that raised ``error`` when it was read, and what to do."""
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"holds more than tensors ({foreign[1]}) and is not loaded; choose another"
+    if "loading state_dict" in first:
+        return (
+            f"does not fit these settings ({' '.join(others[:1]).strip()}); use those of its run's config.yaml, "
+            "another --output_dir,"
+        )
+    return f"is damaged ({first}); choose another"
 
 
 @contextmanager
@@ -131,6 +142,7 @@ def _tensors_only(engine: Any) -> Iterator[None]:
     """Make DeepSpeed's reader refuse pickled code; the few harmless classes that it writes itself are allowed."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
     def load(path: str, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -138,10 +150,18 @@ def _tensors_only(engine: Any) -> Iterator[None]:
     reader = engine.checkpoint_engine
     reader.load = load
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
             yield
     finally:
         del reader.load
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a checkpoint stays when a newer one is published; what is left of a half-removed one does not."""
+    try:
+        return bool(json.loads((path / _CARD).read_text())["keep"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_atomically(path: Path, text: str) -> None:

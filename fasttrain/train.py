@@ -13,25 +13,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from . import __version__, checkpoint, methods
 from .checkpoint import Card
 from .config import Config, ConfigError
 from .distributed import World
 from .engine import Engine, global_batch
-from .evaluate.features import extract
-from .evaluate.knn import knn_accuracy
-from .evaluate.spectrum import rankme
+from .evaluate.evaluator import Evaluation, Evaluator
 from .methods import Method
 from .methods.base import Bound, Objective, Step
 from .networks import create_backbone
-from .pipelines import Batch, Loader, Splits, ViewRecipe, evaluation_view, open_source
-from .progress import Display
+from .pipelines import Batch, Loader, open_source
+from .progress import DataNotes, Display
 from .recorder import Recorder
 
-_RANKME_ROWS = 25_600  # as in the paper: enough rows for the spectrum of any backbone here
-_PIXEL_SIDE = 32  # raw pixels are compared at this size at most
 _COLLAPSED_NATS = 0.01
 
 
@@ -57,60 +52,6 @@ class _Meter:
         return {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """k-NN and spectrum of a backbone; k-NN is None without labels or without held-out images."""
-
-    knn_top1: float | None
-    rankme: float
-
-
-class _Evaluator:
-    """Evaluates backbones on the clean images of both splits. Nothing is fitted on the held-out one."""
-
-    def __init__(self, splits: Splits, recipe: ViewRecipe, config: Config, engine: Engine) -> None:
-        self.device = engine.device
-        self.val = splits.val
-        world, size = engine.world, recipe.views[0].size
-        options: dict[str, Any] = {
-            "rank": world.rank,
-            "world_size": world.size,
-            "device": engine.device.type,
-            "threads": config.train.num_workers or world.threads,
-            "shuffle": False,
-            "drop_last": False,
-        }
-        batch = config.train.batch_size_per_gpu
-        views = evaluation_view(recipe, size)
-        pixels = evaluation_view(recipe, min(size, _PIXEL_SIDE))
-        sources = [splits.train] if splits.val is None else [splits.train, splits.val]
-        self._loaders = [Loader(source, views, batch, **options) for source in sources]
-        self._pixel_loaders = [Loader(source, pixels, batch, **options) for source in sources]
-
-    def backbone(self, backbone: nn.Module) -> _Evaluation:
-        """The features of a network."""
-        return self._evaluate(backbone, self._loaders)
-
-    def pixels(self) -> float | None:
-        """k-NN on the normalised pixels themselves, at most 32 pixels wide."""
-        return self._evaluate(nn.Flatten(), self._pixel_loaders).knn_top1
-
-    def _evaluate(self, backbone: nn.Module, loaders: list[Loader]) -> _Evaluation:
-        found = [extract(backbone, loader, self.device) for loader in loaders]
-        bank = found[0]
-        stride = math.ceil(len(bank.features) / _RANKME_ROWS)
-        spectrum = rankme(bank.features[::stride]) if bank.features.shape[1] <= 8192 else math.nan
-        if len(found) == 1 or bank.labels is None or found[1].labels is None:
-            return _Evaluation(None, spectrum)
-        top1 = knn_accuracy(bank.features, bank.labels, found[1].features, found[1].labels)
-        return _Evaluation(top1, spectrum)
-
-    def close(self) -> None:
-        """Free the loaders."""
-        for loader in (*self._loaders, *self._pixel_loaders):
-            loader.close()
-
-
 def train(config: Config, world: World) -> dict[str, Any]:
     """Train, and return what ``summary.json`` holds.
 
@@ -119,6 +60,7 @@ def train(config: Config, world: World) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         stop = stack.enter_context(_sigterm())
+        stack.enter_context(DataNotes())
         run = _Run(config, world)
         stack.callback(run.close)
         return run.train(stop)
@@ -149,7 +91,7 @@ class _Run:
             )
         torch.manual_seed(t.seed)
         self.engine = Engine(config, build_method(config), world, steps_per_epoch=steps_per_epoch)
-        self.evaluator = _Evaluator(self.splits, config.views, config, self.engine)
+        self.evaluator = Evaluator(self.splits, config, self.engine)
         self.last = min(self.engine.total_steps, t.limit_steps or self.engine.total_steps)
 
     @property
@@ -163,6 +105,7 @@ class _Run:
             checkpoint.check(found, self._card(0))
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
         done = 0 if found is None else checkpoint.restore(self.engine, found, self._card(0))
+        self.last = max(self.last, done)
         display = Display(self.last, done) if main else None
         with ExitStack() as stack:
             recorder = stack.enter_context(Recorder(self.output, resumed_at=done)) if main else None
@@ -174,7 +117,7 @@ class _Run:
             started = time.perf_counter()
             final = self._loop(done, stop, recorder, display)
             seconds = time.perf_counter() - started
-            evaluation = self.evaluator.backbone(self.method.backbone)
+            evaluation = self._evaluate(self.last)
             summary = self._summary(final, evaluation, untrained.knn_top1, pixels, seconds, self.last - done)
             if recorder:
                 recorder.summary(summary)
@@ -183,12 +126,17 @@ class _Run:
     def _loop(self, done: int, stop: list[int], recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
         t, engine = self.config.train, self.engine
         micro_steps = t.gradient_accumulation_steps
-        meter, logged, epoch_values = _Meter(), {}, []
+        meter, past = _Meter(), recorder.past if recorder else []
+        logged = past[-1] if past else {}
+        epoch_values = [line for line in past if line["step"] > done - done % engine.steps_per_epoch]
         while done < self.last:
             epoch, offset = divmod(done, engine.steps_per_epoch)
             batches = self.loader.epoch(epoch, start_step=offset * micro_steps)
             for index in range(offset, engine.steps_per_epoch):
-                log = done == 0 or (done + 1) % t.log_every == 0 or done + 1 == self.last
+                last_of_epoch = index + 1 == engine.steps_per_epoch
+                evaluate = bool(t.knn_every) and last_of_epoch and (epoch + 1) % t.knn_every == 0
+                evaluate = evaluate and done + 1 < self.last  # after the last step all is evaluated anyway
+                log = done == 0 or (done + 1) % t.log_every == 0 or done + 1 == self.last or evaluate
                 step = engine.step_at(done, measure=log)
                 for _ in range(micro_steps):
                     batch = self._next(batches, meter)
@@ -199,12 +147,9 @@ class _Run:
                 if log:
                     logged = self._values(step, objective, meter)
                     epoch_values.append(logged)
-                    meter = _Meter()
-                last_of_epoch = index + 1 == engine.steps_per_epoch
-                if last_of_epoch and t.knn_every and (epoch + 1) % t.knn_every == 0 and done < self.last:
-                    evaluation = self.evaluator.backbone(self.method.backbone)
-                    logged = logged | {"step": done, "knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
-                    log = True
+                    if evaluate and math.isfinite(logged["loss"]):
+                        evaluation = self._evaluate(done)
+                        logged = logged | {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
                     meter = _Meter()
                 if log and recorder:
                     recorder.step(logged)
@@ -220,6 +165,12 @@ class _Run:
             epoch_values = []
             batches.close()
         return logged
+
+    def _evaluate(self, done: int) -> Evaluation:
+        evaluation = self.evaluator.backbone(self.method.backbone)
+        if not evaluation.finite:
+            raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
+        return evaluation
 
     def _next(self, batches: Iterator[Batch], meter: _Meter) -> Batch:
         asked = time.perf_counter()
@@ -258,7 +209,8 @@ class _Run:
 
     def _card(self, step: int) -> Card:
         c = self.config
-        return Card(c.method, c.entropy, c.train.arch, step, self.world.size, self.engine.stage, __version__)
+        t, size = c.train, self.world.size
+        return Card(c.method, c.entropy, t.arch, t.optimizer, step, size, self.engine.stage, __version__)
 
     def _introduce(self, display: Display, done: int, untrained: float | None, pixels: float | None) -> None:
         c, t, engine = self.config, self.config.train, self.engine
@@ -279,21 +231,21 @@ class _Run:
     def _summary(
         self,
         logged: dict[str, Any],
-        evaluation: _Evaluation,
+        evaluation: Evaluation,
         untrained: float | None,
         pixels: float | None,
         seconds: float,
         steps: int,
     ) -> dict[str, Any]:
         c, t = self.config, self.config.train
-        information = logged.get("information", math.nan)
+        information = logged.get("information")
         return {
             "method": c.method,
             "entropy_objective": c.entropy,
             "arch": t.arch,
             "dataset": self.splits.name,
             "images": len(self.splits.train),
-            "unreadable_images": len(self.loader.bad),
+            "unreadable_images": len(self.loader.bad | self.evaluator.bad),
             "epochs": self.last / self.engine.steps_per_epoch,
             "steps": self.last,
             "seconds": seconds,
@@ -308,7 +260,7 @@ class _Run:
             "reconstruction": logged.get("reconstruction"),
             "information": information,
             # One point, one prototype, every prototype alike: each leaves entropy equal to reconstruction.
-            "collapsed": abs(information) < _COLLAPSED_NATS or evaluation.rankme < 2,
+            "collapsed": (information is not None and abs(information) < _COLLAPSED_NATS) or evaluation.rankme < 2,
         }
 
     def close(self) -> None:

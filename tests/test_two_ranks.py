@@ -53,3 +53,10 @@ def test_training_equals_one_rank(results, case):
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_features_are_the_same_on_any_number_of_ranks(results):
+    one, two = (r["evaluation"] for r in results)
+    torch.testing.assert_close(one["features"][:, 0] * 255, torch.arange(11.0) * 20)
+    for name in ("features", "labels"):
+        assert torch.equal(two[name], one[name])

@@ -21,7 +21,10 @@ class Features:
 
 @torch.no_grad()
 def extract(backbone: nn.Module, loader: Loader, device: torch.device) -> Features:
-    """Features [N, D] of every image of an evaluation loader, the same on every rank. BatchNorm in evaluation mode."""
+    """Features [N, D] of every readable image of an evaluation loader, the same on every rank.
+
+    BatchNorm is in evaluation mode.
+    """
     training = backbone.training
     backbone.eval()
     rows, labels, indices = [], [], []
@@ -33,13 +36,9 @@ def extract(backbone: nn.Module, loader: Loader, device: torch.device) -> Featur
                 labels.append(batch.labels)
     finally:
         backbone.train(training)
-    order = _gather(torch.cat(indices).to(device), loader)
-    features = _gather(torch.cat(rows), loader)
-    sorted_rows = torch.empty_like(features).index_copy_(0, order, features)
-    if not labels:
-        return Features(sorted_rows, None)
-    all_labels = _gather(torch.cat(labels).to(device), loader)
-    return Features(sorted_rows, torch.empty_like(all_labels).index_copy_(0, order, all_labels))
+    order = _gather(torch.cat(indices).to(device), loader).argsort()  # unreadable images leave gaps
+    features = _gather(torch.cat(rows), loader)[order]
+    return Features(features, _gather(torch.cat(labels).to(device), loader)[order] if labels else None)
 
 
 def _gather(rows: Tensor, loader: Loader) -> Tensor:

@@ -29,7 +29,8 @@ class DINOSettings:
     out_dim: int = flag(65536, "number of prototypes")
     hidden_dim: int = flag(2048, "width of the head's hidden layers")
     bottleneck_dim: int = flag(256, "dimension in which projections meet the prototypes")
-    use_bn_in_head: bool = flag(False, "BatchNorm in the head")
+    use_bn_in_head: bool = flag(False, "BatchNorm after the head's hidden layers")
+    use_bn_at_bottleneck: bool = flag(False, "BatchNorm on the projection too, which keeps all its dimensions in use")
     norm_last_layer: bool = flag(True, "keep the prototypes' norm at 1")
     momentum_teacher: float = flag(0.996, "the teacher's momentum at the start; cosine to 1 at the end")
     student_temp: float = flag(0.1, "temperature of the student")
@@ -59,7 +60,12 @@ class DINO(Method):
         self.settings = settings
         width = int(backbone.num_features)  # type: ignore[arg-type]
         dims = (width, settings.hidden_dim, settings.hidden_dim, settings.bottleneck_dim)
-        head = projection_mlp(dims, batch_norm=settings.use_bn_in_head, activation=nn.GELU)
+        head = projection_mlp(
+            dims,
+            batch_norm=settings.use_bn_in_head,
+            last_batch_norm=settings.use_bn_at_bottleneck,
+            activation=nn.GELU,
+        )
         trunc_normal_linears(head)
         prototypes = Prototypes(settings.bottleneck_dim, settings.out_dim, learn_norm=not settings.norm_last_layer)
         self.student = Branch(backbone, head, prototypes)

@@ -1,0 +1,135 @@
+"""The command line: every field of the configuration is a flag, under the launchers' and DINO's habits."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from . import methods
+from .config import Config, ConfigError, TrainConfig, resolve, unknown_name
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
+    """Read the command line; returns the configuration and whether ``--print_config`` was given.
+
+    Raises ConfigError for anything that cannot be used, with the nearest right name where there is one.
+    """
+    arguments = [_underscored(a) for a in arguments]
+    first, _ = _parser(None).parse_known_args(arguments)
+    file = _read_yaml(Path(first.config)) if first.config else {}
+    name = first.method or file.get("method")
+    if name is None:
+        if first.help:
+            _parser(None).show_help()
+        raise ConfigError(f"--method is missing; choose one of {', '.join(methods.names())}")
+    try:
+        method = methods.load(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    given = vars(_parser(method).parse_args(arguments))
+    special = {k: given.pop(k) for k in ("method", "config", "print_config", "local_rank", "help")}
+    values = {k: v for k, v in given.items() if v is not None}
+    return resolve(name, values, file), special["print_config"]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path} must hold 'name: value' lines")
+    return content
+
+
+def _underscored(argument: str) -> str:
+    """``--batch-size-per-gpu=8`` as ``--batch_size_per_gpu=8``; values keep their dashes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are ConfigErrors of one line; unknown flags get the nearest right name."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+            raise ConfigError(unknown_name(f"argument {name}", name.lstrip("-"), known, "--"))
+        if parsed.help:
+            self.show_help()
+        return parsed
+
+    def show_help(self) -> NoReturn:
+        self.print_help()
+        raise SystemExit(0)
+
+
+def _parser(method: type[methods.Method] | None) -> _Parser:
+    parser = _Parser(
+        prog="fasttrain train",
+        description="Train a backbone by multi-view self-supervision. Without --data_path: on the embedded digits.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this page (with --method M, M's flags too)")
+    parser.add_argument("--method", metavar="M", help="one of " + ", ".join(methods.names()))
+    parser.add_argument(
+        "--entropy", nargs="?", const=True, type=_yes_or_no, help="optimise the entropy-reconstruction bound instead"
+    )
+    parser.add_argument("--recipe", metavar="NAME", help="demo, cifar, imagenet: a set of published or tried values")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, as a run's config.yaml")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # launchers inject it; the environment says it too
+    _add_flags(parser.add_argument_group("trainer"), TrainConfig)
+    if method is not None:
+        _add_flags(parser.add_argument_group(method.__name__), method.Settings)
+    return parser
+
+
+def _add_flags(group: argparse._ArgumentGroup, cls: type[Any]) -> None:
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind = _without_none(hints[f.name])
+        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
+        if kind is bool:
+            options |= {"nargs": "?", "const": True, "type": _yes_or_no, "metavar": "true|false"}
+        elif typing.get_origin(kind) is tuple:
+            options |= {"nargs": len(typing.get_args(kind)), "type": float, "metavar": "X"}
+        else:
+            options["metavar"] = f.name.rpartition("_")[2].upper()
+            options["type"] = {int: int, float: float}.get(kind, _literal if typing.get_origin(kind) else str)
+        group.add_argument(f"--{f.name}", **options)
+
+
+def _without_none(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def _literal(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")

@@ -1,0 +1,203 @@
+"""Checkpoints: complete or absent, found, checked, and read as tensors only."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from fasttrain import checkpoint
+from fasttrain.checkpoint import Card, find, publish, read_card, restore
+from fasttrain.config import ConfigError, resolve
+from fasttrain.distributed import initialise, world_from_environment
+from fasttrain.engine import Engine
+from fasttrain.train import build_method
+
+_CARD = Card("simclr", False, "conv_small", "adamw", 0, 1, 0, "0")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    world = world_from_environment()
+    initialise(world)
+    config = resolve("simclr", {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "out_dim": 8})
+    made = Engine(config, build_method(config), world, steps_per_epoch=4)
+    yield made
+    made.close()
+
+
+def _train(engine, steps):
+    generator = torch.Generator().manual_seed(0)
+    for index in range(steps):
+        step = engine.step_at(index, measure=False)
+        engine.micro_step([torch.randn(2, 4, 3, 32, 32, generator=generator)], step)
+        engine.update(step)
+
+
+def _state(engine):
+    """Weights, and what the optimizer keeps of every parameter."""
+    moments = engine.optimizer.state.values()
+    found = list(engine.method.state_dict().values()) + [value for one in moments for value in one.values()]
+    return [tensor.clone() for tensor in found]
+
+
+def _steps(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _card(folder, step, **changes):
+    """A checkpoint folder with a card and nothing else."""
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / "fasttrain.json").write_text(json.dumps({**asdict(replace(_CARD, step=step)), "keep": False, **changes}))
+    return path
+
+
+def test_restores_weights_and_optimizer_to_the_last_bit(engine, tmp_path):
+    _train(engine, 2)
+    before = _state(engine)
+    publish(engine, tmp_path, replace(_CARD, step=2), keep=False)
+    _train(engine, 1)
+    assert any(not torch.equal(a, b) for a, b in zip(before, _state(engine), strict=True))
+    assert restore(engine, find("auto", tmp_path), _CARD) == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, _state(engine), strict=True))
+
+
+def test_the_newest_stays_and_those_to_be_kept(engine, tmp_path):
+    for step, keep in ((1, False), (2, True), (3, False), (4, False)):
+        publish(engine, tmp_path, replace(_CARD, step=step), keep=keep)
+        assert (tmp_path / "latest").read_text() == f"step-{step:08d}"
+    assert _steps(tmp_path) == ["latest", "step-00000002", "step-00000004"]
+    assert read_card(find("auto", tmp_path)) == replace(_CARD, step=4)
+
+
+def test_a_step_can_be_published_again(engine, tmp_path):
+    for version in ("old", "new"):
+        publish(engine, tmp_path, replace(_CARD, step=1, version=version), keep=False)
+    assert read_card(tmp_path / "step-00000001").version == "new"
+
+
+def test_what_fails_in_writing_leaves_the_former_one(engine, tmp_path, monkeypatch):
+    publish(engine, tmp_path, replace(_CARD, step=1), keep=False)
+
+    def full(folder, tag, save_latest):
+        (tmp_path / tag).mkdir()
+        (tmp_path / tag / "half.pt").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(engine.deepspeed, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(engine, tmp_path, replace(_CARD, step=2), keep=False)
+    assert find("auto", tmp_path) == tmp_path / "step-00000001"
+    assert (tmp_path / ".step-00000002.part").is_dir()
+    monkeypatch.undo()
+    publish(engine, tmp_path, replace(_CARD, step=3), keep=False)
+    assert _steps(tmp_path) == ["latest", "step-00000003"]
+
+
+@pytest.mark.parametrize("left", [None, "", "[]", "{}"])
+def test_a_half_removed_checkpoint_does_not_stop_the_run(engine, tmp_path, left):
+    """A process killed while it removed an old checkpoint left a folder without a card, and the next one failed."""
+    half = tmp_path / "step-00000001"
+    half.mkdir()
+    if left is not None:
+        (half / "fasttrain.json").write_text(left)
+    publish(engine, tmp_path, replace(_CARD, step=2), keep=False)
+    assert _steps(tmp_path) == ["latest", "step-00000002"]
+
+
+def test_code_in_the_optimizer_s_shard_is_refused(tmp_path):
+    """ZeRO's shards are files of their own."""
+    config = resolve("simclr", {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "zero_stage": 2})
+    engine = Engine(config, build_method(config), world_from_environment(), steps_per_epoch=4)
+    card = replace(_CARD, zero_stage=2, step=1)
+    publish(engine, tmp_path, card, keep=False)
+    assert restore(engine, tmp_path / "step-00000001", card) == 1
+    (shard,) = tmp_path.glob("step-*/*optim_states.pt")
+    marker = tmp_path / "marker"
+    torch.save({"optimizer_state_dict": _Touches(marker)}, shard)
+    with pytest.raises(ConfigError, match=r"holds more than tensors \(.*Touches|holds more than tensors \(.*open"):
+        restore(engine, shard.parent, card)
+    engine.close()
+    assert not marker.exists()
+    torch.load(shard, weights_only=False)
+    assert marker.exists()
+
+
+class _Touches:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_other_readers_get_their_own_loader_back(engine, tmp_path):
+    publish(engine, tmp_path, replace(_CARD, step=1), keep=False)
+    before = set(torch.serialization.get_safe_globals())
+    restore(engine, tmp_path / "step-00000001", _CARD)
+    assert "load" not in vars(engine.deepspeed.checkpoint_engine)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_finds_a_run_its_checkpoints_folder_and_a_checkpoint(tmp_path):
+    old, new = _card(tmp_path / "checkpoints", 1), _card(tmp_path / "checkpoints", 2)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000001\n")  # it decides, not the number
+    for given in (tmp_path, tmp_path / "checkpoints", old):
+        assert find(str(given), tmp_path / "elsewhere") == old
+    assert find(str(new), tmp_path) == new
+    assert find("auto", tmp_path) == old
+    assert find("never", tmp_path) is None
+    assert find("auto", tmp_path / "elsewhere") is None
+
+
+def test_a_latest_that_names_nothing_is_an_error(tmp_path):
+    (tmp_path / "latest").write_text("step-00000007")
+    with pytest.raises(ConfigError, match="latest names step-00000007, which is not there; pass --resume"):
+        find("auto", tmp_path)
+
+
+@pytest.mark.parametrize("given", ["", "missing"])
+def test_a_path_without_a_checkpoint_is_an_error(tmp_path, given):
+    with pytest.raises(ConfigError, match="no checkpoint there; pass a run's folder"):
+        find(str(tmp_path / given), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"method": "simclr"}', None])
+def test_a_card_that_cannot_be_read_is_an_error(tmp_path, content):
+    path = _card(tmp_path, 1)
+    if content is None:
+        (path / "fasttrain.json").unlink()
+    else:
+        (path / "fasttrain.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"has no readable fasttrain.json \(.*\); choose another or --resume never"):
+        read_card(path)
+
+
+def test_a_card_of_a_later_version_is_read(tmp_path):
+    assert read_card(_card(tmp_path, 5, something_new=[1])) == replace(_CARD, step=5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("method", "dino"),
+        ("entropy", True),
+        ("arch", "resnet18"),
+        ("optimizer", "sgd"),
+        ("zero_stage", 1),
+        ("world_size", 4),
+    ],
+)
+def test_what_does_not_fit_is_named_before_anything_is_loaded(engine, tmp_path, field, value):
+    path = _card(tmp_path, 1, **{field: value})
+    with pytest.raises(ConfigError, match=rf"step-00000001 is of {field} {value!r}, this run of "):
+        checkpoint.check(path, _CARD)
+    before = _state(engine)
+    with pytest.raises(ConfigError, match="--resume never"):
+        restore(engine, path, _CARD)
+    assert all(torch.equal(a, b) for a, b in zip(before, _state(engine), strict=True))
+
+
+def test_step_and_version_may_differ(tmp_path):
+    assert checkpoint.check(_card(tmp_path, 9, version="9.9"), _CARD).step == 9

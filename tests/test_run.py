@@ -1,0 +1,523 @@
+"""The command end to end: what it leaves, how it goes on, how it stops, and what it says of what cannot be used."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fasttrain import cli, train
+from fasttrain.recorder import Recorder
+from fasttrain.run import main
+from tests.small_runs import flags, lines, write_images
+
+_ROOT = Path(__file__).parent.parent
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # left behind by runs in this process
+_TIMED = {"images_per_s", "data_wait", "train_images_per_s", "train_data_wait"}
+_METRICS = [
+    "step",
+    "epoch",
+    "loss",
+    "entropy",
+    "entropy_max",
+    "reconstruction",
+    "information",
+    "lr",
+    "weight_decay",
+    "momentum",
+    "images_per_s",
+    "data_wait",
+]
+_SUMMARY = {
+    "method",
+    "entropy_objective",
+    "arch",
+    "dataset",
+    "images",
+    "unreadable_images",
+    "epochs",
+    "steps",
+    "seconds",
+    "images_per_s",
+    "world_size",
+    "knn_top1",
+    "knn_top1_untrained",
+    "knn_top1_pixels",
+    "rankme",
+    "entropy",
+    "entropy_max",
+    "reconstruction",
+    "information",
+    "collapsed",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are started here: sums then have one order, and spinning threads cost nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "noise")
+
+
+def _command(arguments, *start):
+    environment = {k: v for k, v in os.environ.items() if k not in _LAUNCHER}
+    environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*(start or (sys.executable, "fasttrain/run.py")), *arguments]
+    return subprocess.Popen(
+        command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """Two epochs of four steps in one go, as a user starts them; flags with dashes, and what a launcher injects."""
+    output = tmp_path_factory.mktemp("runs") / "straight"
+    given = [a.replace("_", "-") if a.startswith("--") else a for a in flags(data, output, "--knn_every", 1)]
+    process = _command([*given, "--local_rank=0"])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return output, out
+
+
+def _weights(run):
+    """Every tensor of the newest checkpoint of a run, optimizer included, by its path in the file."""
+    folder = run / "checkpoints"
+    state = torch.load(
+        folder / (folder / "latest").read_text() / "mp_rank_00_model_states.pt", weights_only=True, map_location="cpu"
+    )
+    found = {}
+
+    def collect(value, path):
+        if isinstance(value, torch.Tensor):
+            found[path] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                collect(inner, f"{path}/{key}")
+
+    for part in ("module", "optimizer"):
+        collect(state[part], part)
+    assert {path.split("/")[0] for path in found} == {"module", "optimizer"}
+    return found
+
+
+def _assert_same_run(output, expected):
+    """The same values step by step and epoch by epoch, and the same weights to the last bit."""
+    for name in ("metrics.jsonl", "log.txt"):
+        ours, theirs = (
+            [{k: v for k, v in line.items() if k not in _TIMED} for line in lines(run / name)]
+            for run in (output, expected)
+        )
+        assert ours == theirs
+    ours, theirs = _weights(output), _weights(expected)
+    assert ours.keys() == theirs.keys()
+    assert [path for path in ours if not torch.equal(ours[path], theirs[path])] == []
+
+
+def test_files_of_a_run(straight, data):
+    output, out = straight
+    names = {p.name.split(".tfevents")[0] for p in output.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "checkpoints", "events.out"}
+    assert {p.name for p in (output / "checkpoints").iterdir()} == {"latest", "step-00000008"}
+    card = json.loads((output / "checkpoints" / "step-00000008" / "fasttrain.json").read_text())
+    assert (card["method"], card["arch"], card["step"], card["world_size"]) == ("simclr", "conv_small", 8, 1)
+    assert out.splitlines()[-1].startswith("simclr finished: 8 steps in ")
+    assert str(output) in out
+
+
+def test_metrics(straight):
+    metrics = lines(straight[0] / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 9))
+    assert [line["epoch"] for line in metrics] == [step / 4 for step in range(1, 9)]
+    for line in metrics:
+        measured = ["knn_top1", "rankme"] if line["step"] == 4 else []  # the end of the last epoch is in the summary
+        assert list(line) == _METRICS + measured
+        assert line["information"] == line["entropy"] - line["reconstruction"]
+        assert line["entropy"] <= line["entropy_max"]
+        assert line["momentum"] is None
+    assert metrics[0]["loss"] != metrics[1]["loss"]
+
+
+def test_log_has_a_line_an_epoch_with_the_means(straight):
+    log, metrics = lines(straight[0] / "log.txt"), lines(straight[0] / "metrics.jsonl")
+    assert [(line["epoch"], line["step"]) for line in log] == [(0, 4), (1, 8)]
+    for line, part in zip(log, (metrics[:4], metrics[4:]), strict=True):
+        means = {k for k in line if k.startswith("train_")}
+        timed = {"train_images_per_s", "train_data_wait"}
+        bound = {"train_entropy", "train_reconstruction", "train_information"}
+        assert means == {"train_loss", "train_lr", "train_weight_decay"} | bound | timed
+        for name in means:
+            assert line[name] == pytest.approx(sum(p[name.removeprefix("train_")] for p in part) / 4)
+
+
+def test_summary(straight):
+    summary = json.loads((straight[0] / "summary.json").read_text())
+    last = lines(straight[0] / "metrics.jsonl")[-1]
+    assert set(summary) == _SUMMARY
+    expected = {"method": "simclr", "entropy_objective": False, "dataset": "noise", "images": 32, "world_size": 1}
+    expected |= {"steps": 8, "epochs": 2, "unreadable_images": 0, "collapsed": False}
+    expected |= {name: last[name] for name in ("entropy", "entropy_max", "reconstruction", "information")}
+    assert {k: summary[k] for k in expected} == expected
+    for name in ("knn_top1", "knn_top1_untrained", "knn_top1_pixels"):
+        assert summary[name] * 8 in range(9)  # of 8 held-out images
+    assert 1 < summary["rankme"] <= 32
+
+
+def test_tensorboard_has_the_same_values(straight):
+    board = EventAccumulator(str(straight[0])).Reload()
+    assert set(board.Tags()["scalars"]) == set(_METRICS) - {"step", "epoch", "momentum"} | {"knn_top1", "rankme"}
+    losses = {event.step: event.value for event in board.Scalars("loss")}
+    expected = {line["step"]: line["loss"] for line in lines(straight[0] / "metrics.jsonl")}
+    assert losses == pytest.approx(expected, rel=1e-6)
+
+
+def test_config_reads_back_to_the_same_configuration(straight, capsys):
+    file = straight[0] / "config.yaml"
+    assert main(["--config", str(file), "--print_config"]) == 0
+    assert capsys.readouterr().out == file.read_text()
+    assert yaml.safe_load(file.read_text())["batch_size_per_gpu"] == 8
+
+
+def test_resume_gives_the_run_in_one_go(straight, data, tmp_path, capsys):
+    assert main(flags(data, tmp_path, "--knn_every", 1, "--limit_steps", 3)) == 0  # in mid-epoch
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 3
+    leftover = tmp_path / "checkpoints" / ".step-00000005.part"  # of a run that was killed
+    leftover.mkdir()
+    assert main(flags(data, tmp_path, "--knn_every", 1)) == 0
+    assert "resumed after step 3" in capsys.readouterr().out
+    _assert_same_run(tmp_path, straight[0])
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"latest", "step-00000008"}
+
+
+def test_a_finished_run_stays_as_it_is(straight, data, tmp_path):
+    shutil.copytree(straight[0], tmp_path / "copy")
+    assert main(flags(data, tmp_path / "copy", "--knn_every", 1)) == 0
+    _assert_same_run(tmp_path / "copy", straight[0])
+    before, after = (json.loads((o / "summary.json").read_text()) for o in (straight[0], tmp_path / "copy"))
+    for timed in ("seconds", "images_per_s"):
+        del before[timed], after[timed]
+    assert after == before
+
+
+def test_a_shorter_limit_than_what_was_made_is_no_harm(straight, data, tmp_path):
+    assert main(flags(data, tmp_path, "--resume", straight[0], "--limit_steps", 2)) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 8
+    assert summary["images_per_s"] == 0
+
+
+def test_sigterm_publishes_a_checkpoint_with_which_the_run_goes_on(data, tmp_path):
+    output = tmp_path / "run"
+    process = _command(flags(data, output, "--epochs", 100_000, "--knn_every", 0))
+    metrics = output / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    done = len(lines(metrics))
+    assert err == f"fasttrain: stopped by SIGTERM at step {done}; --resume auto --output_dir {output} goes on\n"
+    assert (output / "checkpoints" / "latest").read_text() == f"step-{done:08d}"
+    assert not (output / "summary.json").exists()
+    assert main(flags(data, output, "--epochs", 100_000, "--knn_every", 0, "--limit_steps", done + 2)) == 0
+    assert [line["step"] for line in lines(metrics)] == list(range(1, done + 3))
+
+
+def test_sigterm_in_mid_epoch_and_resume_gives_the_run_in_one_go(straight, data, tmp_path, capsys, monkeypatch):
+    write = Recorder.step
+
+    def stopped_at_six(self, values):
+        write(self, values)
+        if values["step"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "step", stopped_at_six)
+    assert main(flags(data, tmp_path, "--knn_every", 1)) == 143
+    assert capsys.readouterr().err.startswith("fasttrain: stopped by SIGTERM at step 6; ")
+    monkeypatch.undo()
+    assert main(flags(data, tmp_path, "--knn_every", 1)) == 0
+    _assert_same_run(tmp_path, straight[0])
+
+
+def test_first_and_last_steps_and_evaluated_ones_are_logged(data, tmp_path):
+    """A line with k-NN once carried the loss of an earlier step, and after a resume there was none to carry."""
+    given = flags(data, tmp_path, "--log_every", 100, "--knn_every", 1)
+    assert main([*given, "--limit_steps", "2"]) == 0
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert main(given) == 0
+    metrics = lines(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["epoch"]) for line in metrics] == [(1, 0.25), (2, 0.5), (4, 1), (8, 2)]
+    assert len({line["loss"] for line in metrics}) == 4
+    assert ["knn_top1" in line for line in metrics] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_resumes_what_it_wrote(straight, data, tmp_path, stage):
+    """ZeRO 1 and 2 write a class of DeepSpeed's that the reader of tensors alone once refused."""
+    given = flags(data, tmp_path, "--zero_stage", stage, "--knn_every", 1)
+    assert main([*given, "--limit_steps", "3"]) == 0
+    assert main(given) == 0
+    expected = [line["loss"] for line in lines(straight[0] / "metrics.jsonl")]
+    assert [line["loss"] for line in lines(tmp_path / "metrics.jsonl")] == pytest.approx(expected, rel=1e-3)
+
+
+def test_bad_files_are_named_once_counted_and_left_out(data, tmp_path, capfd):
+    root = tmp_path / "images"
+    shutil.copytree(data, root)
+    whole = (root / "train" / "cat" / "00.jpg").read_bytes()
+    bad = [root / "train" / "cat" / "cut.jpg", root / "train" / "dog" / "00.jpg", root / "val" / "dog" / "text.png"]
+    bad[0].write_bytes(whole[: len(whole) // 2])
+    bad[1].write_text("no image at all")
+    bad[2].write_text("nor this")
+    # Headers are whole, what follows is not: only the decoder finds out.
+    bad.append(root / "train" / "dog" / "zeros.png")
+    good = (root / "train" / "dog" / "01.png").read_bytes()
+    at = good.index(b"IDAT") + 10
+    bad[3].write_bytes(good[:at] + bytes(len(good) - at - 12) + good[-12:])
+    assert main(flags(root, tmp_path / "run")) == 0
+    out = capfd.readouterr().out
+    assert [out.count(f"{path}: ") for path in bad] == [1, 1, 1, 1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["images"], summary["unreadable_images"]) == (35, 4)
+    assert summary["knn_top1"] is not None
+
+
+def test_images_without_labels(data, tmp_path, capsys):
+    given = flags(data / "train" / "cat", tmp_path, "--limit_steps", 2, "--knn_every", 1)
+    assert main(given) == 0
+    assert "no k-NN accuracy: the data has no labels" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [v for k, v in summary.items() if k.startswith("knn")] == [None, None, None]
+    assert summary["rankme"] > 1
+    assert summary["images"] == 16
+
+
+@pytest.mark.parametrize("method", ["dino", "swav"])
+def test_the_entropy_twin_of_every_method_runs(data, tmp_path, method, capsys):
+    more = ["--entropy", "--limit_steps", "2", "--drop_path_rate", "0"]
+    more += ["--bottleneck_dim", "8", "--out_dim", "64"] if method == "dino" else ["--nmb_prototypes", "64"]
+    assert main(flags(data, tmp_path, *more, method=method)) == 0
+    assert f"{method}+ER finished: 2 steps" in capsys.readouterr().out
+    first = lines(tmp_path / "metrics.jsonl")[0]
+    assert first["entropy_max"] == pytest.approx(math.log(64))
+    assert 0 < first["entropy"] <= first["entropy_max"] + 1e-6
+    assert (first["momentum"] is None) == (method == "swav")
+    assert json.loads((tmp_path / "summary.json").read_text())["entropy_objective"] is True
+
+
+@pytest.mark.parametrize("more", [[], ["--log_every", "100"]], ids=["every_step", "last_step"])
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys, more):
+    assert main(flags(data, tmp_path, "--lr", "1e30", "--clip_grad", 0, "--knn_every", 1, *more)) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fasttrain: the loss is nan at step ")
+    assert "lower --lr" in line
+    assert lines(tmp_path / "metrics.jsonl")[-1]["loss"] is None
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_that_the_last_step_broke_are_no_result(data, tmp_path, capsys):
+    """The loss is measured before the step, so the last step's damage shows only in the evaluation."""
+    assert main(flags(data, tmp_path, "--lr", "1e38", "--clip_grad", 0, "--limit_steps", 1, "--optimizer", "sgd")) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fasttrain: the weights are not finite after step 1; lower --lr")
+
+
+def _bad_yaml(folder):
+    (folder / "broken.yaml").write_text("lr: [1, 2\nepochs: }")
+    return ["--config", folder / "broken.yaml"]
+
+
+def _text_as_images(folder):
+    for i in range(12):
+        (folder / f"{i}.jpg").write_text("no image")
+    return ["--data_path", folder]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batchsize_per_gpu", "8"], "argument --batchsize_per_gpu is unknown; did you mean --batch_size_per_gpu?"),
+        (["--temperatur=0.3"], "argument --temperatur is unknown; did you mean --temperature?"),
+        (["--no-such-thing-at-all"], "argument --no_such_thing_at_all is unknown; --help lists them all"),
+        (["--epochs", "three"], "argument --epochs: invalid int value: 'three'"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--precision", "fp8"], "--precision: input should be 'auto', 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        (["--entropy", "maybe"], "argument --entropy: 'maybe' is neither true nor false"),
+        (["--method", "simclar"], "method 'simclar' is unknown; choose one of .*simclr"),
+        (["--recipe", "imagnet"], "recipe 'imagnet' is unknown for simclr; choose one of .*imagenet"),
+        (["--arch", "resnet181"], "network 'resnet181' is unknown; did you mean resnet18 "),
+        (["--arch", "vit_tiny", "--patch_size", "5"], "patch_size 5 does not divide the image of 32 pixels"),
+        (["--data_path", "/no/such/folder"], "/no/such/folder: no such folder; check the data path"),
+        (lambda folder: ["--data_path", folder], "no image found; looked for files ending in .jpg"),
+        (_text_as_images, "none of its 12 images can be read; .*.jpg: not an image"),
+        (["--batch_size_per_gpu", "64"], "a batch of 64 images .* is larger than the data, 32 images; use a smaller"),
+        (["--gradient_accumulation_steps", "5"], "a batch of 40 images is larger than the data .32.; lower"),
+        (["--optimizer", "adam"], "optimizer 'adam' is unknown; did you mean adamw?"),
+        (["--optimizer", "lars", "--zero_stage", "1"], "--optimizer lars .*; use --zero_stage 0 or --optimizer adamw"),
+        (["--config", "/no/such.yaml"], "--config /no/such.yaml cannot be read: No such file or directory"),
+        (_bad_yaml, "--config .*broken.yaml is not YAML: "),
+        (["--output_dir", "/dev/null/x"], "--output_dir /dev/null/x cannot be made: "),
+        (["--resume", "/no/such/run"], "--resume /no/such/run: no checkpoint there; pass a run's folder"),
+        (["--num_workers", "-1"], "--num_workers must be at least 0, got -1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "__name__", ""),
+)
+def test_what_cannot_be_used_is_one_line_and_status_2(data, tmp_path, capsys, more, message):
+    (tmp_path / "given").mkdir()
+    given = more(tmp_path / "given") if callable(more) else more
+    assert main(flags(data, tmp_path / "run", *given)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fasttrain: ")
+    assert re.search(message, line), line
+
+
+def test_a_method_is_needed(capsys):
+    assert main([]) == 2
+    assert "--method is missing; choose one of dino, simclr, swav" in capsys.readouterr().err
+
+
+def _copy(run, folder):
+    """A copy of a run that may be damaged: the run's folder and its checkpoint's file."""
+    shutil.copytree(run, folder)
+    return folder, folder / "checkpoints" / "step-00000008" / "mp_rank_00_model_states.pt"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--arch", "test_resnet"], "is of arch 'conv_small', this run of 'test_resnet'"),
+        (["--entropy"], "is of entropy False, this run of True"),
+        (["--zero_stage", "2"], "is of zero_stage 0, this run of 2"),
+        (["--optimizer", "sgd"], "is of optimizer 'adamw', this run of 'sgd'"),
+        (["--out_dim", "16"], "does not fit these settings .size mismatch for .*; use those of its run's config.yaml"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused(straight, data, tmp_path, capsys, more, message):
+    assert main(flags(data, tmp_path, "--resume", straight[0], *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: checkpoint {straight[0]}/checkpoints/step-00000008 ")
+    assert "--resume never" in line
+    assert re.search(message, line), line
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_checkpoint_of_another_method_is_refused(straight, data, tmp_path, capsys):
+    assert main(flags(data, tmp_path, "--resume", straight[0], "--drop_path_rate", 0, method="dino")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is of method 'simclr', this run of 'dino'; use that setting, another --output_dir, or --resume" in line
+
+
+class _RunsCode:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(straight, data, tmp_path, capsys):
+    run, file = _copy(straight[0], tmp_path / "run")
+    marker = tmp_path / "marker"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"lr_scheduler": _RunsCode(marker)}, file)
+    assert main(flags(data, run)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: checkpoint {file.parent} holds more than tensors (")
+    assert line.endswith(".mkdir) and is not loaded; choose another or --resume never")
+    assert not marker.exists()
+    torch.load(file, weights_only=False)
+    assert marker.exists()  # so the file would have done it
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "not a checkpoint"])
+def test_a_damaged_checkpoint_is_refused(straight, data, tmp_path, capsys, damage):
+    run, file = _copy(straight[0], tmp_path / "run")
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        kept = {"truncated": content[: len(content) // 2], "empty": b"", "not a checkpoint": b"hello " * 1000}[damage]
+        file.write_bytes(kept)
+    assert main(flags(data, run)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: checkpoint {file.parent} is damaged (")
+    assert line.endswith("; choose another or --resume never")
+    assert len(lines(run / "metrics.jsonl")) == 8  # nothing of the run is lost
+
+
+def test_a_wrong_flag_from_the_shell():
+    start = (sys.executable, "-c", "import sys; from fasttrain.cli import main; sys.exit(main())")
+    process = _command(["train", "--method", "simclr", "--epoch", "3"], *start)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert out == ""
+    assert err == "fasttrain: argument --epoch is unknown; did you mean --epochs?\n"
+
+
+def test_help_names_every_flag_of_the_method(capsys):
+    for arguments, there, not_there in (
+        (["--help"], "--batch_size_per_gpu", "--temperature"),
+        (["--method", "simclr", "-h"], "--temperature", "--teacher_temp"),
+        (["--method", "dino", "--help"], "--teacher_temp", "--temperature"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        out = capsys.readouterr().out
+        assert there in out
+        assert not_there not in out
+
+
+def test_print_config_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained"))
+    assert main(["--method", "simclr", "--print-config", "--batch-size-per-gpu=16"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["method"], printed["recipe"], printed["batch_size_per_gpu"]) == ("simclr", "demo", 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "told"), [("dino", ""), ("dino", "-er")])
+def test_the_default_output_folder_says_what_ran(tmp_path, monkeypatch, name, told):
+    from fasttrain.command_line import parse
+    from fasttrain.distributed import World
+
+    monkeypatch.chdir(tmp_path)
+    config, _ = parse(["--method", name, *(["--entropy"] if told else [])])
+    path = train._output_dir(config, World(0, 1, 0, 1))
+    assert path.is_dir()
+    assert path.parent.name == "runs"
+    assert path.name.startswith(f"{name}{told}-2")
+
+
+def test_commands(capsys, monkeypatch):
+    assert cli.main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert cli.main([]) == 0
+    assert "doctor" in capsys.readouterr().out
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err == "fasttrain: command 'trian' is unknown; choose train or doctor\n"
+    assert cli.main(["train", "--method", "simclr", "--print_config"]) == 0
+    assert capsys.readouterr().out.startswith("method: simclr\n")
+    monkeypatch.setattr("fasttrain.doctor.main", lambda: 7)
+    assert cli.main(["doctor"]) == 7
