@@ -178,6 +178,12 @@ def _with_view_flags(views: tuple[View, ...], train: TrainConfig) -> tuple[View,
         values: dict[str, Any] = {"size": size[view.local], "scale": scale[view.local]}
         values["count"] = (train.local_crops_number or None) if view.local else None  # 0: left out below
         changed.append(dataclasses.replace(view, **{k: v for k, v in values.items() if v is not None}))
+    if not any(view.local for view in views):
+        given = [name for name in _VIEW_FLAGS if name.startswith("local") and getattr(train, name)]
+        if given:
+            raise ConfigError(
+                f"--{given[0]}: the recipe has no local views to change; list some under views: in --config"
+            )
     if train.local_crops_number == 0:
         changed = [view for view in changed if not view.local]
     return tuple(changed)

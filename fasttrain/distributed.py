@@ -42,12 +42,13 @@ def prepare_environment() -> None:
     """Set what torch and DeepSpeed read when they are imported. Call it before importing either.
 
     Two OpenMP teams that each take all cores and spin at their barriers run 15 times slower than one, so every rank
-    gets its share of the cores and its threads sleep when they have nothing to do.
+    gets its share of the cores, and ranks that share a machine sleep at their barriers.
     """
     world = world_from_environment()
     if world.local_size > 1 or "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(world.threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE" if world.local_size > 1 else "ACTIVE")
+    if world.local_size > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_nvidia_device() else "cpu")

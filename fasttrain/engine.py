@@ -98,6 +98,13 @@ class Engine:
             tensor /= self.world.size
         return [float(v) for v in tensor]
 
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether every weight of the student is a number, on every rank."""
+        held = [getattr(p, "ds_tensor", p) for p in self.method.student.parameters()]
+        good = torch.stack([t.data.isfinite().all() for t in held if t.numel()]).all()
+        return self.mean([float(good)])[0] == 1
+
     def close(self) -> None:
         """Free DeepSpeed's state."""
         self.deepspeed.destroy()

@@ -50,6 +50,15 @@ class Recorder:
         self._board.close()
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary.json of a finished run, or None."""
+    try:
+        content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        return content
+    except (OSError, ValueError):
+        return None
+
+
 def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Remove the lines of steps that a resumed run makes again, and a last one that was cut; returns the others."""
     if not path.is_file():

@@ -25,7 +25,7 @@ from .methods.base import Bound, Objective, Step
 from .networks import create_backbone
 from .pipelines import Batch, Loader, open_source
 from .progress import DataNotes, Display
-from .recorder import Recorder
+from .recorder import Recorder, read_summary
 
 _COLLAPSED_NATS = 0.01
 
@@ -106,6 +106,8 @@ class _Run:
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
         done = 0 if found is None else checkpoint.restore(self.engine, found, self._card(0))
         self.last = max(self.last, done)
+        if done == self.last and (summary := read_summary(self.output)) and summary.get("steps") == done:
+            return summary  # finished before: nothing to train, and its times stay what they were
         display = Display(self.last, done) if main else None
         with ExitStack() as stack:
             recorder = stack.enter_context(Recorder(self.output, resumed_at=done)) if main else None
@@ -203,6 +205,8 @@ class _Run:
         keep = last_of_epoch and done // self.engine.steps_per_epoch % t.saveckp_freq == 0
         due = bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0
         if keep or due or stopping or done == self.last:
+            if not self.engine.finite():  # the last good checkpoint stays the last
+                raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
             checkpoint.publish(self.engine, self.output / "checkpoints", self._card(done), keep=keep)
         if stopping and done < self.last:
             raise Interrupted(f"stopped by SIGTERM at step {done}; --resume auto --output_dir {self.output} goes on")
@@ -223,10 +227,22 @@ class _Run:
         if done:
             display.note(f"resumed after step {done}")
         if untrained is None:
-            what = "labels" if self.splits.train.labels is None else "held-out images (--val_path)"
-            display.note(f"no k-NN accuracy: the data has no {what}")
+            display.note(f"no k-NN accuracy: the data has no {self._missing_for_knn()}")
         else:
             display.note(f"k-NN before training: untrained network {untrained:.3f}, raw pixels {pixels:.3f}")
+
+    def _missing_for_knn(self) -> str:
+        if self.splits.train.labels is None:
+            return "labels (class sub-folders)"
+        return "held-out images (--val_path)" if self.splits.val is None else "labels for its held-out images"
+
+    def _unreadable(self) -> int:
+        """Files that any rank could not read."""
+        mine = sorted(self.loader.bad | self.evaluator.bad)
+        everyone: list[list[str]] = [mine] * self.world.size
+        if self.world.size > 1:
+            dist.all_gather_object(everyone, mine)
+        return len({name for names in everyone for name in names})
 
     def _summary(
         self,
@@ -245,7 +261,7 @@ class _Run:
             "arch": t.arch,
             "dataset": self.splits.name,
             "images": len(self.splits.train),
-            "unreadable_images": len(self.loader.bad | self.evaluator.bad),
+            "unreadable_images": self._unreadable(),
             "epochs": self.last / self.engine.steps_per_epoch,
             "steps": self.last,
             "seconds": seconds,

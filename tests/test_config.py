@@ -236,6 +236,7 @@ def test_a_folder_is_no_configuration(tmp_path):
         ({"optimizer": "adamv"}, "optimizer 'adamv' is unknown; did you mean adamw"),
         ({"global_crops_size": 0}, "size is 0; a view needs at least 1 pixel"),
         ({"local_crops_number": -1, "recipe": "imagenet"}, "count is -1"),
+        ({"local_crops_number": 2}, "--local_crops_number: the recipe has no local views to change"),
         ({"global_crops_scale": (0.0, 1.0)}, "scale is .*; use two area fractions"),
         ({"global_crops_scale": (0.5, 0.4)}, "scale is .*; use two area fractions"),
     ],
