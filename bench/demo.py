@@ -16,16 +16,18 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ALL = ["dino+er", "dino", "simclr", "simclr+er", "swav", "swav+er"]
+ALL = ["dino+er", "dino", "dino-uncentred", "simclr", "simclr+er", "swav", "swav+er"]
 KEPT = ["knn_top1", "knn_top1_untrained", "knn_top1_pixels", "rankme", "entropy", "entropy_max", "reconstruction"]
 KEPT += ["information", "collapsed", "epochs", "seconds", "images_per_s"]
 
 
 def run(name: str, seed: int) -> dict[str, object]:
-    method, _, twin = name.partition("+")
+    method, twin = name.partition("+")[0].partition("-")[0], name.endswith("+er")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "fasttrain/run.py", "--method", method, "--seed", str(seed), "--output_dir", folder]
-        subprocess.run(command + (["--entropy"] if twin else []), check=True, cwd=ROOT)
+        command += ["--entropy"] if twin else []
+        command += ["--no_centering"] if name.endswith("-uncentred") else []  # as its twin has it
+        subprocess.run(command, check=True, cwd=ROOT)
         summary = json.loads(Path(folder, "summary.json").read_text())
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # the largest child so far
     return {"run": name, "seed": seed, **{k: summary[k] for k in KEPT}, "peak_bytes_at_most": peak}
