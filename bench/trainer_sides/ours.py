@@ -1,0 +1,81 @@
+"""Our side: the Loader, and the Engine driven as ``fasttrain.train`` drives it."""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrain.config import Config
+from fasttrain.distributed import initialise, world_from_environment
+from fasttrain.engine import Engine, quiet_deepspeed
+from fasttrain.methods.base import Branch, global_views
+from fasttrain.pipelines import Batch, Loader, open_source
+from fasttrain.recorder import Recorder
+from fasttrain.train import build_method
+
+from .clock import Side
+
+
+class Ours(Side):
+    def __init__(self, config: Config) -> None:
+        quiet_deepspeed()
+        t, world = config.train, world_from_environment()
+        initialise(world)
+        source = open_source(t.data_path).train
+        self.loader = Loader(source, config.views, t.batch_size_per_gpu, threads=t.num_workers or world.threads)
+        torch.manual_seed(t.seed)
+        self.engine = Engine(config, build_method(config), world, steps_per_epoch=self.loader.steps_per_epoch)
+        self.method = self.engine.method
+        self.parameters = sum(p.numel() for p in self.method.student.parameters())
+        self.watch(self.engine.optimizer)
+        self.log_every = t.log_every
+        folder = tempfile.TemporaryDirectory()
+        atexit.register(folder.cleanup)
+        self.recorder = Recorder(Path(folder.name))
+        self.epoch = 0
+        self.index = self.loader.steps_per_epoch * int(t.warmup_epochs + 1)  # past warm-up and frozen prototypes
+        self.kept: list[Tensor] = []
+        self.gradient: Tensor | None = None
+
+    def batches(self) -> Iterator[Batch]:
+        self.epoch += 1
+        return self.loader.epoch(self.epoch)
+
+    def keep(self, batch: Batch) -> None:
+        self.kept = list(batch.views)
+
+    def network(self) -> None:
+        if self.method.teacher is not None:
+            with torch.no_grad():
+                _logits(self.method.teacher, global_views(self.kept, self.method.n_global))
+        logits = _logits(self.method.student, self.kept)
+        if self.gradient is None:
+            self.gradient = torch.randn_like(logits) / logits.numel()
+        logits.backward(self.gradient)
+        self.method.zero_grad()
+
+    def step(self, batch: Batch | None = None, *, log: bool) -> None:
+        engine = self.engine
+        views = self.kept if batch is None else [v.to(engine.device, non_blocking=True) for v in batch.views]
+        step = engine.step_at(self.index, measure=log)
+        objective = engine.micro_step(views, step)
+        engine.update(step)
+        self.index += 1
+        if log:
+            bound: Any = objective.bound
+            local = [float(objective.loss.detach()), float(bound.entropy), float(bound.reconstruction)]
+            loss, entropy, reconstruction = engine.mean(local)
+            line = {"step": self.index, "loss": loss, "entropy": entropy, "reconstruction": reconstruction}
+            self.recorder.step(line | engine.schedules(step))
+
+
+def _logits(branch: Branch, views: list[Tensor]) -> Tensor:
+    """Projections, or their products with the prototypes where the method has some: what the loss starts from."""
+    projections: Tensor = branch(views)
+    return projections @ branch.prototypes().T if hasattr(branch, "prototypes") else projections
