@@ -20,7 +20,9 @@ def row_logsumexp(
     With ``exclude_self`` the sum leaves out j = first_row + i: row i of x is then row ``first_row + i`` of y,
     as it is when x holds one rank's rows of the gathered y. A row with nothing left to sum is -inf.
     """
-    scores = scale * (x @ y.T)
+    # Autocast would round the similarities to 8 bits before they are scaled and exponentiated.
+    with torch.autocast(x.device.type, enabled=False):
+        scores = scale * (x @ y.T)
     if bias is not None:
         scores = scores + bias
     if exclude_self:

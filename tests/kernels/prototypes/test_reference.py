@@ -58,7 +58,7 @@ def test_sinkhorn_codes_are_a_softmax_with_the_potential_as_centre():
 
 def test_no_pair_of_different_views_is_refused():
     z, w = _unit(1, 4, 5, seed=0), _unit(7, 5, seed=1)
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(ValueError, match="no two different views"):
         prototype_cross_entropy(z, z, w, w, student_temp=0.1, teacher_temp=0.04)
 
 

@@ -48,3 +48,10 @@ def test_bias_shift_moves_every_row_by_the_shift():
     x, y, bias = torch.randn(6, 3), torch.randn(9, 3), torch.randn(9)
     base = row_logsumexp(x, y, scale=1.0, bias=bias)
     torch.testing.assert_close(row_logsumexp(x, y, scale=1.0, bias=bias + 3), base + 3)
+
+
+def test_autocast_does_not_round_the_similarities():
+    z = normalize(torch.randn(32, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = row_logsumexp(z, z, scale=20.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(row_logsumexp(z, z, scale=20.0), expected)
