@@ -4,14 +4,17 @@ Knows tensors only: nothing here imports ``fasttrain`` or ``fasttrain.pipelines`
 ``group`` is the process group that a reduction crosses; None means that this process holds the whole batch.
 """
 
-from .contrastive import nt_xent
-from .entropy import vmf_entropy, vmf_reconstruction
+from .contrastive import info_nce, nt_xent
+from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
 from .prototypes.reference import prototype_cross_entropy, prototype_entropy
-from .similarity.reference import row_logsumexp
+from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
 from .sinkhorn.reference import sinkhorn, sinkhorn_center
 from .vmf import log_sphere_area, log_vmf_normalizer
 
 __all__ = [
+    "bidirectional_logsumexp",
+    "gaussian_entropy",
+    "info_nce",
     "log_sphere_area",
     "log_vmf_normalizer",
     "nt_xent",

@@ -7,6 +7,7 @@ gradients of all ranks' losses; averaging by the trainer makes the result that o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        shards = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(shards, x.contiguous(), group=group)
-        return torch.cat(shards)
+        return start_gather(x, group)()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -46,6 +45,18 @@ def _all_reduce_mean(x: Tensor, group: Group) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total / dist.get_world_size(group)
+
+
+def start_gather(x: Tensor, group: Group) -> Callable[[], Tensor]:
+    """Start concatenating the rows of every rank, without autograd; calling what is returned waits for them."""
+    everyone = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
+    work: Any = dist.all_gather_into_tensor(everyone, x.contiguous(), group=group, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return everyone
+
+    return wait
 
 
 def gather_rows(x: Tensor, group: Group | None) -> Tensor:

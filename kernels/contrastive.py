@@ -5,22 +5,76 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .collectives import Group, first_row, gather_rows
-from .similarity.reference import row_logsumexp
+from .backend import Backend
+from .checks import check_pair, check_positive
+from .collectives import Group
+from .similarity.logsumexp import row_logsumexp
 
 
-def nt_xent(z0: Tensor, z1: Tensor, *, temperature: float | Tensor, group: Group | None = None) -> Tensor:
+def nt_xent(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    temperature: float | Tensor,
+    backend: Backend = "auto",
+    group: Group | None = None,
+) -> Tensor:
     """NT-Xent of two views' unit-norm projections z0, z1 [B, D] (SimCLR, arXiv 2002.05709, equation 1), in nats.
 
         l_i = log sum_{k != i} exp(<z_i, z_k> / temperature) - <z_i, z_j(i)> / temperature,   mean over the 2B rows
 
     where j(i) is the other view of the same image: the positive stands in the sum, the row itself does not.
-    With ``group`` the sum runs over the rows of all ranks and the mean over this rank's own.
+    With ``group`` the sum runs over the rows of all ranks and the mean over this rank's own. A temperature that is a
+    tensor gets a gradient. Raises ValueError for shapes or types that differ, D < 2 or a temperature not above 0.
     """
+    check_pair(z0, z1, "z0", "z1", least_dim=2, same_rows=True)
+    check_positive(temperature, "temperature")
     scale = 1 / temperature
-    positives = scale * (z0 * z1).sum(1)
     rows = torch.cat([z0, z1])
-    lse = row_logsumexp(
-        rows, gather_rows(rows, group), scale=scale, exclude_self=True, first_row=first_row(rows, group)
-    )
-    return lse.mean() - positives.mean()
+    lse = row_logsumexp(rows, rows, scale=scale, exclude_self=True, unit_norm=True, backend=backend, group=group)
+    return lse.mean() - scale * row_dots(z0, z1).mean()
+
+
+def info_nce(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor | None = None,
+    *,
+    temperature: float | Tensor,
+    in_batch: bool | None = None,
+    backend: Backend = "auto",
+    group: Group | None = None,
+) -> Tensor:
+    """InfoNCE of unit-norm queries q [B, D] against their keys k [B, D] (arXiv 1807.03748, equation 4), in nats.
+
+        l_i = log sum_{j in N(i)} exp(<q_i, j> / temperature) - <q_i, k_i> / temperature,   mean over the B rows
+
+    The candidates N(i) are k_i and its negatives: the batch's other keys (without a queue), the rows of ``queue``
+    [Q, D] (MoCo, arXiv 1911.05722, equation 1), or with ``in_batch=True`` and a queue both. One direction: for CLIP's
+    two, average with the arguments swapped, or see :func:`bidirectional_logsumexp`. With ``group`` the batch's keys are
+    those of all ranks. Whatever requires a gradient gets one; detach keys or queue where the method does.
+
+    Raises ValueError for shapes or types that differ, D < 2, a temperature not above 0, or no negatives at all.
+    """
+    check_pair(q, k, "q", "k", least_dim=2, same_rows=True)
+    check_positive(temperature, "temperature")
+    if in_batch is None:
+        in_batch = queue is None
+    if queue is None and not in_batch:
+        raise ValueError("info_nce without queue and in_batch=False has no negatives; give one of them")
+    scale = 1 / temperature
+    positives = scale * row_dots(q, k)
+    lse = positives
+    if in_batch:  # k_i is among the columns
+        lse = row_logsumexp(q, k, scale=scale, unit_norm=True, backend=backend, group=group)
+    if queue is not None:
+        check_pair(q, queue, "q", "queue", least_dim=2)
+        lse = torch.logaddexp(lse, row_logsumexp(q, queue, scale=scale, unit_norm=True, backend=backend))
+    return (lse - positives).mean()
+
+
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """``<a_i, b_i>`` [N], in fp32 for half precision."""
+    if a.dtype in (torch.float16, torch.bfloat16):
+        a, b = a.float(), b.float()
+    return (a * b).sum(1)

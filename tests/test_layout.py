@@ -51,7 +51,7 @@ def test_the_files_are_found():
     names = {_module(path) for path in _FILES}
     assert {"fasttrain.kernels.vmf", "fasttrain.pipelines.graph", "fasttrain.evaluate.knn"} <= names
     assert len(names) == len(_FILES)
-    assert "fasttrain.kernels.collectives.gather_rows" in _imports(_ROOT / "kernels" / "contrastive.py")
+    assert "fasttrain.kernels.collectives.gather_rows" in _imports(_ROOT / "kernels" / "entropy.py")
 
 
 def test_kernels_import_nothing_of_the_others():

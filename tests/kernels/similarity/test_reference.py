@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fasttrain.kernels import row_logsumexp
+from fasttrain.kernels.similarity.reference import bidirectional_logsumexp, row_logsumexp
 
 
 def _loop(x, y, scale, bias, exclude):
@@ -27,21 +27,28 @@ def test_equals_its_definition_term_by_term(exclude, biased):
     x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     y = torch.cat([x, torch.randn(2, 3, generator=generator, dtype=torch.float64)])
     bias = torch.randn(7, generator=generator, dtype=torch.float64) if biased else None
-    got = row_logsumexp(x, y, scale=2.5, bias=bias, exclude_self=exclude)
+    got = row_logsumexp(x, y, scale=2.5, bias=bias, excluded=0 if exclude else None)
     torch.testing.assert_close(got, _loop(x, y, 2.5, bias, exclude), rtol=1e-12, atol=1e-12)
 
 
 def test_a_single_row_without_itself_has_nothing_to_sum_and_no_gradient():
     x = normalize(torch.randn(1, 4), dim=1).requires_grad_()
-    lse = row_logsumexp(x, x, scale=10.0, exclude_self=True)
+    lse = row_logsumexp(x, x, scale=10.0, excluded=0)
     assert lse.item() == -math.inf
 
 
-def test_first_row_places_a_rank_among_the_gathered_rows():
+def test_the_excluded_column_places_a_rank_among_the_gathered_rows():
     z = normalize(torch.randn(8, 4, dtype=torch.float64), dim=1)
-    whole = row_logsumexp(z, z, scale=5.0, exclude_self=True)
-    halves = [row_logsumexp(z[i : i + 4], z, scale=5.0, exclude_self=True, first_row=i) for i in (0, 4)]
+    whole = row_logsumexp(z, z, scale=5.0, excluded=0)
+    halves = [row_logsumexp(z[i : i + 4], z, scale=5.0, excluded=i) for i in (0, 4)]
     torch.testing.assert_close(torch.cat(halves), whole)
+
+
+def test_both_directions_are_the_rows_of_the_matrix_and_of_its_transpose():
+    x, y = torch.randn(5, 3), torch.randn(7, 3)
+    rows, columns = bidirectional_logsumexp(x, y, scale=2.0)
+    torch.testing.assert_close(rows, row_logsumexp(x, y, scale=2.0))
+    torch.testing.assert_close(columns, row_logsumexp(y, x, scale=2.0))
 
 
 def test_bias_shift_moves_every_row_by_the_shift():

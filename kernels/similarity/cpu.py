@@ -1,0 +1,247 @@
+"""The CPU path: square tiles that stay in the cache, worked on in place, each pair of rows of a symmetric matrix once.
+
+    e_ij = 2^(c <x_i, y_j> + b_j log2 e),   c = scale log2 e        one product and one exponential a tile, forward
+                                                                    and again backward; never an N x M matrix
+    lse_i = log sum_j e_ij
+    G_ij = g_i exp(s_ij - lse_i) + h_j exp(s_ij - lse'_j)           g, h: gradients of row and column log-sum-exps
+    dx = scale G y,  dy = scale G^T x,  dbias_j = sum_i G_ij
+
+Everything runs in base 2, because torch's exp2 is its own vector code on every processor (1.2 units in the last place)
+where its exp is the maths library's: on the AMD machine of NOTES.md exp2 is four times faster. Where the scores are
+bounded by 40 nats, no shift is needed at all: neither 2^s nor a sum of them leaves the range of fp32, and sums over
+tiles in any order simply add. Elsewhere a running maximum is kept.
+
+The same code serves fp64, which is what gradcheck tests, and CUDA tensors of types that the Triton kernels lack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+BOUND = 40.0
+"""Scores within +-BOUND nats need no shift: e^-80 is the smallest probability, and with a gradient of 1/N a normal."""
+_TILE = 768
+_CLAMP = -80.0
+"""2^-80 is nothing beside 1, and times a small gradient not yet a denormal, whose products are 100 times slower."""
+
+Weights = tuple[Tensor, Tensor]
+"""A log-sum-exp and the gradient with respect to it, both [N] or both [M]."""
+
+
+def pair_lse(
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    *,
+    scale: float,
+    excluded: int | None,
+    unit_norm: bool,
+    columns: bool,
+) -> tuple[Tensor, Tensor]:
+    """Row log-sum-exps [N] and, with ``columns``, those of the columns [M], else an empty tensor."""
+    x, y, bias = _accumulable(x), _accumulable(y), None if bias is None else _accumulable(bias) * LOG2E
+    scale = _scale(scale, gain)
+    if not _bounded(x, y, bias, scale, unit_norm):
+        rows = _running_maximum(x, y, bias, scale, excluded)
+        none = x.new_empty(0)
+        return rows, _running_maximum(y, x, None, scale, _transposed(excluded)) if columns else none
+    rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
+    for i, j, e in _exponentials(x, y, bias, scale, excluded):
+        rows[i] += e.sum(1)
+        if columns:
+            cols[j] += e.sum(0)
+    return rows.log_(), cols.log_()
+
+
+def self_lse(x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool) -> Tensor:
+    """Log-sum-exp of every row of the symmetric matrix of x with itself [N]."""
+    x, scale = _accumulable(x), _scale(scale, gain)
+    excluded = 0 if exclude_self else None
+    if not _bounded(x, x, None, scale, unit_norm):
+        return _running_maximum(x, x, None, scale, excluded)
+    rows = x.new_zeros(len(x))
+    for i, j, e in _exponentials(x, x, None, scale, excluded, symmetric=True):
+        rows[i] += e.sum(1)
+        if i != j:
+            rows[j] += e.sum(0)
+    return rows.log_()
+
+
+def pair_backward(
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    rows: Weights | None,
+    cols: Weights | None,
+    *,
+    scale: float,
+    excluded: int | None,
+    unit_norm: bool,
+    need_x: bool,
+    need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y and bias, in the type of accumulation; empty where they are not needed."""
+    x, y, bias = _accumulable(x), _accumulable(y), None if bias is None else _accumulable(bias) * LOG2E
+    scale = _scale(scale, gain)
+    dx = torch.zeros_like(x) if need_x else x.new_empty(0)
+    dy = torch.zeros_like(y) if need_y else y.new_empty(0)
+    dbias = x.new_zeros(0 if bias is None else len(y))
+    for i, j, grad in _gradients(x, y, bias, rows, cols, scale, excluded, unit_norm):
+        if need_x:
+            dx[i].addmm_(grad, y[j])
+        if need_y:
+            dy[j].addmm_(grad.T, x[i])
+        if bias is not None:
+            dbias[j] += grad.sum(0)
+    return dx.mul_(scale), dy.mul_(scale), dbias
+
+
+def self_backward(
+    x: Tensor, gain: Tensor | None, weights: Weights, *, scale: float, exclude_self: bool, unit_norm: bool
+) -> Tensor:
+    """Gradient of x: G is symmetric, so each tile above the diagonal serves the two that it stands for."""
+    x, scale = _accumulable(x), _scale(scale, gain)
+    dx = torch.zeros_like(x)
+    excluded = 0 if exclude_self else None
+    for i, j, grad in _gradients(x, x, None, weights, weights, scale, excluded, unit_norm, symmetric=True):
+        dx[i].addmm_(grad, x[j])
+        if i != j:
+            dx[j].addmm_(grad.T, x[i])
+    return dx.mul_(scale)
+
+
+def _accumulable(x: Tensor) -> Tensor:
+    """fp64 as it is, anything else in fp32: half precision products are six times slower on most CPUs."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _scale(scale: float, gain: Tensor | None) -> float:
+    return scale if gain is None else scale * gain.item()
+
+
+def _transposed(excluded: int | None) -> int | None:
+    return None if excluded is None else -excluded
+
+
+def _bounded(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, unit_norm: bool) -> bool:
+    """Whether every score lies within +-BOUND, by the norms of the rows: |<x, y>| <= |x| |y|. NaN counts as no."""
+    if x.device.type != "cpu":  # reading the norms would wait for the device
+        return unit_norm and bias2 is None and abs(scale) <= BOUND
+    longest = _longest(x)
+    bound = abs(scale) * longest * (longest if y is x else _longest(y))
+    if bias2 is not None:
+        bound += float(bias2.abs().max()) / LOG2E
+    return bound <= BOUND
+
+
+def _longest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dim=1).max())
+
+
+def _spans(length: int, most: int) -> list[slice]:
+    """Equal parts of at most ``most``: a last part of a few rows would waste a whole tile's calls."""
+    parts = -(-length // most)
+    step = -(-length // parts)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _tiles(
+    x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, *, symmetric: bool = False
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Scores in base 2, tile by tile, in one buffer that the next tile overwrites; upper triangle if symmetric."""
+    scaled = x * (scale * LOG2E)
+    across = y.T
+    row_spans = _spans(len(x), _TILE if symmetric else max(_TILE, _TILE * _TILE // len(y)))
+    col_spans = row_spans if symmetric else _spans(len(y), _TILE * _TILE // row_spans[0].stop)
+    buffer = x.new_empty(row_spans[0].stop * col_spans[0].stop)
+    for position, i in enumerate(row_spans):
+        for j in col_spans[position if symmetric else 0 :]:
+            height, width = i.stop - i.start, j.stop - j.start
+            tile = buffer[: height * width].view(height, width)
+            torch.mm(scaled[i], across[:, j], out=tile)
+            if bias2 is not None:
+                tile += bias2[j]
+            yield i, j, tile
+
+
+def _fill_excluded(tile: Tensor, i: slice, j: slice, excluded: int | None, value: float) -> None:
+    """Set the entries of a tile that stand for column = row + excluded."""
+    if excluded is None:
+        return
+    offset = i.start + excluded - j.start
+    if -tile.shape[0] < offset < tile.shape[1]:
+        tile.diagonal(offset).fill_(value)
+
+
+def _exponentials(
+    x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, excluded: int | None, *, symmetric: bool = False
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    for i, j, tile in _tiles(x, y, bias2, scale, symmetric=symmetric):
+        tile.exp2_()
+        _fill_excluded(tile, i, j, excluded, 0.0)
+        yield i, j, tile
+
+
+def _running_maximum(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, excluded: int | None) -> Tensor:
+    """Row log-sum-exps of scores of any size: each row keeps its maximum so far and the sum relative to it."""
+    top = x.new_full((len(x),), -torch.inf)
+    total = x.new_zeros(len(x))
+    for i, j, tile in _tiles(x, y, bias2, scale):
+        _fill_excluded(tile, i, j, excluded, -torch.inf)
+        new = torch.maximum(top[i], tile.amax(1))
+        shift = new.masked_fill(new == -torch.inf, 0)  # a row without any term yet
+        tile -= shift[:, None]
+        total[i] = total[i] * (top[i] - shift).exp2_() + tile.exp2_().sum(1)
+        top[i] = new
+    return (total.log2_() + top).mul_(1 / LOG2E)
+
+
+def _gradients(
+    x: Tensor,
+    y: Tensor,
+    bias2: Tensor | None,
+    rows: Weights | None,
+    cols: Weights | None,
+    scale: float,
+    excluded: int | None,
+    unit_norm: bool,
+    *,
+    symmetric: bool = False,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The tiles of G."""
+    if _bounded(x, y, bias2, scale, unit_norm):
+        a = None if rows is None else rows[1] * torch.exp(-rows[0])
+        b = None if cols is None else cols[1] * torch.exp(-cols[0])
+        weights = None
+        for i, j, e in _exponentials(x, y, bias2, scale, excluded, symmetric=symmetric):
+            if a is not None and b is not None:
+                if weights is None:
+                    weights = x.new_empty(e.numel())  # the first tile is the largest
+                both = weights[: e.numel()].view_as(e)
+                e *= torch.add(a[i, None], b[j], out=both)
+            elif a is not None:
+                e *= a[i, None]
+            elif b is not None:
+                e *= b[j]
+            yield i, j, e
+        return
+    for i, j, tile in _tiles(x, y, bias2, scale, symmetric=symmetric):
+        parts = []
+        if rows is not None:
+            parts.append(_softmax(tile - rows[0][i, None] * LOG2E, rows[1][i, None]))
+        if cols is not None:
+            parts.append(_softmax(tile - cols[0][j] * LOG2E, cols[1][j]))
+        grad = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+        _fill_excluded(grad, i, j, excluded, 0.0)
+        yield i, j, grad
+
+
+def _softmax(exponent: Tensor, weight: Tensor) -> Tensor:
+    return exponent.clamp_min_(_CLAMP).exp2_().mul_(weight)

@@ -1,0 +1,148 @@
+"""Row log-sum-exps over the columns of all ranks: local rows, gathered columns, exact gradients.
+
+Forward: the gather of the columns is started, the block of this rank's own columns is worked on meanwhile, and the
+parts are joined. Backward: once every rank knows all ranks' log-sum-exps and their gradients (2 numbers a row), it
+forms the whole gradient of its own rows in one pass,
+
+    dx_i = scale sum_j e_ij (a_i + a_j) x_j,   a = g exp(-lse)
+
+so that no N x D gradient is summed over ranks: less traffic, and the same bits whatever the order of arrival. Where x
+and y differ, the rows that met y are gathered instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..collectives import Group, start_gather
+from .op import finite_weights, kernels
+
+
+def row_logsumexp_over_ranks(
+    x: Tensor,
+    y: Tensor,
+    gain: Tensor | None,
+    scale: float,
+    exclude_self: bool,
+    unit_norm: bool,
+    backend: str,
+    group: Group,
+) -> Tensor:
+    """``log sum_j exp(scale gain <x_i, y_j>)`` over the rows y_j of all ranks [N]; ``y is x`` is the symmetric case."""
+    apply = _Symmetric.apply if y is x else _Pair.apply
+    operands = (x,) if y is x else (x, y)
+    lse: Tensor = apply(*operands, gain, scale, exclude_self, unit_norm, kernels(backend), group)
+    return lse
+
+
+def _forward(ctx: Any, x: Tensor, y: Tensor, own: Any) -> tuple[Tensor, Tensor]:
+    """The log-sum-exps and everyone's y; ``own`` computes the block of this rank's own columns."""
+    wait = start_gather(y, ctx.group)
+    parts = [own()]
+    everyone = wait()
+    first = dist.get_rank(ctx.group) * len(y)
+    for others in (everyone[:first], everyone[first + len(y) :]):
+        if len(others):
+            options = {"scale": ctx.scale, "unit_norm": ctx.unit_norm}
+            part, _ = ctx.kernels.pair_lse(x, others, None, ctx.gain, excluded=None, columns=False, **options)
+            parts.append(part)
+    return torch.stack(parts).logsumexp(0), everyone
+
+
+def _everyone(lse: Tensor, grad: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    lse, grad = start_gather(torch.stack([lse, grad], dim=1), group)().unbind(1)
+    return lse.contiguous(), grad.contiguous()
+
+
+class _Symmetric(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor | None,
+        scale: float,
+        exclude_self: bool,
+        unit_norm: bool,
+        kernels: Any,
+        group: Group,
+    ) -> Tensor:
+        ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
+        ctx.excluded = dist.get_rank(group) * len(x) if exclude_self else None
+        options = {"scale": scale, "exclude_self": exclude_self, "unit_norm": unit_norm}
+        lse, everyone = _forward(ctx, x, x, lambda: kernels.self_lse(x, gain, **options))
+        ctx.save_for_backward(x, everyone, lse)
+        return lse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, everyone, lse = ctx.saved_tensors
+        rows = finite_weights(lse, grad)
+        dx, _, _ = ctx.kernels.pair_backward(
+            x,
+            everyone,
+            None,
+            ctx.gain,
+            rows,
+            _everyone(*rows, ctx.group),
+            scale=ctx.scale,
+            excluded=ctx.excluded,
+            unit_norm=ctx.unit_norm,
+            need_x=True,
+            need_y=False,
+        )
+        # Half of <x, dx> is this rank's rows meeting everyone, half everyone meeting this rank's columns: over the
+        # ranks both halves have the same sum.
+        dgain = (x * dx).sum() / (2 * ctx.gain) if ctx.gain is not None and ctx.needs_input_grad[1] else None
+        return dx.to(x.dtype), dgain, None, None, None, None, None
+
+
+class _Pair(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        gain: Tensor | None,
+        scale: float,
+        exclude_self: bool,
+        unit_norm: bool,
+        kernels: Any,
+        group: Group,
+    ) -> Tensor:
+        ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
+        rank = dist.get_rank(group)
+        ctx.excluded = (rank * len(y), rank * len(x)) if exclude_self else (None, None)
+        options = {"scale": scale, "excluded": 0 if exclude_self else None, "unit_norm": unit_norm, "columns": False}
+        lse, everyone = _forward(ctx, x, y, lambda: kernels.pair_lse(x, y, None, gain, **options)[0])
+        ctx.save_for_backward(x, y, everyone, lse)
+        return lse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, y, everyone, lse = ctx.saved_tensors
+        of_x, of_y, of_gain, *_ = ctx.needs_input_grad
+        of_gain = of_gain and ctx.gain is not None
+        rows = finite_weights(lse, grad)
+        options = {"scale": ctx.scale, "unit_norm": ctx.unit_norm, "need_x": True, "need_y": False}
+        dx = dy = dgain = None
+        if of_x or of_gain:
+            dx, _, _ = ctx.kernels.pair_backward(
+                x, everyone, None, ctx.gain, rows, None, excluded=ctx.excluded[0], **options
+            )
+            dgain = (x * dx).sum() / ctx.gain if of_gain else None
+        if of_y:
+            all_x = start_gather(x, ctx.group)()
+            cols = _everyone(*rows, ctx.group)
+            dy, _, _ = ctx.kernels.pair_backward(
+                y, all_x, None, ctx.gain, None, cols, excluded=ctx.excluded[1], **options
+            )
+        return (
+            dx.to(x.dtype) if of_x and dx is not None else None,
+            dy.to(y.dtype) if dy is not None else None,
+            dgain,
+            *[None] * 5,
+        )
