@@ -39,6 +39,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from measure import busy_seconds, processor
+
 _QUIET = 0.04  # part of the machine that others may use during a measurement
 _TRIES = 5
 _FEWEST = 3  # quiet rounds; where there are fewer, the others count too
@@ -69,11 +71,11 @@ class Worker:
         best: dict[str, float] = {}
         for _ in range(_TRIES):
             _wait_for_quiet()
-            started, busy = time.perf_counter(), _busy_seconds()
+            started, busy = time.perf_counter(), busy_seconds()
             os.killpg(self.process.pid, signal.SIGCONT)
             print(part, file=self.process.stdin, flush=True)
             answer = self._answer()
-            others = _busy_seconds() - busy - answer.pop("cpu_seconds")
+            others = busy_seconds() - busy - answer.pop("cpu_seconds")
             answer["others_part"] = max(0.0, others / (time.perf_counter() - started) / (os.cpu_count() or 1))
             best = min(best or answer, answer, key=lambda tried: tried["others_part"])
             if best["others_part"] < _QUIET or _patience <= 0:
@@ -93,20 +95,14 @@ class Worker:
         self.process.wait()
 
 
-def _busy_seconds() -> float:
-    """CPU seconds of all the machine since it started, those that its host gave to others included."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
 def _wait_for_quiet() -> None:
     """Return once the machine, with both sides stopped, is idle for a second; or when patience has run out."""
     global _patience
     while _patience > 0:
-        started, busy = time.perf_counter(), _busy_seconds()
+        started, busy = time.perf_counter(), busy_seconds()
         time.sleep(1)
         elapsed = time.perf_counter() - started
-        if (_busy_seconds() - busy) / elapsed / (os.cpu_count() or 1) < _QUIET:
+        if (busy_seconds() - busy) / elapsed / (os.cpu_count() or 1) < _QUIET:
             return
         _patience -= elapsed
 
@@ -202,12 +198,8 @@ def _title(options: argparse.Namespace) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
     return {
-        "processor": processor,
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},

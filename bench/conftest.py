@@ -1,0 +1,118 @@
+"""Fixtures of the kernel benchmarks: ``pytest bench/ --benchmark-only [--threads 2] [--device cpu]``.
+
+What could not run is listed with its reasons at the end, and in the JSON that --benchmark-json writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import measure
+import pytest
+
+_RECORD = pytest.StashKey["Record"]()
+
+
+class Record:
+    """What belongs to the whole session."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.about = measure.machine(device)
+        self.sgemm = measure.Sgemm(device)
+        self.not_run: list[dict[str, str]] = []
+        self.peak_bytes = cache(self._peak_bytes)
+
+    def _peak_bytes(self, operation: Any, name: str, case: Any) -> int:
+        step = operation.step(name, case)
+        step()
+        return measure.peak_bytes(step, self.device)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("kernel benchmarks")
+    group.addoption("--threads", type=int, default=2, help="threads of torch, OpenMP and MKL (default 2)")
+    group.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where the tensors are")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    measure.prepare(config.getoption("--threads"))
+    config.stash[_RECORD] = Record(config.getoption("--device"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The header; pytest's own is not shown with -q."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(measure.title(session.config.stash[_RECORD].about))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    record = config.stash[_RECORD]
+    if record.sgemm.rates:
+        rates = ", ".join(f"{rate / 1e9:.0f}" for rate in record.sgemm.rates)
+        terminalreporter.section("sgemm, fp32 4096^3")
+        terminalreporter.write_line(f"best {record.sgemm.best / 1e9:.0f} of {rates} GFLOP/s")
+    if record.not_run:
+        terminalreporter.section("not run")
+    for entry in record.not_run:
+        terminalreporter.write_line("{operation}, {case}, {contestant}: {reason}".format(**entry))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["fasttrain"] = config.stash[_RECORD].about
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    record = config.stash[_RECORD]
+    output_json["not_run"] = record.not_run
+    output_json["sgemm_gflops"] = [round(rate / 1e9, 1) for rate in record.sgemm.rates]
+
+
+@pytest.fixture
+def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Any, str, Any], None]:
+    """Times one contestant in one case: agreement with ours first, then memory, then time."""
+    from peers import OURS, NotRun, check_agreement
+
+    record = request.config.stash[_RECORD]
+
+    def run(operation: Any, name: str, case: Any) -> None:
+        case = replace(case, device=record.device)
+        benchmark.group = f"{operation.name} {case.name}"
+        try:
+            step = operation.step(name, case)
+            found = step()
+        except NotRun as reason:
+            entry = {"operation": operation.name, "case": case.name, "contestant": name, "reason": str(reason)}
+            record.not_run.append(entry)
+            pytest.skip(f"not run: {reason}")
+        if name != OURS:
+            check_agreement(found, operation.step(OURS, case)(), name)
+        del found
+        peak = record.peak_bytes(operation, name, case)
+        baseline = record.peak_bytes(operation, operation.baseline, case)
+        benchmark.extra_info |= {
+            "contestant": name,
+            "threads": record.about["threads"],
+            "peak_mib": round(peak / 2**20, 3),
+            f"peak_over_{operation.baseline}": round(peak / baseline, 5),
+        }
+        counts = name == OURS and operation.flops is not None
+        if counts:
+            record.sgemm.measure()
+        benchmark(step)
+        if counts and benchmark.stats is not None:  # None with --benchmark-disable
+            record.sgemm.measure(1)
+            stats, work = benchmark.stats.stats, operation.flops(case) / record.sgemm.best
+            benchmark.extra_info |= {
+                "pct_sgemm": round(100 * work / stats.min, 1),
+                "pct_sgemm_of_median": round(100 * work / stats.median, 1),
+                "sgemm_gflops": round(record.sgemm.best / 1e9, 1),
+            }
+
+    return run
