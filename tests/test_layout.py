@@ -74,15 +74,24 @@ def test_pipelines_import_nothing_of_the_others():
     assert wrong == set()
 
 
+def test_losses_import_kernels_only():
+    files = [path for path in _FILES if _module(path).startswith("fasttrain.losses.")]
+    assert len(files) > 5
+    ours = {(path.name, name) for path in files for name in _imports(path) if _inside(name, "fasttrain")}
+    allowed = ("fasttrain.losses", "fasttrain.kernels")
+    assert {(file, name) for file, name in ours if not any(_inside(name, a) for a in allowed)} == set()
+
+
 def test_no_file_takes_the_folders_for_top_level_packages():
     files = [*_FILES, *(_ROOT / "tests").rglob("*.py"), *(_ROOT / "bench").rglob("*.py")]
     wrong = {(path.name, n) for path in files for n in _imports(path) if n.split(".")[0] in ("kernels", "pipelines")}
     assert wrong == set()
 
 
-def test_kernels_alone_load_nothing_of_the_trainer():
+@pytest.mark.parametrize("package", ["fasttrain.kernels", "fasttrain.losses"])
+def test_kernels_and_losses_alone_load_nothing_of_the_trainer(package):
     heavy = "deepspeed nvidia.dali timm pydantic yaml rich mlxtend tensorboard apex".split()  # noqa: SIM905
-    code = f"import sys, fasttrain.kernels; print(*(n for n in {heavy} if n in sys.modules), 'torch' in sys.modules)"
+    code = f"import sys, {package}; print(*(n for n in {heavy} if n in sys.modules), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 

@@ -1,0 +1,178 @@
+"""The entropy-reconstruction bound as an objective (arXiv 2307.10907, equation 2): on the sphere, or over classes.
+
+I(Z0; Z1) >= H(Z) - Rec,     Rec = -E log q(z1 | z0),     loss = Rec - H
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..kernels import log_sphere_area, vmf_entropy, vmf_reconstruction
+from ..kernels.backend import Backend
+from ..kernels.checks import check_pair, check_positive
+from ..kernels.collectives import Group, gather_rows, mean_over_ranks
+from ..kernels.entropy import Estimator
+from ..kernels.vmf import log_vmf_normalizer, reference_log_vmf_normalizer
+from .base import Loss, at_least_single, unit_pair
+
+Support = Literal["sphere", "discrete"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """``I(Z0; Z1) >= entropy - reconstruction``, in nats (arXiv 2307.10907, equation 2)."""
+
+    entropy: Tensor
+    entropy_max: float
+    reconstruction: Tensor
+
+    @property
+    def information(self) -> Tensor:
+        """The bound itself: what is learnt."""
+        return self.entropy - self.reconstruction
+
+
+class EntropyReconstructionLoss(Loss):
+    """Reconstruction less entropy of two views whose branches both carry gradient, in nats.
+
+    ``support="sphere"``, for projections z [N, D] of any norm, u = z / |z|, with the von Mises-Fisher density:
+
+        Rec = -log C_D(kappa) - kappa mean_i <u0_i, u1_i>
+        H   = mean over both views of the kernel density estimate of :func:`fasttrain.kernels.vmf_entropy`
+
+    C_D has no gradient and cancels, so the loss leaves it out. kappa = 10 is a temperature of 0.1.
+
+    ``support="discrete"``, for logits [N, K] and p = softmax(logits), all in log space:
+
+        Rec = 1/2 mean_i [ CE(p0_i, p1_i) + CE(p1_i, p0_i) ],   CE(a, b) = -sum_k a_k log b_k
+        H   = mean over both views of the entropy of mean_i p_i, at most log K
+
+    There ``kappa`` and ``estimator`` mean nothing, and ``leave_one_out`` is refused. The paper's code also has an
+    "average" for classes; it is no entropy (uniform classes minimise it) and not offered.
+
+    With ``gather_distributed`` the rows of all ranks are the batch, and every rank returns the same value. Raises
+    ValueError for a kappa that is not positive, or a support or estimator that is none.
+    """
+
+    def __init__(
+        self,
+        kappa: float = 10.0,
+        support: Support = "sphere",
+        estimator: Estimator = "average",
+        leave_one_out: bool = False,
+        *,
+        gather_distributed: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(gather_distributed, backend)
+        check_positive(kappa, "kappa")
+        for name, value, known in (("support", support, Support), ("estimator", estimator, Estimator)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        if leave_one_out and support == "discrete":
+            raise ValueError("leave_one_out is of the sphere's kernel density; classes have none")
+        self.kappa = kappa
+        self.support = support
+        self.estimator = estimator
+        self.leave_one_out = leave_one_out
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views' projections [N, D >= 2] or logits [N, K]; a scalar.
+
+        Raises ValueError if they differ in shape, type or device, or if a single row is to be left out of itself.
+        """
+        entropy, reconstruction = self._relative_terms(z0, z1)
+        return reconstruction - entropy
+
+    def terms(self, z0: Tensor, z1: Tensor, *, normalizer: Literal["exact", "reference"] = "exact") -> Bound:
+        """Entropy, its ceiling, and reconstruction with their normaliser, as fp64 scalars with gradient; to log.
+
+        To train and log from one pass, minimise ``-terms(z0, z1).information``: it is the loss. ``"reference"`` takes
+        the normaliser of the paper's code (off by 83 nats at D = 128), to compare with its figures; classes have none.
+        """
+        entropy, reconstruction = self._relative_terms(z0, z1)
+        if self.support == "discrete":
+            return Bound(entropy.double(), math.log(z0.shape[1]), reconstruction.double())
+        return sphere_bound(entropy, reconstruction, dim=z0.shape[1], kappa=self.kappa, normalizer=normalizer)
+
+    def _relative_terms(self, z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+        if self.support == "discrete":
+            check_pair(z0, z1, "z0", "z1", same_rows=True)
+            return discrete_terms(z0, z1, group=self.group)
+        return sphere_terms(
+            unit_pair(z0, z1, "z0", "z1"),
+            kappa=self.kappa,
+            estimator=self.estimator,
+            leave_one_out=self.leave_one_out,
+            backend=self.backend,
+            group=self.group,
+        )
+
+
+def sphere_terms(
+    views: Sequence[Tensor] | Tensor,
+    *,
+    kappa: float,
+    estimator: Estimator = "average",
+    leave_one_out: bool = False,
+    backend: Backend = "auto",
+    group: Group | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Entropy and reconstruction of views of unit-norm rows, V >= 2 times [N, D], both less ``-log C_D(kappa)``.
+
+    Entropy is the mean over views, reconstruction the mean over all pairs of views.
+    """
+    entropies = [
+        vmf_entropy(
+            z,
+            kappa=kappa,
+            estimator=estimator,
+            leave_one_out=leave_one_out,
+            normalizer="none",
+            backend=backend,
+            group=group,
+        )
+        for z in views
+    ]
+    pairs = [vmf_reconstruction(a, b, kappa=kappa, normalizer="none", group=group) for a, b in combinations(views, 2)]
+    return torch.stack(entropies).mean(), torch.stack(pairs).mean()
+
+
+def sphere_bound(
+    entropy: Tensor,
+    reconstruction: Tensor,
+    *,
+    dim: int,
+    kappa: float,
+    normalizer: Literal["exact", "reference"] = "exact",
+) -> Bound:
+    """The bound of :func:`sphere_terms`, with ``-log C_dim(kappa)`` added in fp64: at dim = 2048 it is -4898 nats."""
+    if normalizer not in ("exact", "reference"):
+        raise ValueError(f"normalizer must be 'exact' or 'reference', got {normalizer!r}")
+    log_normalizer = log_vmf_normalizer if normalizer == "exact" else reference_log_vmf_normalizer
+    constant = -log_normalizer(dim, kappa)
+    return Bound(entropy.double() + constant, log_sphere_area(dim), reconstruction.double() + constant)
+
+
+def discrete_terms(logits0: Tensor, logits1: Tensor, *, group: Group | None = None) -> tuple[Tensor, Tensor]:
+    """Mean entropy of the two marginals, and symmetrised cross-entropy, of logits [N, K]."""
+    log_p = [at_least_single(logits).log_softmax(1) for logits in (logits0, logits1)]
+    entropy = torch.stack([_marginal_entropy(x, group) for x in log_p]).mean()
+    p0, p1 = (x.exp() for x in log_p)
+    crossed = (p0 * log_p[1] + p1 * log_p[0]).sum(1).mean() / 2
+    return entropy, -mean_over_ranks(crossed, group)
+
+
+def _marginal_entropy(log_p: Tensor, group: Group | None) -> Tensor:
+    """Entropy of the mean of the rows exp(log_p) [N, K], all ranks' rows."""
+    ranks = 1 if group is None else dist.get_world_size(group)
+    marginal = gather_rows(log_p.logsumexp(0, keepdim=True), group).logsumexp(0) - math.log(len(log_p) * ranks)
+    return -(marginal.exp() * marginal).sum()

@@ -1,0 +1,73 @@
+"""A first-in-first-out bank of past batches (MoCo, arXiv 1911.05722, section 3.2), as lightly 1.6 has it, but saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from .base import check_distributed, default_group, gather_detached
+
+
+class MemoryBankModule(nn.Module):
+    """Holds the latest ``num_features`` rows [num_features, dim], at first random ones of unit norm.
+
+    ``size`` is ``(num_features, dim)``, or 0 for no bank at all. With ``gather_distributed`` the rows of every rank
+    enter the bank of each. ``feature_dim_first`` returns the bank as [dim, num_features], else [num_features, dim].
+
+    A batch is written from the pointer on. One that reaches the end fills what is left, loses the rows beyond, and
+    sends the pointer back to 0. ``bank`` and ``bank_ptr`` are in ``state_dict``, so that a resumed run goes on with
+    its negatives; in lightly they are not, so load one of its checkpoints with ``strict=False``.
+
+    Raises ValueError for a negative size, a bare number above 0 (the dimension cannot be guessed), or a tuple that is
+    not ``(num_features, dim)``.
+    """
+
+    bank: Tensor
+    bank_ptr: Tensor
+
+    def __init__(
+        self, size: int | Sequence[int], gather_distributed: bool = False, feature_dim_first: bool = True
+    ) -> None:
+        super().__init__()
+        check_distributed(gather_distributed)
+        self.size = (size,) if isinstance(size, int) else tuple(size)
+        if any(length < 0 for length in self.size):
+            raise ValueError(f"Illegal memory bank size {size}: negative")
+        if isinstance(size, int) and size > 0:
+            raise ValueError(f"Memory bank size {size} lacks the feature dimension: pass ({size}, dim), or 0 for none")
+        if self.size != (0,) and len(self.size) != 2:
+            raise ValueError(f"Illegal memory bank size {size}: pass (num_features, dim), or 0 for none")
+        self.gather_distributed = gather_distributed
+        self.feature_dim_first = feature_dim_first
+        there = self.size[0] > 0
+        self.register_buffer("bank", normalize(torch.randn(self.size), dim=-1), persistent=there)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=there)
+
+    def forward(
+        self, output: Tensor, labels: Tensor | None = None, update: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return ``output`` as it is and the bank as it was before; with ``update``, enqueue ``output`` [B, dim].
+
+        The bank is a copy without gradient, or None if the size is 0. ``labels`` is ignored.
+        """
+        if self.size[0] == 0:
+            return output, None
+        # A copy, because backward still reads it after the enqueue.
+        bank = self.bank.detach().clone()
+        if update:
+            self.enqueue(output)
+        return output, bank.T if self.feature_dim_first else bank
+
+    @torch.no_grad()
+    def enqueue(self, batch: Tensor) -> None:
+        """Write the rows ``batch`` [B, dim] over the oldest, without gradient."""
+        batch = gather_detached(batch, default_group(self.gather_distributed)).to(self.bank)
+        size, count, pointer = self.size[0], len(batch), self.bank_ptr
+        # Indices stay on the device: reading the pointer would wait for it. Rows beyond the end are cut off by writing
+        # the last one that fits again.
+        rows = torch.arange(count, device=batch.device).minimum(size - 1 - pointer)
+        self.bank.index_copy_(0, pointer + rows, batch[rows])
+        pointer.copy_((pointer + count) * (pointer + count < size))
