@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..heads import Prototypes
 from ..kernels.collectives import Group
+from ..losses import Bound as Bound
 from ..pipelines.views import View
 
 
@@ -35,20 +36,6 @@ class Step:
     def epoch(self) -> float:
         """Epochs done, with the fraction of the one under way."""
         return self.index / self.per_epoch
-
-
-@dataclass(frozen=True)
-class Bound:
-    """``I(Z1; Z2) >= entropy - reconstruction``, in nats (arXiv 2307.10907, equation 2)."""
-
-    entropy: Tensor
-    entropy_max: float
-    reconstruction: Tensor
-
-    @property
-    def information(self) -> Tensor:
-        """The bound itself: what is learnt."""
-        return self.entropy - self.reconstruction
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,14 @@ logged has it, in nats.
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import torch
 from torch import Tensor
 
-from ..kernels import (
-    log_sphere_area,
-    log_vmf_normalizer,
-    prototype_cross_entropy,
-    prototype_entropy,
-    vmf_entropy,
-    vmf_reconstruction,
-)
+from ..kernels import prototype_cross_entropy, prototype_entropy
 from ..kernels.collectives import Group
-from .base import Bound, Objective
+from ..losses import Bound
+from ..losses.entropy_reconstruction import sphere_bound, sphere_terms
+from .base import Objective
 
 
 def sphere(projections: Tensor, *, kappa: float, group: Group | None) -> Objective:
@@ -30,15 +23,8 @@ def sphere(projections: Tensor, *, kappa: float, group: Group | None) -> Objecti
 
     Reconstruction is the mean over all pairs of views, entropy (Joe's average) the mean over views.
     """
-    entropies = [vmf_entropy(z, kappa=kappa, normalizer="none", group=group) for z in projections]
-    entropy = torch.stack(entropies).mean()
-    pairs = [
-        vmf_reconstruction(a, b, kappa=kappa, normalizer="none", group=group) for a, b in combinations(projections, 2)
-    ]
-    reconstruction = torch.stack(pairs).mean()
-    dim = projections.shape[-1]
-    constant = -log_vmf_normalizer(dim, kappa)
-    bound = Bound((entropy + constant).detach(), log_sphere_area(dim), (reconstruction + constant).detach())
+    entropy, reconstruction = sphere_terms(projections, kappa=kappa, group=group)
+    bound = sphere_bound(entropy.detach(), reconstruction.detach(), dim=projections.shape[-1], kappa=kappa)
     return Objective(reconstruction - entropy, bound)
 
 
