@@ -46,6 +46,29 @@ def test_reductions_and_their_gradients_equal_one_process(results, name):
         torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nt_xent",
+        "nt_xent_bank",
+        "info_nce",
+        "info_nce_negatives",
+        "info_nce_symmetric",
+        "moco",
+        "mocov3",
+        "cmc",
+        "cmc_memory",
+        "er_sphere",
+        "er_discrete",
+    ],
+)
+def test_losses_their_gradients_and_their_banks_equal_one_process(results, name):
+    one, two = (r["losses"][name] for r in results)
+    assert any(x.abs().sum() > 0 for x in one[1:])
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}{'-er' if c[1] else ''}-zero{c[2]}")
 def test_training_equals_one_rank(results, case):
     one, two = (r[case] for r in results)

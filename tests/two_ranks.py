@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fasttrain import kernels
+from fasttrain import kernels, losses
 from fasttrain.config import resolve
 from fasttrain.distributed import initialise, prepare_environment, world_from_environment
 from fasttrain.engine import Engine
@@ -59,6 +59,44 @@ def kernel_gradients(world):
     scores = torch.rand(BATCH, 6, generator=generator)
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     found["sinkhorn"] = (gathered(kernels.sinkhorn(scores[rows], group=group), world),)
+    return found
+
+
+def loss_gradients(world):
+    """As kernel_gradients, for the losses that gather: value, gradients of inputs and parameters, and what is kept."""
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(4)]
+    share = {"gather_distributed": True}
+    index = torch.arange(BATCH).chunk(world.size)[world.rank]
+    torch.manual_seed(0)  # the same banks on every rank
+    cases = {
+        "nt_xent": (losses.NTXentLoss(**share), 2),
+        "nt_xent_bank": (losses.NTXentLoss(memory_bank_size=(40, 8), **share), 2),
+        "info_nce": (losses.InfoNCELoss(learnable_temperature=True, **share), 2),
+        "info_nce_negatives": (losses.InfoNCELoss(learnable_temperature=True, **share), 3),
+        "info_nce_symmetric": (losses.InfoNCELoss(symmetric=True, learnable_temperature=True, **share), 2),
+        "moco": (losses.MoCoLoss(memory_bank_size=(32, 8), **share), 2),
+        "mocov3": (losses.MoCoV3Loss(**share), 4),
+        "cmc": (losses.CMCLoss(**share), 3),
+        "cmc_memory": (losses.CMCMemoryLoss(40, 8, negatives=9, **share), 2),
+        "er_sphere": (losses.EntropyReconstructionLoss(leave_one_out=True, **share), 2),
+        "er_discrete": (losses.EntropyReconstructionLoss(support="discrete", **share), 2),
+    }
+    found = {}
+    for name, (loss, count) in cases.items():
+        loss.double()
+        leaves = [x.chunk(world.size)[world.rank].clone().requires_grad_() for x in draw[:count]]
+        torch.manual_seed(1)
+        value = loss(leaves, index) if name == "cmc_memory" else loss(leaves) if name == "cmc" else loss(*leaves)
+        value.backward()
+        zeros = [torch.zeros_like(leaf) for leaf in leaves]
+        gradients = [z if leaf.grad is None else leaf.grad for leaf, z in zip(leaves, zeros, strict=True)]
+        found[name] = (
+            mean(value.detach(), world),
+            *[gathered(g / world.size, world) for g in gradients],
+            *[mean(p.grad, world) for p in loss.parameters()],
+            *[x.double() for x in loss.buffers()],
+        )
     return found
 
 
@@ -136,6 +174,7 @@ def main(path):
     world = world_from_environment()
     initialise(world)
     results = {"kernels": kernel_gradients(world)}
+    results["losses"] = loss_gradients(world)
     results["evaluation"] = evaluation(world)
     for case in CASES:
         results[case] = training(*case, world)
