@@ -51,10 +51,10 @@ def prepare_environment() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_nvidia_device() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if has_nvidia_device() else "cpu")
 
 
-def _has_nvidia_device() -> bool:
+def has_nvidia_device() -> bool:
     """Whether the driver's device is there; asking torch would import it before its threads are set."""
     return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")
 

@@ -18,7 +18,7 @@ def environment(monkeypatch):
         monkeypatch.setenv(name, "")  # so that monkeypatch puts it back, even if it was not there
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(distributed, "_has_nvidia_device", lambda: False)
+    monkeypatch.setattr(distributed, "has_nvidia_device", lambda: False)
     return monkeypatch
 
 
@@ -72,7 +72,7 @@ def test_ranks_that_share_a_machine_get_their_part_and_do_not_spin(environment):
 
 
 def test_a_gpu_is_used_where_there_is_one(environment):
-    environment.setattr(distributed, "_has_nvidia_device", lambda: True)
+    environment.setattr(distributed, "has_nvidia_device", lambda: True)
     prepare_environment()
     assert os.environ["DS_ACCELERATOR"] == "cuda"
 
@@ -80,7 +80,7 @@ def test_a_gpu_is_used_where_there_is_one(environment):
 @pytest.mark.parametrize("device", ["/dev/nvidiactl", "/dev/dxg", None])
 def test_a_gpu_is_known_by_its_driver_s_device(monkeypatch, device):
     monkeypatch.setattr(os.path, "exists", lambda path: path == device)
-    assert distributed._has_nvidia_device() is (device is not None)
+    assert distributed.has_nvidia_device() is (device is not None)
 
 
 def test_initialise_makes_a_group_of_one_and_may_be_called_again():

@@ -11,7 +11,8 @@ where its exp is the maths library's: on the AMD machine of NOTES.md exp2 is fou
 bounded by 40 nats, no shift is needed at all: neither 2^s nor a sum of them leaves the range of fp32, and sums over
 tiles in any order simply add. Elsewhere a running maximum is kept.
 
-The same code serves fp64, which is what gradcheck tests, and CUDA tensors of types that the Triton kernels lack.
+The same code serves fp64, which is what gradcheck tests, and CUDA tensors of types that the Triton kernels lack; there,
+looking at the sums waits for the device.
 """
 
 from __future__ import annotations
@@ -47,30 +48,31 @@ def pair_lse(
     """Row log-sum-exps [N] and, with ``columns``, those of the columns [M], else an empty tensor."""
     x, y, bias = _accumulable(x), _accumulable(y), None if bias is None else _accumulable(bias) * LOG2E
     scale = _scale(scale, gain)
-    if not _bounded(x, y, bias, scale, unit_norm):
-        rows = _running_maximum(x, y, bias, scale, excluded)
-        none = x.new_empty(0)
-        return rows, _running_maximum(y, x, None, scale, _transposed(excluded)) if columns else none
-    rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
-    for i, j, e in _exponentials(x, y, bias, scale, excluded):
-        rows[i] += e.sum(1)
-        if columns:
-            cols[j] += e.sum(0)
-    return rows.log_(), cols.log_()
+    if _bounded(x, y, bias, scale, unit_norm):
+        rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
+        for i, j, e in _exponentials(x, y, bias, scale, excluded):
+            rows[i] += e.sum(1)
+            if columns:
+                cols[j] += e.sum(0)
+        if _within_bound(rows.log_()) and (not columns or _within_bound(cols.log_())):
+            return rows, cols
+    rows = _running_maximum(x, y, bias, scale, excluded)
+    return rows, _running_maximum(y, x, None, scale, None) if columns else x.new_empty(0)
 
 
 def self_lse(x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool) -> Tensor:
     """Log-sum-exp of every row of the symmetric matrix of x with itself [N]."""
     x, scale = _accumulable(x), _scale(scale, gain)
     excluded = 0 if exclude_self else None
-    if not _bounded(x, x, None, scale, unit_norm):
-        return _running_maximum(x, x, None, scale, excluded)
-    rows = x.new_zeros(len(x))
-    for i, j, e in _exponentials(x, x, None, scale, excluded, symmetric=True):
-        rows[i] += e.sum(1)
-        if i != j:
-            rows[j] += e.sum(0)
-    return rows.log_()
+    if _bounded(x, x, None, scale, unit_norm):
+        rows = x.new_zeros(len(x))
+        for i, j, e in _exponentials(x, x, None, scale, excluded, symmetric=True):
+            rows[i] += e.sum(1)
+            if i != j:
+                rows[j] += e.sum(0)
+        if _within_bound(rows.log_()):
+            return rows
+    return _running_maximum(x, x, None, scale, excluded)
 
 
 def pair_backward(
@@ -93,7 +95,7 @@ def pair_backward(
     dx = torch.zeros_like(x) if need_x else x.new_empty(0)
     dy = torch.zeros_like(y) if need_y else y.new_empty(0)
     dbias = x.new_zeros(0 if bias is None else len(y))
-    for i, j, grad in _gradients(x, y, bias, rows, cols, scale, excluded, unit_norm):
+    for i, j, grad in _gradients(x, y, bias, rows, cols, scale, excluded):
         if need_x:
             dx[i].addmm_(grad, y[j])
         if need_y:
@@ -110,11 +112,17 @@ def self_backward(
     x, scale = _accumulable(x), _scale(scale, gain)
     dx = torch.zeros_like(x)
     excluded = 0 if exclude_self else None
-    for i, j, grad in _gradients(x, x, None, weights, weights, scale, excluded, unit_norm, symmetric=True):
+    for i, j, grad in _gradients(x, x, None, weights, weights, scale, excluded, symmetric=True):
         dx[i].addmm_(grad, x[j])
         if i != j:
             dx[j].addmm_(grad.T, x[i])
     return dx.mul_(scale)
+
+
+def finite_weights(lse: Tensor, grad: Tensor) -> Weights:
+    """Rows with nothing to sum (-inf) pass no gradient on; without this they would give inf times 0."""
+    empty = lse == -torch.inf
+    return lse.masked_fill(empty, 0), grad.masked_fill(empty, 0)
 
 
 def _accumulable(x: Tensor) -> Tensor:
@@ -126,19 +134,21 @@ def _scale(scale: float, gain: Tensor | None) -> float:
     return scale if gain is None else scale * gain.item()
 
 
-def _transposed(excluded: int | None) -> int | None:
-    return None if excluded is None else -excluded
-
-
 def _bounded(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, unit_norm: bool) -> bool:
-    """Whether every score lies within +-BOUND, by the norms of the rows: |<x, y>| <= |x| |y|. NaN counts as no."""
-    if x.device.type != "cpu":  # reading the norms would wait for the device
-        return unit_norm and bias2 is None and abs(scale) <= BOUND
+    """Whether every score should lie within +-BOUND: by promise, or by the norms, |<x, y>| <= |x| |y|. NaN is a no."""
+    if unit_norm and bias2 is None:
+        return abs(scale) <= BOUND
     longest = _longest(x)
     bound = abs(scale) * longest * (longest if y is x else _longest(y))
     if bias2 is not None:
         bound += float(bias2.abs().max()) / LOG2E
     return bound <= BOUND
+
+
+def _within_bound(lse: Tensor) -> bool:
+    """Whether the sums were of numbers that fp32 holds well: no promise of unit norm is believed where it is broken."""
+    least, most = lse.aminmax()
+    return least.item() >= -BOUND and most.item() <= 2 * BOUND
 
 
 def _longest(x: Tensor) -> float:
@@ -211,36 +221,45 @@ def _gradients(
     cols: Weights | None,
     scale: float,
     excluded: int | None,
-    unit_norm: bool,
     *,
     symmetric: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The tiles of G."""
-    if _bounded(x, y, bias2, scale, unit_norm):
+    """The tiles of G.
+
+    The sums of the forward pass say whether 2^s may be formed on its own, as no score exceeds its row's sum or its
+    column's.
+    """
+    if all(_within_bound(weights[0]) for weights in (rows, cols) if weights is not None):
         a = None if rows is None else rows[1] * torch.exp(-rows[0])
-        b = None if cols is None else cols[1] * torch.exp(-cols[0])
-        weights = None
+        b = None if cols is None else a if cols is rows else cols[1] * torch.exp(-cols[0])
+        sums = None
         for i, j, e in _exponentials(x, y, bias2, scale, excluded, symmetric=symmetric):
             if a is not None and b is not None:
-                if weights is None:
-                    weights = x.new_empty(e.numel())  # the first tile is the largest
-                both = weights[: e.numel()].view_as(e)
-                e *= torch.add(a[i, None], b[j], out=both)
+                if sums is None:
+                    sums = x.new_empty(e.numel())  # the first tile is the largest
+                e *= torch.add(a[i, None], b[j], out=sums[: e.numel()].view_as(e))
             elif a is not None:
                 e *= a[i, None]
             elif b is not None:
                 e *= b[j]
             yield i, j, e
         return
+    rows, cols = (None if weights is None else _finite_base2(*weights) for weights in (rows, cols))
     for i, j, tile in _tiles(x, y, bias2, scale, symmetric=symmetric):
-        parts = []
+        grad = None
         if rows is not None:
-            parts.append(_softmax(tile - rows[0][i, None] * LOG2E, rows[1][i, None]))
+            grad = _softmax(tile - rows[0][i, None], rows[1][i, None])
         if cols is not None:
-            parts.append(_softmax(tile - cols[0][j] * LOG2E, cols[1][j]))
-        grad = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+            of_cols = _softmax(tile - cols[0][j], cols[1][j])
+            grad = of_cols if grad is None else grad.add_(of_cols)
+        assert grad is not None
         _fill_excluded(grad, i, j, excluded, 0.0)
         yield i, j, grad
+
+
+def _finite_base2(lse: Tensor, grad: Tensor) -> Weights:
+    lse, grad = finite_weights(lse, grad)
+    return lse * LOG2E, grad
 
 
 def _softmax(exponent: Tensor, weight: Tensor) -> Tensor:

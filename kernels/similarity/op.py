@@ -37,18 +37,12 @@ _self_lse_backward = torch.ops.fasttrain.self_lse_backward.default
 
 def kernels(backend: str) -> ModuleType:
     """The module that does the work."""
-    return import_module(f"{__package__}.triton") if backend == "triton" else cpu
+    return import_module(f"{__package__}.launch") if backend == "triton" else cpu
 
 
 def accumulation_type(x: Tensor) -> torch.dtype:
     """fp64 for fp64, fp32 for everything else."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def finite_weights(lse: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with nothing to sum (-inf) pass no gradient on; without this they would give inf times 0."""
-    empty = lse == -torch.inf
-    return lse.masked_fill(empty, 0), grad.masked_fill(empty, 0)
 
 
 # Forward
@@ -112,8 +106,8 @@ def _pair_backward(
         y,
         bias,
         gain,
-        None if row_grad is None else finite_weights(rows, row_grad),
-        None if col_grad is None else finite_weights(cols, col_grad),
+        None if row_grad is None else (rows, row_grad),
+        None if col_grad is None else (cols, col_grad),
         scale=scale,
         excluded=excluded,
         unit_norm=unit_norm,
@@ -146,7 +140,7 @@ def _self_backward(
     backend: str,
 ) -> Tensor:
     found: Tensor = kernels(backend).self_backward(
-        x, gain, finite_weights(lse, grad), scale=scale, exclude_self=exclude_self, unit_norm=unit_norm
+        x, gain, (lse, grad), scale=scale, exclude_self=exclude_self, unit_norm=unit_norm
     )
     return found
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..collectives import Group, start_gather
-from .op import finite_weights, kernels
+from .op import kernels
 
 
 def row_logsumexp_over_ranks(
@@ -80,7 +80,7 @@ class _Symmetric(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, everyone, lse = ctx.saved_tensors
-        rows = finite_weights(lse, grad)
+        rows = (lse, grad)
         dx, _, _ = ctx.kernels.pair_backward(
             x,
             everyone,
@@ -126,7 +126,7 @@ class _Pair(torch.autograd.Function):
         x, y, everyone, lse = ctx.saved_tensors
         of_x, of_y, of_gain, *_ = ctx.needs_input_grad
         of_gain = of_gain and ctx.gain is not None
-        rows = finite_weights(lse, grad)
+        rows = (lse, grad)
         options = {"scale": ctx.scale, "unit_norm": ctx.unit_norm, "need_x": True, "need_y": False}
         dx = dy = dgain = None
         if of_x or of_gain:

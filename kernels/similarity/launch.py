@@ -1,0 +1,192 @@
+"""Starts the Triton kernels: tiles, grids, slots for partial sums. The functions are those of cpu.py."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from ..backend import interpreting
+from .cpu import BOUND, Weights, finite_weights
+from .tiles import Tile, backward_tile, forward_tile
+from .triton import lse_bwd_kernel, lse_fwd_kernel
+
+_WANTED_PROGRAMS = 2  # a multiprocessor
+_MOST_SLOTS = 64  # of partial column sums: above that, a program takes several blocks of rows
+
+
+def pair_lse(
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    *,
+    scale: float,
+    excluded: int | None,
+    unit_norm: bool,
+    columns: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`cpu.pair_lse`. Both directions come from one pass where the scores are bounded, else from two."""
+    x, y = _rows(x), _rows(y)
+    bounded = _bounded(bias, gain, scale, unit_norm)
+    if columns and bounded:
+        return _forward(x, y, bias, gain, scale, excluded, bounded=True, columns=True)
+    rows, _ = _forward(x, y, bias, gain, scale, excluded, bounded=bounded)
+    if not columns:
+        return rows, rows.new_empty(0)
+    cols, _ = _forward(y, x, None, gain, scale, None if excluded is None else -excluded, bounded=bounded)
+    return rows, cols
+
+
+def self_lse(x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool) -> Tensor:
+    """As :func:`cpu.self_lse`. Half the tiles where the scores are bounded, else all."""
+    x = _rows(x)
+    bounded = _bounded(None, gain, scale, unit_norm)
+    excluded = 0 if exclude_self else None
+    rows, _ = _forward(x, x, None, gain, scale, excluded, bounded=bounded, symmetric=bounded)
+    return rows
+
+
+def pair_backward(
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    rows: Weights | None,
+    cols: Weights | None,
+    *,
+    scale: float,
+    excluded: int | None,
+    unit_norm: bool,
+    need_x: bool,
+    need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`cpu.pair_backward`: a pass over the rows for dx, one over the columns for dy and dbias."""
+    x, y = _rows(x), _rows(y)
+    bounded = _bounded(bias, gain, scale, unit_norm)
+    none = x.new_empty(0, dtype=torch.float32)
+    dx = dy = dbias = none
+    if need_x:
+        dx, _ = _backward(x, y, gain, rows, cols, scale, excluded, bounded, col_bias=bias)
+    if need_y or bias is not None:
+        excluded = None if excluded is None else -excluded
+        sums = bias is not None
+        dy, dbias = _backward(y, x, gain, cols, rows, scale, excluded, bounded, row_bias=bias, sums=sums)
+    return dx, dy if need_y else none, dbias
+
+
+def self_backward(
+    x: Tensor, gain: Tensor | None, weights: Weights, *, scale: float, exclude_self: bool, unit_norm: bool
+) -> Tensor:
+    """As :func:`cpu.self_backward`: one pass, since G is symmetric."""
+    x = _rows(x)
+    bounded = _bounded(None, gain, scale, unit_norm)
+    dx, _ = _backward(x, x, gain, weights, weights, scale, 0 if exclude_self else None, bounded)
+    return dx
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Rows whose features lie side by side; the rows themselves may be strided."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _bounded(bias: Tensor | None, gain: Tensor | None, scale: float, unit_norm: bool) -> bool:
+    """Whether the caller's promise bounds the scores; a value on the device is not waited for."""
+    return unit_norm and bias is None and gain is None and abs(scale) <= BOUND
+
+
+def _forward(
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    scale: float,
+    excluded: int | None,
+    *,
+    bounded: bool,
+    columns: bool = False,
+    symmetric: bool = False,
+) -> tuple[Tensor, Tensor]:
+    n, m, dim = len(x), len(y), x.shape[1]
+    tile = forward_tile(dim, x.dtype, columns=columns or symmetric)
+    row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
+    if columns or symmetric:
+        blocks = triton.cdiv(row_tiles, _MOST_SLOTS)
+        span = blocks * tile.block_m // tile.block_n if symmetric else triton.cdiv(col_tiles, _MOST_SLOTS)
+    else:
+        blocks, span = 1, triton.cdiv(col_tiles, _splits(x, row_tiles, col_tiles))
+    grid = (triton.cdiv(row_tiles, blocks), triton.cdiv(col_tiles, span))
+    row_sums = x.new_empty(grid[1], n, dtype=torch.float32)
+    col_sums = row_sums if symmetric else x.new_empty(grid[0], m if columns else 0, dtype=torch.float32)
+    lse_fwd_kernel[grid](
+        x, y, bias, gain, row_sums, col_sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
+        D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCKS=blocks,
+        SYMMETRIC=symmetric, COLUMNS=columns or symmetric, BOUNDED=bounded, EXCLUDE=excluded is not None,
+        HAS_BIAS=bias is not None, HAS_GAIN=gain is not None, **_options(tile),
+    )  # fmt: skip
+    if not bounded:
+        return row_sums.mul_(math.log(2)).logsumexp(0), col_sums
+    return row_sums.sum(0).log_(), col_sums.sum(0).log_() if columns else col_sums
+
+
+def _backward(
+    x: Tensor,
+    y: Tensor,
+    gain: Tensor | None,
+    rows: Weights | None,
+    cols: Weights | None,
+    scale: float,
+    excluded: int | None,
+    bounded: bool,
+    *,
+    col_bias: Tensor | None = None,
+    row_bias: Tensor | None = None,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor]:
+    n, m, dim = len(x), len(y), x.shape[1]
+    tile = backward_tile(dim, x.dtype)
+    row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
+    outs = triton.cdiv(dim, tile.block_out)
+    span = triton.cdiv(col_tiles, _splits(x, row_tiles * outs, col_tiles))
+    grid = (row_tiles, triton.cdiv(col_tiles, span), outs)
+    dx = x.new_empty(grid[1], n, dim, dtype=torch.float32)
+    total = x.new_empty(grid[1], n if sums else 0, dtype=torch.float32)
+    if excluded is not None or col_bias is not None or row_bias is not None:
+        rows, cols = (None if weights is None else finite_weights(*weights) for weights in (rows, cols))
+    row_lse, row_grad, col_lse, col_grad, unscale = _scaled_weights(rows, cols, x.dtype)
+    lse_bwd_kernel[grid](
+        x, y, row_bias if col_bias is None else col_bias, gain, row_lse, row_grad, col_lse, col_grad, dx, total,
+        n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
+        D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCK_OUT=tile.block_out,
+        ROWS=rows is not None, COLS=cols is not None, SUMS=sums, BOUNDED=bounded, EXCLUDE=excluded is not None,
+        COL_BIAS=col_bias is not None, ROW_BIAS=row_bias is not None, HAS_GAIN=gain is not None, **_options(tile),
+    )  # fmt: skip
+    dx = dx[0] if len(dx) == 1 else dx.sum(0)
+    return (dx, total.sum(0)) if unscale is None else (dx.mul_(unscale), total.sum(0).mul_(unscale))
+
+
+def _scaled_weights(
+    rows: Weights | None, cols: Weights | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The log-sum-exps and their gradients; fp16 holds no G of 1e-8, so there gradients are scaled to 2^14 at most."""
+    row_lse, row_grad = (None, None) if rows is None else (rows[0], rows[1].contiguous())
+    col_lse, col_grad = (None, None) if cols is None else (cols[0], cols[1].contiguous())
+    if dtype != torch.float16:
+        return row_lse, row_grad, col_lse, col_grad, None
+    peaks = [g.abs().amax() for g in (row_grad, col_grad) if g is not None]
+    unscale = torch.stack(peaks).amax().clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-14
+    row_grad, col_grad = (None if g is None else g / unscale for g in (row_grad, col_grad))
+    return row_lse, row_grad, col_lse, col_grad, unscale
+
+
+def _splits(x: Tensor, programs: int, tiles: int) -> int:
+    """Into how many spans the columns are cut, so that few rows still fill the chip."""
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+    return max(1, min(tiles, _WANTED_PROGRAMS * processors // programs))
+
+
+def _options(tile: Tile) -> dict[str, object]:
+    """fp32 products in three tf32 passes, which keep fp32's accuracy; the rest as the tile says."""
+    return {"PRECISION": "tf32x3", "WIDEN": interpreting(), "num_warps": tile.warps, "num_stages": tile.stages}

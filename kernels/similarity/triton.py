@@ -1,0 +1,196 @@
+"""The Triton kernels, which launch.py starts.
+
+Symbols are those of cpu.py; everything is in base 2, on fp32 accumulators:
+
+    s_ij = scale <x_i, y_j> + b_j                          [BLOCK_M, BLOCK_N] tile, in registers only
+    forward    rows_i = sum_j e^s_ij        cols_j = sum_i e^s_ij
+    backward   G_ij = g_i e^(s_ij - lse_i) + h_j e^(s_ij - lse'_j),    dx_i = scale sum_j G_ij y_j
+
+Forward: one program a block of rows and a span of columns. The tile of x stays, tiles of y stream by; each sum goes to
+a slot of its own, ``p_rows[span of columns, row]`` and ``p_cols[block of rows, column]``, and torch adds the slots:
+no atomics, the same bits every time. Where x is y only spans on and above the diagonal run: their column sums are the
+row sums of the spans below.
+
+Backward: one program a block of rows, a span of columns and a part of the features, dx accumulating in registers. The
+same kernel gives dy with x and y, rows and columns exchanged; and where x is y, G is symmetric, so one pass is all.
+
+BOUNDED: scores known to lie within +-40 nats need no running maximum, see cpu.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _load_tile(p, rows, features, count, stride, D: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr):
+    mask = (rows < count)[:, None]
+    if PADDED:
+        mask = mask & (features < D)[None, :]
+    tile = tl.load(p + rows.to(tl.int64)[:, None] * stride + features[None, :], mask=mask, other=0.0)
+    if WIDEN:  # the interpreter's bf16 arithmetic is wrong; widened operands are exact
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def _long_dots(
+    p_x, p_y, rows, cols, N, M, stride_x, stride_y, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Dot products of rows that are too long to stay: part by part."""
+    dots = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, D, BLOCK_D):
+        features = start + tl.arange(0, BLOCK_D)
+        x = _load_tile(p_x, rows, features, N, stride_x, D, D % BLOCK_D != 0, WIDEN)
+        y = _load_tile(p_y, cols, features, M, stride_y, D, D % BLOCK_D != 0, WIDEN)
+        dots = tl.dot(x, tl.trans(y), dots, input_precision=PRECISION)
+    return dots
+
+
+@triton.jit
+def _base2_scale(scale, p_gain, HAS_GAIN: tl.constexpr):
+    factor = scale * _LOG2E
+    if HAS_GAIN:
+        factor = factor * tl.load(p_gain).to(tl.float32)
+    return factor
+
+
+@triton.jit
+def lse_fwd_kernel(
+    p_x, p_y, p_bias, p_gain,
+    p_rows,  # [spans, N] sums if BOUNDED, else log2 of them
+    p_cols,  # [blocks of rows, M] sums, if COLUMNS; p_rows itself if SYMMETRIC
+    N, M, stride_x, stride_y, scale, excluded,
+    span,  # tiles of columns a program
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCKS: tl.constexpr,  # tiles of rows a program
+    SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, EXCLUDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_GAIN: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Sums of exponentials of a block of rows over a span of columns, and of the columns over the block."""
+    block, part = tl.program_id(0), tl.program_id(1)
+    if SYMMETRIC:
+        if part < block:
+            return
+    factor = _base2_scale(scale, p_gain, HAS_GAIN)
+    features = tl.arange(0, BLOCK_D)
+    for tile in range(BLOCKS):
+        rows = (block * BLOCKS + tile) * BLOCK_M + tl.arange(0, BLOCK_M)
+        if D <= BLOCK_D:
+            x = _load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
+        top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        for step in range(part * span, tl.minimum((part + 1) * span, tl.cdiv(M, BLOCK_N))):
+            cols = step * BLOCK_N + tl.arange(0, BLOCK_N)
+            if D <= BLOCK_D:
+                y = _load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
+                s = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+            else:
+                s = _long_dots(
+                    p_x, p_y, rows, cols, N, M, stride_x, stride_y, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, WIDEN
+                )
+            s = s * factor
+            if HAS_BIAS:
+                s += tl.load(p_bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :] * _LOG2E
+            keep = (cols < M)[None, :]
+            if COLUMNS:
+                keep = keep & (rows < N)[:, None]
+            if EXCLUDE:
+                keep = keep & (cols[None, :] != (rows + excluded)[:, None])
+            if BOUNDED:
+                e = tl.where(keep, tl.exp2(s), 0.0)
+                total += tl.sum(e, 1)
+            else:
+                s = tl.where(keep, s, -float("inf"))
+                new = tl.maximum(top, tl.max(s, 1))
+                shift = tl.where(new == -float("inf"), 0.0, new)
+                total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
+                top = new
+            if COLUMNS:
+                slot = p_cols + block.to(tl.int64) * M + cols
+                mine = (cols < M) & (part > block) if SYMMETRIC else cols < M
+                before = tl.load(slot, mask=mine & (tile > 0), other=0.0)
+                tl.store(slot, before + tl.sum(e, 0), mask=mine)
+        if not BOUNDED:
+            total = top + tl.log2(total)
+        tl.store(p_rows + part.to(tl.int64) * N + rows, total, mask=rows < N)
+        if COLUMNS and BLOCKS > 1:
+            tl.debug_barrier()  # the next tile of rows reads these slots, perhaps by other threads
+
+
+@triton.jit
+def lse_bwd_kernel(
+    p_x, p_y, p_bias, p_gain, p_row_lse, p_row_grad, p_col_lse, p_col_grad,
+    p_dx,  # [spans, N, D]
+    p_sums,  # [spans, N] sums of G over the columns, if SUMS
+    N, M, stride_x, stride_y, scale, excluded,
+    span,  # tiles of columns a program
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,  # features of dx a program; all of them if rows stay on the chip
+    ROWS: tl.constexpr, COLS: tl.constexpr, SUMS: tl.constexpr, BOUNDED: tl.constexpr, EXCLUDE: tl.constexpr,
+    COL_BIAS: tl.constexpr, ROW_BIAS: tl.constexpr, HAS_GAIN: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a block of rows from a span of columns."""
+    part = tl.program_id(1)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    outs = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    factor = _base2_scale(scale, p_gain, HAS_GAIN)
+    features = tl.arange(0, BLOCK_D)
+    if D <= BLOCK_D:
+        x = _load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
+    if ROW_BIAS:
+        row_bias = tl.load(p_bias + rows, mask=rows < N, other=0.0).to(tl.float32) * _LOG2E
+    if ROWS:
+        row_lse = tl.load(p_row_lse + rows, mask=rows < N, other=0.0) * _LOG2E
+        row_grad = tl.load(p_row_grad + rows, mask=rows < N, other=0.0)
+        if BOUNDED:
+            row_grad = row_grad * tl.exp2(-row_lse)
+    dx = tl.zeros([BLOCK_M, BLOCK_OUT], tl.float32)
+    sums = tl.zeros([BLOCK_M], tl.float32)
+    for step in range(part * span, tl.minimum((part + 1) * span, tl.cdiv(M, BLOCK_N))):
+        cols = step * BLOCK_N + tl.arange(0, BLOCK_N)
+        if D <= BLOCK_D:
+            y = _load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
+            s = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+        else:
+            s = _long_dots(
+                p_x, p_y, rows, cols, N, M, stride_x, stride_y, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, WIDEN
+            )
+            y = _load_tile(p_y, cols, outs, M, stride_y, D, D % BLOCK_OUT != 0, WIDEN)
+        s = s * factor
+        if COL_BIAS:
+            s += tl.load(p_bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :] * _LOG2E
+        if ROW_BIAS:
+            s += row_bias[:, None]
+        if COLS:
+            col_lse = tl.load(p_col_lse + cols, mask=cols < M, other=0.0) * _LOG2E
+            col_grad = tl.load(p_col_grad + cols, mask=cols < M, other=0.0)
+        if BOUNDED:
+            if ROWS and COLS:
+                grad = tl.exp2(s) * (row_grad[:, None] + (col_grad * tl.exp2(-col_lse))[None, :])
+            elif ROWS:
+                grad = tl.exp2(s) * row_grad[:, None]
+            else:
+                grad = tl.exp2(s) * (col_grad * tl.exp2(-col_lse))[None, :]
+        else:
+            grad = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            if ROWS:
+                grad += tl.exp2(s - row_lse[:, None]) * row_grad[:, None]
+            if COLS:
+                grad += tl.exp2(s - col_lse[None, :]) * col_grad[None, :]
+        keep = (cols < M)[None, :]
+        if EXCLUDE:
+            keep = keep & (cols[None, :] != (rows + excluded)[:, None])
+        grad = tl.where(keep, grad, 0.0)
+        if SUMS:
+            sums += tl.sum(grad, 1)
+        dx = tl.dot(grad.to(y.dtype), y, dx, input_precision=PRECISION)
+    places = (part.to(tl.int64) * N + rows)[:, None] * D + outs[None, :]
+    tl.store(p_dx + places, dx * (factor / _LOG2E), mask=(rows < N)[:, None] & (outs < D)[None, :])
+    if SUMS:
+        tl.store(p_sums + part.to(tl.int64) * N + rows, sums, mask=rows < N)

@@ -1,0 +1,59 @@
+"""Every use of the log-sum-exps, so that each backend is held to the same reference in the same ways."""
+
+import torch
+from torch.nn.functional import normalize
+
+from fasttrain.kernels import bidirectional_logsumexp, row_logsumexp
+from tests.kernels.tolerances import assert_close
+
+USES = {
+    "rows": lambda x, y, bias, **kw: [row_logsumexp(x, y, **kw)],
+    "rows with bias": lambda x, y, bias, **kw: [row_logsumexp(x, y, bias=bias, **kw)],
+    "rows without own": lambda x, y, bias, **kw: [row_logsumexp(x, y, exclude_self=True, **kw)],
+    "self": lambda x, y, bias, **kw: [row_logsumexp(x, x, **kw)],
+    "self without own": lambda x, y, bias, **kw: [row_logsumexp(x, x, exclude_self=True, **kw)],
+    "self with bias": lambda x, y, bias, **kw: [row_logsumexp(x, x, bias=bias[: len(x)], **kw)],
+    "both directions": lambda x, y, bias, **kw: list(bidirectional_logsumexp(x, y, **kw)),
+}
+
+
+def uses_and_types(*dtypes):
+    """All pairs but one use in half precision, where autograd adds two gradients of x that it has rounded."""
+    return [(use, dtype) for dtype in dtypes for use in USES if use != "self with bias" or dtype.itemsize > 2]
+
+
+def rows(n, d, seed, dtype=torch.float64, device="cpu"):
+    """Unit-norm rows, drawn in fp64 and rounded."""
+    draw = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return normalize(draw, dim=1).to(device, dtype)
+
+
+def results(use, backend, x, y, bias, scale, unit_norm):
+    """The log-sum-exps of a use and the gradients of a weighted sum of them."""
+    leaves = [t.clone().requires_grad_() for t in (x, y, bias)]
+    lses = USES[use](*leaves, scale=scale, backend=backend, unit_norm=unit_norm)
+    weighted = [
+        (lse.masked_fill(lse == -torch.inf, 0) * torch.linspace(0.5, 1.5, len(lse), dtype=lse.dtype, device=x.device))
+        for lse in lses
+    ]
+    sum(w.mean() for w in weighted).backward()
+    found = {f"lse {i}": lse.detach() for i, lse in enumerate(lses)}
+    names = ("dx", "dy", "dbias")
+    return found | {n: leaf.grad for n, leaf in zip(names, leaves, strict=True) if leaf.grad is not None}
+
+
+def check(use, backend, n, m, d, dtype, scale, *, unit_norm=True, device="cpu"):
+    """Compare a backend with the fp64 reference on the same rounded inputs."""
+    x, y = rows(n, d, 0, dtype, device), rows(m, d, 1, dtype, device)
+    bias = torch.linspace(-1, 1, max(n, m), device=device, dtype=torch.float64)
+    bias = (bias if use == "self with bias" else bias[:m]).to(dtype)
+    got = results(use, backend, x, y, bias, scale, unit_norm)
+    expected = results(use, "eager", x.double(), y.double(), bias.double(), scale, unit_norm)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        # The log-sum-exp itself is accumulated and returned in fp32, whatever the inputs are.
+        if value.dtype != got[name].dtype and got[name].dtype == dtype:
+            value = value.to(dtype)  # a gradient of 1e-8 is 0 in fp16, however it was computed
+        is_lse = name.startswith("lse")
+        kind = torch.float32 if is_lse and dtype != torch.float64 else dtype
+        assert_close(got[name], value, kind, scale, f"{use}, {name}", least=1.0 if is_lse else 1e-30)
