@@ -134,6 +134,7 @@ def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
         "programs_per_multiprocessor": programs,
         "wgmma": "wgmma.mma_async" in assembly,
         "tcgen05": "tcgen05.mma" in assembly,
+        "offsets_64_bit": bool(re.search(r"arith\.muli.*i64", compiled.asm["ttir"])),
         "exponentials": len(re.findall(r"ex2\.approx", assembly)),
     }
 
@@ -198,6 +199,8 @@ def faults(results: list[dict[str, Any]]) -> list[str]:
         name = f"{r['use']}, {r['dtype']}, D = {r['dim']}, {r['chip']}"
         if r["dtype"] == "bf16" and r["spilled_bytes"]:
             found.append(f"{name}: {r['spilled_bytes']} bytes spilled")
+        if not r["offsets_64_bit"]:
+            found.append(f"{name}: rows are addressed in 32 bits")
         if r["shared_bytes"] > r["shared_limit"]:
             found.append(f"{name}: {r['shared_bytes']} bytes of shared memory, the chip has {r['shared_limit']}")
     return found

@@ -9,7 +9,7 @@ from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
 from .prototypes.reference import prototype_cross_entropy, prototype_entropy
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
 from .sinkhorn.reference import sinkhorn, sinkhorn_center
-from .vmf import log_sphere_area, log_vmf_normalizer
+from .vmf import log_sphere_area, log_vmf_normalizer, reference_log_vmf_normalizer
 
 __all__ = [
     "bidirectional_logsumexp",
@@ -20,6 +20,7 @@ __all__ = [
     "nt_xent",
     "prototype_cross_entropy",
     "prototype_entropy",
+    "reference_log_vmf_normalizer",
     "row_logsumexp",
     "sinkhorn",
     "sinkhorn_center",

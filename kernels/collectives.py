@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 Group = dist.ProcessGroup
+# torch 2.14 has a new name for it, and warns of the old one.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class _GatherRows(torch.autograd.Function):
@@ -50,7 +52,7 @@ def _all_reduce_mean(x: Tensor, group: Group) -> Tensor:
 def start_gather(x: Tensor, group: Group) -> Callable[[], Tensor]:
     """Start concatenating the rows of every rank, without autograd; calling what is returned waits for them."""
     everyone = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
-    work: Any = dist.all_gather_into_tensor(everyone, x.contiguous(), group=group, async_op=True)
+    work: Any = _all_gather(everyone, x.contiguous(), group=group, async_op=True)
 
     def wait() -> Tensor:
         work.wait()

@@ -32,7 +32,7 @@ def nt_xent(
     scale = 1 / temperature
     rows = torch.cat([z0, z1])
     lse = row_logsumexp(rows, rows, scale=scale, exclude_self=True, unit_norm=True, backend=backend, group=group)
-    return lse.mean() - scale * row_dots(z0, z1).mean()
+    return lse.mean() - scale * mean_dot(z0, z1)
 
 
 def info_nce(
@@ -75,6 +75,13 @@ def info_nce(
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """``<a_i, b_i>`` [N], in fp32 for half precision."""
-    if a.dtype in (torch.float16, torch.bfloat16):
-        a, b = a.float(), b.float()
-    return (a * b).sum(1)
+    return (_at_least_single(a) * _at_least_single(b)).sum(1)
+
+
+def mean_dot(a: Tensor, b: Tensor) -> Tensor:
+    """``mean_i <a_i, b_i>``, in fp32 for half precision."""
+    return torch.dot(_at_least_single(a).reshape(-1), _at_least_single(b).reshape(-1)) / a.shape[0]
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -31,6 +31,11 @@ def results(tmp_path_factory):
     "name",
     [
         "nt_xent",
+        "nt_xent_running_maximum",
+        "info_nce",
+        "info_nce_both",
+        "rows_without_own",
+        "gaussian",
         "vmf_average",
         "vmf_expectation",
         "vmf_leave_one_out",

@@ -40,21 +40,33 @@ def kernel_gradients(world):
     draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(2)]
     prototypes = torch.randn(5, 8, dtype=torch.float64, generator=generator)
     losses = {
-        "nt_xent": lambda a, b: kernels.nt_xent(a, b, temperature=0.5, group=group),
-        "vmf_average": lambda a, b: kernels.vmf_entropy(a, group=group) + kernels.vmf_entropy(b, group=group),
-        "vmf_expectation": lambda a, b: kernels.vmf_entropy(a, estimator="expectation", group=group) + 0 * b.sum(),
-        "vmf_leave_one_out": lambda a, b: kernels.vmf_entropy(a, leave_one_out=True, group=group) + 0 * b.sum(),
-        "vmf_reconstruction": lambda a, b: kernels.vmf_reconstruction(a, b, group=group),
-        "prototype_entropy": lambda a, b: sum(kernels.prototype_entropy(a + b, prototypes, temp=0.3, group=group)),
+        "nt_xent": lambda a, b, t: kernels.nt_xent(a, b, temperature=t, group=group),
+        "nt_xent_running_maximum": lambda a, b, t: kernels.nt_xent(a, b, temperature=t / 100, group=group),
+        "info_nce": lambda a, b, t: kernels.info_nce(a, b, temperature=t, group=group),
+        "info_nce_both": lambda a, b, t: (
+            kernels.info_nce(a, b, temperature=t, group=group) + kernels.info_nce(b, a, temperature=t, group=group)
+        ),
+        "rows_without_own": lambda a, b, t: (
+            kernels.row_logsumexp(a, b, scale=3.0, exclude_self=True, group=group).square().mean()
+        ),
+        "vmf_average": lambda a, b, t: kernels.vmf_entropy(a, group=group) + kernels.vmf_entropy(b, group=group),
+        "vmf_expectation": lambda a, b, t: kernels.vmf_entropy(a, estimator="expectation", group=group),
+        "vmf_leave_one_out": lambda a, b, t: kernels.vmf_entropy(a, leave_one_out=True, group=group),
+        "vmf_reconstruction": lambda a, b, t: kernels.vmf_reconstruction(a, b, group=group),
+        "gaussian": lambda a, b, t: kernels.gaussian_entropy(a + b, bandwidth=0.3, group=group),
+        "prototype_entropy": lambda a, b, t: sum(kernels.prototype_entropy(a + b, prototypes, temp=0.3, group=group)),
     }
     found = {}
     for name, loss in losses.items():
         rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
         leaves = [torch.nn.functional.normalize(x, dim=1)[rows].clone().requires_grad_() for x in draw]
-        value = loss(*leaves)
+        temperature = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        value = loss(*leaves, temperature)
         value.backward()
         # Averaging over ranks is the trainer's part.
-        gradients = [gathered(leaf.grad / world.size, world) for leaf in leaves]
+        gradients = [gathered(leaf.grad / world.size, world) for leaf in leaves if leaf.grad is not None]
+        if temperature.grad is not None:
+            gradients.append(mean(temperature.grad, world))
         found[name] = (mean(value.detach(), world), *gradients)
     scores = torch.rand(BATCH, 6, generator=generator)
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)

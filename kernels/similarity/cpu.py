@@ -97,12 +97,12 @@ def pair_backward(
     dbias = x.new_zeros(0 if bias is None else len(y))
     for i, j, grad in _gradients(x, y, bias, rows, cols, scale, excluded):
         if need_x:
-            dx[i].addmm_(grad, y[j])
+            dx[i].addmm_(grad, y[j], alpha=scale)
         if need_y:
-            dy[j].addmm_(grad.T, x[i])
+            dy[j].addmm_(grad.T, x[i], alpha=scale)
         if bias is not None:
             dbias[j] += grad.sum(0)
-    return dx.mul_(scale), dy.mul_(scale), dbias
+    return dx, dy, dbias
 
 
 def self_backward(
@@ -113,10 +113,10 @@ def self_backward(
     dx = torch.zeros_like(x)
     excluded = 0 if exclude_self else None
     for i, j, grad in _gradients(x, x, None, weights, weights, scale, excluded, symmetric=True):
-        dx[i].addmm_(grad, x[j])
+        dx[i].addmm_(grad, x[j], alpha=scale)
         if i != j:
-            dx[j].addmm_(grad.T, x[i])
-    return dx.mul_(scale)
+            dx[j].addmm_(grad.T, x[i], alpha=scale)
+    return dx
 
 
 def finite_weights(lse: Tensor, grad: Tensor) -> Weights:

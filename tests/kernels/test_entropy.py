@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fasttrain.kernels import log_sphere_area, log_vmf_normalizer, vmf_entropy, vmf_reconstruction
+from fasttrain.kernels import (
+    gaussian_entropy,
+    log_sphere_area,
+    log_vmf_normalizer,
+    vmf_entropy,
+    vmf_reconstruction,
+)
 
 
 def _uniform(count, dim, seed=0):
@@ -62,3 +68,76 @@ def test_entropy_does_not_exceed_log_of_the_batch_above_its_floor():
     z = _uniform(32, 512)
     floor = -log_vmf_normalizer(512, 10) - 10
     assert floor < vmf_entropy(z).item() <= floor + math.log(32)
+
+
+def test_the_reference_normaliser_reproduces_the_figure_of_the_paper_s_code():
+    # Its README: 1000 random unit vectors in 1000 dimensions, kappa 10; the true entropy is -2035.15.
+    z = _uniform(1000, 1000)
+    assert vmf_entropy(z, estimator="expectation", normalizer="reference").item() == pytest.approx(-249.308, abs=2e-3)
+    assert vmf_entropy(z, estimator="expectation").item() == pytest.approx(-2035.147, abs=2e-3)
+
+
+@pytest.mark.parametrize("estimator", ["average", "expectation"])
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_gradients_pass_gradcheck(estimator, leave_one_out):
+    z = _uniform(6, 3).requires_grad_()
+    options = {"kappa": 4.0, "estimator": estimator, "leave_one_out": leave_one_out}
+    assert torch.autograd.gradcheck(lambda z: vmf_entropy(z, **options), (z,))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_every_backend_agrees(backend):
+    z = _uniform(40, 16)
+    for options in ({}, {"leave_one_out": True}, {"estimator": "expectation"}, {"kappa": 60.0}):
+        expected = vmf_entropy(z, backend="eager", **options)
+        got = vmf_entropy(z.float(), backend=backend, **options)
+        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+    expected = gaussian_entropy(z, bandwidth=0.5, backend="eager")
+    got = gaussian_entropy(z.float(), bandwidth=0.5, backend=backend)
+    torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def _gaussian_by_distances(z, bandwidth, leave_one_out):
+    """The definition with the matrix of distances."""
+    kernel = -torch.cdist(z, z).square() / (2 * bandwidth**2)
+    if leave_one_out:
+        kernel = kernel.masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+    log_p = kernel.logsumexp(1) - math.log(len(z) - leave_one_out)
+    return -(log_p - z.shape[1] / 2 * math.log(2 * math.pi * bandwidth**2)).mean()
+
+
+@pytest.mark.parametrize("bandwidth", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_gaussian_entropy_is_its_definition(bandwidth, leave_one_out):
+    z = 3 * torch.randn(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 100
+    options = {"bandwidth": bandwidth, "leave_one_out": leave_one_out}
+    torch.testing.assert_close(gaussian_entropy(z, **options), _gaussian_by_distances(z, **options))
+    leaf = z[:6].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: gaussian_entropy(z, **options), (leaf,))
+
+
+def test_gaussian_entropy_nears_that_of_the_normal_law():
+    z = torch.randn(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = math.log(2 * math.pi * math.e)  # of a unit normal in the plane
+    assert gaussian_entropy(z, bandwidth=0.25, leave_one_out=True).item() == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: vmf_entropy(torch.ones(3, 1)), r"z must be \[N, D\] with N >= 1 and D >= 2, got \(3, 1\)"),
+        (lambda: vmf_entropy(torch.ones(0, 4)), r"got \(0, 4\)"),
+        (lambda: vmf_entropy(torch.ones(3, 4), kappa=0), "kappa must be positive and finite, got 0"),
+        (lambda: vmf_entropy(torch.ones(3, 4), kappa=math.inf), "kappa must be positive and finite, got inf"),
+        (
+            lambda: vmf_entropy(torch.ones(3, 4), normalizer="wrong"),
+            "normalizer must be 'exact', 'reference' or 'none'",
+        ),
+        (lambda: vmf_entropy(torch.ones(1, 4), leave_one_out=True), r"at least 2 rows, got z of shape \(1, 4\)"),
+        (lambda: vmf_reconstruction(torch.ones(3, 4), torch.ones(3, 5)), r"same shape, got \(3, 4\) and \(3, 5\)"),
+        (lambda: gaussian_entropy(torch.ones(3, 4), bandwidth=-1.0), "bandwidth must be positive and finite, got -1"),
+    ],
+)
+def test_what_does_not_fit_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -48,20 +48,3 @@ def test_fp16_gradients_of_a_mean_over_many_rows_do_not_underflow():
     (row_logsumexp(expected, expected, scale=5.0, backend="eager").mean() * 1e-3).backward()
     # Held in fp16 the result itself loses digits below 6e-5, but not its size.
     assert x.grad.double().norm() == pytest.approx(float(expected.grad.norm()), rel=0.02)
-
-
-@pytest.mark.parametrize("dim", [1, 3, 16, 64, 100, 128, 200, 256, 257, 1000, 2048])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_tiles_are_what_tl_dot_takes(dim, dtype):
-    """The compiled kernel wants powers of two from 16 up, which the interpreter does not check."""
-    for tile in (
-        tiles.forward_tile(dim, dtype),
-        tiles.forward_tile(dim, dtype, columns=True),
-        tiles.backward_tile(dim, dtype),
-    ):
-        for size in (tile.block_m, tile.block_n, tile.block_d, tile.block_out):
-            assert size >= 16
-            assert size & (size - 1) == 0
-        assert tile.block_m % tile.block_n == 0  # a span of the symmetric grid holds whole blocks of rows
-        if dim <= tile.block_d:
-            assert tile.block_out == tile.block_d  # the tile of y that was read serves the gradient
