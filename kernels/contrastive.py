@@ -32,7 +32,7 @@ def nt_xent(
     scale = 1 / temperature
     rows = torch.cat([z0, z1])
     lse = row_logsumexp(rows, rows, scale=scale, exclude_self=True, unit_norm=True, backend=backend, group=group)
-    return lse.mean() - scale * mean_dot(z0, z1)
+    return torch.sub(lse.mean(), dot_of_all(z0, z1) * scale, alpha=1 / len(z0))
 
 
 def info_nce(
@@ -78,9 +78,9 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
     return (_at_least_single(a) * _at_least_single(b)).sum(1)
 
 
-def mean_dot(a: Tensor, b: Tensor) -> Tensor:
-    """``mean_i <a_i, b_i>``, in fp32 for half precision."""
-    return torch.dot(_at_least_single(a).reshape(-1), _at_least_single(b).reshape(-1)) / a.shape[0]
+def dot_of_all(a: Tensor, b: Tensor) -> Tensor:
+    """``sum_i <a_i, b_i>``, in fp32 for half precision."""
+    return torch.dot(_at_least_single(a).reshape(-1), _at_least_single(b).reshape(-1))
 
 
 def _at_least_single(x: Tensor) -> Tensor:

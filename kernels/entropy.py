@@ -11,7 +11,7 @@ from torch import Tensor
 from .backend import Backend
 from .checks import check_pair, check_positive, check_rows
 from .collectives import Group, gather_rows, mean_over_ranks
-from .contrastive import mean_dot
+from .contrastive import dot_of_all
 from .similarity.logsumexp import row_logsumexp
 from .vmf import log_vmf_normalizer, reference_log_vmf_normalizer
 
@@ -63,7 +63,7 @@ def vmf_reconstruction(
     """
     check_pair(z0, z1, "z0", "z1", least_dim=2, same_rows=True)
     check_positive(kappa, "kappa")
-    cosine = mean_over_ranks(mean_dot(z0, z1), group)
+    cosine = mean_over_ranks(dot_of_all(z0, z1) / len(z0), group)
     return -_log_normalizer(z0.shape[1], kappa, normalizer) - kappa * cosine
 
 

@@ -51,28 +51,33 @@ def pair_lse(
     if _bounded(x, y, bias, scale, unit_norm):
         rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
         for i, j, e in _exponentials(x, y, bias, scale, excluded):
-            rows[i] += e.sum(1)
+            rows[i].add_(e.sum(1))
             if columns:
-                cols[j] += e.sum(0)
+                cols[j].add_(e.sum(0))
         if _within_bound(rows.log_()) and (not columns or _within_bound(cols.log_())):
             return rows, cols
     rows = _running_maximum(x, y, bias, scale, excluded)
     return rows, _running_maximum(y, x, None, scale, None) if columns else x.new_empty(0)
 
 
-def self_lse(x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool) -> Tensor:
-    """Log-sum-exp of every row of the symmetric matrix of x with itself [N]."""
+def self_lse(
+    x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of every row of the symmetric matrix of x with itself [N]; and what :func:`is_kept`."""
     x, scale = _accumulable(x), _scale(scale, gain)
     excluded = 0 if exclude_self else None
+    if is_kept(len(x)):
+        return _one_tile(x, scale, excluded)
+    nothing = x.new_empty(0, 0)
     if _bounded(x, x, None, scale, unit_norm):
         rows = x.new_zeros(len(x))
         for i, j, e in _exponentials(x, x, None, scale, excluded, symmetric=True):
-            rows[i] += e.sum(1)
+            rows[i].add_(e.sum(1))
             if i != j:
-                rows[j] += e.sum(0)
+                rows[j].add_(e.sum(0))
         if _within_bound(rows.log_()):
-            return rows
-    return _running_maximum(x, x, None, scale, excluded)
+            return rows, nothing
+    return _running_maximum(x, x, None, scale, excluded), nothing
 
 
 def pair_backward(
@@ -101,15 +106,18 @@ def pair_backward(
         if need_y:
             dy[j].addmm_(grad.T, x[i], alpha=scale)
         if bias is not None:
-            dbias[j] += grad.sum(0)
+            dbias[j].add_(grad.sum(0))
     return dx, dy, dbias
 
 
 def self_backward(
-    x: Tensor, gain: Tensor | None, weights: Weights, *, scale: float, exclude_self: bool, unit_norm: bool
+    x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> Tensor:
     """Gradient of x: G is symmetric, so each tile above the diagonal serves the two that it stands for."""
     x, scale = _accumulable(x), _scale(scale, gain)
+    if len(kept):
+        half = kept * (weights[1] * scale)[:, None]
+        return torch.mm(half + half.T, x, out=torch.empty_like(x))  # autocast leaves out= alone
     dx = torch.zeros_like(x)
     excluded = 0 if exclude_self else None
     for i, j, grad in _gradients(x, x, None, weights, weights, scale, excluded, symmetric=True):
@@ -117,6 +125,22 @@ def self_backward(
         if i != j:
             dx[j].addmm_(grad.T, x[i], alpha=scale)
     return dx
+
+
+def is_kept(count: int) -> bool:
+    """Whether the probabilities of ``count`` rows are one tile, which the backward pass then finds as it was."""
+    return count <= _TILE
+
+
+def _one_tile(x: Tensor, scale: float, excluded: int | None) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps and probabilities [N, N]: for few rows the calls of torch cost as much as their work."""
+    tile = torch.mm(x * (scale * LOG2E), x.T, out=x.new_empty(len(x), len(x)))
+    if excluded is not None:
+        tile.fill_diagonal_(-torch.inf)
+    top = tile.amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).min)  # a row of -inf alone keeps a sum of 0
+    total = tile.sub_(top).exp2_().sum(1, keepdim=True)
+    tile.div_(total.clamp_min(torch.finfo(x.dtype).tiny))
+    return total.log2_().add_(top).mul_(1 / LOG2E).squeeze(1), tile
 
 
 def finite_weights(lse: Tensor, grad: Tensor) -> Weights:
@@ -229,7 +253,8 @@ def _gradients(
     The sums of the forward pass say whether 2^s may be formed on its own, as no score exceeds its row's sum or its
     column's.
     """
-    if all(_within_bound(weights[0]) for weights in (rows, cols) if weights is not None):
+    rows_bounded = rows is None or _within_bound(rows[0])
+    if rows_bounded and (cols is None or cols is rows or _within_bound(cols[0])):
         a = None if rows is None else rows[1] * torch.exp(-rows[0])
         b = None if cols is None else a if cols is rows else cols[1] * torch.exp(-cols[0])
         sums = None

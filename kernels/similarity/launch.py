@@ -40,13 +40,15 @@ def pair_lse(
     return rows, cols
 
 
-def self_lse(x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool) -> Tensor:
-    """As :func:`cpu.self_lse`. Half the tiles where the scores are bounded, else all."""
+def self_lse(
+    x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool
+) -> tuple[Tensor, Tensor]:
+    """As :func:`cpu.self_lse`, but nothing is kept. Half the tiles where the scores are bounded, else all."""
     x = _rows(x)
     bounded = _bounded(None, gain, scale, unit_norm)
     excluded = 0 if exclude_self else None
     rows, _ = _forward(x, x, None, gain, scale, excluded, bounded=bounded, symmetric=bounded)
-    return rows
+    return rows, rows.new_empty(0, 0)
 
 
 def pair_backward(
@@ -78,7 +80,7 @@ def pair_backward(
 
 
 def self_backward(
-    x: Tensor, gain: Tensor | None, weights: Weights, *, scale: float, exclude_self: bool, unit_norm: bool
+    x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> Tensor:
     """As :func:`cpu.self_backward`: one pass, since G is symmetric."""
     x = _rows(x)

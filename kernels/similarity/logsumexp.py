@@ -50,7 +50,8 @@ def row_logsumexp(
     if group is not None:
         return row_logsumexp_over_ranks(x, y, gain, factor, exclude_self, unit_norm, chosen, group)
     if y is x and bias is None:
-        lse: Tensor = op.self_lse(x, gain, factor, exclude_self, unit_norm, chosen)
+        lse: Tensor
+        lse, _ = op.self_lse(x, gain, factor, exclude_self, unit_norm, chosen)
         return lse
     rows: Tensor
     rows, _ = op.pair_lse(x, y, bias, gain, factor, 0 if exclude_self else None, unit_norm, False, chosen)

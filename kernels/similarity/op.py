@@ -22,9 +22,10 @@ _SCHEMAS = {
     "pair_lse_backward": "(Tensor x, Tensor y, Tensor? bias, Tensor? gain, Tensor rows, Tensor cols, "
     "Tensor? row_grad, Tensor? col_grad, float scale, int? excluded, bool unit_norm, bool need_x, bool need_y, "
     "str backend) -> (Tensor, Tensor, Tensor)",
-    "self_lse": "(Tensor x, Tensor? gain, float scale, bool exclude_self, bool unit_norm, str backend) -> Tensor",
-    "self_lse_backward": "(Tensor x, Tensor? gain, Tensor lse, Tensor grad, float scale, bool exclude_self, "
-    "bool unit_norm, str backend) -> Tensor",
+    "self_lse": "(Tensor x, Tensor? gain, float scale, bool exclude_self, bool unit_norm, str backend) "
+    "-> (Tensor, Tensor)",
+    "self_lse_backward": "(Tensor x, Tensor? gain, Tensor lse, Tensor kept, Tensor grad, float scale, "
+    "bool exclude_self, bool unit_norm, str backend) -> Tensor",
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"fasttrain::{_name}", _schema)
@@ -73,13 +74,17 @@ def _pair_lse_shapes(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 def _self_lse(
     x: Tensor, gain: Tensor | None, scale: float, exclude_self: bool, unit_norm: bool, backend: str
-) -> Tensor:
-    found: Tensor = kernels(backend).self_lse(x, gain, scale=scale, exclude_self=exclude_self, unit_norm=unit_norm)
+) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = kernels(backend).self_lse(
+        x, gain, scale=scale, exclude_self=exclude_self, unit_norm=unit_norm
+    )
     return found
 
 
-def _self_lse_shapes(x: Tensor, *args: Any) -> Tensor:
-    return x.new_empty(x.shape[0], dtype=accumulation_type(x))
+def _self_lse_shapes(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    kind, rows = accumulation_type(x), x.shape[0]
+    kept = rows if args[-1] == "cpu" and cpu.is_kept(rows) else 0
+    return x.new_empty(rows, dtype=kind), x.new_empty(kept, kept, dtype=kind)
 
 
 # Backward
@@ -133,6 +138,7 @@ def _self_backward(
     x: Tensor,
     gain: Tensor | None,
     lse: Tensor,
+    kept: Tensor,
     grad: Tensor,
     scale: float,
     exclude_self: bool,
@@ -140,7 +146,7 @@ def _self_backward(
     backend: str,
 ) -> Tensor:
     found: Tensor = kernels(backend).self_backward(
-        x, gain, (lse, grad), scale=scale, exclude_self=exclude_self, unit_norm=unit_norm
+        x, gain, (lse, grad), kept, scale=scale, exclude_self=exclude_self, unit_norm=unit_norm
     )
     return found
 
@@ -196,15 +202,19 @@ def _backprop_pair(ctx: Any, row_grad: Tensor | None, col_grad: Tensor | None) -
     )
 
 
-def _save_self(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_self(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, gain, *ctx.options = inputs
-    ctx.save_for_backward(x, gain, output)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, gain, *output)
 
 
-def _backprop_self(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, gain, lse = ctx.saved_tensors
+def _backprop_self(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 6
+    x, gain, lse, kept = ctx.saved_tensors
     of_x, of_gain, *_ = ctx.needs_input_grad
-    dx = _self_lse_backward(x, gain, lse, grad, *ctx.options)
+    dx = _self_lse_backward(x, gain, lse, kept, grad, *ctx.options)
     # x stands on both sides of the scores, so <x, dL/dx> counts them twice.
     return (
         dx.to(x.dtype) if of_x else None,

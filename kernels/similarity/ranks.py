@@ -73,7 +73,7 @@ class _Symmetric(torch.autograd.Function):
         ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
         ctx.excluded = dist.get_rank(group) * len(x) if exclude_self else None
         options = {"scale": scale, "exclude_self": exclude_self, "unit_norm": unit_norm}
-        lse, everyone = _forward(ctx, x, x, lambda: kernels.self_lse(x, gain, **options))
+        lse, everyone = _forward(ctx, x, x, lambda: kernels.self_lse(x, gain, **options)[0])
         ctx.save_for_backward(x, everyone, lse)
         return lse
 

@@ -27,10 +27,10 @@ def forward_tile(dim: int, dtype: torch.dtype, *, columns: bool = False) -> Tile
     """
     if dtype == torch.float32:
         return Tile(128, 64, *_features(dim, resident=64, part=32), 8, 2)
-    block_d, _ = _features(dim, resident=256, part=32 if columns else 64)
+    block_d, _ = _features(dim, resident=256, part=128 if columns else 64)
     if block_d == 256:
         return Tile(64 if columns else 128, 64, block_d, block_d, 8, 3)
-    return Tile(128, 64 if columns else 128, block_d, block_d, 8, 3)
+    return Tile(128, 64 if columns else 128, block_d, block_d, 8, 2 if columns and dim > 256 else 3)
 
 
 def backward_tile(dim: int, dtype: torch.dtype) -> Tile:

@@ -32,7 +32,8 @@ def test_opcheck_of_the_gradients():
         _OPERATORS.pair_lse_backward.default,
         (x, y, None, None, lse, empty, lse, None, 2.0, None, True, True, True, "cpu"),
     )
-    torch.library.opcheck(_OPERATORS.self_lse_backward.default, (x, None, lse, lse, 2.0, True, True, "cpu"))
+    kept = x @ x.T
+    torch.library.opcheck(_OPERATORS.self_lse_backward.default, (x, None, lse, kept, lse, 2.0, True, True, "cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
