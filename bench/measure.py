@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,48 @@ def seconds_per_call(call: Callable[[], Any], calls: int = 1) -> float:
     for _ in range(calls):
         call()
     return (time.perf_counter() - started) / calls
+
+
+class DeviceClock:
+    """Seconds of one call by the GPU's own clock, after a call that only warms up and with an empty L2 cache.
+
+    What the host needs to start the call's kernels counts where the GPU has to wait for it, as it does for small sizes.
+    ``call`` must not wait for the device itself.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        self._l2 = torch.empty(256 << 20, dtype=torch.int8, device="cuda")  # more than any GPU's
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        import torch
+
+        call()
+        self._l2.zero_()  # while this runs, the host is already at the call
+        self._events[0].record()
+        call()
+        self._events[1].record()
+        torch.cuda.synchronize()
+        return self._events[0].elapsed_time(self._events[1]) / 1e3
+
+
+def in_turn(timers: Sequence[Callable[[], float]], *, fewest: int, most: int, seconds: float) -> list[list[float]]:
+    """What each timer says, round by round; who goes first moves on. No new round once ``seconds`` have passed."""
+    started = time.perf_counter()
+    times: list[list[float]] = [[] for _ in timers]
+    for number in range(most):
+        if number >= fewest and time.perf_counter() - started >= seconds:
+            break
+        for place in range(len(timers)):
+            turn = (number + place) % len(timers)
+            times[turn].append(timers[turn]())
+    return times
+
+
+def least_and_median(values: Sequence[float]) -> dict[str, float]:
+    return {name: float(f"{f(values):.4g}") for name, f in (("min", min), ("median", statistics.median))}
 
 
 class Sgemm:
@@ -132,6 +176,16 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         except PackageNotFoundError:
             about[package] = "not installed"
     return about
+
+
+def commit() -> str:
+    """The commit that runs, or why it is not known: a copy without git's folder, or no git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: no git here"
+    return done.stdout.strip()
 
 
 def processor() -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +41,7 @@ def main() -> None:
     sgemm = measure.Sgemm(options.device)
     content: dict[str, Any] = {
         "machine": measure.machine(options.device),
-        "commit": _commit(),
+        "commit": measure.commit(),
         "settings": {"rounds": options.rounds, "seconds": options.seconds, "only": options.only},
         "units": {"seconds": "one forward and backward", "ratio": "the peer's seconds by ours", "peak_bytes": "bytes"},
         "results": {},
@@ -273,11 +272,6 @@ def _time(seconds: float) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def _write(path: Path | None, content: dict[str, Any]) -> None:

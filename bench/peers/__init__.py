@@ -33,6 +33,8 @@ class Case:
     scale: float = 10.0
     """1 / temperature, or kappa."""
     device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    """In half precision the loss gets what a network under autocast hands to it, and runs under autocast too."""
 
     @property
     def temperature(self) -> float:
@@ -51,29 +53,50 @@ class Operation:
     flops: Callable[[Case], float] | None = None
     """Floating point operations of our forward and backward."""
 
-    def step(self, name: str, case: Case) -> Step:
-        """One forward and backward: the loss and the gradients. Raises NotRun."""
-        generator = torch.Generator().manual_seed(0)
-        inputs = tuple(x.detach().to(case.device).requires_grad_(x.requires_grad) for x in self.inputs(case, generator))
-        leaves = [x for x in inputs if x.requires_grad]
+    def draw(self, case: Case) -> tuple[Tensor, ...]:
+        """The inputs of a case, the same for every contestant."""
+        drawn = self.inputs(case, torch.Generator().manual_seed(0))
+        return tuple(x.detach().to(case.device, case.dtype).requires_grad_(x.requires_grad) for x in drawn)
+
+    def loss(self, name: str, case: Case, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+        """A contestant's loss on these inputs. Raises NotRun."""
         try:
             loss = self.contestants[name](case)
         except ModuleNotFoundError as error:
             raise NotRun(f"{error.name} is not installed; pip install -e '.[bench]'") from error
+        if case.dtype.itemsize > 2:
+            return lambda: loss(*inputs)
+
+        def lowered() -> Tensor:
+            with torch.autocast(torch.device(case.device).type, case.dtype):
+                return loss(*inputs)
+
+        return lowered
+
+    def step(self, name: str, case: Case, inputs: tuple[Tensor, ...] | None = None, *, wait: bool = True) -> Step:
+        """One forward and backward: the loss and the gradients; ``wait`` for the device to be done. Raises NotRun."""
+        inputs = self.draw(case) if inputs is None else inputs
+        loss = self.loss(name, case, inputs)
+        leaves = [x for x in inputs if x.requires_grad]
 
         def step() -> tuple[Tensor, ...]:
-            value = loss(*inputs)
+            value = loss()
             gradients = torch.autograd.grad(value, leaves)
-            if case.device != "cpu":
+            if wait and case.device != "cpu":
                 torch.cuda.synchronize()
             return value.detach(), *gradients
 
         return step
 
 
+def distances(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[float]:
+    """How far the loss and every gradient are from the expected, as a part of that one's norm."""
+    norm = torch.linalg.vector_norm
+    return [(norm(a.float() - b.float()) / norm(b.float())).item() for a, b in zip(found, expected, strict=True)]
+
+
 def check_agreement(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], who: str) -> None:
     """Raise AssertionError if two contestants do not compute the same loss and gradients, to what fp32 explains."""
-    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
-        apart = (torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)).item()
+    for number, apart in enumerate(distances(found, expected)):
         if not apart < 1e-3:
             raise AssertionError(f"{who} differs from ours: output {number} by {apart:.1e} of its norm")

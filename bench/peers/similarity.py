@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttrain.kernels import bidirectional_logsumexp, info_nce, nt_xent, vmf_entropy
+from fasttrain.kernels import info_nce, nt_xent, vmf_entropy
 from fasttrain.kernels.vmf import reference_log_vmf_normalizer
+from fasttrain.losses import base
+from fasttrain.losses.info_nce import symmetric_info_nce
 
 from . import OURS, Case, Loss, NotRun, Operation
 from .libraries import available_bytes, compiled, inf_cl, keops_logsumexp
@@ -32,11 +34,16 @@ def unit_rows(case: Case, generator: torch.Generator) -> tuple[Tensor, ...]:
     return (F.normalize(torch.randn(case.rows, case.dim, generator=generator)).requires_grad_(),)
 
 
+def unit(z: Tensor) -> Tensor:
+    """As our losses do it: formed in fp32 and returned in the type of z, which autocast would leave in fp32."""
+    return base.unit_rows(z, "z")
+
+
 # NT-Xent
 
 
 def ours_nt_xent(case: Case) -> Loss:
-    return lambda z0, z1: nt_xent(F.normalize(z0), F.normalize(z1), temperature=case.temperature)
+    return lambda z0, z1: nt_xent(unit(z0), unit(z1), temperature=case.temperature)
 
 
 def eager_nt_xent(case: Case) -> Loss:
@@ -81,7 +88,7 @@ def metric_learning_nt_xent(case: Case) -> Loss:
 
 def ours_info_nce(case: Case) -> Loss:
     def loss(q: Tensor, k: Tensor, queue: Tensor | None = None) -> Tensor:
-        return info_nce(F.normalize(q), F.normalize(k), queue, temperature=case.temperature)
+        return info_nce(unit(q), unit(k), queue, temperature=case.temperature)
 
     return loss
 
@@ -146,12 +153,7 @@ def inf_cl_info_nce(case: Case) -> Loss:
 
 
 def ours_bidirectional(case: Case) -> Loss:
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        x, y = F.normalize(x), F.normalize(y)
-        rows, columns = bidirectional_logsumexp(x, y, scale=case.scale, unit_norm=True)
-        return (rows.mean() + columns.mean()) / 2 - case.scale * (x * y).sum(1).mean()
-
-    return loss
+    return lambda x, y: symmetric_info_nce(unit(x), unit(y), temperature=case.temperature)
 
 
 def eager_bidirectional(case: Case) -> Loss:
