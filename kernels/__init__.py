@@ -6,9 +6,9 @@ Knows tensors only: nothing here imports ``fasttrain`` or ``fasttrain.pipelines`
 
 from .contrastive import info_nce, nt_xent
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
-from .prototypes.reference import prototype_cross_entropy, prototype_entropy
+from .prototypes.objective import prototype_cross_entropy, prototype_entropy, prototype_terms
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
-from .sinkhorn.reference import sinkhorn, sinkhorn_center
+from .sinkhorn.potentials import sinkhorn, sinkhorn_center
 from .vmf import log_sphere_area, log_vmf_normalizer, reference_log_vmf_normalizer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "nt_xent",
     "prototype_cross_entropy",
     "prototype_entropy",
+    "prototype_terms",
     "reference_log_vmf_normalizer",
     "row_logsumexp",
     "sinkhorn",

@@ -80,18 +80,19 @@ class DINO(Method):
             teacher = self.teacher(global_views(views, self.n_global))
             teacher_prototypes = self.teacher.prototypes()
         center = None if self.settings.no_centering else self.center.clone()
-        temps = {"student_temp": self.settings.student_temp, "teacher_temp": self.teacher_temp(step)}
+        student_temp, teacher_temp = self.settings.student_temp, self.teacher_temp(step)
+        sides = (student, teacher, prototypes, teacher_prototypes)
         if self.entropy:
             objective = er.discrete(
-                student, teacher, prototypes, teacher_prototypes, center=center, group=self.group, **temps
+                *sides, student_temp=student_temp, teacher_temp=teacher_temp, center=center, group=self.group
             )
         else:
-            loss = prototype_cross_entropy(student, teacher, prototypes, teacher_prototypes, center=center, **temps)
+            loss = prototype_cross_entropy(*sides, student_temp=student_temp, teacher_temp=teacher_temp, center=center)
             bound = None
             if step.measure:
                 with torch.no_grad():
                     rows = student.flatten(0, 1)
-                    entropy, _ = prototype_entropy(rows, prototypes, temp=self.settings.student_temp, group=self.group)
+                    entropy, _ = prototype_entropy(rows, prototypes, temp=student_temp, group=self.group)
                 bound = er.prototype_bound(entropy, loss, self.settings.out_dim)
             objective = Objective(loss, bound)
         if not self.settings.no_centering:

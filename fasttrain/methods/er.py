@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import prototype_cross_entropy, prototype_entropy
+from ..kernels import prototype_terms
 from ..kernels.collectives import Group
 from ..losses import Bound
 from ..losses.entropy_reconstruction import sphere_bound, sphere_terms
@@ -44,7 +44,7 @@ def discrete(
     The entropy is that of the student's assignments, all views together: the variable that carries gradient.
     Shapes as in :func:`fasttrain.kernels.prototype_cross_entropy`.
     """
-    reconstruction = prototype_cross_entropy(
+    reconstruction, entropy = prototype_terms(
         student,
         teacher,
         student_prototypes,
@@ -52,8 +52,8 @@ def discrete(
         student_temp=student_temp,
         teacher_temp=teacher_temp,
         center=center,
+        group=group,
     )
-    entropy, _ = prototype_entropy(student.flatten(0, 1), student_prototypes, temp=student_temp, group=group)
     return Objective(reconstruction - entropy, prototype_bound(entropy, reconstruction, len(student_prototypes)))
 
 

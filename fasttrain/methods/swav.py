@@ -69,11 +69,13 @@ class SwAV(Method):
         s = self.settings
         z, prototypes = self.student(views), self.student.prototypes()
         codes = z[: self.n_global].detach()
-        temps = {"student_temp": s.temperature, "teacher_temp": s.epsilon}
+        sides = (z, codes, prototypes, prototypes)
         if self.entropy:
-            return er.discrete(z, codes, prototypes, prototypes, center=None, group=self.group, **temps)
+            return er.discrete(
+                *sides, student_temp=s.temperature, teacher_temp=s.epsilon, center=None, group=self.group
+            )
         center = self._sinkhorn_centers(codes, prototypes.detach(), step)
-        loss = prototype_cross_entropy(z, codes, prototypes, prototypes, center=center, **temps)
+        loss = prototype_cross_entropy(*sides, student_temp=s.temperature, teacher_temp=s.epsilon, center=center)
         if not step.measure:
             return Objective(loss, None)
         with torch.no_grad():

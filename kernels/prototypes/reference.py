@@ -14,7 +14,7 @@ def prototype_cross_entropy(
     student_prototypes: Tensor,
     teacher_prototypes: Tensor,
     *,
-    student_temp: float,
+    student_temp: float | Tensor,
     teacher_temp: float,
     center: Tensor | None = None,
 ) -> Tensor:
@@ -44,7 +44,7 @@ def prototype_cross_entropy(
 
 
 def prototype_entropy(
-    features: Tensor, prototypes: Tensor, *, temp: float, group: Group | None = None
+    features: Tensor, prototypes: Tensor, *, temp: float | Tensor, group: Group | None = None
 ) -> tuple[Tensor, Tensor]:
     """Marginal entropy H(mean_i p_i) and mean conditional entropy mean_i H(p_i), in nats.
 

@@ -118,7 +118,7 @@ def _forward(
         blocks = triton.cdiv(row_tiles, _MOST_SLOTS)
         span = blocks * tile.block_m // tile.block_n if symmetric else triton.cdiv(col_tiles, _MOST_SLOTS)
     else:
-        blocks, span = 1, triton.cdiv(col_tiles, _splits(x, row_tiles, col_tiles))
+        blocks, span = 1, triton.cdiv(col_tiles, splits(x, row_tiles, col_tiles))
     grid = (triton.cdiv(row_tiles, blocks), triton.cdiv(col_tiles, span))
     row_sums = x.new_empty(grid[1], n, dtype=torch.float32)
     col_sums = row_sums if symmetric else x.new_empty(grid[0], m if columns else 0, dtype=torch.float32)
@@ -126,7 +126,7 @@ def _forward(
         x, y, bias, gain, row_sums, col_sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
         D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCKS=blocks,
         SYMMETRIC=symmetric, COLUMNS=columns or symmetric, BOUNDED=bounded, EXCLUDE=excluded is not None,
-        HAS_BIAS=bias is not None, HAS_GAIN=gain is not None, **_options(tile),
+        HAS_BIAS=bias is not None, HAS_GAIN=gain is not None, **kernel_options(tile),
     )  # fmt: skip
     if not bounded:
         return row_sums.mul_(math.log(2)).logsumexp(0), col_sums
@@ -151,7 +151,7 @@ def _backward(
     tile = backward_tile(dim, x.dtype)
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     outs = triton.cdiv(dim, tile.block_out)
-    span = triton.cdiv(col_tiles, _splits(x, row_tiles * outs, col_tiles))
+    span = triton.cdiv(col_tiles, splits(x, row_tiles * outs, col_tiles))
     grid = (row_tiles, triton.cdiv(col_tiles, span), outs)
     dx = x.new_empty(grid[1], n, dim, dtype=torch.float32)
     total = x.new_empty(grid[1], n if sums else 0, dtype=torch.float32)
@@ -163,7 +163,7 @@ def _backward(
         n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
         D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCK_OUT=tile.block_out,
         ROWS=rows is not None, COLS=cols is not None, SUMS=sums, BOUNDED=bounded, EXCLUDE=excluded is not None,
-        COL_BIAS=col_bias is not None, ROW_BIAS=row_bias is not None, HAS_GAIN=gain is not None, **_options(tile),
+        COL_BIAS=col_bias is not None, ROW_BIAS=row_bias is not None, HAS_GAIN=gain is not None, **kernel_options(tile),
     )  # fmt: skip
     dx = dx[0] if len(dx) == 1 else dx.sum(0)
     return (dx, total.sum(0)) if unscale is None else (dx.mul_(unscale), total.sum(0).mul_(unscale))
@@ -183,12 +183,12 @@ def _scaled_weights(
     return row_lse, row_grad, col_lse, col_grad, unscale
 
 
-def _splits(x: Tensor, programs: int, tiles: int) -> int:
+def splits(x: Tensor, programs: int, tiles: int) -> int:
     """Into how many spans the columns are cut, so that few rows still fill the chip."""
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
     return max(1, min(tiles, _WANTED_PROGRAMS * processors // programs))
 
 
-def _options(tile: Tile) -> dict[str, object]:
+def kernel_options(tile: Tile) -> dict[str, object]:
     """fp32 products in three tf32 passes, which keep fp32's accuracy; the rest as the tile says."""
     return {"PRECISION": "tf32x3", "WIDEN": interpreting(), "num_warps": tile.warps, "num_stages": tile.stages}

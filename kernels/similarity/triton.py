@@ -22,11 +22,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_LOG2E = tl.constexpr(1.4426950408889634)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _load_tile(p, rows, features, count, stride, D: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr):
+def load_tile(p, rows, features, count, stride, D: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr):
     mask = (rows < count)[:, None]
     if PADDED:
         mask = mask & (features < D)[None, :]
@@ -37,7 +37,7 @@ def _load_tile(p, rows, features, count, stride, D: tl.constexpr, PADDED: tl.con
 
 
 @triton.jit
-def _long_dots(
+def long_dots(
     p_x, p_y, rows, cols, N, M, stride_x, stride_y, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -45,15 +45,15 @@ def _long_dots(
     dots = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, D, BLOCK_D):
         features = start + tl.arange(0, BLOCK_D)
-        x = _load_tile(p_x, rows, features, N, stride_x, D, D % BLOCK_D != 0, WIDEN)
-        y = _load_tile(p_y, cols, features, M, stride_y, D, D % BLOCK_D != 0, WIDEN)
+        x = load_tile(p_x, rows, features, N, stride_x, D, D % BLOCK_D != 0, WIDEN)
+        y = load_tile(p_y, cols, features, M, stride_y, D, D % BLOCK_D != 0, WIDEN)
         dots = tl.dot(x, tl.trans(y), dots, input_precision=PRECISION)
     return dots
 
 
 @triton.jit
-def _base2_scale(scale, p_gain, HAS_GAIN: tl.constexpr):
-    factor = scale * _LOG2E
+def base2_scale(scale, p_gain, HAS_GAIN: tl.constexpr):
+    factor = scale * LOG2E
     if HAS_GAIN:
         factor = factor * tl.load(p_gain).to(tl.float32)
     return factor
@@ -76,26 +76,26 @@ def lse_fwd_kernel(
     if SYMMETRIC:
         if part < block:
             return
-    factor = _base2_scale(scale, p_gain, HAS_GAIN)
+    factor = base2_scale(scale, p_gain, HAS_GAIN)
     features = tl.arange(0, BLOCK_D)
     for tile in range(BLOCKS):
         rows = (block * BLOCKS + tile) * BLOCK_M + tl.arange(0, BLOCK_M)
         if D <= BLOCK_D:
-            x = _load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
+            x = load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
         top = tl.full([BLOCK_M], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         for step in range(part * span, tl.minimum((part + 1) * span, tl.cdiv(M, BLOCK_N))):
             cols = step * BLOCK_N + tl.arange(0, BLOCK_N)
             if D <= BLOCK_D:
-                y = _load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
+                y = load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
                 s = tl.dot(x, tl.trans(y), input_precision=PRECISION)
             else:
-                s = _long_dots(
+                s = long_dots(
                     p_x, p_y, rows, cols, N, M, stride_x, stride_y, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, WIDEN
                 )
             s = s * factor
             if HAS_BIAS:
-                s += tl.load(p_bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :] * _LOG2E
+                s += tl.load(p_bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :] * LOG2E
             keep = (cols < M)[None, :]
             if COLUMNS:
                 keep = keep & (rows < N)[:, None]
@@ -139,14 +139,14 @@ def lse_bwd_kernel(
     part = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outs = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    factor = _base2_scale(scale, p_gain, HAS_GAIN)
+    factor = base2_scale(scale, p_gain, HAS_GAIN)
     features = tl.arange(0, BLOCK_D)
     if D <= BLOCK_D:
-        x = _load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
+        x = load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
     if ROW_BIAS:
-        row_bias = tl.load(p_bias + rows, mask=rows < N, other=0.0).to(tl.float32) * _LOG2E
+        row_bias = tl.load(p_bias + rows, mask=rows < N, other=0.0).to(tl.float32) * LOG2E
     if ROWS:
-        row_lse = tl.load(p_row_lse + rows, mask=rows < N, other=0.0) * _LOG2E
+        row_lse = tl.load(p_row_lse + rows, mask=rows < N, other=0.0) * LOG2E
         row_grad = tl.load(p_row_grad + rows, mask=rows < N, other=0.0)
         if BOUNDED:
             row_grad = row_grad * tl.exp2(-row_lse)
@@ -155,20 +155,20 @@ def lse_bwd_kernel(
     for step in range(part * span, tl.minimum((part + 1) * span, tl.cdiv(M, BLOCK_N))):
         cols = step * BLOCK_N + tl.arange(0, BLOCK_N)
         if D <= BLOCK_D:
-            y = _load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
+            y = load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
             s = tl.dot(x, tl.trans(y), input_precision=PRECISION)
         else:
-            s = _long_dots(
+            s = long_dots(
                 p_x, p_y, rows, cols, N, M, stride_x, stride_y, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, WIDEN
             )
-            y = _load_tile(p_y, cols, outs, M, stride_y, D, D % BLOCK_OUT != 0, WIDEN)
+            y = load_tile(p_y, cols, outs, M, stride_y, D, D % BLOCK_OUT != 0, WIDEN)
         s = s * factor
         if COL_BIAS:
-            s += tl.load(p_bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :] * _LOG2E
+            s += tl.load(p_bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :] * LOG2E
         if ROW_BIAS:
             s += row_bias[:, None]
         if COLS:
-            col_lse = tl.load(p_col_lse + cols, mask=cols < M, other=0.0) * _LOG2E
+            col_lse = tl.load(p_col_lse + cols, mask=cols < M, other=0.0) * LOG2E
             col_grad = tl.load(p_col_grad + cols, mask=cols < M, other=0.0)
         if BOUNDED:
             if ROWS and COLS:
@@ -191,6 +191,6 @@ def lse_bwd_kernel(
             sums += tl.sum(grad, 1)
         dx = tl.dot(grad.to(y.dtype), y, dx, input_precision=PRECISION)
     places = (part.to(tl.int64) * N + rows)[:, None] * D + outs[None, :]
-    tl.store(p_dx + places, dx * (factor / _LOG2E), mask=(rows < N)[:, None] & (outs < D)[None, :])
+    tl.store(p_dx + places, dx * (factor / LOG2E), mask=(rows < N)[:, None] & (outs < D)[None, :])
     if SUMS:
         tl.store(p_sums + part.to(tl.int64) * N + rows, sums, mask=rows < N)

@@ -33,7 +33,7 @@ def _small(dim):
 
 
 def test_few_rows_are_cut_into_spans_of_columns(monkeypatch):
-    monkeypatch.setattr(launch, "_splits", lambda x, programs, tiles: min(tiles, 3))
+    monkeypatch.setattr(launch, "splits", lambda x, programs, tiles: min(tiles, 3))
     check("rows", "triton", 5, 700, 32, torch.float32, 20.0, device=_DEVICE)
     check("rows with bias", "triton", 5, 700, 32, torch.float32, 20.0, device=_DEVICE)
 

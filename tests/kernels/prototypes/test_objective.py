@@ -1,0 +1,184 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from fasttrain.kernels import prototype_cross_entropy, prototype_entropy, prototype_terms
+from fasttrain.kernels.prototypes import cpu, launch
+from fasttrain.kernels.similarity.tiles import Tile
+from tests.kernels.tolerances import assert_close
+
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_CENTERS = {"none": None, "one": (), "one a view": (2,)}
+
+
+def _rows(*shape, seed):
+    return normalize(torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def _case(shape, center, dtype, device="cpu"):
+    """Student, teacher, both prototypes and centre, drawn in fp64 and rounded."""
+    views, teachers, batch, dim, count = shape
+    drawn = [_rows(views, batch, dim, seed=0), _rows(teachers, batch, dim, seed=1)]
+    drawn += [1.5 * _rows(count, dim, seed=2), _rows(count, dim, seed=3)]
+    drawn = [t.to(device, dtype) for t in drawn]
+    sizes = None if center is None else (*[teachers for _ in center], count)
+    return *drawn, None if sizes is None else 0.1 * _rows(*sizes, seed=4).to(device, dtype)
+
+
+def _results(tensors, backend, temps=(0.1, 0.04)):
+    """Loss and entropies, and the gradients of student and prototypes through all of them."""
+    student, teacher, ws, wt, center = tensors
+    student, ws = (t.detach().clone().requires_grad_() for t in (student, ws))
+    loss, entropy = prototype_terms(
+        student, teacher, ws, wt, student_temp=temps[0], teacher_temp=temps[1], center=center, backend=backend
+    )
+    marginal, conditional = prototype_entropy(student.flatten(0, 1), ws, temp=0.3, backend=backend)
+    (loss - 0.7 * entropy + 0.5 * marginal - 0.3 * conditional).backward()
+    values = {"loss": loss, "entropy": entropy, "marginal": marginal, "conditional": conditional}
+    return {k: v.detach() for k, v in values.items()} | {"dstudent": student.grad, "dprototypes": ws.grad}
+
+
+def _check(backend, shape, center, dtype, device="cpu"):
+    tensors = _case(shape, center, dtype, device)
+    got = _results(tensors, backend)
+    exact = [None if t is None else t.double() for t in tensors]
+    for name, value in _results(exact, "eager").items():
+        kind = dtype if name.startswith("d") else torch.float64 if dtype == torch.float64 else torch.float32
+        least = 1e-30 if name.startswith("d") else 1.0
+        # Two losses add to each gradient, each rounded to the type.
+        assert_close(got[name], value, kind, 40, name, least=least)
+
+
+@pytest.mark.parametrize("center", _CENTERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 3, 5, 11), (10, 2, 4, 16, 1000), (1, 2, 7, 3, 2), (3, 1, 1, 33, 65)], ids=str)
+def test_the_cpu_path_equals_the_reference(shape, dtype, center):
+    _check("cpu", shape, _CENTERS[center], dtype)
+
+
+@pytest.mark.parametrize("center", _CENTERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_triton_equals_the_reference(dtype, center):
+    _check("triton", (4, 2, 9, 24, 150), _CENTERS[center], dtype, _DEVICE)
+
+
+@pytest.mark.parametrize("dim", [16, 40])
+def test_triton_gives_the_same_over_many_small_tiles(dim, monkeypatch):
+    tile = Tile(16, 16, 16, 16 if dim <= 16 else 32, 4, 1)
+    monkeypatch.setattr(launch, "backward_tile", lambda *args: tile)
+    monkeypatch.setattr(launch, "splits", lambda rows, programs, tiles: min(tiles, 3))
+    _check("triton", (3, 2, 11, dim, 70), (2,), torch.float32, _DEVICE)
+
+
+def test_gradients_pass_gradcheck_over_several_tiles(monkeypatch):
+    monkeypatch.setattr(cpu, "_AREA", 40)
+    student, teacher, ws, wt, center = _case((3, 2, 3, 4, 7), (2,), torch.float64)
+
+    def both(student, ws, temp):
+        return prototype_terms(student, teacher, ws, wt, student_temp=temp, teacher_temp=0.2, center=center)
+
+    temp = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    leaves = (student.requires_grad_(), ws.requires_grad_(), temp)
+    assert torch.autograd.gradcheck(both, leaves)
+    rows = student.detach().flatten(0, 1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda f, p, t: prototype_entropy(f, p, temp=t), (rows, ws, temp))
+
+
+def test_compiles_into_one_graph_and_passes_opcheck():
+    tensors = [t for t in _case((3, 2, 4, 5, 7), (), torch.float32)]
+    student, teacher, ws, wt, center = (t.requires_grad_() for t in tensors)
+
+    def loss(student, ws):
+        loss, entropy = prototype_terms(student, teacher, ws, wt, student_temp=0.1, teacher_temp=0.05, center=center)
+        return loss - entropy
+
+    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(student, ws)
+    torch.testing.assert_close(got, loss(student, ws))
+    for a, b in zip(*(torch.autograd.grad(x, (student, ws)) for x in (got, loss(student, ws))), strict=True):
+        torch.testing.assert_close(a, b)
+    rows, weights = student.detach().flatten(0, 1).requires_grad_(), torch.full((12,), 1 / 12)
+    bias = center.detach()[None]
+    args = (rows, teacher.detach().flatten(0, 1), ws, wt.detach(), bias, weights, 10.0, 20.0, True, "cpu")
+    torch.library.opcheck(torch.ops.fasttrain.prototype_terms.default, args)
+
+
+def test_a_second_derivative_is_refused():
+    student, teacher, ws, wt, _ = _case((2, 2, 3, 4, 5), None, torch.float64)
+    student.requires_grad_()
+    loss = prototype_cross_entropy(student, teacher, ws, wt, student_temp=0.1, teacher_temp=0.1)
+    (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(gradient.sum(), student)
+
+
+def test_autocast_rounds_nothing():
+    student, teacher, ws, wt, center = _case((3, 2, 4, 16, 50), (), torch.float32)
+    student.requires_grad_()
+
+    def gradient():
+        loss, entropy = prototype_terms(student, teacher, ws, wt, student_temp=0.1, teacher_temp=0.05, center=center)
+        return loss.detach(), torch.autograd.grad(loss - entropy, student)[0]
+
+    expected = gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = gradient()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_no_logits_are_ever_stored():
+    """The largest block of memory beside the prototypes' own gradient, in bytes: 200 rows against 20,000 prototypes."""
+    student, teacher, ws, wt, center = _case((10, 2, 20, 8, 20000), (), torch.float32)
+    student.requires_grad_(), ws.requires_grad_()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss, entropy = prototype_terms(student, teacher, ws, wt, student_temp=0.1, teacher_temp=0.05, center=center)
+        (loss - entropy).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert 0 < largest <= 4 * cpu._AREA < 4 * 200 * 20000 / 6
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton", "eager"])
+def test_uniform_rows_have_entropy_log_k_and_one_hot_rows_none(backend):
+    marginal, conditional = prototype_entropy(
+        torch.zeros(6, 16), _rows(64, 16, seed=0).float(), temp=0.1, backend=backend
+    )
+    assert marginal.item() == pytest.approx(math.log(64), rel=1e-6)
+    assert conditional.item() == pytest.approx(math.log(64), rel=1e-6)
+    one_hot = torch.eye(16)[:1].expand(6, 16)
+    for entropy in prototype_entropy(one_hot, torch.eye(16), temp=1e-3, backend=backend):
+        assert 0 <= entropy.item() < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_nan_stays_in_the_gradient_of_its_row(backend):
+    student, teacher, ws, wt, _ = _case((2, 1, 3, 16, 20), None, torch.float32)
+    student[1, 2, 0] = torch.nan
+    student.requires_grad_()
+    prototype_cross_entropy(student, teacher, ws, wt, student_temp=0.1, teacher_temp=0.1, backend=backend).backward()
+    assert student.grad[..., 0].isnan().tolist() == [[False] * 3, [False, False, True]]
+
+
+_ONES = torch.ones(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student": torch.ones(2, 4)}, r"student must be \[views, B, D\], none of them 0, got \(2, 4\)"),
+        ({"teacher": torch.ones(2, 0, 4)}, r"teacher must be .* got \(2, 0, 4\)"),
+        ({"teacher": torch.ones(2, 5, 4)}, r"same B and D, got \(2, 3, 4\) and \(2, 5, 4\)"),
+        ({"student_prototypes": torch.ones(0, 4)}, r"student_prototypes must be \[N, D\]"),
+        ({"teacher_prototypes": torch.ones(7, 4)}, r"views' D = 4, got \(6, 4\) and \(7, 4\)"),
+        ({"center": torch.ones(5)}, r"center must be \[6\] or \[2, 6\], got \(5,\)"),
+        ({"student_temp": 0.0}, "student_temp must be positive and finite, got 0"),
+        ({"teacher_temp": -1.0}, "teacher_temp must be positive and finite, got -1"),
+        ({"student": torch.ones(1, 3, 4), "teacher": torch.ones(1, 3, 4)}, "no two different views"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    arguments = {"student": torch.ones(2, 3, 4), "teacher": torch.ones(2, 3, 4)}
+    arguments |= {"student_prototypes": torch.ones(6, 4), "teacher_prototypes": torch.ones(6, 4)}
+    arguments |= {"student_temp": 0.1, "teacher_temp": 0.1} | change
+    with pytest.raises(ValueError, match=message):
+        prototype_cross_entropy(**arguments)
