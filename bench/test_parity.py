@@ -17,7 +17,16 @@ from lightly.models.modules.memory_bank import MemoryBankModule as TheirMemoryBa
 from open_clip.loss import ClipLoss
 from torch.nn.functional import normalize
 
-from fasttrain.losses import InfoNCELoss, MemoryBankModule, MoCoLoss, NegativeCosineSimilarity, NTXentLoss
+from fasttrain.losses import (
+    DINOLoss,
+    InfoNCELoss,
+    MemoryBankModule,
+    MoCoLoss,
+    NegativeCosineSimilarity,
+    NTXentLoss,
+    SwaVLoss,
+)
+from fasttrain.losses.compat.info_nce import InfoNCE
 
 TEMPERATURES = [0.02, 0.07, 0.5, 3.0]
 SHAPES = [(1, 4), (7, 5), (64, 32), (900, 16)]  # the last one is more than a tile
@@ -28,11 +37,11 @@ def draw(shape, seed=0, dtype=torch.float64):
 
 
 def outcome(loss, *inputs):
-    """Value and gradients of a loss."""
+    """Value and gradients of a loss; a view that meets nobody has none or 0, which is the same."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     value = loss(*leaves)
     value.backward()
-    return [value.detach(), *(leaf.grad for leaf in leaves)]
+    return [value.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
 
 
 def agree(ours, theirs, *inputs, rtol=1e-9):
@@ -45,10 +54,13 @@ def agree(ours, theirs, *inputs, rtol=1e-9):
         (NTXentLoss, lightly.loss.NTXentLoss),
         (NegativeCosineSimilarity, lightly.loss.NegativeCosineSimilarity),
         (MemoryBankModule, TheirMemoryBank),
+        (DINOLoss, lightly.loss.DINOLoss),
+        (SwaVLoss, lightly.loss.SwaVLoss),
+        (InfoNCE, info_nce.InfoNCE),
     ],
 )
 @pytest.mark.parametrize("method", ["__init__", "forward"])
-def test_a_call_of_lightly_s_is_a_call_of_ours(ours, theirs, method):
+def test_a_call_of_theirs_is_a_call_of_ours(ours, theirs, method):
     def positional(kind):
         parameters = inspect.signature(getattr(kind, method)).parameters.values()
         return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -100,6 +112,68 @@ def test_the_memory_bank_of_lightly(first):
     assert torch.equal(ours.bank, theirs.bank)
 
 
+def random_views(seed):
+    """Unit features of S views of a batch, how many of them the teacher (or the codes) see, and prototypes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(least, most):
+        return int(torch.randint(least, most + 1, (), generator=generator))
+
+    views, batch, dim, count = number(2, 6), number(1, 40), number(2, 20), number(2, 70)
+    features = [normalize(draw((batch, dim), 10 * seed + v), dim=1) for v in range(views)]
+    return features, number(1, views), normalize(draw((count, dim), 10 * seed + 9), dim=1)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_dino_of_lightly_and_its_centre(seed):
+    # Its teacher temperature is rounded to fp32, hence 1e-6.
+    student, teachers, w = random_views(seed)
+    teacher = [x.roll(1, 0) for x in student[:teachers]]
+    options = (len(w), 0.02 + 0.001 * (seed % 20), 0.06, 5, 0.1 + 0.01 * (seed % 9), 0.5 + 0.1 * (seed % 5))
+    by_logits, by_features, theirs = DINOLoss(*options), DINOLoss(*options), lightly.loss.DINOLoss(*options)
+    prototypes = {"teacher_prototypes": w.flip(0), "student_prototypes": w}
+    for step, how in enumerate([(), (0.05,), (None, seed % 7)]):
+        found = outcome(
+            lambda *s, how=how: by_logits([t @ w.flip(0).T for t in teacher], [x @ w.T for x in s], *how), *student
+        )
+        lean = outcome(lambda *s, how=how: by_features(teacher, s, *how, **prototypes), *student)
+        expected = outcome(
+            lambda *s, how=how: theirs([t @ w.flip(0).T for t in teacher], [x @ w.T for x in s], *how), *student
+        )
+        for ours, loss in ((found, by_logits), (lean, by_features)):
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7, msg=lambda m, s=step: f"step {s}: {m}")
+            torch.testing.assert_close(loss.center, theirs.center.to(loss.center), rtol=1e-5, atol=1e-7)
+    theirs.load_state_dict(by_logits.state_dict())  # strict, and so is the way back
+    by_features.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_swav_of_lightly(seed):
+    views, high, w = random_views(seed)
+    queues = [normalize(draw((1 + seed % 30, w.shape[1]), 10 * seed + 7 + i), dim=1) for i in range(high)]
+    options = (0.1 + 0.01 * (seed % 9), 1 + seed % 5, 0.05 + 0.01 * (seed % 4))
+    ours, theirs = SwaVLoss(*options), lightly.loss.SwaVLoss(*options)
+    for queue in (None, queues):
+
+        def scores(x):
+            return None if x is None else [z @ w.T for z in x]
+
+        expected = outcome(lambda *z, q=queue: theirs(scores(z[:high]), scores(z[high:]), scores(q)), *views)
+        found = outcome(lambda *z, q=queue: ours(scores(z[:high]), scores(z[high:]), scores(q)), *views)
+        lean = outcome(lambda *z, q=queue: ours(z[:high], z[high:], q, prototypes=w), *views)
+        # Our codes are fp32 whatever the scores are.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(lean, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [DINOLoss, lightly.loss.DINOLoss])
+def test_both_refuse_a_single_view_and_another_mode(kind):
+    with pytest.raises(ValueError, match="at least two views"):
+        kind(4)([draw((3, 4))], [draw((3, 4), 1)])
+    with pytest.raises(ValueError, match=r"Unknown mode 'median'. Valid modes are \['mean'\]."):
+        kind(4, center_mode="median")
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1e-9}, {"temperature": 1e-9}])
 @pytest.mark.parametrize("kind", [NTXentLoss, lightly.loss.NTXentLoss])
 def test_both_refuse_the_temperature(kind, options):
@@ -137,6 +211,16 @@ def test_one_direction_of_info_nce_pytorch(temperature, shape):
 def test_unpaired_negatives_of_info_nce_pytorch(temperature):
     inputs = draw((16, 8)), draw((16, 8), 1), draw((50, 8), 2)
     agree(InfoNCELoss(temperature), info_nce.InfoNCE(temperature, negative_mode="unpaired"), *inputs)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("shape", [None, (50, 8), (16, 5, 8)])
+def test_the_adapter_of_info_nce_pytorch(shape, reduction):
+    options = (0.2, reduction, "paired" if shape and len(shape) == 3 else "unpaired")
+    inputs = draw((16, 8)), draw((16, 8), 1), *([] if shape is None else [draw(shape, 2)])
+    ours, theirs = InfoNCE(*options), info_nce.InfoNCE(*options)
+    torch.testing.assert_close(ours(*inputs), theirs(*inputs), rtol=1e-9, atol=1e-11)
+    agree(lambda *x: ours(*x).square().sum(), lambda *x: theirs(*x).square().sum(), *inputs)
 
 
 def test_the_defaults_of_info_nce_pytorch():

@@ -65,13 +65,18 @@ def test_reductions_and_their_gradients_equal_one_process(results, name):
         "cmc_memory",
         "er_sphere",
         "er_discrete",
+        "dino",
+        "dino_features",
+        "swav",
+        "swav_features",
     ],
 )
 def test_losses_their_gradients_and_their_banks_equal_one_process(results, name):
     one, two = (r["losses"][name] for r in results)
     assert any(x.abs().sum() > 0 for x in one[1:])
+    tolerance = 1e-5 if name.startswith("swav") else 1e-10  # codes are fp32
     for a, b in zip(one, two, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}{'-er' if c[1] else ''}-zero{c[2]}")

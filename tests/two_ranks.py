@@ -93,6 +93,7 @@ def loss_gradients(world):
         "cmc_memory": (losses.CMCMemoryLoss(40, 8, negatives=9, **share), 2),
         "er_sphere": (losses.EntropyReconstructionLoss(leave_one_out=True, **share), 2),
         "er_discrete": (losses.EntropyReconstructionLoss(support="discrete", **share), 2),
+        **prototype_losses(torch.randn(5, 8, dtype=torch.float64, generator=generator)),
     }
     found = {}
     for name, (loss, count) in cases.items():
@@ -110,6 +111,30 @@ def loss_gradients(world):
             *[x.double() for x in loss.buffers()],
         )
     return found
+
+
+def prototype_losses(prototypes):
+    """DINO twice, whose centre crosses ranks, and SwAV, whose codes do; of logits, and of features and prototypes."""
+
+    def twice(loss, **extra):
+        class Twice(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.loss = loss
+
+            def forward(self, a, b, c, d):
+                return self.loss([a, b], [c, d], **extra) + self.loss([b, a], [c, d], **extra)
+
+        return Twice(), 4
+
+    both = {"teacher_prototypes": prototypes, "student_prototypes": prototypes.flip(0)}
+    swav = {"sinkhorn_epsilon": 1.0, "sinkhorn_gather_distributed": True}
+    return {
+        "dino": twice(losses.DINOLoss(8)),
+        "dino_features": twice(losses.DINOLoss(5), **both),
+        "swav": twice(losses.SwaVLoss(**swav)),
+        "swav_features": twice(losses.SwaVLoss(**swav), prototypes=prototypes),
+    }
 
 
 def training(method, entropy, stage, world):

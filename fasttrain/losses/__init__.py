@@ -1,10 +1,12 @@
 """Objectives as modules, for any trainer: a formula in the docstring, a few lines that call ``fasttrain.kernels``.
 
-Needs torch, triton and numpy only. ``NTXentLoss``, ``NegativeCosineSimilarity`` and ``MemoryBankModule`` take the place
-of lightly's: change the import and nothing else. Every loss takes projections of any norm and returns nats.
+Needs torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, ``NegativeCosineSimilarity`` and
+``MemoryBankModule`` take the place of lightly's: change the import and nothing else; ``compat`` has the interfaces of
+others. Contrastive losses take projections of any norm; every loss returns nats.
 """
 
 from .cmc import CMCLoss, CMCMemoryLoss
+from .dino import DINOLoss
 from .entropy_reconstruction import Bound, EntropyReconstructionLoss
 from .info_nce import InfoNCELoss
 from .instance_bank import InstanceBank
@@ -12,11 +14,13 @@ from .memory_bank import MemoryBankModule
 from .moco import MoCoLoss, MoCoV3Loss
 from .negative_cosine import NegativeCosineSimilarity
 from .nt_xent import NTXentLoss
+from .swav import SwaVLoss
 
 __all__ = [
     "Bound",
     "CMCLoss",
     "CMCMemoryLoss",
+    "DINOLoss",
     "EntropyReconstructionLoss",
     "InfoNCELoss",
     "InstanceBank",
@@ -25,4 +29,5 @@ __all__ = [
     "MoCoV3Loss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SwaVLoss",
 ]

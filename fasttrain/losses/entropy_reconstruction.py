@@ -55,8 +55,11 @@ class EntropyReconstructionLoss(Loss):
         Rec = 1/2 mean_i [ CE(p0_i, p1_i) + CE(p1_i, p0_i) ],   CE(a, b) = -sum_k a_k log b_k
         H   = mean over both views of the entropy of mean_i p_i, at most log K
 
-    There ``kappa`` and ``estimator`` mean nothing, and ``leave_one_out`` is refused. The paper's code also has an
-    "average" for classes; it is no entropy (uniform classes minimise it) and not offered.
+    It takes no features with prototypes, as :class:`DINOLoss` does: there the logits go because the target is a
+    constant, of which W^T p is all that the cross-entropy needs; here both sides carry gradient. With one side detached
+    :func:`fasttrain.kernels.prototype_terms` serves. ``kappa`` and ``estimator`` mean nothing for classes, and
+    ``leave_one_out`` is refused. The paper's code also has an "average" for classes; it is no entropy (uniform classes
+    minimise it) and not offered.
 
     With ``gather_distributed`` the rows of all ranks are the batch, and every rank returns the same value. Raises
     ValueError for a kappa that is not positive, or a support or estimator that is none.

@@ -1,0 +1,125 @@
+"""Swapped prediction of balanced codes (SwAV, arXiv 2006.09882), with lightly 1.6's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import prototype_cross_entropy, sinkhorn, sinkhorn_center
+from ..kernels.backend import Backend
+from ..kernels.checks import check_pair, check_positive, check_rows
+from .base import at_least_single, check_distributed, default_group
+from .views import count_pairs, cross_entropy_of_others, stack_views
+
+
+class SwaVLoss(nn.Module):
+    """Every view predicts the code of each *other* high-resolution view (arXiv 2006.09882, eq. 1 to 5), in nats.
+
+        q_i = Sinkhorn(scores_i / sinkhorn_epsilon)                      no gradient, rows sum to 1, columns to B / K
+        loss = mean over i, v != i and B of  -sum_k q_i,k log softmax(scores_v / temperature)_k
+
+    where i runs over the high-resolution views and v over all of them. Codes are balanced over the batch and, if it is
+    given, the queue; with ``sinkhorn_gather_distributed`` over the rows of all ranks.
+
+    Drop-in for ``lightly.loss.SwaVLoss``, whose result has the shape (1,). What differs: the result, the codes and all
+    sums are at least fp32 (fp16 scores give lightly NaN: exp(1 / 0.05) is infinite there); codes are fp32 throughout.
+
+    Raises ValueError for a temperature or epsilon that is not positive, or fewer than one iteration.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        sinkhorn_iterations: int = 3,
+        sinkhorn_epsilon: float = 0.05,
+        sinkhorn_gather_distributed: bool = False,
+        *,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        check_distributed(sinkhorn_gather_distributed)
+        check_positive(temperature, "temperature")
+        check_positive(sinkhorn_epsilon, "sinkhorn_epsilon")
+        if sinkhorn_iterations < 1:
+            raise ValueError(f"sinkhorn_iterations must be at least 1, got {sinkhorn_iterations}")
+        self.temperature = temperature
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
+        self.backend = backend
+
+    def forward(
+        self,
+        high_resolution_outputs: Sequence[Tensor],
+        low_resolution_outputs: Sequence[Tensor],
+        queue_outputs: Sequence[Tensor] | None = None,
+        *,
+        prototypes: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of views' scores [B, K], the similarities of projections and prototypes; shape (1,).
+
+        ``queue_outputs`` are scores [Q, K] of past images, one tensor a high-resolution view: they only help to balance
+        its code. With ``prototypes`` [K, D] all three hold projections [B, D] instead (and the queue's are scored by
+        the prototypes of today). Loss and gradients are the same, and the predictions' scores are never formed;
+        Sinkhorn still forms those of one high-resolution view at a time, [B + Q, K].
+
+        Raises ValueError for fewer than two views or no high-resolution one, views that differ in shape, type or
+        device, or queues that are not one a high-resolution view (they may have another floating type).
+        """
+        high = stack_views(high_resolution_outputs, "high_resolution_outputs")
+        views = high
+        if len(low_resolution_outputs):
+            low = stack_views(low_resolution_outputs, "low_resolution_outputs")
+            check_pair(high[0], low[0], "high_resolution_outputs[0]", "low_resolution_outputs[0]", same_rows=True)
+            views = torch.cat([high, low])
+        count_pairs(high, views, "high_resolution_outputs", "all outputs")
+        high = high.detach()
+        queues = self._queues(high, queue_outputs)
+        if prototypes is None:
+            codes = [self._codes(torch.cat(rows))[: len(rows[0])] for rows in queues]
+            return cross_entropy_of_others(torch.stack(codes), views, temp=self.temperature).view(1)
+        check_rows(prototypes, "prototypes")
+        if prototypes.shape[1] != high.shape[2]:
+            raise ValueError(f"prototypes must be [K, D = {high.shape[2]}], got {tuple(prototypes.shape)}")
+        loss = prototype_cross_entropy(
+            views,
+            high,
+            prototypes,
+            prototypes,
+            student_temp=self.temperature,
+            teacher_temp=self.sinkhorn_epsilon,
+            center=torch.stack([self._center(torch.cat(rows), prototypes) for rows in queues]),
+            backend=self.backend,
+        )
+        return loss.view(1)
+
+    def _queues(self, high: Tensor, queues: Sequence[Tensor] | None) -> list[tuple[Tensor, ...]]:
+        """The rows over which each high-resolution view's code is balanced: its own first, then its queue's."""
+        if queues is None:
+            return [(view,) for view in high]
+        if len(queues) != len(high):
+            raise ValueError(f"queue_outputs must be one a high-resolution view, got {len(queues)} for {len(high)}")
+        for number, (view, queue) in enumerate(zip(high, queues, strict=True)):
+            check_pair(view, queue.to(view.dtype), f"high_resolution_outputs[{number}]", f"queue_outputs[{number}]")
+        return [(view, queue.detach()) for view, queue in zip(high, queues, strict=True)]
+
+    def _codes(self, scores: Tensor) -> Tensor:
+        return sinkhorn(scores, **self._sinkhorn())
+
+    @torch.no_grad()
+    def _center(self, rows: Tensor, prototypes: Tensor) -> Tensor:
+        """The column potential [K] that makes a softmax of the scores their code."""
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = at_least_single(rows)
+            scores = rows @ prototypes.to(rows.dtype).T
+        return sinkhorn_center(scores, **self._sinkhorn())
+
+    def _sinkhorn(self) -> dict[str, Any]:
+        return {
+            "epsilon": self.sinkhorn_epsilon,
+            "iterations": self.sinkhorn_iterations,
+            "group": default_group(self.sinkhorn_gather_distributed),
+        }
