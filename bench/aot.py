@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
@@ -32,6 +33,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fasttrain.kernels.prototypes import triton as prototypes
 from fasttrain.kernels.similarity import triton as similarity
 from fasttrain.kernels.similarity.tiles import Tile, backward_tile, forward_tile
 
@@ -60,73 +62,126 @@ CHIPS = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """A kernel with the switches of one use, a type and a dimension."""
+class Use:
+    """A kernel with the switches of one use, and the pointers that it does not get."""
 
-    use: str
     kernel: Any
-    tile: Tile
+    constants: dict[str, object]
+    absent: tuple[str, ...]
+
+    def but(self, *, given: tuple[str, ...] = (), **changed: object) -> Use:
+        """The same with other switches, and with some of the pointers after all."""
+        return Use(self.kernel, self.constants | changed, tuple(n for n in self.absent if n not in given))
+
+    def tile(self, dim: int, dtype: torch.dtype) -> Tile:
+        """The tile that ships for it."""
+        if self.kernel is similarity.lse_fwd_kernel:
+            return forward_tile(dim, dtype, columns=bool(self.constants["COLUMNS"]))
+        return backward_tile(dim, dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A use with a type, a dimension, and the tile that ships for them."""
+
+    name: str
+    use: Use
     dtype: str
     dim: int
-    constants: dict[str, object]
+
+    @property
+    def tile(self) -> Tile:
+        return self.use.tile(self.dim, TYPES[self.dtype])
+
+    @property
+    def constants(self) -> dict[str, object]:
+        tile = self.tile
+        blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
+        blocks |= {"BLOCK_OUT": tile.block_out, "D": self.dim}
+        known = self.use.kernel.arg_names
+        return self.use.constants | {name: value for name, value in blocks.items() if name in known}
 
 
-_OFF = {"EXCLUDE": False, "HAS_GAIN": False, "PRECISION": "tf32x3", "WIDEN": False}
-_FORWARD = _OFF | {"BLOCKS": 1, "SYMMETRIC": False, "COLUMNS": False, "BOUNDED": True, "HAS_BIAS": False}
-_BACKWARD = _OFF | {"ROWS": True, "COLS": False, "SUMS": False, "BOUNDED": True, "COL_BIAS": False, "ROW_BIAS": False}
+_DOTS = {"PRECISION": "tf32x3", "WIDEN": False}
+_LSE = _DOTS | {"EXCLUDE": False, "HAS_GAIN": False, "BOUNDED": True}
+_FORWARD = Use(
+    similarity.lse_fwd_kernel,
+    _LSE | {"BLOCKS": 1, "SYMMETRIC": False, "COLUMNS": False, "HAS_BIAS": False},
+    ("p_bias", "p_gain"),
+)
+_BACKWARD = Use(
+    similarity.lse_bwd_kernel,
+    _LSE | {"ROWS": True, "COLS": False, "SUMS": False, "COL_BIAS": False, "ROW_BIAS": False},
+    ("p_bias", "p_gain", "p_col_lse", "p_col_grad"),
+)
+_ROWS = Use(
+    prototypes.rows_kernel,
+    _DOTS | {"MARGINAL": False, "ENERGY": False, "GRADIENT": True},
+    ("p_r", "p_g", "p_c"),
+)
+_COLUMNS = Use(
+    prototypes.columns_kernel,
+    _DOTS | {"MARGINAL": False, "ENERGY": False, "GRADIENT": True, "TEACHER": True, "HAS_BIAS": True},
+    ("p_r", "p_g", "p_c", "p_marginal"),
+)
+_BIAS, _COLS, _MARGINAL = ("p_bias",), ("p_col_lse", "p_col_grad"), ("p_r", "p_g")
 USES = {
     "forward rows": _FORWARD,
-    "forward rows, running maximum, bias": _FORWARD | {"BOUNDED": False, "HAS_BIAS": True},
-    "forward symmetric": _FORWARD | {"SYMMETRIC": True, "COLUMNS": True, "EXCLUDE": True, "BLOCKS": 8},
-    "forward both directions": _FORWARD | {"COLUMNS": True, "BLOCKS": 4},
+    "forward rows, running maximum, bias": _FORWARD.but(given=_BIAS, BOUNDED=False, HAS_BIAS=True),
+    "forward symmetric": _FORWARD.but(SYMMETRIC=True, COLUMNS=True, EXCLUDE=True, BLOCKS=8),
+    "forward both directions": _FORWARD.but(COLUMNS=True, BLOCKS=4),
     "backward rows": _BACKWARD,
-    "backward symmetric": _BACKWARD | {"COLS": True, "EXCLUDE": True},
-    "backward rows, running maximum, bias": _BACKWARD | {"BOUNDED": False, "ROW_BIAS": True, "SUMS": True},
+    "backward symmetric": _BACKWARD.but(given=_COLS, COLS=True, EXCLUDE=True),
+    "backward rows, running maximum, bias": _BACKWARD.but(given=_BIAS, BOUNDED=False, ROW_BIAS=True, SUMS=True),
+    "teacher's attention": Use(prototypes.attend_kernel, _DOTS | {"HAS_BIAS": True}, ()),
+    "student's gradient": _ROWS,
+    "student's gradient, with entropy": _ROWS.but(given=_MARGINAL, MARGINAL=True),
+    "prototypes' gradient": _COLUMNS,
+    "prototypes' gradient, with entropy": _COLUMNS.but(given=_MARGINAL, MARGINAL=True),
+    "prototypes' marginal": Use(
+        prototypes.columns_kernel,
+        _COLUMNS.constants | {"GRADIENT": False, "TEACHER": False, "HAS_BIAS": False},
+        ("p_a", "p_g", "p_c", "p_bias", "p_teacher_lse", "p_dw"),
+    ),
 }
 
 
 def cases(types: tuple[str, ...] = tuple(TYPES), dims: tuple[int, ...] = DIMS) -> Iterator[Case]:
-    """Every use with the tile that ships for it."""
+    """Every use with every type and dimension."""
     for dtype in types:
         for dim in dims:
-            for use, switches in USES.items():
-                forward = use.startswith("forward")
-                columns = bool(switches.get("COLUMNS"))
-                kind = TYPES[dtype]
-                tile = forward_tile(dim, kind, columns=columns) if forward else backward_tile(dim, kind)
-                constants = switches | {"D": dim, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-                constants |= {"BLOCK_D": tile.block_d} | ({} if forward else {"BLOCK_OUT": tile.block_out})
-                kernel = similarity.lse_fwd_kernel if forward else similarity.lse_bwd_kernel
-                yield Case(use, kernel, tile, dtype, dim, constants)
+            for name, use in USES.items():
+                yield Case(name, use, dtype, dim)
 
 
 def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
     """Compile one case for one chip, and read the resources from the assembler's own report."""
-    names = list(case.kernel.arg_names)
+    kernel, constants, tile = case.use.kernel, case.constants, case.tile
+    names = list(kernel.arg_names)
     signature = {name: _kind(name, case) for name in names}
     absent = {name: None for name in names if name.startswith("p_") and signature[name] == "constexpr"}
     # Pointers and sizes are divisible by 16 in every real launch; without saying so loads would be scalar.
     divisible = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(names)
-        if n.startswith("p_") or n in ("N", "M") or n.startswith("stride")
+        if n.startswith("p_") or n in ("N", "M", "K", "T") or n.startswith("stride")
     }
-    source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants | absent, attrs=divisible)
-    options = {"num_warps": case.tile.warps, "num_stages": case.tile.stages}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants | absent, attrs=divisible)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=options)
     registers, spilled = _resources(compiled.asm["cubin"])
     assembly = compiled.asm["ptx"]
-    threads = case.tile.warps * 32
+    threads = tile.warps * 32
     shared = compiled.metadata.shared
     programs = min(65536 // max(1, registers * threads), chip.shared_total // (shared + 1024), 2048 // threads)
     return {
-        "use": case.use,
+        "use": case.name,
         "dtype": case.dtype,
         "dim": case.dim,
         "chip": chip.name,
-        "tile": f"{case.tile.block_m}x{case.tile.block_n}x{case.tile.block_d}",
-        "warps": case.tile.warps,
-        "stages": case.tile.stages,
+        "tile": f"{tile.block_m}x{tile.block_n}x{tile.block_d}",
+        "warps": tile.warps,
+        "stages": tile.stages,
         "registers": registers,
         "spilled_bytes": spilled,
         "shared_bytes": shared,
@@ -139,24 +194,18 @@ def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
     }
 
 
+_INPUTS = ("p_x", "p_y", "p_q", "p_keys", "p_values", "p_h", "p_w", "p_v", "p_do")
+
+
 def _kind(name: str, case: Case) -> str:
     """The type of an argument; an absent pointer is a constant."""
-    c = case.constants
-    absent = {
-        "p_bias": not (c.get("HAS_BIAS") or c.get("COL_BIAS") or c.get("ROW_BIAS")),
-        "p_gain": not c["HAS_GAIN"],
-        "p_row_lse": not c.get("ROWS"),
-        "p_row_grad": not c.get("ROWS"),
-        "p_col_lse": not c.get("COLS"),
-        "p_col_grad": not c.get("COLS"),
-    }
-    if name in c or absent.get(name):
+    if name in case.constants or name in case.use.absent:
         return "constexpr"
-    if name in ("p_x", "p_y"):
+    if name in _INPUTS:
         return f"*{case.dtype}"
     if name.startswith("p_"):
         return "*fp32"
-    return "fp32" if name == "scale" else "i32"
+    return "fp32" if name in ("scale", "teacher_scale") else "i32"
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -171,24 +220,53 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return registers, max(stack, local)
 
 
+_FP32_FACTOR = 6  # three tf32 passes at half the rate of bf16
+# Products and exponentials a score.
+_WORK = {
+    "forward rows": (1, 1),
+    "forward symmetric": (0.5, 0.5),
+    "backward symmetric": (2, 1),
+    "backward two passes": (4, 2),
+}
+# Student and teacher rows against K prototypes of 256 features: DINO's class tokens, 64 images of 2 + 8 views; iBOT's
+# masked patches. Student: log-sum-exp, then two gradients that recompute the scores; teacher: attention, then one.
+_PROTOTYPES = {
+    "class tokens": (640, 128, 65536),
+    "patches": (8192, 8192, 65536),
+    "patches, large": (8192, 8192, 262144),
+}
+
+
+def roofline_seconds(chip: Chip, scores: float, dim: int, dtype: str, *, products: float, exps: float) -> float:
+    """The larger of the products' time and the exponentials', for so many of both a score."""
+    rate = chip.flops / (_FP32_FACTOR if dtype == "fp32" else 1)
+    return max(products * 2 * scores * dim / rate, exps * scores / chip.exps)
+
+
 def rooflines() -> list[dict[str, Any]]:
-    """Least milliseconds of each use at the sizes of a real run: the larger of products and exponentials."""
-    rows = []
+    """Least milliseconds of each use at the sizes of a real run."""
+    rows: list[dict[str, Any]] = []
     for chip in CHIPS:
         for n in (4096, 32768, 65536):
             for dim in (128, 256):
-                one = 2 * n * n * dim
-                work = {
-                    "forward rows": (1, 1),
-                    "forward symmetric": (0.5, 0.5),
-                    "backward symmetric": (2, 1),
-                    "backward two passes": (4, 2),
-                }
                 times = {
-                    use: 1e3 * max(products * one / chip.flops, exps * n * n / chip.exps)
-                    for use, (products, exps) in work.items()
+                    use: 1e3 * roofline_seconds(chip, n * n, dim, "bf16", products=products, exps=exps)
+                    for use, (products, exps) in _WORK.items()
                 }
                 rows.append({"chip": chip.name, "rows": n, "dim": dim, "roofline_ms": times})
+    return rows
+
+
+def prototype_rooflines() -> list[dict[str, Any]]:
+    """Least milliseconds of a forward and backward pass over prototypes, and what logits would have taken in bf16."""
+    rows = []
+    for chip in CHIPS:
+        for name, (student, teacher, count) in _PROTOTYPES.items():
+            spent = [(student, 1 + 2 + 2, 3), (teacher, 2 + 2, 2)]
+            seconds = sum(roofline_seconds(chip, n * count, 256, "bf16", products=p, exps=e) for n, p, e in spent)
+            logits = (student + teacher) * count * 2
+            rows.append({"chip": chip.name, "rows": name, "prototypes": count, "roofline_ms": 1e3 * seconds})
+            rows[-1]["logits_bytes"] = logits
     return rows
 
 
@@ -240,6 +318,7 @@ def main() -> int:
     print("\n".join(wrong) or f"{len(results)} kernels: no bf16 spill, all within shared memory")
     if not options.check:
         report = {"triton": triton.__version__, "kernels": results, "rooflines": rooflines()}
+        report["prototype_rooflines"] = prototype_rooflines()
         options.output.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if wrong else 0
 

@@ -1,7 +1,7 @@
-"""The similarity kernels and each peer in turn, in one process: ratios between neighbours in time.
+"""The kernels and each peer in turn, in one process: ratios between neighbours in time.
 
     pip install -e '.[bench]'
-    python bench/paired.py --output bench/results/similarity-cpu.json
+    python bench/paired.py --output bench/results/kernels-cpu.json
 
 A round is ours and one peer, or the peer and ours: who goes first alternates. Each is a forward and backward (repeated
 to 10 ms where it is shorter), from the same tensors, after both were found to agree on the loss and the gradients.
@@ -35,8 +35,7 @@ Step = Callable[[], Any]
 def main() -> None:
     options = _options()
     measure.prepare(options.threads)
-    from peers import OURS
-    from peers.similarity import NT_XENT, OPERATIONS
+    from peers import OURS, prototypes, similarity
 
     sgemm = measure.Sgemm(options.device)
     content: dict[str, Any] = {
@@ -48,14 +47,14 @@ def main() -> None:
         "not_run": [],
     }
     print(measure.title(content["machine"]), flush=True)
-    for operation in OPERATIONS:
+    for operation in (*similarity.OPERATIONS, *prototypes.OPERATIONS):
         for case in operation.cases:
             label = f"{operation.name} {case.name}"
             if options.only and not any(text in label for text in options.only):
                 continue
             case = replace(case, device=options.device)
             result, not_run = _compare(operation, case, options)
-            if operation is NT_XENT:
+            if operation is similarity.NT_XENT:
                 ours = operation.step(OURS, case)
                 result["sgemm"] = _against_sgemm(ours, sgemm, operation.flops(case), options)
             content["results"][label] = result
@@ -77,8 +76,9 @@ def _compare(operation: Any, case: Any, options: argparse.Namespace) -> tuple[di
 
     ours = operation.step(OURS, case)
     expected = ours()
-    peak = measure.peak_bytes(ours, case.device)
+    peak, results = measure.peak_bytes(ours, case.device), sum(x.nbytes for x in expected)
     result: dict[str, Any] = {"baseline": operation.baseline, OURS: {"peak_bytes": peak}, "peers": {}}
+    result["result_bytes"] = results
     every_time: list[float] = []
     not_run = []
     for name in operation.contestants:
@@ -105,6 +105,7 @@ def _compare(operation: Any, case: Any, options: argparse.Namespace) -> tuple[di
             "rounds": len(rounds),
             "peak_bytes": theirs,
             "peak_ratio": _round(theirs / peak),
+            "beyond_results_ratio": _round((theirs - results) / (peak - results)),
             "others_part": _round(bystanders.part()),
         }
     result[OURS]["seconds"] = _spread(every_time)
@@ -199,6 +200,8 @@ def _targets(content: dict[str, Any]) -> list[dict[str, Any]]:
         return entry
 
     largest, entropy = "nt_xent 2B=8192 D=128", "vmf_entropy N=4096 D=256"
+    dino, small = (f"dino B={batch} K=65536 D=256" for batch in (64, 16))
+    sinkhorn = "sinkhorn B=2048 K=3000 D=128"
     against_lightly = {
         label.partition(" ")[2]: result["peers"]["lightly"]["ratio"]["median"]
         for label, result in results.items()
@@ -218,6 +221,15 @@ def _targets(content: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         (f"{entropy}: times the official speed", ">=", 8, found(entropy, "peers", "official", "ratio", "median")),
         ("nt_xent 2B=128: overhead, us", "<", 50, content.get("overhead", {}).get("us")),
+        (f"{dino}: times lightly's speed", ">=", 1.8, found(dino, "peers", "lightly", "ratio", "median")),
+        (f"{small}: times lightly's speed", ">=", 1, found(small, "peers", "lightly", "ratio", "median")),
+        (
+            f"{dino}: lightly's memory beyond the gradients by ours",
+            ">=",
+            20,
+            found(dino, "peers", "lightly", "beyond_results_ratio"),
+        ),
+        (f"{sinkhorn}: times lightly's speed", ">=", 3, found(sinkhorn, "peers", "lightly", "ratio", "median")),
     ]
     compare = {">=": float.__ge__, ">": float.__gt__, "<": float.__lt__}
     return [

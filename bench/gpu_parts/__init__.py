@@ -176,14 +176,10 @@ def chip_of(capability: tuple[int, int], chips: Iterable[Any]) -> Any:
 
 
 def roofline_seconds(chip: Any, scores: float, dim: int, dtype: str, *, products: float, exps: float) -> float | None:
-    """The least time for so many products and exponentials a score, as bench/aot.py has it; None for unknown chips.
+    """The least time for so many products and exponentials a score, as bench/aot.py has it; None for unknown chips."""
+    import aot
 
-    fp32 products are three of tf32, each at half of bf16's rate.
-    """
-    if chip is None:
-        return None
-    slower = 6 if dtype == "fp32" else 1
-    return max(2 * scores * dim * products * slower / chip.flops, scores * exps / chip.exps)
+    return None if chip is None else aot.roofline_seconds(chip, scores, dim, dtype, products=products, exps=exps)
 
 
 def percent(part: float | None, whole: float | None) -> float | None:

@@ -81,7 +81,7 @@ class Operation:
 
         def step() -> tuple[Tensor, ...]:
             value = loss()
-            gradients = torch.autograd.grad(value, leaves)
+            gradients = torch.autograd.grad(value, leaves) if leaves else ()
             if wait and case.device != "cpu":
                 torch.cuda.synchronize()
             return value.detach(), *gradients

@@ -30,7 +30,7 @@ def terms(
     teacher_scale: float,
     energy: bool,
 ) -> Terms:
-    """As :func:`cpu.terms`."""
+    """As :func:`cpu.terms`, but nothing is kept."""
     h, w = _rows(student), _rows(student_prototypes)
     nothing = h.new_empty(0, dtype=torch.float32)
     lse, _ = similarity.pair_lse(h, w, None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False)
@@ -42,7 +42,8 @@ def terms(
         _columns(h, w, lse, student_scale, weights=weights, marginal=marginal)
     if energy:  # sum_k P_ik s_ik = <h_i, scale sum_k P_ik w_k>
         energies = (h * _rows_pass(h, w, lse, torch.ones_like(lse), student_scale)).sum(1)
-    return lse, attended, teacher_lse, marginal, energies
+    kept = lse.new_empty(0, 0)
+    return lse, attended, teacher_lse, marginal, energies, kept, kept.clone()
 
 
 def backward(
@@ -55,6 +56,8 @@ def backward(
     lse: Tensor,
     teacher_lse: Tensor,
     energies: Tensor,
+    kept: Tensor,
+    kept_teacher: Tensor,
     lse_grad: Tensor | None,
     attended_grad: Tensor | None,
     marginal_grad: Tensor | None,

@@ -4,7 +4,7 @@ With P the student's and p the teacher's assignment, sum_k p_k = 1 takes the log
 
     -sum_k p_k log P_k = lse(h W^T / temp) - <h, o> / temp,     o = sum_k p_k w_k
 
-so the student needs a log-sum-exp over prototypes, and the teacher's view of an image becomes one vector o of D numbers.
+so the student needs a log-sum-exp over prototypes, and of a teacher's view remains one vector o of D numbers.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def prototype_terms(
     if center is not None:
         bias = center.detach().to(_sums(student)).view(-1, center.shape[-1]) / -teacher_temp
     weights = rows.new_full((len(rows),), 1 / len(rows), dtype=_sums(student)) if entropy else None
-    lse, attended, _, marginal, _ = _terms(
+    lse, attended, _, marginal, *_ = _terms(
         rows,
         teacher.detach().flatten(0, 1),
         student_prototypes,
@@ -143,7 +143,9 @@ def prototype_entropy(
         return reference.prototype_entropy(features, prototypes, temp=temp, group=group)
     features, scale = _scaled(features, temp)
     weights = features.new_full((len(features),), 1 / len(features), dtype=_sums(features))
-    lse, _, _, marginal, energies = _terms(features, None, prototypes, None, None, weights, scale, 1.0, True, chosen)
+    lse, _, _, marginal, energies, *_ = _terms(
+        features, None, prototypes, None, None, weights, scale, 1.0, True, chosen
+    )
     conditional = (lse - energies).mean().clamp_min(0)
     return _entropy(mean_over_ranks(marginal, group)), mean_over_ranks(conditional, group)
 

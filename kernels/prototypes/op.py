@@ -16,13 +16,14 @@ torch.library.define(
     "fasttrain::prototype_terms",
     "(Tensor student, Tensor? teacher, Tensor student_prototypes, Tensor? teacher_prototypes, Tensor? bias, "
     "Tensor? weights, float student_scale, float teacher_scale, bool energy, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "fasttrain::prototype_terms_backward",
     "(Tensor student, Tensor? teacher, Tensor student_prototypes, Tensor? teacher_prototypes, Tensor? bias, "
-    "Tensor? weights, Tensor lse, Tensor teacher_lse, Tensor energies, Tensor? lse_grad, Tensor? attended_grad, "
-    "Tensor? marginal_grad, Tensor? energy_grad, float student_scale, float teacher_scale, str backend) "
+    "Tensor? weights, Tensor lse, Tensor teacher_lse, Tensor energies, Tensor kept, Tensor kept_teacher, "
+    "Tensor? lse_grad, Tensor? attended_grad, Tensor? marginal_grad, Tensor? energy_grad, float student_scale, "
+    "float teacher_scale, str backend) "
     "-> (Tensor, Tensor)",
 )
 
@@ -56,6 +57,10 @@ def _terms_shapes(
     def new(*shape: int) -> Tensor:
         return student.new_empty(shape, dtype=accumulation_type(student))
 
+    def kept(count: int) -> Tensor:
+        there = backend == "cpu" and count and cpu.is_kept(count, prototypes.shape[0])
+        return new(count, prototypes.shape[0]) if there else new(0, 0)
+
     rows, dim = student.shape
     return (
         new(rows),
@@ -63,6 +68,8 @@ def _terms_shapes(
         new(0 if teacher is None else teacher.shape[0]),
         new(0 if weights is None else prototypes.shape[0]),
         new(rows if energy else 0),
+        kept(rows),
+        kept(0 if teacher is None else teacher.shape[0]),
     )
 
 
@@ -88,10 +95,10 @@ for _name, _run, _shapes in (
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: cpu.Terms) -> None:
     *tensors, ctx.student_scale, ctx.teacher_scale, _, ctx.backend = inputs
-    lse, _, teacher_lse, _, energies = output
+    lse, _, teacher_lse, _, energies, kept, kept_teacher = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(teacher_lse)
-    ctx.save_for_backward(*tensors, lse, teacher_lse, energies)
+    ctx.mark_non_differentiable(teacher_lse, kept, kept_teacher)
+    ctx.save_for_backward(*tensors, lse, teacher_lse, energies, kept, kept_teacher)
 
 
 def _backprop(
@@ -101,14 +108,15 @@ def _backprop(
     _: None,
     marginal_grad: Tensor | None,
     energy_grad: Tensor | None,
+    *_kept: None,
 ) -> tuple[Any, ...]:
     grads = [lse_grad, attended_grad, marginal_grad, energy_grad]
-    *tensors, lse, teacher_lse, energies = ctx.saved_tensors
+    *tensors, lse, teacher_lse, energies, kept, kept_teacher = ctx.saved_tensors
     student, _, prototypes, *_ = tensors
     if all(g is None or not g.numel() for g in grads):
         return (None,) * 10
     scales = (ctx.student_scale, ctx.teacher_scale, ctx.backend)
-    dh, dw = _backward(*tensors, lse, teacher_lse, energies, *grads, *scales)
+    dh, dw = _backward(*tensors, lse, teacher_lse, energies, kept, kept_teacher, *grads, *scales)
     return dh.to(student.dtype), None, dw.to(prototypes.dtype), *[None] * 7
 
 

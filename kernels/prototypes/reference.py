@@ -39,7 +39,7 @@ def prototype_cross_entropy(
     predictions = (student @ student_prototypes.T / student_temp).log_softmax(-1)
     # One product of [T, B K] with [B K, S] gives every pair's sum over B and K, equal views on the diagonal.
     with torch.autocast(student.device.type, enabled=False):  # a sum over B K terms, not a layer: full precision
-        crossed = targets.flatten(1) @ predictions.flatten(1).T
+        crossed = targets.flatten(1).to(predictions.dtype) @ predictions.flatten(1).T
     return (crossed.diagonal().sum() - crossed.sum()) / (pairs * batch)
 
 

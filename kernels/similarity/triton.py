@@ -27,6 +27,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def load_tile(p, rows, features, count, stride, D: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr):
+    """Rows of a matrix, or a part of their features; zeros where there are none."""
     mask = (rows < count)[:, None]
     if PADDED:
         mask = mask & (features < D)[None, :]
@@ -53,6 +54,7 @@ def long_dots(
 
 @triton.jit
 def base2_scale(scale, p_gain, HAS_GAIN: tl.constexpr):
+    """What turns a dot product into a score in base 2."""
     factor = scale * LOG2E
     if HAS_GAIN:
         factor = factor * tl.load(p_gain).to(tl.float32)
