@@ -35,7 +35,7 @@ from triton.compiler import ASTSource
 
 from fasttrain.kernels.prototypes import triton as prototypes
 from fasttrain.kernels.similarity import triton as similarity
-from fasttrain.kernels.similarity.tiles import Tile, backward_tile, forward_tile
+from fasttrain.kernels.similarity.tiles import Tile, attention_tile, backward_tile, forward_tile
 
 ROOT = Path(__file__).parent.parent
 DIMS = (64, 128, 256, 1024)
@@ -77,6 +77,8 @@ class Use:
         """The tile that ships for it."""
         if self.kernel is similarity.lse_fwd_kernel:
             return forward_tile(dim, dtype, columns=bool(self.constants["COLUMNS"]))
+        if self.kernel is prototypes.attend_kernel:
+            return attention_tile(dim, dtype)
         return backward_tile(dim, dtype)
 
 
@@ -309,7 +311,7 @@ def main() -> int:
     parser.add_argument("--uses", nargs="+", choices=list(USES), default=list(USES))
     parser.add_argument("--output", type=Path, default=ROOT / "bench/results/aot.json")
     options = parser.parse_args()
-    chosen = [c for c in cases(tuple(options.types), tuple(options.dims)) if c.use in options.uses]
+    chosen = [c for c in cases(tuple(options.types), tuple(options.dims)) if c.name in options.uses]
     jobs = [(case, chip) for case in chosen for chip in CHIPS]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         results = list(pool.map(lambda job: compile_case(*job), jobs))

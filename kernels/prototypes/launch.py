@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..similarity import launch as similarity
 from ..similarity.launch import kernel_options, splits
-from ..similarity.tiles import Tile, backward_tile
+from ..similarity.tiles import Tile, attention_tile, backward_tile
 from .cpu import Terms
 from .triton import attend_kernel, columns_kernel, rows_kernel
 
@@ -107,7 +107,8 @@ def _rows(x: Tensor) -> Tensor:
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     n, dim = queries.shape
-    tile, grid, span = _grid(queries, len(keys))
+    tile = attention_tile(dim, queries.dtype)
+    grid, span = _grid(queries, len(keys), tile)
     top, total = (queries.new_empty(grid[1], n, dtype=torch.float32) for _ in range(2))
     out = queries.new_empty(grid[1], n, dim, dtype=torch.float32)
     part_rows = n if bias is None else n // len(bias)
@@ -136,7 +137,8 @@ def _rows_pass(
 ) -> Tensor:
     """``scale G w`` [N, D], or with ``gradient=False`` the sums of G [N]; G = P (a + r g + c s)."""
     n, dim = h.shape
-    tile, grid, span = _grid(h, len(w), outs=gradient)
+    tile = backward_tile(dim, h.dtype)
+    grid, span = _grid(h, len(w), tile, outs=gradient)
     r, g = (None, None) if of_columns is None else of_columns
     dh = h.new_empty(grid[1], n, dim if gradient else 0, dtype=torch.float32)
     sums = h.new_empty(grid[1], 0 if gradient else n, dtype=torch.float32)
@@ -178,14 +180,13 @@ def _columns(
     )  # fmt: skip
 
 
-def _grid(rows: Tensor, prototypes: int, *, outs: bool = True) -> tuple[Tile, tuple[int, int, int], int]:
+def _grid(rows: Tensor, prototypes: int, tile: Tile, *, outs: bool = True) -> tuple[tuple[int, int, int], int]:
     """Blocks of rows, spans of prototypes and parts of the features; and the tiles in a span."""
     n, dim = rows.shape
-    tile = backward_tile(dim, rows.dtype)
     blocks, tiles = triton.cdiv(n, tile.block_m), triton.cdiv(prototypes, tile.block_n)
     parts = triton.cdiv(dim, tile.block_out) if outs else 1
     span = triton.cdiv(tiles, splits(rows, blocks * parts, tiles))
-    return tile, (blocks, triton.cdiv(tiles, span), parts), span
+    return (blocks, triton.cdiv(tiles, span), parts), span
 
 
 def _blocks(tile: Tile) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,11 @@ def backward_tile(dim: int, dtype: torch.dtype) -> Tile:
         return Tile(64, 32, *_features(dim, resident=64, part=32, out=128), 4, 2)
     block_d, block_out = _features(dim, resident=256, part=64, out=256)
     return Tile(64 if block_out == 256 else 128, 64, block_d, block_out, 8, 2)
+
+
+def attention_tile(dim: int, dtype: torch.dtype) -> Tile:
+    """For attention, which keeps a running maximum beside what it accumulates: as the gradient, with fewer rows."""
+    return replace(backward_tile(dim, dtype), block_m=64)
 
 
 def _features(dim: int, *, resident: int, part: int, out: int = 16) -> tuple[int, int]:

@@ -71,6 +71,7 @@ def test_triton_equals_the_reference(dtype, center):
 def test_triton_gives_the_same_over_many_small_tiles(dim, monkeypatch):
     tile = Tile(16, 16, 16, 16 if dim <= 16 else 32, 4, 1)
     monkeypatch.setattr(launch, "backward_tile", lambda *args: tile)
+    monkeypatch.setattr(launch, "attention_tile", lambda *args: tile)
     monkeypatch.setattr(launch, "splits", lambda rows, programs, tiles: min(tiles, 3))
     _check("triton", (3, 2, 11, dim, 70), (2,), torch.float32, _DEVICE)
 
