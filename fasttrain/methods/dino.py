@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..flags import flag
 from ..heads import Prototypes, projection_mlp, trunc_normal_linears
-from ..kernels import prototype_cross_entropy, prototype_entropy
 from ..kernels.collectives import mean_over_ranks
 from ..pipelines.views import View
 from ..schedules import cosine, linear
@@ -79,22 +78,18 @@ class DINO(Method):
         with torch.no_grad():
             teacher = self.teacher(global_views(views, self.n_global))
             teacher_prototypes = self.teacher.prototypes()
-        center = None if self.settings.no_centering else self.center.clone()
-        student_temp, teacher_temp = self.settings.student_temp, self.teacher_temp(step)
-        sides = (student, teacher, prototypes, teacher_prototypes)
-        if self.entropy:
-            objective = er.discrete(
-                *sides, student_temp=student_temp, teacher_temp=teacher_temp, center=center, group=self.group
-            )
-        else:
-            loss = prototype_cross_entropy(*sides, student_temp=student_temp, teacher_temp=teacher_temp, center=center)
-            bound = None
-            if step.measure:
-                with torch.no_grad():
-                    rows = student.flatten(0, 1)
-                    entropy, _ = prototype_entropy(rows, prototypes, temp=student_temp, group=self.group)
-                bound = er.prototype_bound(entropy, loss, self.settings.out_dim)
-            objective = Objective(loss, bound)
+        objective = er.discrete(
+            student,
+            teacher,
+            prototypes,
+            teacher_prototypes,
+            student_temp=self.settings.student_temp,
+            teacher_temp=self.teacher_temp(step),
+            center=None if self.settings.no_centering else self.center,
+            group=self.group,
+            twin=self.entropy,
+            measure=step.measure,
+        )
         if not self.settings.no_centering:
             self._update_center(teacher, teacher_prototypes)
         return objective

@@ -8,7 +8,8 @@ logged has it, in nats.
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from ..kernels import prototype_terms
@@ -38,10 +39,13 @@ def discrete(
     teacher_temp: float,
     center: Tensor | None,
     group: Group | None,
+    twin: bool,
+    measure: bool,
 ) -> Objective:
-    """ER over prototypes (section 2.2: DINO; our rule for SwAV): cross-entropy to the teacher less H(mean student p).
+    """Cross-entropy to the teacher and, for the ``twin``, less H(mean student assignment) (section 2.2: DINO).
 
-    The entropy is that of the student's assignments, all views together: the variable that carries gradient.
+    The entropy is that of the student's assignments, all views together: the variable that carries gradient. Both come
+    from the same passes over the prototypes; ``measure`` asks for the bound where the objective alone does not need it.
     Shapes as in :func:`fasttrain.kernels.prototype_cross_entropy`.
     """
     reconstruction, entropy = prototype_terms(
@@ -52,11 +56,10 @@ def discrete(
         student_temp=student_temp,
         teacher_temp=teacher_temp,
         center=center,
+        entropy=twin or measure,
         group=group,
     )
-    return Objective(reconstruction - entropy, prototype_bound(entropy, reconstruction, len(student_prototypes)))
-
-
-def prototype_bound(entropy: Tensor, reconstruction: Tensor, count: int) -> Bound:
-    """The bound of an assignment to ``count`` prototypes; the ceiling is log count."""
-    return Bound(entropy.detach(), torch.tensor(float(count)).log().item(), reconstruction.detach())
+    bound = None
+    if twin or measure:
+        bound = Bound(entropy.detach(), math.log(len(student_prototypes)), reconstruction.detach())
+    return Objective(reconstruction - entropy if twin else reconstruction, bound)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..flags import flag
 from ..heads import Prototypes, projection_mlp
-from ..kernels import prototype_cross_entropy, prototype_entropy, sinkhorn_center
+from ..kernels import sinkhorn_center
 from ..pipelines.views import View
 from . import er
 from .base import Branch, Method, Objective, Step
@@ -69,18 +69,19 @@ class SwAV(Method):
         s = self.settings
         z, prototypes = self.student(views), self.student.prototypes()
         codes = z[: self.n_global].detach()
-        sides = (z, codes, prototypes, prototypes)
-        if self.entropy:
-            return er.discrete(
-                *sides, student_temp=s.temperature, teacher_temp=s.epsilon, center=None, group=self.group
-            )
-        center = self._sinkhorn_centers(codes, prototypes.detach(), step)
-        loss = prototype_cross_entropy(*sides, student_temp=s.temperature, teacher_temp=s.epsilon, center=center)
-        if not step.measure:
-            return Objective(loss, None)
-        with torch.no_grad():
-            entropy, _ = prototype_entropy(z.flatten(0, 1), prototypes, temp=s.temperature, group=self.group)
-        return Objective(loss, er.prototype_bound(entropy, loss, s.nmb_prototypes))
+        return er.discrete(
+            z,
+            codes,
+            prototypes,
+            prototypes,
+            student_temp=s.temperature,
+            teacher_temp=s.epsilon,
+            # The twin's entropy takes the place of Sinkhorn's equipartition.
+            center=None if self.entropy else self._sinkhorn_centers(codes, prototypes.detach(), step),
+            group=self.group,
+            twin=self.entropy,
+            measure=step.measure,
+        )
 
     @torch.no_grad()
     def _sinkhorn_centers(self, codes: Tensor, prototypes: Tensor, step: Step) -> Tensor:

@@ -23,7 +23,7 @@ def test_sphere_loss_is_constant_free_and_equals_the_written_out_bound():
 def test_discrete_entropy_is_that_of_the_student_and_reaches_it_with_gradient():
     z = normalize(torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), dim=-1).requires_grad_()
     w = normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
-    options = {"student_temp": 0.1, "teacher_temp": 0.04, "center": None, "group": None}
+    options = {"student_temp": 0.1, "teacher_temp": 0.04, "center": None, "group": None, "twin": True, "measure": False}
     objective = er.discrete(z, z.detach(), w, w, **options)
     p = (z.flatten(0, 1) @ w.T / 0.1).softmax(-1).mean(0)
     torch.testing.assert_close(objective.bound.entropy, -(p * p.log()).sum().detach())
