@@ -59,10 +59,14 @@ def lightly_dino(case: Case) -> Loss:
     return loss
 
 
+# The twin's loss is near 0 at random features, where nothing could be compared: half of the entropy, the same work.
+_PART = 0.5
+
+
 def ours_dino_er(case: Case) -> Loss:
     def loss(student: Tensor, teacher: Tensor, ws: Tensor, wt: Tensor, center: Tensor) -> Tensor:
         reconstruction, entropy = prototype_terms(student, teacher, ws, wt, center=center, **_TEMPS)
-        return reconstruction - entropy
+        return reconstruction - _PART * entropy
 
     return loss
 
@@ -71,7 +75,7 @@ def eager_dino_er(case: Case) -> Loss:
     def loss(student: Tensor, teacher: Tensor, ws: Tensor, wt: Tensor, center: Tensor) -> Tensor:
         reconstruction = reference.prototype_cross_entropy(student, teacher, ws, wt, center=center, **_TEMPS)
         rows = student.flatten(0, 1)
-        return reconstruction - reference.prototype_entropy(rows, ws, temp=_TEMPS["student_temp"])[0]
+        return reconstruction - _PART * reference.prototype_entropy(rows, ws, temp=_TEMPS["student_temp"])[0]
 
     return loss
 

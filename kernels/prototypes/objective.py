@@ -94,16 +94,13 @@ def prototype_terms(
         return loss, reference.prototype_entropy(rows, student_prototypes, temp=student_temp, group=group)[0]
     student, scale = _scaled(student, student_temp)
     rows = student.flatten(0, 1)
-    bias = None
-    if center is not None:
-        bias = center.detach().to(_sums(student)).view(-1, center.shape[-1]) / -teacher_temp
     weights = rows.new_full((len(rows),), 1 / len(rows), dtype=_sums(student)) if entropy else None
     lse, attended, _, marginal, *_ = _terms(
         rows,
         teacher.detach().flatten(0, 1),
         student_prototypes,
         teacher_prototypes.detach(),
-        bias,
+        _bias(center, teacher_temp, student),
         weights,
         scale,
         1 / teacher_temp,
@@ -120,6 +117,66 @@ def prototype_terms(
         dots = (student.to(lse.dtype) * (others - own)).sum() * scale
     loss = ((lse.view(views, batch) * met).sum() - dots) / (pairs * batch)
     return loss, _entropy(mean_over_ranks(marginal, group)) if entropy else marginal
+
+
+def patch_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float | Tensor,
+    teacher_temp: float,
+    center: Tensor | None = None,
+    weight: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Cross-entropy of every student row with its own teacher row (iBOT, arXiv 2111.07832, equation 2), in nats.
+
+    student, teacher [N, D], the masked patches of all images; prototypes [K, D], center [K]; weight [N], such as
+    1 / masked patches of the row's image, or a mask:
+
+        loss = sum_i weight_i CE(p_i, P_i) / sum_i weight_i,   p and P as in :func:`prototype_cross_entropy`
+
+    Memory is O(N D + K D), which at 8,192 rows and 65,536 prototypes spares 2 GiB a copy of the logits. Gradients as
+    there, and weight has none. Raises ValueError for shapes, types or temperatures that do not fit.
+    """
+    check_pair(student, teacher, "student", "teacher", same_rows=True)
+    _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
+    check_positive(student_temp, "student_temp")
+    check_positive(teacher_temp, "teacher_temp")
+    if weight is not None and weight.shape != student.shape[:1]:
+        raise ValueError(f"weight must be one number a row, [{len(student)}], got {tuple(weight.shape)}")
+    chosen = choose_backend(backend, student)
+    if chosen == "eager":
+        rows = reference.patch_cross_entropy(
+            student,
+            teacher,
+            student_prototypes,
+            teacher_prototypes,
+            student_temp=student_temp,
+            teacher_temp=teacher_temp,
+            center=center,
+        )
+    else:
+        student, scale = _scaled(student, student_temp)
+        lse, attended, *_ = _terms(
+            student,
+            teacher.detach(),
+            student_prototypes,
+            teacher_prototypes.detach(),
+            _bias(center, teacher_temp, student),
+            None,
+            scale,
+            1 / teacher_temp,
+            False,
+            chosen,
+        )
+        rows = lse - scale * (student.to(lse.dtype) * attended).sum(1)
+    if weight is None:
+        return rows.mean()
+    weight = weight.detach().to(rows.dtype)
+    return (weight * rows).sum() / weight.sum()
 
 
 def prototype_entropy(
@@ -177,17 +234,29 @@ def _check_views(
         raise ValueError(
             f"student and teacher must have the same B and D, got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-    check_rows(student_prototypes, "student_prototypes")
-    check_rows(teacher_prototypes, "teacher_prototypes")
-    count, dim = student_prototypes.shape
-    if teacher_prototypes.shape != (count, dim) or student.shape[2] != dim:
-        raise ValueError(
-            f"prototypes must be alike and of the views' D = {student.shape[2]}, got "
-            f"{tuple(student_prototypes.shape)} and {tuple(teacher_prototypes.shape)}"
-        )
-    if center is not None and center.shape not in ((count,), (len(teacher), count)):
-        raise ValueError(f"center must be [{count}] or [{len(teacher)}, {count}], got {tuple(center.shape)}")
+    _check_prototypes(student_prototypes, teacher_prototypes, student.shape[2], center, parts=len(teacher))
     pairs = len(teacher) * len(student) - min(len(teacher), len(student))
     if not pairs:
         raise ValueError(f"no two different views in student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
     return pairs
+
+
+def _check_prototypes(student: Tensor, teacher: Tensor, dim: int, center: Tensor | None, *, parts: int) -> None:
+    """Both prototypes [K, dim], and a centre [K] or one for each of the teacher's parts."""
+    check_rows(student, "student_prototypes")
+    check_rows(teacher, "teacher_prototypes")
+    count = len(student)
+    if student.shape != (count, dim) or teacher.shape != (count, dim):
+        raise ValueError(
+            f"prototypes must be alike and of the views' D = {dim}, got "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    if center is not None and center.shape not in ((count,), (parts, count)):
+        raise ValueError(f"center must be [{count}] or [{parts}, {count}], got {tuple(center.shape)}")
+
+
+def _bias(center: Tensor | None, teacher_temp: float, like: Tensor) -> Tensor | None:
+    """The centre as a bias of the teacher's scores, a row for each of its parts."""
+    if center is None:
+        return None
+    return center.detach().to(_sums(like)).view(-1, center.shape[-1]) / -teacher_temp

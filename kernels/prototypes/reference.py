@@ -43,6 +43,27 @@ def prototype_cross_entropy(
     return (crossed.diagonal().sum() - crossed.sum()) / (pairs * batch)
 
 
+def patch_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float | Tensor,
+    teacher_temp: float,
+    center: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of every student row [N, D] with its own teacher row [N, D]; returns [N], in nats.
+
+    Assignments as in :func:`prototype_cross_entropy`, with a center [K] or [1, K].
+    """
+    logits = teacher.detach() @ teacher_prototypes.detach().T
+    if center is not None:
+        logits = logits - center
+    targets = (logits / teacher_temp).softmax(-1)
+    return -(targets * (student @ student_prototypes.T / student_temp).log_softmax(-1)).sum(-1)
+
+
 def prototype_entropy(
     features: Tensor, prototypes: Tensor, *, temp: float | Tensor, group: Group | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,31 @@ def sinkhorn_center(
     fp16 included, where exp(1 / 0.05) would be infinite. Raises ValueError for scores that are not [B, K], or settings
     that mean nothing.
     """
+    found = _potentials(scores, epsilon, iterations, group)
+    if found is None:
+        return reference.sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
+    _, columns, top = found
+    return columns.log_().mul_(-epsilon).add_(top)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None) -> Tensor:
+    """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32.
+
+    It has no gradient: assignments are targets. Arguments and errors as :func:`sinkhorn_center`.
+    """
+    found = _potentials(scores, epsilon, iterations, group)
+    if found is None:
+        return reference.sinkhorn(scores, epsilon=epsilon, iterations=iterations, group=group)
+    e, columns, _ = found
+    e *= columns
+    return e.div_(e.sum(1, keepdim=True))
+
+
+def _potentials(
+    scores: Tensor, epsilon: float, iterations: int, group: Group | None
+) -> tuple[Tensor, Tensor, float] | None:
+    """E, v and the largest score; or None if the scores are too far apart for E."""
     if scores.ndim != 2 or 0 in scores.shape or not scores.is_floating_point():
         raise ValueError(f"scores must be floating point [B, K], got {scores.dtype} {tuple(scores.shape)}")
     if iterations < 1 or not epsilon > 0 or math.isinf(epsilon):
@@ -46,8 +71,9 @@ def sinkhorn_center(
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=group)
     apart, top = float(bounds.sum()), float(bounds[1])
     if not apart <= _RANGE * epsilon:  # NaN is a no
-        return reference.sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
-    e = torch.sub(scores, top).mul_(math.log2(math.e) / epsilon).exp2_()
+        return None
+    scale = math.log2(math.e) / epsilon
+    e = torch.add(scores.new_tensor(-top * scale), scores, alpha=scale).exp2_()
     rows, columns = e.new_ones(e.shape[0]), e.new_empty(e.shape[1])
     share = e.shape[0] * (1 if group is None else dist.get_world_size(group)) / e.shape[1]
     for iteration in range(iterations):
@@ -57,13 +83,4 @@ def sinkhorn_center(
         if group is not None:
             dist.all_reduce(columns, group=group)
         columns.reciprocal_().mul_(share)  # columns of B / K, as many as rows of 1: or both would drift apart
-    return columns.log_().mul_(-epsilon).add_(top)
-
-
-def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None) -> Tensor:
-    """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32.
-
-    Arguments and errors as :func:`sinkhorn_center`.
-    """
-    center = sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
-    return torch.sub(scores.float(), center).div_(epsilon).softmax(1)
+    return e, columns, top
