@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fasttrain.kernels import prototype_cross_entropy, prototype_entropy, prototype_terms
+from fasttrain.kernels import (
+    patch_cross_entropy,
+    prototype_cross_entropy,
+    prototype_entropy,
+    prototype_terms,
+)
 from fasttrain.kernels.prototypes import cpu, launch
 from fasttrain.kernels.similarity.tiles import Tile
 from tests.kernels.tolerances import assert_close
@@ -74,6 +79,44 @@ def test_triton_gives_the_same_over_many_small_tiles(dim, monkeypatch):
     monkeypatch.setattr(launch, "attention_tile", lambda *args: tile)
     monkeypatch.setattr(launch, "splits", lambda rows, programs, tiles: min(tiles, 3))
     _check("triton", (3, 2, 11, dim, 70), (2,), torch.float32, _DEVICE)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("kind", ["none", "mask", "weight"])
+def test_patches_meet_their_own_teacher(backend, kind):
+    student, teacher = (_rows(23, 16, seed=s) for s in (0, 1))
+    ws, wt, center = _rows(50, 16, seed=2), _rows(50, 16, seed=3), 0.1 * _rows(50, seed=4)
+    weight = {"none": None, "mask": torch.arange(23) % 3 == 0, "weight": torch.linspace(0, 2, 23)}[kind]
+    found = []
+    for chosen, dtype in ((backend, torch.float32), ("eager", torch.float64)):
+        leaves = [x.to(dtype).requires_grad_() for x in (student, ws)]
+        others = [x.to(dtype) for x in (teacher, wt, center)]
+        loss = patch_cross_entropy(
+            leaves[0],
+            others[0],
+            leaves[1],
+            others[1],
+            student_temp=0.1,
+            teacher_temp=0.07,
+            center=others[2],
+            weight=weight,
+            backend=chosen,
+        )
+        found.append([loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, leaves))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_patches_that_do_not_fit_are_named():
+    z, w = torch.ones(3, 4), torch.ones(5, 4)
+    for change, message in (
+        ({"teacher": torch.ones(2, 4)}, r"same shape, got \(3, 4\) and \(2, 4\)"),
+        ({"weight": torch.ones(2)}, r"one number a row, \[3\], got \(2,\)"),
+        ({"center": torch.ones(4)}, r"center must be \[5\] or \[1, 5\], got \(4,\)"),
+    ):
+        arguments = {"student": z, "teacher": z, "student_prototypes": w, "teacher_prototypes": w}
+        with pytest.raises(ValueError, match=message):
+            patch_cross_entropy(**arguments | change, student_temp=0.1, teacher_temp=0.1)
 
 
 @pytest.mark.parametrize("kept", [0, 1000])
