@@ -230,8 +230,11 @@ _WORK = {
     "backward symmetric": (2, 1),
     "backward two passes": (4, 2),
 }
+# Products and exponentials a score of student and teacher. Student: log-sum-exp, then two gradients that recompute the
+# scores; teacher: attention, then one.
+_PROTOTYPE_WORK = {"forward": ((1, 1), (2, 1)), "backward": ((4, 2), (2, 1))}
 # Student and teacher rows against K prototypes of 256 features: DINO's class tokens, 64 images of 2 + 8 views; iBOT's
-# masked patches. Student: log-sum-exp, then two gradients that recompute the scores; teacher: attention, then one.
+# masked patches.
 _PROTOTYPES = {
     "class tokens": (640, 128, 65536),
     "patches": (8192, 8192, 65536),
@@ -259,13 +262,29 @@ def rooflines() -> list[dict[str, Any]]:
     return rows
 
 
+def prototype_seconds(
+    chip: Chip,
+    student: int,
+    teacher: int,
+    count: int,
+    dim: int,
+    dtype: str,
+    passes: tuple[str, ...] = ("forward", "backward"),
+) -> float:
+    """The least time of passes over so many student and teacher rows, each against ``count`` prototypes."""
+    seconds = 0.0
+    for side, rows in enumerate((student, teacher)):
+        products, exps = (sum(_PROTOTYPE_WORK[name][side][what] for name in passes) for what in range(2))
+        seconds += roofline_seconds(chip, rows * count, dim, dtype, products=products, exps=exps)
+    return seconds
+
+
 def prototype_rooflines() -> list[dict[str, Any]]:
     """Least milliseconds of a forward and backward pass over prototypes, and what logits would have taken in bf16."""
     rows = []
     for chip in CHIPS:
         for name, (student, teacher, count) in _PROTOTYPES.items():
-            spent = [(student, 1 + 2 + 2, 3), (teacher, 2 + 2, 2)]
-            seconds = sum(roofline_seconds(chip, n * count, 256, "bf16", products=p, exps=e) for n, p, e in spent)
+            seconds = prototype_seconds(chip, student, teacher, count, 256, "bf16")
             logits = (student + teacher) * count * 2
             rows.append({"chip": chip.name, "rows": name, "prototypes": count, "roofline_ms": 1e3 * seconds})
             rows[-1]["logits_bytes"] = logits

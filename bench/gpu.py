@@ -9,6 +9,8 @@
                  Beyond the tolerance but within ten times is "inaccurate": a failure that does not end the run
 3. tiles         the tiles that ship (kernels/similarity/tiles.py) beside their neighbours; nothing is edited
 4. losses        NT-Xent, InfoNCE, a queue, both directions, entropy: beside eager torch, torch.compile and libraries
+5. prototypes    cross-entropy, entropies and Sinkhorn against fp64, and races, as in 2
+6. prototype_losses    DINO's class tokens and patches, as in 4
 
 Times are the GPU's own, with an empty L2 cache, contestants in turn. Each part starts nothing more once its share of
 the budget is spent; what was left out is named. The JSON is written as rows come, so a run that is cut leaves what it
@@ -37,20 +39,29 @@ _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temper
 
 
 def parts() -> tuple[Part, ...]:
-    """What is run, in this order: all that decides whether kernels are right, then tiles, then what users see."""
-    from gpu_parts import losses, similarity
+    """What is run, family by family: all that decides whether kernels are right, then tiles, then what users see."""
+    from gpu_parts import checks, losses, prototypes, similarity
 
     return (
         Part(
             "correctness",
             similarity.correctness,
-            similarity.correctness_table,
-            0.35,
-            similarity.check_failures,
-            similarity.is_wrong,
+            checks.correctness_table,
+            0.3,
+            checks.check_failures,
+            checks.is_wrong,
         ),
-        Part("tiles", similarity.tiles, similarity.tile_table, 0.6),
-        Part("losses", losses.losses, losses.losses_table, 1.0),
+        Part("tiles", similarity.tiles, similarity.tile_table, 0.5),
+        Part("losses", losses.losses, losses.losses_table, 0.75),
+        Part(
+            "prototypes",
+            prototypes.correctness,
+            checks.correctness_table,
+            0.92,
+            checks.check_failures,
+            checks.is_wrong,
+        ),
+        Part("prototype_losses", prototypes.losses, prototypes.losses_table, 1.0),
     )
 
 
@@ -186,7 +197,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="start nothing more after (540)")
     parser.add_argument("--output", type=Path, metavar="PATH", help="the JSON (bench/results/<GPU>.json)")
-    names = ("correctness", "tiles", "losses")
+    names = ("correctness", "tiles", "losses", "prototypes", "prototype_losses")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="run only these")
     return parser.parse_args(arguments)
 

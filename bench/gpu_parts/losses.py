@@ -87,9 +87,14 @@ def races() -> list[Race]:
 
 
 def losses(run: Run) -> None:
+    hold_all(run, races(), roofs)
+
+
+def hold_all(run: Run, races: list[Race], roofs: Callable[[Race, Any], dict[str, float | None]]) -> None:
+    """A row for every race for which there is time."""
     clock = measure.DeviceClock()
-    for race in run.in_time(races()):
-        run.add(race_row(race, *hold(race, clock.seconds), run.chip))
+    for race in run.in_time(races):
+        run.add(race_row(race, *hold(race, clock.seconds), run.chip, roofs))
         torch._dynamo.reset()
         gc.collect()
         torch.cuda.empty_cache()
@@ -150,7 +155,24 @@ def _largest(values: list[float]) -> float | None:
     return None if any(math.isnan(value) for value in values) else float(f"{max(values):.3g}")
 
 
-def race_row(race: Race, found: dict[str, Row], times: Times, chip: Any) -> Row:
+def roofs(race: Race, chip: Any) -> dict[str, float | None]:
+    """Least seconds of our forward and backward pass."""
+    case = race.case
+    needed = work(race.operation.name, case.rows, case.columns)
+    scores = needed.rows * needed.columns
+    return {
+        name: roofline_seconds(chip, scores, case.dim, race.dtype, products=products, exps=exps)
+        for name, (products, exps) in (("forward", needed.forward), ("backward", needed.backward))
+    }
+
+
+def race_row(
+    race: Race,
+    found: dict[str, Row],
+    times: Times,
+    chip: Any,
+    roofs: Callable[[Race, Any], dict[str, float | None]] = roofs,
+) -> Row:
     """The row of the report; a ratio is the contestant's seconds by ours, the median of the rounds'."""
     case = race.case
     row: Row = {"operation": race.operation.name, "batch": case.rows, "columns": case.columns, "dim": case.dim}
@@ -165,23 +187,18 @@ def race_row(race: Race, found: dict[str, Row], times: Times, chip: Any) -> Row:
             one["rounds"] = len(times[name])
             one["differs"] = one["apart"] is None or one["apart"] > _APART[race.dtype]
         row["contestants"][name] = one
-    needed = work(race.operation.name, case.rows, case.columns)
-    roofs = {}
-    for name in ("forward", "backward"):
-        products, exps = getattr(needed, name)
-        scores = needed.rows * needed.columns
-        roofs[name] = roofline_seconds(chip, scores, case.dim, race.dtype, products=products, exps=exps)
+    least = roofs(race, chip)
+    for name, seconds in least.items():
         if name in times:
             row[f"{name}_seconds"] = measure.least_and_median(times[name])
-            row[f"{name}_pct_of_roofline"] = percent(roofs[name], row[f"{name}_seconds"]["min"])
-    total = None if chip is None else roofs["forward"] + roofs["backward"]
+            row[f"{name}_pct_of_roofline"] = percent(seconds, row[f"{name}_seconds"]["min"])
+    total = None if chip is None else least["forward"] + least["backward"]
     ours = row["contestants"][OURS]["seconds"]
     return row | {"roofline_seconds": total, "pct_of_roofline": percent(total, ours and ours["min"])}
 
 
-def losses_table(rows: list[Row]) -> str:
+def losses_table(rows: list[Row], names: tuple[str, ...] = (*PEERS, COMPILED)) -> str:
     """One line a size: torch.compile's own row joins that of the others."""
-    names = (*PEERS, COMPILED)
     lines: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         key = tuple(row[k] for k in ("operation", "batch", "columns", "dim", "dtype"))

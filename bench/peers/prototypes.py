@@ -19,13 +19,13 @@ from .libraries import compiled
 _VIEWS, _TEACHERS, _TEMPS = 10, 2, {"student_temp": 0.1, "teacher_temp": 0.04}
 
 
-def features_and_prototypes(case: Case, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Student [10, B, D], teacher [2, B, D], both prototypes [K, D] of unit norm, and a centre [K]."""
+def features_and_prototypes(case: Case, generator: torch.Generator, views: int = _VIEWS) -> tuple[Tensor, ...]:
+    """Student [views, B, D], teacher [2, B, D], both prototypes [K, D] of unit norm, and a centre [K]."""
 
     def draw(*shape: int) -> Tensor:
         return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
 
-    student, teacher = draw(_VIEWS, case.rows, case.dim), draw(_TEACHERS, case.rows, case.dim)
+    student, teacher = draw(views, case.rows, case.dim), draw(_TEACHERS, case.rows, case.dim)
     ws, wt = draw(case.columns, case.dim), draw(case.columns, case.dim)
     return student.requires_grad_(), teacher, ws.requires_grad_(), wt, torch.zeros(case.columns)
 

@@ -7,41 +7,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu
+import measure
 import pytest
 import torch
-
-from fasttrain.kernels.similarity import launch  # before bench/aot.py, which has its kernels compiled
-from tests.kernels.similarity import stress, uses
-from tests.kernels.tolerances import assert_close
-
-_ROOT = Path(__file__).parents[2]
-sys.path.append(str(_ROOT / "bench"))
-
-import gpu  # noqa: E402
-import measure  # noqa: E402
-from gpu_parts import (  # noqa: E402
+from gpu_parts import (
     Budget,
     DeviceLost,
     Part,
     Run,
     WorkerLost,
     attempt,
+    checks,
     chip_of,
     losses,
     roofline_seconds,
     similarity,
 )
-from peers import OURS, NotRun, Operation  # noqa: E402
+from peers import OURS, NotRun, Operation
 
+from fasttrain.kernels.similarity import launch  # before bench/aot.py, which has its kernels compiled
+from tests.kernels.similarity import stress, uses
+from tests.kernels.tolerances import assert_close
 
-@pytest.fixture(scope="module")
-def aot():
-    """bench/aot.py, without what it does to the environment."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION"):
-            patch.setenv(name, os.environ.get(name, "0"))
-        import aot
-    return aot
+_ROOT = Path(__file__).parents[2]
 
 
 class Clock:
@@ -243,29 +232,29 @@ def test_rooflines_are_those_of_the_data_sheets(aot):
 
 
 def test_checks_reach_every_use_type_and_path():
-    checks = similarity.checks()
-    assert len(set(map(str, checks))) == len(checks)
-    reference = [c for c in checks if c.kind == "reference"]
+    every = similarity.checks()
+    assert len(set(map(str, every))) == len(every)
+    reference = [c for c in every if c.kind == "reference"]
     bounded = {c.unit_norm and c.scale <= 40 for c in reference}
     assert bounded == {True, False}
-    names = {dtype: name for name, dtype in similarity.DTYPES.items()}
+    names = {dtype: name for name, dtype in checks.DTYPES.items()}
     for use, dtype in uses.uses_and_types(torch.float32, torch.float16, torch.bfloat16):
         those = [c for c in reference if (c.use, c.dtype) == (use, names[dtype])]
         assert {c.unit_norm and c.scale <= 40 for c in those} == {True, False}
         assert max(c.d for c in those) == 2048
         assert max(c.n for c in those) == max(c.m for c in those) == 4097
-    assert {c.use for c in checks if c.kind == "same bits"} == set(uses.USES)
-    assert {c.kind for c in checks} == set(stress.KINDS)
-    (far,) = [c for c in checks if c.kind.startswith("offsets")]
+    assert {c.use for c in every if c.kind == "same bits"} == set(uses.USES)
+    assert {c.kind for c in every} == set(stress.KINDS)
+    (far,) = [c for c in every if c.kind.startswith("offsets")]
     assert far.n * far.d > 2**31
-    tallest = max(c.n for c in checks if c.kind == "several blocks of rows")
+    tallest = max(c.n for c in every if c.kind == "several blocks of rows")
     tile = similarity.Group("forward, symmetric", 128, "bf16").shipped()
     assert tallest > launch._MOST_SLOTS * tile.block_m
 
 
 def test_a_check_runs_interpreted():
     check = similarity.Check("reference", "both directions", "fp16", 17, 33, 20)
-    row = similarity.run_check(check, _device())
+    row = checks.run_check(check, _device())
     assert (row["status"], row["detail"]) == ("right", None)
 
 
@@ -294,23 +283,23 @@ def test_a_check_that_does_not_pass_is_reported(error, status, monkeypatch):
         raise error
 
     monkeypatch.setitem(stress.KINDS, "reference", fails)
-    row = similarity.run_check(similarity.Check("reference", "rows", "bf16", 1, 2, 3), "cpu")
+    row = checks.run_check(similarity.Check("reference", "rows", "bf16", 1, 2, 3), "cpu")
     assert row["status"] == status
-    assert similarity.is_wrong([row]) == (status in ("wrong", "failed"))
-    lines = similarity.check_failures([row])
+    assert checks.is_wrong([row]) == (status in ("wrong", "failed"))
+    lines = checks.check_failures([row])
     assert len(lines) == (status != "OOM")
     assert all(line.startswith(f"reference: rows, bf16, 1 x 2 x 3, scale 10: {status}, ") for line in lines)
     assert all(line.endswith(str(error)) for line in lines)
-    assert f"| reference: rows |  |  | 0 of 1, 1 {status} |" in similarity.correctness_table([row])
+    assert f"| reference: rows |  |  | 0 of 1, 1 {status} |" in checks.correctness_table([row])
 
 
 def test_checks_after_a_lost_gpu_are_not_run(monkeypatch):
     def lost(call):
         raise DeviceLost("an illegal memory access")
 
-    monkeypatch.setattr(similarity, "_lost", [])
-    monkeypatch.setattr(similarity, "attempt", lost)
-    rows = [similarity.run_check(similarity.Check("reference", "rows", "bf16", n, 2, 3), "cpu") for n in (1, 2)]
+    monkeypatch.setattr(checks, "_lost", [])
+    monkeypatch.setattr(checks, "attempt", lost)
+    rows = [checks.run_check(similarity.Check("reference", "rows", "bf16", n, 2, 3), "cpu") for n in (1, 2)]
     assert [row["status"] for row in rows] == ["failed", "not run"]
     assert "1 x 2 x 3" in rows[1]["detail"]
 

@@ -44,12 +44,17 @@ def same_bits(use, n, m, d, dtype, scale, unit_norm, device):
     """The same call many times gives identical bits: a race shows as bits that change."""
     x, y = rows(n, d, 0, dtype, device), rows(m, d, 1, dtype, device)
     bias = torch.linspace(-1, 1, n if use == "self with bias" else m, device=device).to(dtype)
-    first = results(use, "triton", x, y, bias, scale, unit_norm)
-    for repeat in range(1, REPEATS):
-        for part, value in results(use, "triton", x, y, bias, scale, unit_norm).items():
+    assert_same_bits(lambda: results(use, "triton", x, y, bias, scale, unit_norm), REPEATS, use)
+
+
+def assert_same_bits(call, repeats, name):
+    """Every call returns what the first has returned, a dictionary of tensors, bit by bit."""
+    first = call()
+    for repeat in range(1, repeats):
+        for part, value in call().items():
             if not torch.equal(value, first[part]):
                 differ = int((value != first[part]).sum())
-                raise AssertionError(f"{use}, {part}: call {repeat} gave {differ} other numbers than call 0")
+                raise AssertionError(f"{name}, {part}: call {repeat} gave {differ} other numbers than call 0")
 
 
 def several_blocks_of_rows(use, n, m, d, dtype, scale, unit_norm, device):
