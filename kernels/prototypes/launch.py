@@ -1,6 +1,7 @@
 """Starts the Triton kernels of the prototypes. The functions are those of cpu.py.
 
-fp16 rows and prototypes are taken in fp32: products of a probability and a gradient are below fp16's smallest number.
+Rows and prototypes must have one type, or both are taken in fp32; so are those in fp16, below whose smallest number the
+products of a probability and a gradient lie.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def terms(
     energy: bool,
 ) -> Terms:
     """As :func:`cpu.terms`, but nothing is kept."""
-    h, w = _rows(student), _rows(student_prototypes)
+    h, w = _alike(student, student_prototypes)
     nothing = h.new_empty(0, dtype=torch.float32)
     lse, _ = similarity.pair_lse(h, w, None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False)
     attended = teacher_lse = marginal = energies = nothing
     if teacher is not None and teacher_prototypes is not None:
-        attended, teacher_lse = _attend(_rows(teacher), _rows(teacher_prototypes), w, bias, teacher_scale)
+        attended, teacher_lse = _attend(*_alike(teacher, teacher_prototypes), w, bias, teacher_scale)
     if weights is not None:
         marginal = h.new_empty(len(w), dtype=torch.float32)
         _columns(h, w, lse, student_scale, weights=weights, marginal=marginal)
@@ -67,7 +68,7 @@ def backward(
     teacher_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`cpu.backward`."""
-    h, w = _rows(student), _rows(student_prototypes)
+    h, w = _alike(student, student_prototypes)
     of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad
     if weights is None:
         marginal_grad = None
@@ -83,7 +84,7 @@ def backward(
     dw = h.new_empty(w.shape, dtype=torch.float32)
     taught = None
     if attended_grad is not None and teacher is not None and teacher_prototypes is not None:
-        taught = (_rows(teacher), _rows(teacher_prototypes), bias, teacher_lse, attended_grad.to(h.dtype))
+        taught = (*_alike(teacher, teacher_prototypes), bias, teacher_lse, attended_grad.to(h.dtype))
     _columns(
         h,
         w,
@@ -100,9 +101,11 @@ def backward(
     return dh, dw
 
 
-def _rows(x: Tensor) -> Tensor:
-    x = x.float() if x.dtype == torch.float16 else x
-    return x if x.stride(1) == 1 else x.contiguous()
+def _alike(rows: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one type that the kernels multiply in, features side by side."""
+    if rows.dtype != prototypes.dtype or rows.dtype == torch.float16:
+        rows, prototypes = rows.float(), prototypes.float()
+    return similarity.adjacent(rows), similarity.adjacent(prototypes)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

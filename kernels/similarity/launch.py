@@ -29,7 +29,7 @@ def pair_lse(
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`cpu.pair_lse`. Both directions come from one pass where the scores are bounded, else from two."""
-    x, y = _rows(x), _rows(y)
+    x, y = adjacent(x), adjacent(y)
     bounded = _bounded(bias, gain, scale, unit_norm)
     if columns and bounded:
         return _forward(x, y, bias, gain, scale, excluded, bounded=True, columns=True)
@@ -44,7 +44,7 @@ def self_lse(
     x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> tuple[Tensor, Tensor]:
     """As :func:`cpu.self_lse`, but nothing is kept. Half the tiles where the scores are bounded, else all."""
-    x = _rows(x)
+    x = adjacent(x)
     bounded = _bounded(None, gain, scale, unit_norm)
     excluded = 0 if exclude_self else None
     rows, _ = _forward(x, x, None, gain, scale, excluded, bounded=bounded, symmetric=bounded)
@@ -66,7 +66,7 @@ def pair_backward(
     need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`cpu.pair_backward`: a pass over the rows for dx, one over the columns for dy and dbias."""
-    x, y = _rows(x), _rows(y)
+    x, y = adjacent(x), adjacent(y)
     bounded = _bounded(bias, gain, scale, unit_norm)
     none = x.new_empty(0, dtype=torch.float32)
     dx = dy = dbias = none
@@ -83,13 +83,13 @@ def self_backward(
     x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> Tensor:
     """As :func:`cpu.self_backward`: one pass, since G is symmetric."""
-    x = _rows(x)
+    x = adjacent(x)
     bounded = _bounded(None, gain, scale, unit_norm)
     dx, _ = _backward(x, x, gain, weights, weights, scale, 0 if exclude_self else None, bounded)
     return dx
 
 
-def _rows(x: Tensor) -> Tensor:
+def adjacent(x: Tensor) -> Tensor:
     """Rows whose features lie side by side; the rows themselves may be strided."""
     return x if x.stride(1) == 1 else x.contiguous()
 
