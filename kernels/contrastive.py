@@ -75,13 +75,14 @@ def info_nce(
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """``<a_i, b_i>`` [N], in fp32 for half precision."""
-    return (_at_least_single(a) * _at_least_single(b)).sum(1)
+    return (at_least_single(a) * at_least_single(b)).sum(1)
 
 
 def dot_of_all(a: Tensor, b: Tensor) -> Tensor:
     """``sum_i <a_i, b_i>``, in fp32 for half precision."""
-    return torch.dot(_at_least_single(a).reshape(-1), _at_least_single(b).reshape(-1))
+    return torch.dot(at_least_single(a).reshape(-1), at_least_single(b).reshape(-1))
 
 
-def _at_least_single(x: Tensor) -> Tensor:
+def at_least_single(x: Tensor) -> Tensor:
+    """fp32 for half precision, in which 1e-12 is 0 and a sum of squares overflows; other types as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -10,6 +9,7 @@ from torch.nn.functional import normalize
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_rows
 from ..kernels.collectives import Group, start_gather
+from ..kernels.contrastive import at_least_single as at_least_single
 
 
 class Loss(nn.Module):
@@ -47,11 +47,6 @@ def default_group(gather_distributed: bool) -> Group | None:
 def gather_detached(x: Tensor, group: Group | None) -> Tensor:
     """The rows of every rank in rank order, without autograd."""
     return x.detach() if group is None else start_gather(x.detach(), group)()
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """fp32 for half precision, in which 1e-12 is 0 and a sum of squares overflows; other types as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def unit_rows(x: Tensor, name: str) -> Tensor:

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from ..similarity import cpu as similarity
-from ..similarity.cpu import LOG2E
+from ..similarity.cpu import CLAMP, LOG2E, accumulable
 
 _AREA = 768 * 768
 _KEPT = 1 << 21
-_CLAMP = -80.0  # 2^-80 is nothing beside 1, and no denormal
 
 Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -52,21 +51,21 @@ def terms(
 
     bias is [V, K], a row for each of V equal parts of the teacher's rows; weights are r, and ask for m.
     """
-    h, w = _accumulable(student), student_prototypes
+    h, w = accumulable(student), student_prototypes
     nothing = h.new_empty(0)
     kept = kept_teacher = h.new_empty(0, 0)
     if is_kept(len(h), len(w)):
         kept, lse = _softmax_of_all(h, w, None, student_scale)
     else:
         lse, _ = similarity.pair_lse(
-            h, _accumulable(w), None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False
+            h, accumulable(w), None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False
         )
     attended = teacher_lse = nothing
     if teacher is not None and teacher_prototypes is not None:
-        q = _accumulable(teacher)
+        q = accumulable(teacher)
         if is_kept(len(q), len(w)):
             kept_teacher, teacher_lse = _softmax_of_all(q, teacher_prototypes, bias, teacher_scale)
-            attended = torch.mm(kept_teacher, _accumulable(w), out=torch.empty_like(q))
+            attended = torch.mm(kept_teacher, accumulable(w), out=torch.empty_like(q))
         else:
             attended, teacher_lse = _attend(q, teacher_prototypes, w, bias, teacher_scale)
     marginal = h.new_empty(0 if weights is None else len(w))
@@ -76,7 +75,7 @@ def terms(
             if weights is not None:
                 torch.mv(p.T, weights, out=marginal[k])
             if energy:
-                mean.addmm_(p, _accumulable(w[k]))
+                mean.addmm_(p, accumulable(w[k]))
     # sum_k P_ik s_ik = <h_i, scale sum_k P_ik w_k>
     energies = (h * mean).sum(1).mul_(student_scale) if energy else nothing
     return lse, attended, teacher_lse, marginal, energies, kept, kept_teacher
@@ -103,7 +102,7 @@ def backward(
     teacher_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the student's rows [R, D] and prototypes [K, D], in the type of accumulation."""
-    h, w = _accumulable(student), student_prototypes
+    h, w = accumulable(student), student_prototypes
     of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad
     if weights is None:
         marginal_grad = None
@@ -128,19 +127,15 @@ def backward(
             torch.mul(p, of_rows[:, None], out=grad)
         if energy_grad is not None:
             # c_i P_ik s_ik: the scores once more, for few losses ask for this gradient.
-            scores = torch.mm(h, _accumulable(w[k]).T, out=torch.empty_like(p)).mul_(student_scale)
+            scores = torch.mm(h, accumulable(w[k]).T, out=torch.empty_like(p)).mul_(student_scale)
             grad += scores.mul_(p).mul_(energy_grad[:, None])
-        dh.addmm_(grad, _accumulable(w[k]), alpha=student_scale)
+        dh.addmm_(grad, accumulable(w[k]), alpha=student_scale)
         dw[k].addmm_(grad.T, h, beta=0, alpha=student_scale)
     if attended_grad is not None and teacher is not None and teacher_prototypes is not None:
-        q = _accumulable(teacher)
+        q = accumulable(teacher)
         for k, p in _probabilities(q, teacher_prototypes, bias, teacher_scale, teacher_lse, kept_teacher):
             dw[k].addmm_(p.T, attended_grad)
     return dh, dw
-
-
-def _accumulable(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _scores(rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale: float) -> Iterator[tuple[slice, Tensor]]:
@@ -151,7 +146,7 @@ def _scores(rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale: float)
     for start in range(0, len(prototypes), width):
         k = slice(start, min(start + width, len(prototypes)))
         tile = buffer[: len(rows) * (k.stop - start)].view(len(rows), -1)
-        torch.mm(scaled, _accumulable(prototypes[k]).T, out=tile)
+        torch.mm(scaled, accumulable(prototypes[k]).T, out=tile)
         if bias is not None:
             parts = tile.view(len(bias), -1, tile.shape[1])
             parts += bias[:, None, k] * LOG2E
@@ -167,14 +162,14 @@ def _probabilities(
         return
     shift = (lse * LOG2E)[:, None]
     for k, scores in _scores(rows, prototypes, bias, scale):
-        yield k, scores.sub_(shift).clamp_min_(_CLAMP).exp2_()
+        yield k, scores.sub_(shift).clamp_min_(CLAMP).exp2_()
 
 
 def _softmax_of_all(rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """All probabilities [N, K], and log of the softmax's sum [N]."""
     (_, p), *_ = _scores(rows, prototypes, bias, scale)
     top = p.amax(1, keepdim=True)
-    total = p.sub_(top).clamp_min_(_CLAMP).exp2_().sum(1, keepdim=True)
+    total = p.sub_(top).clamp_min_(CLAMP).exp2_().sum(1, keepdim=True)
     return p.div_(total), total.log2().add_(top).mul_(1 / LOG2E).squeeze(1)
 
 
@@ -186,8 +181,8 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, 
     for k, scores in _scores(queries, keys, bias, scale):
         new = torch.maximum(top, scores.amax(1, keepdim=True))
         fade = (top - new).exp2_()
-        p = scores.sub_(new).clamp_min_(_CLAMP).exp2_()
+        p = scores.sub_(new).clamp_min_(CLAMP).exp2_()
         total.mul_(fade).add_(p.sum(1, keepdim=True))
-        out.mul_(fade).addmm_(p, _accumulable(values[k]))
+        out.mul_(fade).addmm_(p, accumulable(values[k]))
         top = new
     return out.div_(total), total.log2_().add_(top).mul_(1 / LOG2E).squeeze(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backend import Backend, choose_backend
 from ..checks import check_pair, check_positive, check_rows
 from ..collectives import Group, mean_over_ranks
+from ..similarity.op import accumulation_type
 from . import reference
 from .op import prototype_terms as _terms
 
@@ -94,7 +95,7 @@ def prototype_terms(
         return loss, reference.prototype_entropy(rows, student_prototypes, temp=student_temp, group=group)[0]
     student, scale = _scaled(student, student_temp)
     rows = student.flatten(0, 1)
-    weights = rows.new_full((len(rows),), 1 / len(rows), dtype=_sums(student)) if entropy else None
+    weights = rows.new_full((len(rows),), 1 / len(rows), dtype=accumulation_type(student)) if entropy else None
     lse, attended, _, marginal, *_ = _terms(
         rows,
         teacher.detach().flatten(0, 1),
@@ -199,7 +200,7 @@ def prototype_entropy(
     if chosen == "eager":
         return reference.prototype_entropy(features, prototypes, temp=temp, group=group)
     features, scale = _scaled(features, temp)
-    weights = features.new_full((len(features),), 1 / len(features), dtype=_sums(features))
+    weights = features.new_full((len(features),), 1 / len(features), dtype=accumulation_type(features))
     lse, _, _, marginal, energies, *_ = _terms(
         features, None, prototypes, None, None, weights, scale, 1.0, True, chosen
     )
@@ -214,13 +215,9 @@ def _entropy(p: Tensor) -> Tensor:
     return (total.log() - (p * log_p).sum() / total).clamp_min(0)
 
 
-def _sums(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _scaled(rows: Tensor, temp: float | Tensor) -> tuple[Tensor, float]:
     """A temperature that is a tensor goes into the rows, where autograd finds its gradient."""
-    return (rows.to(_sums(rows)) / temp, 1.0) if isinstance(temp, Tensor) else (rows, 1 / temp)
+    return (rows.to(accumulation_type(rows)) / temp, 1.0) if isinstance(temp, Tensor) else (rows, 1 / temp)
 
 
 def _check_views(
@@ -259,4 +256,4 @@ def _bias(center: Tensor | None, teacher_temp: float, like: Tensor) -> Tensor | 
     """The centre as a bias of the teacher's scores, a row for each of its parts."""
     if center is None:
         return None
-    return center.detach().to(_sums(like)).view(-1, center.shape[-1]) / -teacher_temp
+    return center.detach().to(accumulation_type(like)).view(-1, center.shape[-1]) / -teacher_temp

@@ -27,7 +27,7 @@ LOG2E = math.log2(math.e)
 BOUND = 40.0
 """Scores within +-BOUND nats need no shift: e^-80 is the smallest probability, and with a gradient of 1/N a normal."""
 _TILE = 768
-_CLAMP = -80.0
+CLAMP = -80.0
 """2^-80 is nothing beside 1, and times a small gradient not yet a denormal, whose products are 100 times slower."""
 
 Weights = tuple[Tensor, Tensor]
@@ -46,7 +46,7 @@ def pair_lse(
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
     """Row log-sum-exps [N] and, with ``columns``, those of the columns [M], else an empty tensor."""
-    x, y, bias = _accumulable(x), _accumulable(y), None if bias is None else _accumulable(bias) * LOG2E
+    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
     scale = _scale(scale, gain)
     if _bounded(x, y, bias, scale, unit_norm):
         rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
@@ -64,7 +64,7 @@ def self_lse(
     x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of every row of the symmetric matrix of x with itself [N]; and what :func:`is_kept`."""
-    x, scale = _accumulable(x), _scale(scale, gain)
+    x, scale = accumulable(x), _scale(scale, gain)
     excluded = 0 if exclude_self else None
     if is_kept(len(x)):
         return _one_tile(x, scale, excluded)
@@ -95,7 +95,7 @@ def pair_backward(
     need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, y and bias, in the type of accumulation; empty where they are not needed."""
-    x, y, bias = _accumulable(x), _accumulable(y), None if bias is None else _accumulable(bias) * LOG2E
+    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
     scale = _scale(scale, gain)
     dx = torch.zeros_like(x) if need_x else x.new_empty(0)
     dy = torch.zeros_like(y) if need_y else y.new_empty(0)
@@ -114,7 +114,7 @@ def self_backward(
     x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> Tensor:
     """Gradient of x: G is symmetric, so each tile above the diagonal serves the two that it stands for."""
-    x, scale = _accumulable(x), _scale(scale, gain)
+    x, scale = accumulable(x), _scale(scale, gain)
     if len(kept):
         half = kept * (weights[1] * scale)[:, None]
         return torch.mm(half + half.T, x, out=torch.empty_like(x))  # autocast leaves out= alone
@@ -149,7 +149,7 @@ def finite_weights(lse: Tensor, grad: Tensor) -> Weights:
     return lse.masked_fill(empty, 0), grad.masked_fill(empty, 0)
 
 
-def _accumulable(x: Tensor) -> Tensor:
+def accumulable(x: Tensor) -> Tensor:
     """fp64 as it is, anything else in fp32: half precision products are six times slower on most CPUs."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -288,4 +288,4 @@ def _finite_base2(lse: Tensor, grad: Tensor) -> Weights:
 
 
 def _softmax(exponent: Tensor, weight: Tensor) -> Tensor:
-    return exponent.clamp_min_(_CLAMP).exp2_().mul_(weight)
+    return exponent.clamp_min_(CLAMP).exp2_().mul_(weight)
