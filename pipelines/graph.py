@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import color
 from .sources import DataError
 from .views import Parameters, View, ViewRecipe
 
@@ -174,29 +175,21 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
     x = fn.resize(images, size=size, roi_start=given["start"], roi_end=given["end"], interp_type=kind, antialias=True)
     if "angle" in given:
         x = fn.rotate(x, angle=given["angle"], keep_size=True, fill_value=0)
-    color = {name: given[name] for name in _COLORS if name in given}
-    if "saturation" in color or "hue" in color:
-        x = fn.color_twist(x, **color)
-    elif color:
-        x = fn.brightness_contrast(x, **color)
+    jitter = {name: given[name] for name in _COLORS if name in given}
+    if "saturation" in jitter or "hue" in jitter:
+        x = fn.color_twist(x, **jitter)
+    elif jitter:
+        x = fn.brightness_contrast(x, **jitter)
     if "sigma" in given:
         x = fn.gaussian_blur(x, sigma=given["sigma"], window_size=given["window"])
     if "threshold" in given:
-        x = _solarize(x, given["threshold"])
+        x = color.solarize(x, given["threshold"])
+    unit = color.unit(recipe.color_space)
     return fn.crop_mirror_normalize(
-        x,
+        color.convert(x, recipe.color_space),
         mirror=given.get("mirror", 0),
-        mean=[255 * value for value in recipe.mean],
-        std=[255 * value for value in recipe.std],
+        mean=[unit * value for value in recipe.mean],
+        std=[unit * value for value in recipe.std],
         dtype=types.FLOAT,
         output_layout="HWC",
     )
-
-
-def _solarize(x: Any, threshold: Any) -> Any:
-    """Invert the values from the image's threshold up: x ^ 255 is 255 - x for eight bits."""
-    from nvidia.dali import types
-
-    if x.device == "gpu":
-        threshold = threshold.gpu()
-    return x ^ ((x >= threshold) * types.Constant(255, dtype=types.UINT8))

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .color import COLOR_SPACES, ColorSpace
+
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries ten boxes before it falls back to the centre
 _PARAMETERS = 64  # hash counters reserved for a view; more than are used, so that adding one keeps the others
 _SMALL = 64  # pixels: up to this size images are framed tightly, and evaluation sees all of them
@@ -63,9 +65,10 @@ class ViewRecipe:
 
     views: tuple[View, ...]
     channels: int = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixel values in [0, 1]
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixel values in [0, 1]; for "lab" in Lab's own units
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["linear", "cubic"] = "cubic"
+    color_space: ColorSpace = "rgb"  # of the views' pixels, converted after everything else; see color.convert
 
     def __post_init__(self) -> None:
         _require(len(self.views) > 0, "views is empty; a recipe needs at least one view")
@@ -79,6 +82,10 @@ class ViewRecipe:
         _require(min(self.std) > 0, f"std is {self.std}; every value must be positive")
         known = self.interpolation in ("linear", "cubic")
         _require(known, f"interpolation is {self.interpolation!r}; use 'linear' or 'cubic'")
+        known = self.color_space in COLOR_SPACES
+        _require(known, f"color_space is {self.color_space!r}; use 'rgb', 'lab' or 'ycbcr'")
+        grey = self.channels == 1 and self.color_space != "rgb"
+        _require(not grey, f"color_space is {self.color_space!r} for 1 channel; use 'rgb', or set channels to 3")
 
     @property
     def each(self) -> tuple[View, ...]:
