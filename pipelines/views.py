@@ -20,9 +20,12 @@ from .color import COLOR_SPACES, ColorSpace
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries ten boxes before it falls back to the centre
 _PARAMETERS = 64  # hash counters reserved for a view; more than are used, so that adding one keeps the others
+_FRAME = 2 * _ATTEMPTS + 3  # the first counters: box and flip, which the patches of a jigsaw have from copy 0
+_PATCH = 64 / 85  # side of a jigsaw patch to that of its cell; PIRL cuts 64 of 85 pixels out of a crop of 255
 _SMALL = 64  # pixels: up to this size images are framed tightly, and evaluation sees all of them
 _ORDER = 0x6F72646572  # "order": keeps the order of an epoch independent of its views' parameters
 Floats = NDArray[np.float64]
+Box = tuple[Floats, Floats, Floats, Floats]  # y, x, height and width in pixels of the image, each [B]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class View:
     solarize: float = 0.0  # probability; values from 128 up are inverted
     center: bool = False  # no random crop: the central square whose side is scale[0] of the shorter side
     local: bool = False  # multi-crop local view, seen by the student only
+    jigsaw: int = 0  # PIRL: the copies are patches of one crop, copy i from cell i of a jigsaw x jigsaw grid
 
     def __post_init__(self) -> None:
         _require(self.size >= 1, f"size is {self.size}; a view needs at least 1 pixel")
@@ -57,6 +61,12 @@ class View:
         _require(len(self.jitter) == 4 and min(self.jitter) >= 0, f"jitter is {self.jitter}; use four strengths >= 0")
         _require(self.jitter[3] <= 0.5, f"jitter has hue strength {self.jitter[3]}; half a turn, 0.5, is the most")
         _require(0 < self.blur_sigma[0] <= self.blur_sigma[1], f"blur_sigma is {self.blur_sigma}; use 0 < low <= high")
+        _require(self.jigsaw >= 0, f"jigsaw is {self.jigsaw}; use the side of the grid, or 0 for none")
+        if self.jigsaw:
+            cells = self.jigsaw**2
+            _require(self.count == cells, f"jigsaw is {self.jigsaw} and count {self.count}; set count to {cells}")
+            _require(self.local, "jigsaw patches are seen by the student only; set local to true")
+            _require(not self.center, "jigsaw cuts a random crop; set center to false")
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,11 @@ def draw_parameters(
     """Draw the parameters of all views of the images ``indices`` [B], which are ``heights`` x ``widths`` pixels."""
     height, width = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
     drawn = uniforms(seed, epoch, indices, recipe.n_views * _PARAMETERS).reshape(-1, recipe.n_views, _PARAMETERS)
-    each = [_draw_view(view, drawn[:, v].T, height, width) for v, view in enumerate(recipe.each)]
+    copies = [(view, copy) for view in recipe.views for copy in range(view.count)]
+    for v, (view, copy) in enumerate(copies):
+        if view.jigsaw:
+            drawn[:, v, :_FRAME] = drawn[:, v - copy, :_FRAME]
+    each = [_draw_view(view, copy, drawn[:, v].T, height, width) for v, (view, copy) in enumerate(copies)]
     fields = [f.name for f in dataclasses.fields(Parameters)]
     return Parameters(**{name: np.stack([one[name] for one in each]) for name in fields})
 
@@ -167,17 +181,21 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-def _draw_view(view: View, u: Floats, height: Floats, width: Floats) -> dict[str, NDArray[np.generic]]:
-    """Parameters of one view from its uniform numbers ``u`` [_PARAMETERS, B]."""
+def _draw_view(view: View, copy: int, u: Floats, height: Floats, width: Floats) -> dict[str, NDArray[np.generic]]:
+    """Parameters of a copy of a view from its uniform numbers ``u`` [_PARAMETERS, B]."""
     if view.center:
-        y, x, h, w = _central_square(view.scale[0], height, width)
+        box = _central_square(view.scale[0], height, width)
     else:
-        y, x, h, w = _random_box(view, u[: 2 * _ATTEMPTS + 2], height, width)
+        box = _random_box(view, u[: 2 * _ATTEMPTS + 2], height, width)
     u = u[2 * _ATTEMPTS + 2 :]
+    flip = u[0] < view.flip
+    if view.jigsaw:
+        box = _patch(view.jigsaw, copy, box, flip, u[11:13])
+    y, x, h, w = box
     return {
         "start": np.stack([y, x], -1).astype(np.float32),
         "end": np.stack([y + h, x + w], -1).astype(np.float32),
-        "flip": u[0] < view.flip,
+        "flip": flip,
         "angle": (view.rotate * (2 * u[1] - 1)).astype(np.float32),
         "color": _color(view, u[2:8]),
         "sigma": np.where(u[8] < view.blur, _between(*view.blur_sigma, u[9]), 0).astype(np.float32),
@@ -185,8 +203,8 @@ def _draw_view(view: View, u: Floats, height: Floats, width: Floats) -> dict[str
     }
 
 
-def _random_box(view: View, u: Floats, height: Floats, width: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Box of RandomResizedCrop in torchvision: the first of ten that fits, else a central one; y, x, h, w, each [B]."""
+def _random_box(view: View, u: Floats, height: Floats, width: Floats) -> Box:
+    """Box of RandomResizedCrop in torchvision: the first of ten that fits, else a central one."""
     area = height * width * _between(*view.scale, u[:_ATTEMPTS])
     ratio = np.exp(_between(math.log(view.ratio[0]), math.log(view.ratio[1]), u[_ATTEMPTS : 2 * _ATTEMPTS]))
     w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
@@ -202,9 +220,19 @@ def _random_box(view: View, u: Floats, height: Floats, width: Floats) -> tuple[F
     return np.where(found, y, y0), np.where(found, x, x0), np.where(found, h, h0), np.where(found, w, w0)
 
 
-def _central_square(fraction: float, height: Floats, width: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def _central_square(fraction: float, height: Floats, width: Floats) -> Box:
     side = np.maximum(np.rint(fraction * np.minimum(height, width)), 1)
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _patch(side: int, cell: int, box: Box, flip: NDArray[np.bool_], u: Floats) -> Box:
+    """Box of a patch, placed uniformly in its cell; the cells go row by row over the flipped crop."""
+    y, x, h, w = box
+    row, column = divmod(cell, side)
+    unflipped = np.where(flip, side - 1 - column, column)
+    h, w = h / side, w / side
+    y, x = y + (row + (1 - _PATCH) * u[0]) * h, x + (unflipped + (1 - _PATCH) * u[1]) * w
+    return y, x, _PATCH * h, _PATCH * w
 
 
 def _color(view: View, u: Floats) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from fasttrain.pipelines import DataError, Parameters, View, ViewRecipe, graph
+from fasttrain.pipelines import DataError, Parameters, View, ViewRecipe, draw_parameters, graph
 
 S = 48  # pixels of the test images and views
 EVERYTHING = View(
@@ -171,6 +171,27 @@ def test_normalisation_and_several_views():
     np.testing.assert_allclose(first.as_array(), expected, atol=1e-4)
     np.testing.assert_allclose(second.as_array(), expected[:, :, ::-1], atol=1e-4)
     assert third.as_array().shape == (3, 16, 16, 1)
+
+
+def test_jigsaw_patches_are_where_the_flipped_crop_has_them():
+    ramp = np.arange(96, dtype=np.uint8) * 2
+    image = np.stack([*np.meshgrid(ramp, ramp), np.zeros((96, 96), np.uint8)], -1)  # red counts columns, green rows
+    views = (View(S), View(S, 9, scale=(1.0, 1.0), ratio=(1.0, 1.0), local=True, jigsaw=3))
+    recipe = ViewRecipe(views, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    parameters = draw_parameters(recipe, 0, 0, np.arange(4), np.full(4, 96), np.full(4, 96))
+    assert len(set(parameters.flip[1])) == 2
+    fed = graph.feed(recipe, [image] * 4, parameters)
+    patches = graph.build(recipe, 4, lambda: fed, encoded=False, prefetch=1).run()[1:]
+    for i, patch in enumerate(patches):
+        row, column = divmod(i, 3)
+        pixels = np.asarray(patch.as_array(), float)
+        for one, flip in zip(pixels, parameters.flip[1], strict=True):
+            x = (191 - one[..., 0] if flip else one[..., 0] + 1) / 2  # in the flipped crop, which is the whole image
+            y = (one[..., 1] + 1) / 2
+            for position, cell in ((x, column), (y, row)):
+                assert position.min() >= 32 * cell - 0.6
+                assert position.max() <= 32 * (cell + 1) + 0.6
+                assert abs(np.ptp(position) - 32 * 64 / 85 * (S - 1) / S) < 1.5
 
 
 def test_graph_has_no_operator_that_its_views_do_not_use():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,53 @@ def test_a_further_view_leaves_the_others_as_they_are():
     assert (few.start == many.start[:2]).all()
 
 
+JIGSAW = View(64, 9, scale=(0.6, 1.0), local=True, jigsaw=3, jitter=(0.4, 0.4, 0.4, 0.1))
+
+
+def jigsaw_parameters():
+    """Parameters of the patches, and start, end and flip of the crop that they share: copy 0 without the jigsaw."""
+    heights, widths = np.random.default_rng(0).integers(80, 400, (2, N))
+    crop = dataclasses.replace(JIGSAW, count=1, jigsaw=0)
+    p, q = (
+        draw_parameters(ViewRecipe((View(224), view)), 0, 0, np.arange(N), heights, widths) for view in (JIGSAW, crop)
+    )
+    return p, q.start[1].astype(float), q.end[1].astype(float), q.flip[1]
+
+
+def test_jigsaw_patches_lie_in_the_cells_of_one_flipped_crop():
+    p, start, end, flip = jigsaw_parameters()
+    assert (p.flip[1:] == flip).all()
+    cell = (end - start) / 3
+    offsets = []
+    for i in range(9):
+        patch_start, patch_end = p.start[1 + i].astype(float), p.end[1 + i].astype(float)
+        np.testing.assert_allclose(patch_end - patch_start, cell * 64 / 85, atol=1e-3)
+        row, column = divmod(i, 3)
+        corner = start + cell * np.stack([np.full(N, row), np.where(flip, 2 - column, column)], -1)
+        offset = (patch_start - corner) / (cell * 21 / 85)
+        assert_uniform(offset[:, 0], -1e-4, 1 + 1e-4)
+        assert_uniform(offset[:, 1], -1e-4, 1 + 1e-4)
+        offsets += list(offset.T)
+    correlation = stats.spearmanr(np.stack(offsets, 1)).statistic
+    assert np.abs(correlation - np.eye(18)).max() < 4.5 / np.sqrt(N)
+
+
+def test_jigsaw_patches_are_coloured_each_on_its_own():
+    p, *_ = jigsaw_parameters()
+    brightness = p.color[1:, :, 0]
+    both = ((brightness[0] != 1) & (brightness[1] != 1)).mean()
+    assert abs(both - 0.8**2) < 4 * np.sqrt(0.64 * 0.36 / N)
+    assert (brightness[0] != brightness[1]).mean() > 0.9
+
+
+def test_jigsaw_does_not_depend_on_the_batch():
+    size, recipe = np.full(8, 300), ViewRecipe((View(224), JIGSAW))
+    whole = draw_parameters(recipe, 3, 1, np.arange(8), size, size)
+    part = draw_parameters(recipe, 3, 1, np.arange(4, 8), size[:4], size[:4])
+    assert (whole.start[:, 4:] == part.start).all()
+    assert (whole.end[:, 4:] == part.end).all()
+
+
 def test_evaluation_sees_the_central_square():
     recipe = ViewRecipe((View(224, 2, jitter=(1, 1, 1, 0.5), blur=1),), channels=1, mean=(0.1,), std=(0.3,))
     small, large = evaluation_view(recipe, 32), evaluation_view(recipe, 224)
@@ -212,6 +261,10 @@ def test_recipe_counts_its_views():
         ({"jitter": (0.4, -0.4, 0.0, 0.0)}, "use four strengths >= 0"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue strength 0.6; half a turn"),
         ({"blur_sigma": (0.0, 2.0)}, "blur_sigma is .* use 0 < low <= high"),
+        ({"jigsaw": -1}, "jigsaw is -1; use the side of the grid, or 0 for none"),
+        ({"jigsaw": 3, "count": 8, "local": True}, "jigsaw is 3 and count 8; set count to 9"),
+        ({"jigsaw": 2, "count": 4}, "jigsaw patches are seen by the student only; set local to true"),
+        ({"jigsaw": 2, "count": 4, "local": True, "center": True}, "jigsaw cuts a random crop; set center to false"),
     ],
 )
 def test_wrong_view_is_named(change, message):
