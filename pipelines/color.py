@@ -56,8 +56,7 @@ def _lab(x: Any) -> Any:
     from nvidia.dali import fn, math, types
 
     linear = fn.lookup_table(x, keys=list(range(256)), values=[_linear(k) for k in range(256)], dtype=types.FLOAT)
-    relative = [value / white for row, white in zip(_XYZ, _WHITE, strict=True) for value in row]
-    t = fn.coord_transform(linear, M=relative)
+    t = fn.coord_transform(linear, M=[value / _WHITE[k] for k, row in enumerate(_XYZ) for value in row])
     # f(t) is the cube root above the knee and _SLOPE t + 16/116 below; one of these two terms is always constant.
     f = math.cbrt(math.max(t, _KNEE)) + _SLOPE * math.min(t, _KNEE)
     excess = 116 * _SLOPE * _KNEE  # that constant, which cancels in a and b

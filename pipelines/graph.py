@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import color
+from . import color, rand_augment
 from .sources import DataError
 from .views import Parameters, View, ViewRecipe
 
@@ -34,7 +34,7 @@ def feed(recipe: ViewRecipe, images: Sequence[NDArray[np.uint8]], drawn: Paramet
     """Arrange one batch for the graph: encoded bytes or pixels [H, W, C], and the parameters of their views."""
     alike = images[0].ndim == 3 and len({image.shape for image in images}) == 1
     batch = np.stack(images) if alike else list(images)  # DALI takes one array in a tenth of the time of a list
-    return [batch, *(_array(drawn, number, name) for number, name in arguments(recipe))]
+    return [batch, *(_array(recipe.each[v], drawn, v, name) for v, name in arguments(recipe))]
 
 
 def build(
@@ -57,18 +57,22 @@ def build(
     from nvidia.dali import fn
 
     names = arguments(recipe)
-    pipeline = dali.Pipeline(batch_size, threads, device_number(device), prefetch_queue_depth=prefetch)
-    with pipeline:
+
+    # With conditionals DALI rewrites this function and what it calls, so that an ``if`` may ask for a node's values.
+    # It does not know all of Python: no ``zip(strict=True)`` and no ``match`` in what follows.
+    @dali.pipeline_def(enable_conditionals=any(view.rand_augment for view in recipe.views))  # type: ignore[untyped-decorator]
+    def define() -> tuple[Any, ...]:
         layout = ["" if encoded else "HWC"] + [""] * len(names)
         images, *fed = fn.external_source(source, num_outputs=1 + len(names), layout=layout)
         if encoded:
             images = _decode(images, recipe.channels, device)
         elif device != "cpu":
             images = images.gpu()
-        given: list[dict[str, Any]] = [{} for _ in recipe.each]
-        for (number, name), node in zip(names, fed, strict=True):
-            given[number][name] = node
-        pipeline.set_outputs(*(_view(recipe, v, images, given[k]) for k, v in enumerate(recipe.each)))
+        given = [{name: fed[i] for i, (v, name) in enumerate(names) if v == k} for k in range(recipe.n_views)]
+        return tuple(_view(recipe, view, images, given[k]) for k, view in enumerate(recipe.each))
+
+    number = device_number(device)
+    pipeline = define(batch_size=batch_size, num_threads=threads, device_id=number, prefetch_queue_depth=prefetch)
     pipeline.build()
     return pipeline
 
@@ -141,11 +145,11 @@ def _names(view: View, channels: int) -> list[str]:
         "threshold": view.solarize > 0,
         "mirror": view.flip > 0,
     }
-    return [name for name, wanted in used.items() if wanted]
+    return [name for name, wanted in used.items() if wanted] + rand_augment.names(view.rand_augment)
 
 
-def _array(drawn: Parameters, number: int, name: str) -> NDArray[Any]:
-    """One argument [B] or [B, 2] of view ``number`` in DALI's units."""
+def _array(view: View, drawn: Parameters, number: int, name: str) -> NDArray[Any]:
+    """One argument [B, ...] of view ``number`` in DALI's units."""
     sigma = drawn.sigma[number]
     array: NDArray[Any]
     match name:
@@ -159,9 +163,12 @@ def _array(drawn: Parameters, number: int, name: str) -> NDArray[Any]:
             array = np.where(drawn.solarize[number], 128, _NEVER).astype(np.int32)
         case "mirror":
             array = drawn.flip[number].astype(np.int32)
-        case _:
+        case "brightness" | "contrast" | "saturation" | "hue":
             column = drawn.color[number, :, _COLORS.index(name)]
             array = np.ascontiguousarray(column * np.float32(360 if name == "hue" else 1))  # turns to degrees
+        case _:
+            operation, strength, flip = drawn.operation[number], drawn.strength[number], drawn.flip[number]
+            array = rand_augment.array(name, operation, strength, flip, view.size)
     return array
 
 
@@ -182,6 +189,7 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
         x = fn.brightness_contrast(x, **jitter)
     if "sigma" in given:
         x = fn.gaussian_blur(x, sigma=given["sigma"], window_size=given["window"])
+    x = rand_augment.graph(x, given, view.rand_augment, view.size, recipe.channels)
     if "threshold" in given:
         x = color.solarize(x, given["threshold"])
     unit = color.unit(recipe.color_space)

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import rand_augment
 from .color import COLOR_SPACES, ColorSpace
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries ten boxes before it falls back to the centre
@@ -44,6 +45,8 @@ class View:
     blur: float = 0.0  # probability
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view, uniform
     solarize: float = 0.0  # probability; values from 128 up are inverted
+    rand_augment: int = 0  # operations of RandAugment, after the blur; see rand_augment.py
+    rand_augment_magnitude: float = 10.0  # of 10
     center: bool = False  # no random crop: the central square whose side is scale[0] of the shorter side
     local: bool = False  # multi-crop local view, seen by the student only
     jigsaw: int = 0  # PIRL: the copies are patches of one crop, copy i from cell i of a jigsaw x jigsaw grid
@@ -61,6 +64,9 @@ class View:
         _require(len(self.jitter) == 4 and min(self.jitter) >= 0, f"jitter is {self.jitter}; use four strengths >= 0")
         _require(self.jitter[3] <= 0.5, f"jitter has hue strength {self.jitter[3]}; half a turn, 0.5, is the most")
         _require(0 < self.blur_sigma[0] <= self.blur_sigma[1], f"blur_sigma is {self.blur_sigma}; use 0 < low <= high")
+        most, magnitude = rand_augment.MOST, self.rand_augment_magnitude
+        _require(0 <= self.rand_augment <= most, f"rand_augment is {self.rand_augment}; use 0 to {most} operations")
+        _require(0 <= magnitude <= 10, f"rand_augment_magnitude is {magnitude}; use a number between 0 and 10")
         _require(self.jigsaw >= 0, f"jigsaw is {self.jigsaw}; use the side of the grid, or 0 for none")
         if self.jigsaw:
             cells = self.jigsaw**2
@@ -128,6 +134,8 @@ class Parameters:
     flip: NDArray[np.bool_]  # [V, B]
     color: NDArray[np.float32]  # [V, B, 4] brightness, contrast, saturation as factors; hue in turns
     sigma: NDArray[np.float32]  # [V, B] pixels of the view; 0 where there is no blur
+    operation: NDArray[np.int32]  # [V, B, rand_augment.MOST] numbers of RandAugment's operations, 0 for none
+    strength: NDArray[np.float32]  # [V, B, rand_augment.MOST] in each operation's own units
     solarize: NDArray[np.bool_]  # [V, B]
 
 
@@ -192,6 +200,7 @@ def _draw_view(view: View, copy: int, u: Floats, height: Floats, width: Floats) 
     if view.jigsaw:
         box = _patch(view.jigsaw, copy, box, flip, u[11:13])
     y, x, h, w = box
+    operation, strength = rand_augment.draw(view.rand_augment, view.rand_augment_magnitude, u[13:])
     return {
         "start": np.stack([y, x], -1).astype(np.float32),
         "end": np.stack([y + h, x + w], -1).astype(np.float32),
@@ -199,6 +208,8 @@ def _draw_view(view: View, copy: int, u: Floats, height: Floats, width: Floats) 
         "angle": (view.rotate * (2 * u[1] - 1)).astype(np.float32),
         "color": _color(view, u[2:8]),
         "sigma": np.where(u[8] < view.blur, _between(*view.blur_sigma, u[9]), 0).astype(np.float32),
+        "operation": operation,
+        "strength": strength,
         "solarize": u[10] < view.solarize,
     }
 

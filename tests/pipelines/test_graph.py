@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from fasttrain.pipelines import DataError, Parameters, View, ViewRecipe, draw_parameters, graph
+from fasttrain.pipelines.rand_augment import MOST
 
 S = 48  # pixels of the test images and views
 EVERYTHING = View(
@@ -36,6 +37,8 @@ def neutral(images, views=1):
         flip=np.zeros(shape, bool),
         color=np.broadcast_to(np.array([1, 1, 1, 0], np.float32), (*shape, 4)).copy(),
         sigma=np.zeros(shape, np.float32),
+        operation=np.zeros((*shape, MOST), np.int32),
+        strength=np.zeros((*shape, MOST), np.float32),
         solarize=np.zeros(shape, bool),
     )
 
