@@ -12,6 +12,13 @@ from fasttrain.pipelines import ArraySource, DataError, FolderSource, Loader, Vi
 
 COLOR = ViewRecipe((View(16, 2, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2), View(8, 3, scale=(0.1, 0.4), local=True)))
 GREY = ViewRecipe((View(8, 2, rotate=10, jitter=(0.4, 0.4, 0, 0)),), 1, (0.1,), (0.3,))
+INFOMIN = ViewRecipe(
+    (
+        View(16, 2, jitter=(0.8, 0.8, 0.8, 0.2), blur=0.5, rand_augment=2),
+        View(8, 4, scale=(0.6, 1.0), local=True, jigsaw=2),
+    ),
+    color_space="lab",
+)
 RAW = ViewRecipe((View(16),), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -353,3 +360,16 @@ def test_close_ends_the_threads():
     assert set(threading.enumerate()) > before
     loader.close()
     assert set(threading.enumerate()) == before
+
+
+def test_branches_jigsaws_and_lab_are_the_same_on_any_split(open_loader, folder):
+    source = FolderSource(folder)
+    whole = [batch.views for batch in open_loader(source, INFOMIN, 6, drop_last=False).epoch(2)]
+    assert [tuple(v.shape) for v in whole[0]] == [(2, 6, 3, 16, 16), (4, 6, 3, 8, 8)]
+    loaders = [open_loader(source, INFOMIN, 3, rank=rank, world_size=2, drop_last=False) for rank in range(2)]
+    for views, *parts in zip(whole, *(loader.epoch(2) for loader in loaders), strict=True):
+        for k, view in enumerate(views):
+            assert torch.equal(torch.cat([part.views[k] for part in parts], 1), view)
+    again = open_loader(source, INFOMIN, 5, drop_last=False)  # the last batch is smaller
+    assert [len(batch.indices) for batch in again.epoch(0)] == [5, 5, 2]
+    assert [len(batch.indices) for batch in again.epoch(1)] == [5, 5, 2]
