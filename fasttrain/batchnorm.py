@@ -84,3 +84,18 @@ def _convert(module: nn.Module, group: Group) -> nn.Module:
     for name, child in module.named_children():
         module.add_module(name, _convert(child, group))
     return module
+
+
+@torch.no_grad()
+def broadcast_statistics(module: nn.Module, group: Group | None) -> None:
+    """Give all ranks the running statistics of the first one, where every rank's BatchNorm sees its own batch."""
+    if group is None:
+        return
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+    held = [x for layer in layers for x in (layer.running_mean, layer.running_var) if x is not None]
+    if not held:
+        return
+    flat = torch.cat([x.flatten() for x in held])
+    torch.distributed.broadcast(flat, torch.distributed.get_global_rank(group, 0), group=group)
+    for x, part in zip(held, torch.split(flat, [x.numel() for x in held]), strict=True):
+        x.copy_(part.view_as(x))

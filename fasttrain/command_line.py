@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from rich.console import Console
+from rich.table import Table
 
-from . import methods
+from . import methods, recipes
 from .config import Config, ConfigError, TrainConfig, resolve, unknown_name
 
 
@@ -37,6 +40,22 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
     special = {k: given.pop(k) for k in ("method", "config", "print_config", "local_rank", "help")}
     values = {k: v for k, v in given.items() if v is not None}
     return resolve(name, values, file), special["print_config"]
+
+
+def asks_for_recipes(arguments: Sequence[str]) -> bool:
+    """Whether ``--recipe list`` is among the arguments."""
+    asked, _ = _parser(None).parse_known_args([_underscored(a) for a in arguments])
+    return bool(asked.recipe == "list")
+
+
+def print_recipes() -> None:
+    """A table of all recipes with what was published for their values."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
+    for column in ("method", "recipe", "network", "epochs", "published, and the source of the values"):
+        table.add_column(column, no_wrap=column in ("method", "recipe"))
+    for e in recipes.entries():
+        table.add_row(e.method, e.recipe, e.arch, str(e.epochs), f"{e.published}\n{e.source}")
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -92,7 +111,7 @@ def _parser(method: type[methods.Method] | None) -> _Parser:
     parser.add_argument(
         "--entropy", nargs="?", const=True, type=_yes_or_no, help="optimise the entropy-reconstruction bound instead"
     )
-    parser.add_argument("--recipe", metavar="NAME", help="demo, cifar, imagenet: a set of published or tried values")
+    parser.add_argument("--recipe", metavar="NAME", help="a set of published or tried values; list shows them all")
     parser.add_argument("--config", metavar="FILE", help="YAML file, as a run's config.yaml")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # launchers inject it; the environment says it too
@@ -110,7 +129,8 @@ def _add_flags(group: argparse._ArgumentGroup, cls: type[Any]) -> None:
         if kind is bool:
             options |= {"nargs": "?", "const": True, "type": _yes_or_no, "metavar": "true|false"}
         elif typing.get_origin(kind) is tuple:
-            options |= {"nargs": len(typing.get_args(kind)), "type": float, "metavar": "X"}
+            numbers = typing.get_args(kind)
+            options |= {"nargs": "*" if Ellipsis in numbers else len(numbers), "type": float, "metavar": "X"}
         else:
             options["metavar"] = f.name.rpartition("_")[2].upper()
             options["type"] = {int: int, float: float}.get(kind, _literal if typing.get_origin(kind) else str)

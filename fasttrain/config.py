@@ -1,4 +1,4 @@
-"""The configuration of a run: method's defaults < recipe < YAML file < flags, checked once, then never changed."""
+"""The configuration of a run: the paper's values < recipe < YAML file < flags, checked once, then never changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, Literal
 
 import yaml
@@ -16,6 +15,7 @@ from . import methods
 from .flags import flag
 from .optimizers import NAMES as OPTIMIZERS
 from .pipelines.views import View, ViewRecipe
+from .recipes import recipe_layers
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,14 +31,17 @@ class TrainConfig:
 
     arch: str = flag("vit_small", "network: conv_small, vit_tiny|small|base|large, or any timm model")
     patch_size: int = flag(16, "pixels of a ViT's patch")
+    num_heads: int | None = flag(None, "attention heads of a ViT, if not its usual number")
     drop_path_rate: float = flag(0.1, "stochastic depth of the student")
 
     optimizer: str = flag("adamw", "one of " + ", ".join(OPTIMIZERS))
     lr: float = flag(5e-4, "peak learning rate for a global batch of 256, scaled linearly with it")
     min_lr: float = flag(1e-6, "learning rate at the end")
+    lr_drops: tuple[float, ...] = flag((), "epochs at which the learning rate falls to a tenth, in place of the cosine")
     warmup_epochs: float = flag(10.0, "epochs of linear warm-up")
     weight_decay: float = flag(0.04, "weight decay at the start")
     weight_decay_end: float = flag(0.4, "weight decay at the end (cosine)")
+    decay_all: bool = flag(False, "weight decay on biases and norms too")
     clip_grad: float = flag(3.0, "largest global norm of the gradient; 0 for none (DINO clips each parameter's)")
     epochs: int = flag(100, "epochs")
     batch_size_per_gpu: int = flag(64, "images a rank and micro-step")
@@ -65,6 +68,7 @@ class TrainConfig:
     saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: by epochs only")
     limit_steps: int | None = flag(None, "stop after this many steps of the schedule")
     log_every: int = flag(10, "steps between logged steps")
+    stop_on_collapse: bool = flag(False, "stop, with exit status 3, when the representation has collapsed")
     knn_every: int = flag(10, "epochs between k-NN evaluations; 0: only at the end")
 
 
@@ -86,7 +90,7 @@ class Config:
         flat |= dataclasses.asdict(self.train) | dataclasses.asdict(self.settings)
         for name in _VIEW_FLAGS:  # already part of the views below
             flat.pop(name)
-        for key in ("channels", "mean", "std", "interpolation"):
+        for key in ("channels", "color_space", "mean", "std", "interpolation"):
             flat[key] = getattr(self.views, key)
         flat["views"] = [dataclasses.asdict(view) for view in self.views.views]
         return yaml.safe_dump(_plain(flat), sort_keys=False)
@@ -101,13 +105,14 @@ class _ViewSettings:
 
     views: tuple[View, ...] = ()
     channels: Literal[1, 3] = 3
+    color_space: Literal["rgb", "lab", "ycbcr"] = "rgb"
     mean: tuple[float, ...] = field(default=_IMAGENET_MEAN)
     std: tuple[float, ...] = field(default=_IMAGENET_STD)
     interpolation: Literal["linear", "cubic"] = "cubic"
 
 
 def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
-    """Merge the method's defaults, the recipe, a YAML file's content and given values, in rising precedence."""
+    """Merge the paper's values, the recipe, a YAML file's content and given values, in rising precedence."""
     method = methods.load(name)
     file = dict(file or {})
     if (written := file.pop("method", name)) != name:
@@ -117,7 +122,10 @@ def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None
     entropy = values.get("entropy", file.get("entropy", False))
     if not isinstance(entropy, bool):
         raise ConfigError(f"--entropy is either true or false, got {entropy!r}")
-    layers = [dict(method.defaults), load_recipe(recipe, name, entropy), file, dict(values)]
+    try:
+        layers = [*recipe_layers(recipe, name, entropy), file, dict(values)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= layer
@@ -136,37 +144,12 @@ def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None
         _validated(cls, {k: merged[k] for k in names if k in merged}) for cls, names in parts.items()
     )
     _check(train)
-    chosen = views.views or method.views
     try:
-        view_recipe = ViewRecipe(
-            views=_with_view_flags(tuple(chosen), train),
-            channels=views.channels,
-            mean=views.mean,
-            std=views.std,
-            interpolation=views.interpolation,
-        )
+        kept = {f.name: getattr(views, f.name) for f in dataclasses.fields(views)}
+        view_recipe = ViewRecipe(**kept | {"views": _with_view_flags(views.views, train)})
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return Config(name, entropy, recipe, train, settings, view_recipe)
-
-
-def recipe_names(method: str) -> list[str]:
-    """The recipes that have a file for this method; ``imagenet``, the paper's own values, always exists."""
-    root = resources.files(__package__) / "recipes"
-    found = [r.name for r in root.iterdir() if r.is_dir() and (r / f"{method}.yaml").is_file()]
-    return sorted({*found, "imagenet"})
-
-
-def load_recipe(recipe: str, method: str, entropy: bool) -> dict[str, Any]:
-    """The values of ``recipes/<recipe>/<method>.yaml``; its ``with_entropy`` part is laid over them for the twin."""
-    if recipe not in recipe_names(method):
-        raise ConfigError(f"recipe {recipe!r} is unknown for {method}; choose one of {', '.join(recipe_names(method))}")
-    path = resources.files(__package__) / "recipes" / recipe / f"{method}.yaml"
-    if not path.is_file():
-        return {}
-    values: dict[str, Any] = yaml.safe_load(path.read_text())
-    twin = values.pop("with_entropy", {})
-    return values | twin if entropy else values
 
 
 def _with_view_flags(views: tuple[View, ...], train: TrainConfig) -> tuple[View, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import deepspeed
@@ -16,7 +16,8 @@ from .config import Config, ConfigError, TrainConfig
 from .distributed import World
 from .methods import Method
 from .methods.base import Objective, Step
-from .optimizers import PER_LAYER_NORMS, create_optimizer, parameter_groups
+from .optimizers import PER_LAYER_NORMS, Role, create_optimizer, parameter_groups
+from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
 
 # Bytes of model state a parameter: fp32 weight, gradient, two Adam moments, teacher; and what each stage shards.
@@ -32,13 +33,17 @@ class Engine:
         self.device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = train.epochs * steps_per_epoch
+        self.rows = train.batch_size_per_gpu * world.size  # images that a reduction over all ranks sees
         everyone = dist.group.WORLD
         if world.size > 1 and everyone is not None:
             method.group = everyone
-            synchronise(method, everyone)
+            if method.synchronised_batch_norm:
+                synchronise(method, everyone)
         stage = zero_stage(train, sum(p.numel() for p in method.parameters()), world, self.device)
         self.peak_lr = train.lr * global_batch(train, world) / 256
-        groups = parameter_groups(method, train.weight_decay)
+        groups = parameter_groups(
+            method, train.weight_decay, decay_all=train.decay_all, constant_lr=method.constant_lr_modules
+        )
         optimizer = create_optimizer(train.optimizer, groups, lr=self.peak_lr)
         self.precision = precision(train, self.device)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
@@ -51,12 +56,24 @@ class Engine:
         """The step that follows ``index`` finished ones."""
         return Step(index, self.total_steps, self.steps_per_epoch, measure)
 
-    def micro_step(self, views: Sequence[Tensor], step: Step) -> Objective:
-        """Forward and backward of one micro-batch of views, grouped by resolution."""
+    def first_pass(self, batches: Iterable[Batch]) -> None:
+        """Show every image to a method that asks for it before its first step."""
+        for batch in batches:
+            views, indices = self._on_device(batch)
+            self.method.first_pass(views, indices)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell the method that an epoch begins; what it draws is a function of seed and epoch."""
+        torch.manual_seed(hash((self.train.seed, epoch)) % 2**63)
+        self.method.start_epoch()
+
+    def micro_step(self, batch: Batch, step: Step) -> Objective:
+        """Forward and backward of one micro-batch."""
         # Whatever torch draws (stochastic depth) is a function of seed, step and rank, so a resumed run draws the same.
         torch.manual_seed(hash((self.train.seed, step.index, self.world.rank)) % 2**63)
         self._set_schedules(step)
-        objective: Objective = self.deepspeed(views, step)
+        views, indices = self._on_device(batch)
+        objective: Objective = self.deepspeed(views, step, indices)
         self.deepspeed.backward(objective.loss)
         return objective
 
@@ -67,15 +84,22 @@ class Engine:
         if last:
             self.method.end_step(step)
 
+    def _on_device(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        views = [view.to(self.device, non_blocking=True) for view in batch.views]
+        return views, batch.indices.to(self.device, non_blocking=True)
+
     def schedules(self, step: Step) -> dict[str, float | None]:
         """Learning rate, weight decay and the teacher's momentum at a step."""
         t = self.train
         warmup = min(t.warmup_epochs * self.steps_per_epoch, self.total_steps)
+        # The step that is about to be made counts: with warm-up the very first is small, but not nothing.
+        index = step.index + 1 if step.index < warmup else step.index
+        if t.lr_drops and index >= warmup:
+            lr = self.peak_lr * 0.1 ** sum(step.epoch >= drop for drop in t.lr_drops)
+        else:
+            lr = warmup_cosine(index, step.total, warmup, self.peak_lr, t.min_lr)
         return {
-            # The step that is about to be made counts: with warm-up the very first is small, but not nothing.
-            "lr": warmup_cosine(
-                step.index + 1 if step.index < warmup else step.index, step.total, warmup, self.peak_lr, t.min_lr
-            ),
+            "lr": lr,
             "weight_decay": cosine(step.index, step.total, t.weight_decay, t.weight_decay_end),
             "momentum": self.method.momentum(step),
         }
@@ -83,10 +107,11 @@ class Engine:
     def _set_schedules(self, step: Step) -> None:
         now = self.schedules(step)
         for group in self.optimizer.param_groups:
-            frozen = group["name"] == "prototypes" and step.epoch < self.method.frozen_prototype_epochs
+            role = Role(group["name"])
+            frozen = role is Role.PROTOTYPES and step.epoch < self.method.frozen_prototype_epochs
             # A learning rate of 0 freezes under every ZeRO stage; clearing .grad, as DINO does, would not.
-            group["lr"] = 0.0 if frozen else now["lr"]
-            if group["name"] != "no_decay":
+            group["lr"] = 0.0 if frozen else self.peak_lr if role.constant_lr else now["lr"]
+            if role.decays:
                 group["weight_decay"] = now["weight_decay"]
 
     def mean(self, values: Sequence[float]) -> list[float]:
@@ -100,8 +125,8 @@ class Engine:
 
     @torch.no_grad()
     def finite(self) -> bool:
-        """Whether every weight of the student is a number, on every rank."""
-        held = [getattr(p, "ds_tensor", p) for p in self.method.student.parameters()]
+        """Whether every trained weight is a number, on every rank."""
+        held = [getattr(p, "ds_tensor", p) for p in self.method.parameters() if p.requires_grad]
         good = torch.stack([t.data.isfinite().all() for t in held if t.numel()]).all()
         return self.mean([float(good)])[0] == 1
 

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .losses.base import at_least_single
+
+LastNorm = Literal["none", "batch", "scaled", "plain"]
 
 
 def projection_mlp(
     dims: Sequence[int],
     *,
     batch_norm: bool = True,
-    last_batch_norm: bool = False,
-    last_bias: bool = True,
+    last_norm: LastNorm = "none",
+    biases: bool = True,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Linear layers dims[0] -> dims[1] -> ... -> dims[-1], normalised and activated between, bare at the end.
+    """Linear layers dims[0] -> dims[1] -> ... -> dims[-1], normalised and activated between.
 
-    A layer that BatchNorm follows has no bias of its own.
+    ``last_norm`` is what follows the last: nothing, BatchNorm, BatchNorm without shift (SimCLR), or without shift and
+    scale (SimSiam, MoCo v3). Layers that BatchNorm follows have no bias of their own; without ``biases`` none has.
     """
     layers: list[nn.Module] = []
     for i, (width_in, width_out) in enumerate(pairwise(dims)):
         last = i == len(dims) - 2
-        normalised = last_batch_norm if last else batch_norm
-        layers.append(nn.Linear(width_in, width_out, bias=not normalised and (last_bias or not last)))
+        normalised = last_norm != "none" if last else batch_norm
+        layers.append(nn.Linear(width_in, width_out, bias=biases and not normalised))
         if normalised:
-            layers.append(nn.BatchNorm1d(width_out))
+            norm = nn.BatchNorm1d(width_out, affine=not (last and last_norm == "plain"))
+            if last and last_norm == "scaled":
+                norm.bias.requires_grad_(False)
+            layers.append(norm)
         if not last:
             layers.append(activation())
     return nn.Sequential(*layers)
@@ -57,5 +66,5 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """The prototypes as the losses use them [count, dim]."""
-        rows = F.normalize(self.weight.float(), dim=1)
+        rows = F.normalize(at_least_single(self.weight), dim=1)
         return rows if self.norm is None else rows * self.norm

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from itertools import pairwise
 from typing import Any
 
 import timm
+import torch
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
@@ -45,13 +47,20 @@ _OURS = {"conv_small": ConvSmall}
 
 
 def create_backbone(
-    arch: str, *, in_chans: int = 3, img_size: int = 224, patch_size: int = 16, drop_path_rate: float = 0.0
+    arch: str,
+    *,
+    in_chans: int = 3,
+    img_size: int = 224,
+    patch_size: int = 16,
+    num_heads: int | None = None,
+    drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """A network without classifier whose forward gives features [B, num_features].
 
     ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
-    ``patch_size``) or any timm model. ViTs take crops of every size; ResNets get CIFAR's stem below 64 pixels.
-    Raises ValueError for a name that neither knows, or a patch size that does not divide the image.
+    ``patch_size`` and, where it is not the usual one, ``num_heads``) or any timm model. ViTs take crops of every size;
+    ResNets get CIFAR's stem below 64 pixels. Raises ValueError for a name that neither knows, or a patch size that does
+    not divide the image.
     """
     if arch in _OURS:
         return _OURS[arch](in_chans)
@@ -70,6 +79,7 @@ def create_backbone(
                 f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor"
             )
         options |= {"img_size": img_size, "patch_size": patch_size, "dynamic_img_size": True}
+        options |= {} if num_heads is None else {"num_heads": num_heads}
     try:
         network: nn.Module = timm.create_model(name, **options)
     except TypeError as error:  # a timm model that has no drop path, say
@@ -85,3 +95,46 @@ def _cifar_stem(network: nn.Module, in_chans: int) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
     network.maxpool = nn.Identity()
+
+
+def is_vit(network: nn.Module) -> bool:
+    """Whether a network cuts its image into patches by a projection of its own."""
+    return hasattr(network, "patch_embed") and hasattr(network, "pos_embed")
+
+
+def fix_patch_embedding(vit: nn.Module, *, projection: bool) -> None:
+    """Give a ViT sine-cosine positions that are not trained and, with ``projection``, fix its patch projection too.
+
+    As MoCo v3 has it (arXiv 2104.02057, section 4.3): the position of the class token is 0; the projection and, in
+    halves of their own, queries, keys and values start Xavier-uniform.
+    """
+    with torch.no_grad():
+        for name, layer in vit.named_modules():
+            if isinstance(layer, nn.Linear):
+                # Queries, keys and values are three matrices that share one tensor.
+                parts = layer.weight.chunk(3) if name.endswith("qkv") else [layer.weight]
+                for part in parts:
+                    nn.init.xavier_uniform_(part)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        patches: Any = vit.patch_embed
+        weight = patches.proj.weight
+        bound = math.sqrt(6 / (weight[0].numel() + weight.shape[0]))
+        weight.uniform_(-bound, bound)
+        patches.proj.bias.zero_()
+        positions: Any = vit.pos_embed
+        positions.zero_()
+        table = sincos_positions(patches.grid_size, positions.shape[-1])
+        positions[0, -len(table) :] = table
+    positions.requires_grad_(False)
+    patches.proj.requires_grad_(not projection)
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Positions [rows * columns, dim]: sine and cosine of column and of row, a quarter of ``dim`` frequencies each."""
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions need a width that 4 divides, got {dim}")
+    rate = 10000 ** -(torch.arange(dim // 4) / (dim // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
+    angles = [x.flatten()[:, None] * rate for x in (columns, rows)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)

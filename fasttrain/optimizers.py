@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from enum import Enum
 from typing import Any
 
 import torch
@@ -12,24 +13,56 @@ NAMES = ("adamw", "sgd", "lars", "lamb")
 PER_LAYER_NORMS = ("lars", "lamb")
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups by role: ``decay`` (matrices), ``no_decay`` (biases and norms), ``prototypes`` (frozen at the start).
+class Role(str, Enum):
+    """What a parameter group is for: matrices, biases and norms, or prototypes, which may be frozen at the start."""
 
-    Each group carries ``name`` and, for the schedules, its ``weight_decay``: 0 for biases and one-dimensional tensors.
+    DECAY = "decay"
+    NO_DECAY = "no_decay"
+    PROTOTYPES = "prototypes"
+    CONSTANT_DECAY = "constant_decay"
+    CONSTANT_NO_DECAY = "constant_no_decay"
+
+    @property
+    def decays(self) -> bool:
+        """Whether the weight decay's schedule is the group's; biases and norms have none."""
+        return self not in (Role.NO_DECAY, Role.CONSTANT_NO_DECAY)
+
+    @property
+    def constant_lr(self) -> bool:
+        """Whether the learning rate stays at its peak (SimSiam's predictor)."""
+        return self in (Role.CONSTANT_DECAY, Role.CONSTANT_NO_DECAY)
+
+
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    decay_all: bool = False,
+    constant_lr: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """The trained parameters by :class:`Role`, each group with its ``name`` and its ``weight_decay`` for the schedules.
+
+    Biases and one-dimensional tensors get no weight decay unless ``decay_all``; modules named in ``constant_lr`` keep
+    the peak learning rate.
     """
-    roles: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "prototypes": []}
+    roles: dict[Role, list[nn.Parameter]] = {role: [] for role in Role}
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if "prototypes" in name.split("."):
-            roles["prototypes"].append(parameter)
-        else:
-            roles["decay" if _shape_dims(parameter) > 1 else "no_decay"].append(parameter)
+        if parameter.requires_grad:
+            roles[_role(name.split("."), parameter, decay_all, constant_lr)].append(parameter)
     return [
-        {"name": role, "params": parameters, "weight_decay": 0.0 if role == "no_decay" else weight_decay}
+        {"name": role.value, "params": parameters, "weight_decay": weight_decay if role.decays else 0.0}
         for role, parameters in roles.items()
         if parameters
     ]
+
+
+def _role(path: list[str], parameter: nn.Parameter, decay_all: bool, constant_lr: Collection[str]) -> Role:
+    if "prototypes" in path:
+        return Role.PROTOTYPES
+    decays = decay_all or _shape_dims(parameter) > 1
+    if not set(path).isdisjoint(constant_lr):
+        return Role.CONSTANT_DECAY if decays else Role.CONSTANT_NO_DECAY
+    return Role.DECAY if decays else Role.NO_DECAY
 
 
 def _shape_dims(parameter: nn.Parameter) -> int:

@@ -50,6 +50,17 @@ class Recorder:
         self._board.close()
 
 
+def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str, Any]:
+    """DINO's line of log.txt: means over the epoch's logged steps."""
+    names = [k for k in (values[-1] if values else {}) if k not in ("step", "epoch", "entropy_max")]
+    means = {
+        f"train_{k}": math.fsum(v[k] for v in values) / len(values)
+        for k in names
+        if all(isinstance(v.get(k), float) for v in values)
+    }
+    return {**means, "epoch": epoch, "step": step}
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary.json of a finished run, or None."""
     try:

@@ -14,7 +14,8 @@ sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trainer; returns the exit status.
 
-    0 finished; 2 something given cannot be used; 3 the loss is not finite; 143 stopped by SIGTERM.
+    0 finished; 2 something given cannot be used; 3 the loss is not finite or, if asked to stop
+    then, the representation collapsed; 143 stopped by SIGTERM.
     """
     try:
         from fasttrain.distributed import initialise, prepare_environment, world_from_environment
@@ -23,17 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_environment()
     world = world_from_environment()
     try:
-        from fasttrain.command_line import parse
+        from fasttrain.command_line import asks_for_recipes, parse, print_recipes
         from fasttrain.config import ConfigError
         from fasttrain.engine import quiet_deepspeed
         from fasttrain.pipelines import DataError
-        from fasttrain.train import Diverged, Interrupted, train
+        from fasttrain.train import Collapsed, Diverged, Interrupted, train
     except ModuleNotFoundError as error:
         return _fail(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'")
 
     quiet_deepspeed()
     try:
-        config, print_only = parse(sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        if asks_for_recipes(given):
+            if world.is_main:
+                print_recipes()
+            return 0
+        config, print_only = parse(given)
         if print_only:
             if world.is_main:
                 print(config.to_yaml(), end="")
@@ -42,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = train(config, world)
     except (ConfigError, DataError) as error:
         return _fail(str(error)) if world.is_main else 2
-    except (Diverged, Interrupted) as error:
-        status = 3 if isinstance(error, Diverged) else 143
+    except (Collapsed, Diverged, Interrupted) as error:
+        status = 143 if isinstance(error, Interrupted) else 3
         return _fail(str(error), status) if world.is_main else status
     if world.is_main:
         print(_final_line(summary))

@@ -14,24 +14,30 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from . import __version__, checkpoint, methods
+from . import __version__, checkpoint
+from .build import build_method, doubts
 from .checkpoint import Card
+from .collapse import Watch, spread
 from .config import Config, ConfigError
 from .distributed import World
 from .engine import Engine, global_batch
 from .evaluate.evaluator import Evaluation, Evaluator
 from .methods import Method
-from .methods.base import Bound, Objective, Step
-from .networks import create_backbone
+from .methods.base import Objective, Step
 from .pipelines import Batch, Loader, open_source
 from .progress import DataNotes, Display
-from .recorder import Recorder, read_summary
+from .recorder import Recorder, epoch_line, read_summary
 
-_COLLAPSED_NATS = 0.01
+_COLLAPSED_RANK = 2
+_BEFORE = -1  # the number of the epoch that a method may see before the first
 
 
 class Diverged(RuntimeError):
     """The loss is no longer a number."""
+
+
+class Collapsed(RuntimeError):
+    """The representation has collapsed, and the run was asked to stop then."""
 
 
 class Interrupted(RuntimeError):
@@ -90,7 +96,9 @@ class _Run:
                 "lower --batch_size_per_gpu or --gradient_accumulation_steps"
             )
         torch.manual_seed(t.seed)
-        self.engine = Engine(config, build_method(config), world, steps_per_epoch=steps_per_epoch)
+        method = build_method(config, images=len(self.splits.train), world_size=world.size)
+        self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
+        self.watch = Watch(steps_per_epoch)
         self.evaluator = Evaluator(self.splits, config, self.engine)
         self.last = min(self.engine.total_steps, t.limit_steps or self.engine.total_steps)
 
@@ -128,11 +136,15 @@ class _Run:
     def _loop(self, done: int, stop: list[int], recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
         t, engine = self.config.train, self.engine
         micro_steps = t.gradient_accumulation_steps
+        if not done and self.method.needs_first_pass:
+            engine.first_pass(self.loader.epoch(_BEFORE))
         meter, past = _Meter(), recorder.past if recorder else []
         logged = past[-1] if past else {}
         epoch_values = [line for line in past if line["step"] > done - done % engine.steps_per_epoch]
         while done < self.last:
             epoch, offset = divmod(done, engine.steps_per_epoch)
+            if not offset:
+                engine.start_epoch(epoch)
             batches = self.loader.epoch(epoch, start_step=offset * micro_steps)
             for index in range(offset, engine.steps_per_epoch):
                 last_of_epoch = index + 1 == engine.steps_per_epoch
@@ -142,7 +154,7 @@ class _Run:
                 step = engine.step_at(done, measure=log)
                 for _ in range(micro_steps):
                     batch = self._next(batches, meter)
-                    objective = engine.micro_step([v.to(engine.device, non_blocking=True) for v in batch.views], step)
+                    objective = engine.micro_step(batch, step)
                     engine.update(step)
                     meter.images += len(batch.indices) * self.world.size
                 done += 1
@@ -157,16 +169,29 @@ class _Run:
                     recorder.step(logged)
                 if display:
                     display.step(done, logged if log else None)
-                if log and not math.isfinite(logged["loss"]):
-                    raise Diverged(f"the loss is {logged['loss']} at step {done}; lower --lr or set --clip_grad")
+                if log:
+                    self._judge(logged, display)
                 if last_of_epoch and recorder:
-                    recorder.epoch(_epoch_line(epoch, done, epoch_values))
+                    recorder.epoch(epoch_line(epoch, done, epoch_values))
                 self._save(done, last_of_epoch, stopping=bool(stop))
                 if done >= self.last:
                     break
             epoch_values = []
             batches.close()
         return logged
+
+    def _judge(self, logged: dict[str, Any], display: Display | None) -> None:
+        """Stop a run that has no future, and say early when one begins to collapse."""
+        step = logged["step"]
+        if not math.isfinite(logged["loss"]):
+            raise Diverged(f"the loss is {logged['loss']} at step {step}; lower --lr or set --clip_grad")
+        if (what := self.watch.look(logged)) and display:
+            display.note(f"step {step}: collapsing: {what}; {self._against_collapse()}")
+        if self.config.train.stop_on_collapse and self.watch.hopeless:
+            raise Collapsed(f"collapsed: {self.watch.what} at step {step}; {self._against_collapse()}")
+
+    def _against_collapse(self) -> str:
+        return "lower --lr" if self.config.entropy else "try --entropy, or a lower --lr"
 
     def _evaluate(self, done: int) -> Evaluation:
         evaluation = self.evaluator.backbone(self.method.backbone)
@@ -182,10 +207,13 @@ class _Run:
 
     def _values(self, step: Step, objective: Objective, meter: _Meter) -> dict[str, Any]:
         """The line of metrics.jsonl for a finished step, averaged over ranks."""
-        bound = objective.bound
-        assert isinstance(bound, Bound)
-        local = [float(objective.loss.detach()), float(bound.entropy), float(bound.reconstruction)]
-        loss, entropy, reconstruction = self.engine.mean(local)
+        bound, rows = objective.bound, objective.projections
+        assert bound is not None
+        assert rows is not None
+        shape = spread(rows)
+        local = [objective.loss.detach(), bound.entropy, bound.reconstruction, bound.deficit]
+        means = self.engine.mean([*map(float, local), *shape.values()])
+        loss, entropy, reconstruction, deficit = means[:4]
         return {
             "step": step.index + 1,
             "epoch": (step.index + 1) / step.per_epoch,
@@ -194,6 +222,8 @@ class _Run:
             "entropy_max": bound.entropy_max,
             "reconstruction": reconstruction,
             "information": entropy - reconstruction,
+            "deficit": deficit,
+            **dict(zip(shape, means[4:], strict=True)),
             **self.engine.schedules(step),
             **meter.figures(),
         }
@@ -226,6 +256,8 @@ class _Run:
         )
         if done:
             display.note(f"resumed after step {done}")
+        for line in doubts(c, images=len(self.splits.train), batch=engine.rows):
+            display.note(line)
         if untrained is None:
             display.note(f"no k-NN accuracy: the data has no {self._missing_for_knn()}")
         else:
@@ -275,8 +307,8 @@ class _Run:
             "entropy_max": logged.get("entropy_max"),
             "reconstruction": logged.get("reconstruction"),
             "information": information,
-            # One point, one prototype, every prototype alike: each leaves entropy equal to reconstruction.
-            "collapsed": (information is not None and abs(information) < _COLLAPSED_NATS) or evaluation.rankme < 2,
+            "deficit": logged.get("deficit"),
+            "collapsed": self.watch.collapsed or evaluation.rankme < _COLLAPSED_RANK,
         }
 
     def close(self) -> None:
@@ -285,37 +317,8 @@ class _Run:
         self.engine.close()
 
 
-def build_method(config: Config) -> Method:
-    """The method with its networks, as the configuration says; the seed is the caller's."""
-    t = config.train
-    try:
-        backbone = create_backbone(
-            t.arch,
-            in_chans=config.views.channels,
-            img_size=config.views.views[0].size,
-            patch_size=t.patch_size,
-            drop_path_rate=t.drop_path_rate,
-        )
-        kind: Any = methods.load(config.method)
-        method: Method = kind(backbone, config.settings, entropy=config.entropy, n_global=config.views.n_global)
-        return method
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def _title(config: Config) -> str:
     return config.method + ("+ER" if config.entropy else "")
-
-
-def _epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str, Any]:
-    """DINO's line of log.txt: means over the epoch's logged steps."""
-    names = [k for k in (values[-1] if values else {}) if k not in ("step", "epoch", "entropy_max")]
-    means = {
-        f"train_{k}": math.fsum(v[k] for v in values) / len(values)
-        for k in names
-        if all(isinstance(v.get(k), float) for v in values)
-    }
-    return {**means, "epoch": epoch, "step": step}
 
 
 def _output_dir(config: Config, world: World) -> Path:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fasttrain import checkpoint
+from fasttrain.build import build_method
 from fasttrain.checkpoint import Card, find, publish, read_card, restore
 from fasttrain.config import ConfigError, resolve
 from fasttrain.distributed import initialise, world_from_environment
 from fasttrain.engine import Engine
-from fasttrain.train import build_method
+from fasttrain.pipelines import Batch
 
 _CARD = Card("simclr", False, "conv_small", "adamw", 0, 1, 0, "0")
 
@@ -21,7 +22,7 @@ def engine():
     world = world_from_environment()
     initialise(world)
     config = resolve("simclr", {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "out_dim": 8})
-    made = Engine(config, build_method(config), world, steps_per_epoch=4)
+    made = Engine(config, build_method(config, images=32, world_size=1), world, steps_per_epoch=4)
     yield made
     made.close()
 
@@ -30,7 +31,8 @@ def _train(engine, steps):
     generator = torch.Generator().manual_seed(0)
     for index in range(steps):
         step = engine.step_at(index, measure=False)
-        engine.micro_step([torch.randn(2, 4, 3, 32, 32, generator=generator)], step)
+        views = torch.randn(2, 4, 3, 32, 32, generator=generator)
+        engine.micro_step(Batch((views,), None, torch.arange(4)), step)
         engine.update(step)
 
 
@@ -109,7 +111,7 @@ def test_a_half_removed_checkpoint_does_not_stop_the_run(engine, tmp_path, left)
 def test_code_in_the_optimizer_s_shard_is_refused(tmp_path):
     """ZeRO's shards are files of their own."""
     config = resolve("simclr", {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "zero_stage": 2})
-    engine = Engine(config, build_method(config), world_from_environment(), steps_per_epoch=4)
+    engine = Engine(config, build_method(config, images=32, world_size=1), world_from_environment(), steps_per_epoch=4)
     card = replace(_CARD, zero_stage=2, step=1)
     publish(engine, tmp_path, card, keep=False)
     assert restore(engine, tmp_path / "step-00000001", card) == 1

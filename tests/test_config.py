@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fasttrain import methods
 from fasttrain.command_line import parse
-from fasttrain.config import ConfigError, TrainConfig, load_recipe, recipe_names, resolve
+from fasttrain.config import ConfigError, TrainConfig, resolve
+from fasttrain.recipes import entries, recipe_layers, recipe_names
 
 _PAIRS = [(method, recipe) for method in methods.names() for recipe in recipe_names(method)]
 
@@ -62,8 +63,8 @@ def test_any_values_read_back(values):
 
 def test_precedence_is_method_recipe_file_flag(tmp_path):
     assert TrainConfig().lr == 5e-4
-    assert _parse("--method", "simclr", "--recipe", "imagenet").train.lr == methods.load("simclr").defaults["lr"] == 0.3
-    recipe = load_recipe("cifar", "simclr", False)["lr"]
+    paper, recipe = (layer["lr"] for layer in recipe_layers("cifar", "simclr", False))
+    assert _parse("--method", "simclr", "--recipe", "imagenet").train.lr == paper == 0.3
     assert _parse("--method", "simclr", "--recipe", "cifar").train.lr == recipe not in (5e-4, 0.3)
     file = _file(tmp_path, "method: simclr\nrecipe: cifar\nlr: 0.5\ntemperature: 0.25\nlog_every: 3\n")
     assert _parse("--config", file).train.lr == 0.5
@@ -78,14 +79,15 @@ def test_no_data_path_means_the_demo_and_a_data_path_the_paper(tmp_path):
     assert _parse("--method", "dino", "--data_path", "x").recipe == "imagenet"
     assert _parse("--config", _file(tmp_path, "method: dino\ndata_path: x\n")).recipe == "imagenet"
     paper = _parse("--method", "dino", "--data_path", "x")
-    assert paper.views.views == methods.load("dino").views
+    assert (paper.views.n_global, paper.views.groups) == (2, ((224, 2), (96, 8)))
     assert dataclasses.replace(paper.train, data_path=None) == TrainConfig()
 
 
 def test_with_entropy_lays_its_part_over_the_recipe():
-    file = load_recipe("demo", "dino", True)
-    assert "with_entropy" not in file
-    assert file == load_recipe("demo", "dino", False) | {"no_centering": True}
+    *base, twin = recipe_layers("demo", "dino", True)
+    assert base == recipe_layers("demo", "dino", False)
+    assert twin == {"no_centering": True}
+    assert not any("with_entropy" in layer for layer in base)
     assert resolve("dino", {"entropy": True}).settings.no_centering
     assert not resolve("dino", {}).settings.no_centering
     assert not resolve("dino", {"entropy": True, "no_centering": False}).settings.no_centering
@@ -98,7 +100,7 @@ def test_every_field_is_a_flag_with_dashes_or_underscores(capsys, method):
     page = capsys.readouterr().out
     for f in [*dataclasses.fields(TrainConfig), *dataclasses.fields(methods.load(method).Settings)]:
         assert f"--{f.name}" in page
-        if f.type != "bool":
+        if f.type not in ("bool", "tuple[float, ...]"):
             for spelt in (f.name, f.name.replace("_", "-")):
                 with pytest.raises(ConfigError, match=f"argument --{f.name}: expected "):
                     _parse("--method", method, f"--{spelt}")
@@ -255,6 +257,23 @@ def test_help_needs_no_method(capsys):
 
 
 def test_recipes_are_known_by_their_files():
-    assert recipe_names("no_such_method") == ["imagenet"]
-    assert {"demo", "imagenet"} <= set(recipe_names("simclr"))
-    assert load_recipe("imagenet", "simclr", True) == {}
+    assert recipe_names("no_such_method") == []
+    assert {"cifar", "demo", "imagenet"} <= set.intersection(*(set(recipe_names(name)) for name in methods.names()))
+    assert {"imagenet-vit_base_16", "imagenet-vit_base_8"} <= set(recipe_names("dino"))
+    with pytest.raises(ValueError, match="recipe 'cifar' is unknown for no_such_method"):
+        recipe_layers("cifar", "no_such_method", False)
+
+
+def test_every_recipe_says_what_was_published_and_where_it_is_from():
+    found = entries()
+    assert {(e.method, e.recipe) for e in found} == set(_PAIRS)
+    for entry in found:
+        assert entry.source
+        assert entry.published
+        assert entry.epochs == resolve(entry.method, {"recipe": entry.recipe, "data_path": "x"}).train.epochs
+
+
+def test_a_list_of_numbers_is_a_flag(tmp_path):
+    given = ("--method", "moco", "--data_path", "x", "--lr_drops")
+    assert _parse(*given, "120", "160").train.lr_drops == (120.0, 160.0)
+    assert _parse(*given).train.lr_drops == ()

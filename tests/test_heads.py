@@ -8,11 +8,21 @@ def _kinds(head):
     return [type(layer).__name__ for layer in head]
 
 
-def test_simclr_s_head_ends_in_a_batch_norm_without_bias_before_it():
-    head = projection_mlp((8, 16, 4), last_batch_norm=True)
+def test_simclr_s_head_ends_in_a_batch_norm_without_shift():
+    head = projection_mlp((8, 16, 4), last_norm="scaled")
     assert _kinds(head) == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     assert head[0].bias is None
     assert head[3].bias is None
+    assert head[4].weight.requires_grad
+    assert not head[4].bias.requires_grad
+    assert head[1].bias.requires_grad
+
+
+def test_simsiam_s_head_ends_in_a_batch_norm_without_shift_and_scale():
+    head = projection_mlp((8, 16, 16, 4), last_norm="plain")
+    assert _kinds(head)[-2:] == ["Linear", "BatchNorm1d"]
+    assert head[-1].weight is None
+    assert head[-1].bias is None
 
 
 def test_dino_s_head_has_gelu_and_biases_and_no_batch_norm():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fasttrain.networks import create_backbone
+from fasttrain.networks import create_backbone, fix_patch_embedding, is_vit, sincos_positions
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,48 @@ def test_dino_s_names_and_timm_s_give_the_same_network():
 def test_what_cannot_be_built_is_named(arch, options, message):
     with pytest.raises(ValueError, match=message):
         create_backbone(arch, **options)
+
+
+def _vit():
+    torch.manual_seed(0)
+    return create_backbone("vit_tiny", img_size=32, patch_size=8)
+
+
+def test_positions_are_sines_and_cosines_of_column_and_row():
+    table = sincos_positions((2, 3), 8)
+    rate = torch.tensor([1.0, 10000**-0.5])
+    for position, (row, column) in enumerate((r, c) for r in range(2) for c in range(3)):
+        angles = [column * rate, row * rate]
+        written = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)])
+        torch.testing.assert_close(table[position], written)
+
+
+def test_a_fixed_patch_embedding_is_not_trained_and_its_class_token_has_position_0():
+    vit = _vit()
+    fix_patch_embedding(vit, projection=True)
+    frozen = {name for name, p in vit.named_parameters() if not p.requires_grad}
+    assert frozen == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert not vit.pos_embed[0, 0].any()
+    torch.testing.assert_close(vit.pos_embed[0, 1:], sincos_positions((4, 4), 192))
+    vit = _vit()
+    fix_patch_embedding(vit, projection=False)
+    assert {name for name, p in vit.named_parameters() if not p.requires_grad} == {"pos_embed"}
+
+
+def test_queries_keys_and_values_start_as_matrices_of_their_own():
+    vit = _vit()
+    fix_patch_embedding(vit, projection=True)
+    bound = (6 / (192 + 192)) ** 0.5
+    for part in vit.blocks[0].attn.qkv.weight.chunk(3):
+        assert part.abs().max() <= bound
+        assert part.abs().max() > 0.95 * bound
+
+
+def test_the_number_of_heads_can_be_chosen():
+    assert create_backbone("vit_tiny", img_size=32, patch_size=8, num_heads=6).blocks[0].attn.num_heads == 6
+
+
+def test_only_vits_are_vits():
+    assert is_vit(_vit())
+    assert not is_vit(create_backbone("conv_small"))
+    assert not is_vit(create_backbone("resnet18"))

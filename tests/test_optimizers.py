@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fasttrain.heads import Prototypes
-from fasttrain.optimizers import NAMES, create_optimizer, parameter_groups
+from fasttrain.optimizers import NAMES, Role, create_optimizer, parameter_groups
 
 
 class _Net(nn.Module):
@@ -22,6 +22,26 @@ def test_groups_hold_every_trained_parameter_once_by_role():
     assert len(groups["no_decay"]["params"]) == 3
     assert [p is net.prototypes.weight for p in groups["prototypes"]["params"]] == [True]
     assert {n: g["weight_decay"] for n, g in groups.items()} == {"decay": 0.3, "no_decay": 0.0, "prototypes": 0.3}
+
+
+def test_weight_decay_may_reach_every_parameter():
+    groups = {g["name"]: g for g in parameter_groups(_Net(), 0.3, decay_all=True)}
+    assert {n: (len(g["params"]), g["weight_decay"]) for n, g in groups.items()} == {
+        "decay": (4, 0.3),
+        "prototypes": (1, 0.3),
+    }
+
+
+def test_a_module_with_a_constant_learning_rate_has_groups_of_its_own():
+    groups = {g["name"]: g for g in parameter_groups(_Net(), 0.3, constant_lr={"linear"})}
+    assert {n: len(g["params"]) for n, g in groups.items()} == {
+        "no_decay": 2,
+        "prototypes": 1,
+        "constant_decay": 1,
+        "constant_no_decay": 1,
+    }
+    assert [name for name in groups if Role(name).constant_lr] == ["constant_decay", "constant_no_decay"]
+    assert [name for name in groups if Role(name).decays] == ["prototypes", "constant_decay"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,6 +32,9 @@ _METRICS = [
     "entropy_max",
     "reconstruction",
     "information",
+    "deficit",
+    "channel_std",
+    "effective_rank",
     "lr",
     "weight_decay",
     "momentum",
@@ -58,6 +61,7 @@ _SUMMARY = {
     "entropy_max",
     "reconstruction",
     "information",
+    "deficit",
     "collapsed",
 }
 
@@ -160,7 +164,7 @@ def test_log_has_a_line_an_epoch_with_the_means(straight):
     for line, part in zip(log, (metrics[:4], metrics[4:]), strict=True):
         means = {k for k in line if k.startswith("train_")}
         timed = {"train_images_per_s", "train_data_wait"}
-        bound = {"train_entropy", "train_reconstruction", "train_information"}
+        bound = {f"train_{name}" for name in _METRICS[3:10] if name != "entropy_max"}
         assert means == {"train_loss", "train_lr", "train_weight_decay"} | bound | timed
         for name in means:
             assert line[name] == pytest.approx(sum(p[name.removeprefix("train_")] for p in part) / 4)
@@ -172,7 +176,7 @@ def test_summary(straight):
     assert set(summary) == _SUMMARY
     expected = {"method": "simclr", "entropy_objective": False, "dataset": "noise", "images": 32, "world_size": 1}
     expected |= {"steps": 8, "epochs": 2, "unreadable_images": 0, "collapsed": False}
-    expected |= {name: last[name] for name in ("entropy", "entropy_max", "reconstruction", "information")}
+    expected |= {name: last[name] for name in ("entropy", "entropy_max", "reconstruction", "information", "deficit")}
     assert {k: summary[k] for k in expected} == expected
     for name in ("knn_top1", "knn_top1_untrained", "knn_top1_pixels"):
         assert summary[name] * 8 in range(9)  # of 8 held-out images
@@ -406,7 +410,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(data, tmp_path, capsys, mo
 
 def test_a_method_is_needed(capsys):
     assert main([]) == 2
-    assert "--method is missing; choose one of dino, simclr, swav" in capsys.readouterr().err
+    assert "--method is missing; choose one of byol, cmc, deepcluster, dino" in capsys.readouterr().err
 
 
 def _copy(run, folder):

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from fasttrain import kernels, losses
+from fasttrain.build import build_method
 from fasttrain.config import resolve
 from fasttrain.distributed import initialise, prepare_environment, world_from_environment
 from fasttrain.engine import Engine
 from fasttrain.evaluate.features import extract
-from fasttrain.pipelines import Loader, View, ViewRecipe
+from fasttrain.pipelines import Batch, Loader, View, ViewRecipe
 from fasttrain.pipelines.sources import ArraySource
-from fasttrain.train import build_method
 
 BATCH = 16
 STEPS = 3
@@ -144,7 +144,8 @@ def training(method, entropy, stage, world):
     config = resolve(method, {**values, "recipe": "demo", "entropy": entropy, "min_lr": 0.1, "deterministic": True})
     config = replace(config, train=replace(config.train, batch_size_per_gpu=BATCH // world.size, clip_grad=1.0))
     torch.manual_seed(0)
-    engine = Engine(config, smooth(build_method(config)), world, steps_per_epoch=STEPS)
+    method_ = smooth(build_method(config, images=64, world_size=world.size))
+    engine = Engine(config, method_, world, steps_per_epoch=STEPS)
     generator = torch.Generator().manual_seed(1)
     losses = []
     for index in range(STEPS):
@@ -152,7 +153,8 @@ def training(method, entropy, stage, world):
         views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
         mine = [v.chunk(world.size, dim=1)[world.rank] for v in views]
         step = engine.step_at(index, measure=True)
-        objective = engine.micro_step(mine, step)
+        indices = torch.arange(BATCH).chunk(world.size)[world.rank] + index * BATCH
+        objective = engine.micro_step(Batch(tuple(mine), None, indices), step)
         engine.update(step)
         bound = objective.bound
         local = [objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]

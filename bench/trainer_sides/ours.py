@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttrain.build import build_method
 from fasttrain.config import Config
 from fasttrain.distributed import initialise, world_from_environment
 from fasttrain.engine import Engine, quiet_deepspeed
-from fasttrain.methods.base import Branch, global_views
+from fasttrain.methods.base import slice_views
 from fasttrain.pipelines import Batch, Loader, open_source
 from fasttrain.recorder import Recorder
-from fasttrain.train import build_method
 
 from .clock import Side
 
@@ -30,7 +30,12 @@ class Ours(Side):
         source = open_source(t.data_path).train
         self.loader = Loader(source, config.views, t.batch_size_per_gpu, threads=t.num_workers or world.threads)
         torch.manual_seed(t.seed)
-        self.engine = Engine(config, build_method(config), world, steps_per_epoch=self.loader.steps_per_epoch)
+        self.engine = Engine(
+            config,
+            build_method(config, images=len(source), world_size=1),
+            world,
+            steps_per_epoch=self.loader.steps_per_epoch,
+        )
         self.method = self.engine.method
         self.parameters = sum(p.numel() for p in self.method.student.parameters())
         self.watch(self.engine.optimizer)
@@ -40,7 +45,7 @@ class Ours(Side):
         self.recorder = Recorder(Path(folder.name))
         self.epoch = 0
         self.index = self.loader.steps_per_epoch * int(t.warmup_epochs + 1)  # past warm-up and frozen prototypes
-        self.kept: list[Tensor] = []
+        self.kept: Batch | None = None
         self.gradient: Tensor | None = None
 
     def batches(self) -> Iterator[Batch]:
@@ -48,13 +53,15 @@ class Ours(Side):
         return self.loader.epoch(self.epoch)
 
     def keep(self, batch: Batch) -> None:
-        self.kept = list(batch.views)
+        self.kept = batch
 
     def network(self) -> None:
+        assert self.kept is not None
+        views = list(self.kept.views)
         if self.method.teacher is not None:
             with torch.no_grad():
-                _logits(self.method.teacher, global_views(self.kept, self.method.n_global))
-        logits = _logits(self.method.student, self.kept)
+                _logits(self.method.teacher, slice_views(views, 0, self.method.n_global))
+        logits = _logits(self.method.student, views)
         if self.gradient is None:
             self.gradient = torch.randn_like(logits) / logits.numel()
         logits.backward(self.gradient)
@@ -62,9 +69,10 @@ class Ours(Side):
 
     def step(self, batch: Batch | None = None, *, log: bool) -> None:
         engine = self.engine
-        views = self.kept if batch is None else [v.to(engine.device, non_blocking=True) for v in batch.views]
+        batch = self.kept if batch is None else batch
+        assert batch is not None
         step = engine.step_at(self.index, measure=log)
-        objective = engine.micro_step(views, step)
+        objective = engine.micro_step(batch, step)
         engine.update(step)
         self.index += 1
         if log:
@@ -75,7 +83,7 @@ class Ours(Side):
             self.recorder.step(line | engine.schedules(step))
 
 
-def _logits(branch: Branch, views: list[Tensor]) -> Tensor:
+def _logits(branch: Any, views: list[Tensor]) -> Tensor:
     """Projections, or their products with the prototypes where the method has some: what the loss starts from."""
     projections: Tensor = branch(views)
     return projections @ branch.prototypes().T if hasattr(branch, "prototypes") else projections

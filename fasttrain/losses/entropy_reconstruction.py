@@ -32,7 +32,15 @@ class Bound:
 
     entropy: Tensor
     entropy_max: float
+    """The entropy of the uniform law: the sphere's log area, or the logarithm of the number of classes."""
     reconstruction: Tensor
+    unbiased_entropy: Tensor | None = None
+    """The entropy without the estimator's own bias, where it has one (on the sphere: a row's kernel upon itself)."""
+
+    @property
+    def deficit(self) -> Tensor:
+        """How far the entropy is from that of the uniform law: comparable over methods, spaces and dimensions."""
+        return self.entropy_max - (self.entropy if self.unbiased_entropy is None else self.unbiased_entropy)
 
     @property
     def information(self) -> Tensor:

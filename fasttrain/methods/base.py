@@ -7,8 +7,8 @@ engine calls ``forward``, then steps the optimizer, then calls ``end_step``).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,25 @@ from torch import Tensor, nn
 from ..heads import Prototypes
 from ..kernels.collectives import Group
 from ..losses import Bound as Bound
-from ..pipelines.views import View
+from ..losses.base import at_least_single
+from ..pipelines.views import ViewRecipe
+from ..schedules import cosine
+from ..teacher import ema_update
+
+Network = Callable[[int], nn.Module]
+"""Makes a backbone for so many input channels; its ``num_features`` is the width of what it returns."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is built for: the objective, the views, and how many images there are and come in a batch."""
+
+    entropy: bool
+    """Whether the entropy-reconstruction bound takes the place of the method's own objective."""
+    views: ViewRecipe
+    images: int
+    batch: int
+    """Images of a micro-batch, all ranks together."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +58,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a forward pass returns: the scalar to minimise, and the bound where it was measured."""
+    """What a forward pass returns: the scalar to minimise and, where they were measured, the bound and its variable."""
 
     loss: Tensor
-    bound: Bound | None
+    bound: Bound | None = None
+    projections: Tensor | None = None
+    """The rows [N, D], without gradient, of which the bound speaks: a collapse shows in them first."""
 
 
 class Branch(nn.Module):
@@ -61,56 +81,106 @@ class Branch(nn.Module):
 
         One backbone pass a resolution, one pass of the head over all.
         """
+        return nn.functional.normalize(self.projections(views), dim=-1)
+
+    def projections(self, views: Sequence[Tensor]) -> Tensor:
+        """The projections [V, B, D] as the head returns them, in fp32."""
         batch = views[0].shape[1]
         features = torch.cat([self.backbone(group.flatten(0, 1)) for group in views])
-        projections: Tensor = self.head(features).float()
-        unit: Tensor = nn.functional.normalize(projections, dim=1)
-        return unit.view(-1, batch, unit.shape[1])
+        projected = at_least_single(self.head(features))
+        return projected.view(-1, batch, projected.shape[1])
 
 
-def global_views(views: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The first ``count`` views, still grouped by resolution."""
+def slice_views(views: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+    """The views ``start`` to ``stop - 1``, still grouped by resolution."""
     chosen: list[Tensor] = []
     for group in views:
-        if count <= 0:
-            break
-        chosen.append(group[:count])
-        count -= len(group)
+        part = group[max(start, 0) : max(stop, 0)]
+        if len(part):
+            chosen.append(part)
+        start, stop = start - len(group), stop - len(group)
     return chosen
 
 
+def unit_predictions(predictor: nn.Module, projections: Tensor) -> Tensor:
+    """The predictor's outputs for projections [V, B, D], of unit norm, in fp32."""
+    predicted = at_least_single(predictor(projections.flatten(0, 1)))
+    return nn.functional.normalize(predicted, dim=1).view_as(projections)
+
+
+def other_pairs(queries: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Every view of ``queries`` [S, B, D] with every other one of ``targets`` [T, B, D]; view i of both is the same."""
+    return [(q, t) for j, t in enumerate(targets) for i, q in enumerate(queries) if i != j]
+
+
 class Method(nn.Module):
-    """One paper. Subclasses set ``Settings``, ``defaults`` and ``views``, build branches, define ``forward``."""
+    """One paper. Subclasses set ``Settings``, build ``student`` (and ``teacher``), define ``forward``.
+
+    Settings with a teacher have ``momentum_teacher`` and ``momentum_teacher_end``. Everything a run must not forget is
+    a parameter or a buffer.
+    """
 
     Settings: ClassVar[type[Any]]
     """Frozen dataclass of the method's own flags, with the paper's values."""
-    defaults: ClassVar[Mapping[str, Any]]
-    """The paper's values of the trainer's flags where they differ from DINO's (optimizer, learning rate, ...)."""
-    views: ClassVar[tuple[View, ...]]
-    """The paper's views of an image."""
-    min_global_views: ClassVar[int] = 2
+    global_views_needed: int = 2
+    synchronised_batch_norm: ClassVar[bool] = True
+    """Whether BatchNorm sees the batch of all ranks; MoCo's must not (it would tell keys from the queue)."""
+    constant_lr_modules: frozenset[str] = frozenset()
+    """Parts whose learning rate does not decay."""
 
-    student: Branch
-    teacher: Branch | None
+    student: Any
+    """The :class:`Branch` that is trained, or what a method has in its place."""
+    teacher: Any
+    """The branch that follows the student, or None."""
 
-    def __init__(self, *, entropy: bool, n_global: int) -> None:
+    def __init__(self, settings: Any, task: Task) -> None:
         super().__init__()
-        if n_global < self.min_global_views:
-            raise ValueError(f"this method needs {self.min_global_views} global views, the recipe has {n_global}")
-        self.entropy = entropy
-        self.n_global = n_global
+        self.teacher = None
+        if task.views.n_global < self.global_views_needed:
+            raise ValueError(
+                f"this method needs {self.global_views_needed} global views, the recipe has {task.views.n_global}"
+            )
+        self.settings = settings
+        self.entropy = task.entropy
+        self.n_global = task.views.n_global
         self.group: Group | None = None
 
     @abstractmethod
-    def forward(self, views: Sequence[Tensor], step: Step) -> Objective:
-        """The objective of one batch of views, grouped by resolution, global views first."""
+    def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
+        """The objective of one batch: views grouped by resolution, global ones first; numbers of the images [B]."""
+
+    def objective(self, step: Step, loss: Callable[[], Tensor], twin: Callable[[], Objective]) -> Objective:
+        """The twin's objective; or the method's own with, where it is measured, the twin's bound without gradient."""
+        if self.entropy:
+            return twin()
+        own = loss()
+        if not step.measure:
+            return Objective(own)
+        with torch.no_grad():
+            return replace(twin(), loss=own)
+
+    @property
+    def needs_first_pass(self) -> bool:
+        """Whether every image is to be shown to :meth:`first_pass` before the first step."""
+        return False
+
+    def first_pass(self, views: Sequence[Tensor], indices: Tensor) -> None:
+        """See a batch before training starts, without gradient."""
+
+    def start_epoch(self) -> None:
+        """Called before the first step of every epoch, with torch's generator in the same state on all ranks."""
 
     def end_step(self, step: Step) -> None:
         """Called after the optimizer's step: the teacher follows the student."""
+        momentum = self.momentum(step)
+        if self.teacher is not None and momentum is not None:
+            ema_update(self.teacher, self.student, momentum)
 
     def momentum(self, step: Step) -> float | None:
-        """The teacher's momentum at this step, or None without a teacher."""
-        return None
+        """The teacher's momentum at this step, a cosine from its start to its end; None without a teacher."""
+        if self.teacher is None:
+            return None
+        return cosine(step.index, step.total, self.settings.momentum_teacher, self.settings.momentum_teacher_end)
 
     @property
     def frozen_prototype_epochs(self) -> float:
@@ -121,4 +191,10 @@ class Method(nn.Module):
     def backbone(self) -> nn.Module:
         """The network whose features are evaluated and exported: the teacher's where there is one."""
         branch = self.student if self.teacher is None else self.teacher
-        return branch.backbone
+        backbone: nn.Module = branch.backbone
+        return backbone
+
+
+def width_of(backbone: nn.Module) -> int:
+    """The number of features that a backbone returns."""
+    return int(backbone.num_features)  # type: ignore[arg-type]

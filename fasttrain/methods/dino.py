@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,10 @@ from torch import Tensor, nn
 from ..flags import flag
 from ..heads import Prototypes, projection_mlp, trunc_normal_linears
 from ..kernels.collectives import mean_over_ranks
-from ..pipelines.views import View
-from ..schedules import cosine, linear
-from ..teacher import ema_update, make_teacher
+from ..schedules import linear
+from ..teacher import make_teacher
 from . import er
-from .base import Branch, Method, Objective, Step, global_views
-
-_GLOBAL = View(size=224, scale=(0.4, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2)
+from .base import Branch, Method, Network, Objective, Step, Task, slice_views, width_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,8 @@ class DINOSettings:
     use_bn_in_head: bool = flag(False, "BatchNorm after the head's hidden layers")
     use_bn_at_bottleneck: bool = flag(False, "BatchNorm on the projection too, which keeps all its dimensions in use")
     norm_last_layer: bool = flag(True, "keep the prototypes' norm at 1")
-    momentum_teacher: float = flag(0.996, "the teacher's momentum at the start; cosine to 1 at the end")
+    momentum_teacher: float = flag(0.996, "the teacher's momentum at the start")
+    momentum_teacher_end: float = flag(1.0, "the teacher's momentum at the end (cosine)")
     student_temp: float = flag(0.1, "temperature of the student")
     warmup_teacher_temp: float = flag(0.04, "temperature of the teacher at the start")
     teacher_temp: float = flag(0.04, "temperature of the teacher after its warm-up")
@@ -45,24 +42,18 @@ class DINO(Method):
     """Self-distillation over prototypes; the entropy-reconstruction twin adds the entropy that centring stands for."""
 
     Settings = DINOSettings
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    views = (
-        View(**{**vars(_GLOBAL), "blur": 1.0}),
-        View(**{**vars(_GLOBAL), "blur": 0.1, "solarize": 0.2}),
-        View(**{**vars(_GLOBAL), "size": 96, "count": 8, "scale": (0.05, 0.4), "blur": 0.5, "local": True}),
-    )
+    settings: DINOSettings
 
     center: Tensor
 
-    def __init__(self, backbone: nn.Module, settings: DINOSettings, *, entropy: bool, n_global: int) -> None:
-        super().__init__(entropy=entropy, n_global=n_global)
-        self.settings = settings
-        width = int(backbone.num_features)  # type: ignore[arg-type]
-        dims = (width, settings.hidden_dim, settings.hidden_dim, settings.bottleneck_dim)
+    def __init__(self, network: Network, settings: DINOSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        backbone = network(task.views.channels)
+        dims = (width_of(backbone), settings.hidden_dim, settings.hidden_dim, settings.bottleneck_dim)
         head = projection_mlp(
             dims,
             batch_norm=settings.use_bn_in_head,
-            last_batch_norm=settings.use_bn_at_bottleneck,
+            last_norm="batch" if settings.use_bn_at_bottleneck else "none",
             activation=nn.GELU,
         )
         trunc_normal_linears(head)
@@ -71,12 +62,11 @@ class DINO(Method):
         self.teacher = make_teacher(self.student)
         self.register_buffer("center", torch.zeros(settings.out_dim))
 
-    def forward(self, views: Sequence[Tensor], step: Step) -> Objective:
+    def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
         """Cross-entropy of every student view with the teacher's other global views."""
-        assert self.teacher is not None
         student, prototypes = self.student(views), self.student.prototypes()
         with torch.no_grad():
-            teacher = self.teacher(global_views(views, self.n_global))
+            teacher = self.teacher(slice_views(views, 0, self.n_global))
             teacher_prototypes = self.teacher.prototypes()
         objective = er.discrete(
             student,
@@ -104,15 +94,6 @@ class DINO(Method):
         """The teacher's temperature, after a linear warm-up."""
         s = self.settings
         return linear(step.epoch, s.warmup_teacher_temp_epochs, s.warmup_teacher_temp, s.teacher_temp)
-
-    def momentum(self, step: Step) -> float:
-        """Cosine from ``momentum_teacher`` to 1."""
-        return cosine(step.index, step.total, self.settings.momentum_teacher, 1.0)
-
-    def end_step(self, step: Step) -> None:
-        """The teacher follows the student."""
-        assert self.teacher is not None
-        ema_update(self.teacher, self.student, self.momentum(step))
 
     @property
     def frozen_prototype_epochs(self) -> float:

@@ -9,24 +9,59 @@ logged has it, in nats.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from ..kernels import prototype_terms
-from ..kernels.collectives import Group
+from ..kernels import log_vmf_normalizer, prototype_terms, row_logsumexp, vmf_entropy, vmf_reconstruction
+from ..kernels.collectives import Group, mean_over_ranks
 from ..losses import Bound
-from ..losses.entropy_reconstruction import sphere_bound, sphere_terms
+from ..losses.entropy_reconstruction import sphere_bound
 from .base import Objective
 
 
-def sphere(projections: Tensor, *, kappa: float, group: Group | None) -> Objective:
-    """ER of unit-norm projections [V, B, D] whose branches all carry gradient (section 2.2: SimCLR).
+def sphere(
+    variables: Sequence[Tensor] | Tensor,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    *,
+    kappa: float,
+    group: Group | None,
+    support: Tensor | None = None,
+    measure: bool,
+) -> Objective:
+    """ER of unit-norm rows: ``mean over pairs of -kappa cos``, less the kernel entropy of ``variables``, each [B, D].
 
-    Reconstruction is the mean over all pairs of views, entropy (Joe's average) the mean over views.
+    ``variables`` carry gradient: their entropy (Joe's average) is what rises. ``pairs`` are (query, target), each
+    [B, D]; detach the targets that the method does not train through. The kernels stand on the variable's own rows
+    or, if it is given, on the rows of ``support`` [Q, D], which has no gradient.
     """
-    entropy, reconstruction = sphere_terms(projections, kappa=kappa, group=group)
-    bound = sphere_bound(entropy.detach(), reconstruction.detach(), dim=projections.shape[-1], kappa=kappa)
-    return Objective(reconstruction - entropy, bound)
+    entropy_of = partial(vmf_entropy, kappa=kappa, normalizer="none", group=group)
+    rec_of = partial(vmf_reconstruction, kappa=kappa, normalizer="none", group=group)
+    reconstruction = torch.stack([rec_of(query, target) for query, target in pairs]).mean()
+    if support is None:
+        entropies = [entropy_of(z) for z in variables]
+    else:
+        entropies = [_entropy_against(z, support, kappa, group) for z in variables]
+    entropy = torch.stack(entropies).mean()
+    loss = reconstruction - entropy
+    if not measure:
+        return Objective(loss)
+    rows = [z.detach() for z in variables]
+    dim = rows[0].shape[1]
+    # A row's own kernel bends the estimate by up to log B; the entropy to compare methods by is free of it.
+    unbiased = torch.stack([entropy_of(z, leave_one_out=len(z) > 1) for z in rows]).mean()
+    bound = sphere_bound(entropy.detach(), reconstruction.detach(), dim=dim, kappa=kappa)
+    bound = replace(bound, unbiased_entropy=unbiased.double() - log_vmf_normalizer(dim, kappa))
+    return Objective(loss, bound, torch.cat(rows))
+
+
+def _entropy_against(z: Tensor, support: Tensor, kappa: float, group: Group | None) -> Tensor:
+    """``log Q - mean_i log sum_j exp(kappa <z_i, s_j>)``: the kernels stand on ``support`` [Q, D]."""
+    lse = row_logsumexp(z, support.detach(), scale=kappa, unit_norm=True)
+    return math.log(len(support)) - mean_over_ranks(lse.mean(), group)
 
 
 def discrete(
@@ -59,7 +94,8 @@ def discrete(
         entropy=twin or measure,
         group=group,
     )
-    bound = None
-    if twin or measure:
-        bound = Bound(entropy.detach(), math.log(len(student_prototypes)), reconstruction.detach())
-    return Objective(reconstruction - entropy if twin else reconstruction, bound)
+    loss = reconstruction - entropy if twin else reconstruction
+    if not measure:
+        return Objective(loss)
+    bound = Bound(entropy.detach(), math.log(len(student_prototypes)), reconstruction.detach())
+    return Objective(loss, bound, student.detach().flatten(0, 1))

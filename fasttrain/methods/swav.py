@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..flags import flag
 from ..heads import Prototypes, projection_mlp
 from ..kernels import sinkhorn_center
-from ..pipelines.views import View
 from . import er
-from .base import Branch, Method, Objective, Step
-
-_VIEW = View(size=224, count=2, scale=(0.14, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=0.5)
+from .base import Branch, Method, Network, Objective, Step, Task, width_of
 
 
 @dataclass(frozen=True)
@@ -38,33 +34,20 @@ class SwAV(Method):
     """Predict the other view's balanced code; the twin drops Sinkhorn, whose equipartition its entropy replaces."""
 
     Settings = SwAVSettings
-    # Official code at batch 4096: LARC, lr 4.8 (0.3 per 256), warm-up 10, final lr / 1000, weight decay 1e-6.
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "arch": "resnet50",
-        "optimizer": "lars",
-        "lr": 0.3,
-        "min_lr": 0.0048,
-        "weight_decay": 1e-6,
-        "weight_decay_end": 1e-6,
-        "clip_grad": 0.0,
-        "drop_path_rate": 0.0,
-    }
-    views = (_VIEW, View(**{**vars(_VIEW), "size": 96, "count": 6, "scale": (0.05, 0.14), "local": True}))
+    settings: SwAVSettings
 
     queue: Tensor
     queue_filled: Tensor
 
-    def __init__(self, backbone: nn.Module, settings: SwAVSettings, *, entropy: bool, n_global: int) -> None:
-        super().__init__(entropy=entropy, n_global=n_global)
-        self.settings = settings
-        width = int(backbone.num_features)  # type: ignore[arg-type]
-        head = projection_mlp((width, settings.hidden_dim, settings.out_dim))
+    def __init__(self, network: Network, settings: SwAVSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        backbone = network(task.views.channels)
+        head = projection_mlp((width_of(backbone), settings.hidden_dim, settings.out_dim))
         self.student = Branch(backbone, head, Prototypes(settings.out_dim, settings.nmb_prototypes))
-        self.teacher = None
-        self.register_buffer("queue", torch.zeros(n_global, settings.queue_length, settings.out_dim))
+        self.register_buffer("queue", torch.zeros(self.n_global, settings.queue_length, settings.out_dim))
         self.register_buffer("queue_filled", torch.zeros((), dtype=torch.long))
 
-    def forward(self, views: Sequence[Tensor], step: Step) -> Objective:
+    def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
         """Mean over the global views' codes and all other views of the cross-entropy between code and prediction."""
         s = self.settings
         z, prototypes = self.student(views), self.student.prototypes()

@@ -1,37 +1,37 @@
 import torch
 
 from fasttrain.methods.base import Step
-from tests.methods.test_methods import _STEP, _build, _views
+from tests.methods.test_methods import INDICES, STEP, build, random_views
 
 
 def test_the_centre_follows_the_mean_logit_after_the_loss():
-    method = _build("dino", False)
-    views = _views()
+    method = build("dino", False)
+    views = random_views()
     with torch.no_grad():
         logits = method.teacher(views[:1]) @ method.teacher.prototypes().T
-    method(views, _STEP)
+    method(views, STEP, INDICES)
     torch.testing.assert_close(method.center, 0.1 * logits.mean((0, 1)))
 
 
 def test_without_centering_the_centre_stays_where_it_is():
-    method = _build("dino", True, no_centering=True)
-    method(_views(), _STEP)
+    method = build("dino", True, no_centering=True)
+    method(random_views(), STEP, INDICES)
     assert not method.center.any()
 
 
 def test_the_teacher_moves_only_at_the_end_of_a_step_and_by_its_momentum():
-    method = _build("dino", False, momentum_teacher=0.9)
+    method = build("dino", False, momentum_teacher=0.9)
     with torch.no_grad():
         method.student.head[0].weight.add_(1)
     before = method.teacher.head[0].weight.clone()
-    method(_views(), _STEP)
+    method(random_views(), STEP, INDICES)
     assert torch.equal(method.teacher.head[0].weight, before)
-    method.end_step(_STEP)
+    method.end_step(STEP)
     torch.testing.assert_close(method.teacher.head[0].weight, 0.9 * before + 0.1 * method.student.head[0].weight)
 
 
 def test_momentum_and_temperature_follow_their_schedules():
-    method = _build("dino", False, warmup_teacher_temp=0.04, teacher_temp=0.08, warmup_teacher_temp_epochs=4.0)
+    method = build("dino", False, warmup_teacher_temp=0.04, teacher_temp=0.08, warmup_teacher_temp_epochs=4.0)
     middle = Step(index=20, total=100, per_epoch=10)
     assert abs(method.teacher_temp(middle) - 0.06) < 1e-9
     assert method.momentum(Step(index=0, total=100, per_epoch=10)) == 0.996

@@ -4,26 +4,40 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fasttrain.kernels import log_vmf_normalizer
+from fasttrain.kernels import log_sphere_area, log_vmf_normalizer
 from fasttrain.methods import er
 
 
 def test_sphere_loss_is_constant_free_and_equals_the_written_out_bound():
     z = normalize(torch.randn(3, 8, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
-    objective = er.sphere(z, kappa=10.0, group=None)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    objective = er.sphere(z, [(z[a], z[b]) for a, b in pairs], kappa=10.0, group=None, measure=True)
     constant = -log_vmf_normalizer(128, 10.0)
     entropy = sum(constant + math.log(8) - (10 * v @ v.T).logsumexp(1).mean() for v in z) / 3
-    pairs = [(0, 1), (0, 2), (1, 2)]
     rec = sum(constant - 10 * (z[a] * z[b]).sum(1).mean() for a, b in pairs) / 3
     assert objective.loss.item() == pytest.approx((rec - entropy).item(), abs=1e-6)
     assert objective.bound.entropy.item() == pytest.approx(entropy.item(), rel=1e-6)
     assert objective.bound.reconstruction.item() == pytest.approx(rec.item(), rel=1e-6)
+    others = ~torch.eye(8, dtype=torch.bool)
+    free = sum(constant + math.log(7) - (10 * v @ v.T)[others].view(8, 7).logsumexp(1).mean() for v in z) / 3
+    assert objective.bound.deficit.item() == pytest.approx(log_sphere_area(128) - free.item(), abs=1e-5)
+
+
+def test_kernels_may_stand_on_a_queue_that_gets_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    z, queue = (normalize(torch.randn(n, 6, generator=generator), dim=1).requires_grad_() for n in (5, 12))
+    objective = er.sphere([z], [(z, z.detach())], kappa=10.0, group=None, support=queue, measure=True)
+    written = -10 * (z * z.detach()).sum(1).mean() - (math.log(12) - (10 * z @ queue.detach().T).logsumexp(1).mean())
+    torch.testing.assert_close(objective.loss, written)
+    (found,) = torch.autograd.grad(objective.loss, z, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(written, z)[0], rtol=1e-4, atol=1e-5)
+    assert torch.autograd.grad(objective.loss, queue, allow_unused=True) == (None,)
 
 
 def test_discrete_entropy_is_that_of_the_student_and_reaches_it_with_gradient():
     z = normalize(torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), dim=-1).requires_grad_()
     w = normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
-    options = {"student_temp": 0.1, "teacher_temp": 0.04, "center": None, "group": None, "twin": True, "measure": False}
+    options = {"student_temp": 0.1, "teacher_temp": 0.04, "center": None, "group": None, "twin": True, "measure": True}
     objective = er.discrete(z, z.detach(), w, w, **options)
     p = (z.flatten(0, 1) @ w.T / 0.1).softmax(-1).mean(0)
     torch.testing.assert_close(objective.bound.entropy, -(p * p.log()).sum().detach())

@@ -2,7 +2,7 @@ import torch
 
 from fasttrain.kernels import sinkhorn
 from fasttrain.methods.base import Step
-from tests.methods.test_methods import _STEP, _build, _views
+from tests.methods.test_methods import INDICES, STEP, build, random_views
 
 
 def _official_loss(z, prototypes, queue=None, epsilon=0.05, temperature=0.1):
@@ -18,24 +18,24 @@ def _official_loss(z, prototypes, queue=None, epsilon=0.05, temperature=0.1):
 
 
 def test_equals_the_official_loss():
-    method = _build("swav", False)
-    views = _views()
+    method = build("swav", False)
+    views = random_views()
     expected = _official_loss(method.student(views), method.student.prototypes())
-    torch.testing.assert_close(method(views, _STEP).loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(method(views, STEP, INDICES).loss, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_queue_counts_once_it_is_full_and_holds_the_newest_projections():
-    method = _build("swav", False, queue_length=32, epoch_queue_starts=1.0)
-    views = _views(batch=16)
+    method = build("swav", False, queue_length=32, epoch_queue_starts=1.0)
+    views = random_views(batch=16)
     late = Step(index=10, total=100, per_epoch=10)
-    method(views, _STEP)
+    method(views, STEP, INDICES)
     assert int(method.queue_filled) == 0
     z = method.student(views).detach()
     for filled in (16, 32):
-        method(views, late)
+        method(views, late, INDICES)
         assert int(method.queue_filled) == filled
         torch.testing.assert_close(method.queue[:, :16], z[:2])
     queue = method.queue.clone()
     expected = _official_loss(method.student(views), method.student.prototypes(), queue)
-    torch.testing.assert_close(method(views, late).loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(method(views, late, INDICES).loss, expected, rtol=1e-5, atol=1e-5)
     assert "queue" in method.state_dict()

@@ -1,0 +1,63 @@
+"""From a configuration to a method with its networks."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import methods
+from .config import Config, ConfigError
+from .methods import Method
+from .methods.base import Task
+from .networks import create_backbone
+
+_FEW = 64  # images a batch below which the twin's entropy says little
+
+
+def build_method(config: Config, *, images: int, world_size: int) -> Method:
+    """The method with its networks, as the configuration says; the seed is the caller's.
+
+    Raises ConfigError for a network, head or queue that the method cannot work with.
+    """
+    t = config.train
+    kind: Any = methods.load(config.method)
+    network = partial(
+        _network,
+        t.arch,
+        img_size=config.views.views[0].size,
+        patch_size=t.patch_size,
+        num_heads=t.num_heads,
+        drop_path_rate=t.drop_path_rate,
+    )
+    task = Task(config.entropy, config.views, images, t.batch_size_per_gpu * world_size)
+    try:
+        method: Method = kind(network, config.settings, task)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if task.batch == 1 and any(isinstance(m, _BatchNorm) for m in method.modules()):
+        raise ConfigError("BatchNorm needs more than one image a batch; raise --batch_size_per_gpu")
+    return method
+
+
+def _network(arch: str, in_chans: int, **options: Any) -> nn.Module:
+    return create_backbone(arch, in_chans=in_chans, **options)
+
+
+def doubts(config: Config, *, images: int, batch: int) -> list[str]:
+    """What can be run but is probably not meant; ``batch`` images of all ranks see each other."""
+    doubts = []
+    if config.entropy and batch < _FEW:
+        doubts.append(
+            f"warning: a batch of {batch} tells entropies apart up to log {batch} = {math.log(batch):.2f} nats only; "
+            "a larger --batch_size_per_gpu makes the twin's entropy count"
+        )
+    prototypes = getattr(config.settings, "nmb_prototypes", None)
+    if prototypes is None and config.method == "dino":
+        prototypes = config.settings.out_dim
+    if prototypes is not None and prototypes > images:
+        doubts.append(f"warning: {prototypes} prototypes are more than the {images} images; fewer make sense")
+    return doubts

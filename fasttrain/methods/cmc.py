@@ -1,0 +1,115 @@
+"""CMC: Contrastive Multiview Coding (arXiv 1906.05849)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..flags import flag
+from ..heads import projection_mlp
+from ..losses import CMCMemoryLoss
+from ..losses.base import at_least_single
+from . import er
+from .base import Method, Network, Objective, Step, Task, width_of
+
+_LUMINANCE, _CHROMA = 1, 2  # channels of L and ab, or of Y and CbCr
+
+
+@dataclass(frozen=True)
+class CMCSettings:
+    """CMC's own settings, as in its official code with the softmax objective."""
+
+    temperature: float = flag(0.07, "temperature of InfoNCE")
+    out_dim: int = flag(128, "dimension of the projection")
+    mlp: bool = flag(False, "a head of two layers (CMC v2) in place of one")
+    negatives: int = flag(16384, "images drawn from the memory as negatives")
+    memory_momentum: float = flag(0.5, "momentum of an image's row in the memory")
+    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
+
+
+class CMC(Method):
+    """InfoNCE between two sensors' encoders, each against a memory of the other's projections; or its twin.
+
+    In the colour spaces lab and ycbcr the sensors are an image's luminance and its chroma, cut from the same crop. In
+    rgb, and on grey images, they are two random views (ours: the paper has no such pair).
+    """
+
+    Settings = CMCSettings
+    settings: CMCSettings
+
+    def __init__(self, network: Network, settings: CMCSettings, task: Task) -> None:
+        self.by_channel = task.views.color_space != "rgb"
+        self.global_views_needed = 1 if self.by_channel else 2
+        super().__init__(settings, task)
+        channels = (_LUMINANCE, _CHROMA) if self.by_channel else (task.views.channels,) * 2
+        self.student = SensorBranch(Sensors(network, channels, self.by_channel), settings)
+        if not task.entropy:
+            self.memory = CMCMemoryLoss(
+                task.images,
+                settings.out_dim,
+                temperature=settings.temperature,
+                negatives=settings.negatives,
+                momentum=settings.memory_momentum,
+                gather_distributed=True,
+            )
+
+    def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
+        """``l(luminance, chroma) + l(chroma, luminance)``, mean over the crops; or the twin of the two."""
+        crops = [view for group in views for view in group]
+        seen = [self.student.backbone.split(crop) for crop in crops] if self.by_channel else [(crops[0], crops[1])]
+        pairs = [self.student(luminance, chroma) for luminance, chroma in seen]
+        return self.objective(
+            step,
+            lambda: torch.stack([self.memory(pair, indices) for pair in pairs]).mean(),
+            lambda: er.sphere(
+                [z for pair in pairs for z in pair],
+                pairs,
+                kappa=self.settings.kappa,
+                group=self.group,
+                measure=step.measure,
+            ),
+        )
+
+
+class Sensors(nn.Module):
+    """An encoder for each of two sensors; features of an image are those of both, side by side."""
+
+    def __init__(self, network: Network, channels: tuple[int, int], by_channel: bool) -> None:
+        super().__init__()
+        self.channels, self.by_channel = channels, by_channel
+        self.encoders = nn.ModuleList([network(count) for count in channels])
+        self.num_features = sum(width_of(encoder) for encoder in self.encoders)
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What each sensor sees of images [B, C, H, W]."""
+        if not self.by_channel:
+            return images, images
+        luminance, chroma = torch.split(images, list(self.channels), dim=1)
+        return luminance, chroma
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, num_features] of images [B, C, H, W]."""
+        return torch.cat([encoder(x) for encoder, x in zip(self.encoders, self.split(images), strict=True)], dim=1)
+
+
+class SensorBranch(nn.Module):
+    """The two encoders with a projection head each."""
+
+    def __init__(self, backbone: Sensors, settings: CMCSettings) -> None:
+        super().__init__()
+        self.backbone = backbone
+        widths = [width_of(encoder) for encoder in backbone.encoders]
+        dims = [(w, w, settings.out_dim) if settings.mlp else (w, settings.out_dim) for w in widths]
+        self.heads = nn.ModuleList([projection_mlp(d, batch_norm=False) for d in dims])
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit-norm projections [B, D] of what each sensor sees."""
+        first, second = (
+            normalize(at_least_single(head(encoder(x))), dim=1)
+            for head, encoder, x in zip(self.heads, self.backbone.encoders, images, strict=True)
+        )
+        return first, second
