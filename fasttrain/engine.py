@@ -19,6 +19,7 @@ from .methods.base import Objective, Step
 from .optimizers import PER_LAYER_NORMS, Role, create_optimizer, parameter_groups
 from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
+from .sharding import shard_norms
 
 # Bytes of model state a parameter: fp32 weight, gradient, two Adam moments, teacher; and what each stage shards.
 _STATE_BYTES = {0: (20, 0), 1: (12, 8), 2: (8, 12), 3: (0, 20)}
@@ -42,13 +43,17 @@ class Engine:
         stage = zero_stage(train, sum(p.numel() for p in method.parameters()), world, self.device)
         self.peak_lr = train.lr * global_batch(train, world) / 256
         groups = parameter_groups(
-            method, train.weight_decay, decay_all=train.decay_all, constant_lr=method.constant_lr_modules
+            method.to(self.device),
+            train.weight_decay,
+            decay_all=train.decay_all,
+            constant_lr=method.constant_lr_modules,
         )
-        optimizer = create_optimizer(train.optimizer, groups, lr=self.peak_lr)
+        optimizer = create_optimizer(train.optimizer, groups, lr=self.peak_lr, sharded=stage > 0)
         self.precision = precision(train, self.device)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-            model=method.to(self.device), optimizer=optimizer, config=_deepspeed_config(train, stage, self.precision)
+            model=method, optimizer=optimizer, config=_deepspeed_config(train, stage, self.precision)
         )
+        shard_norms(self.optimizer, stage)
         self.method: Method = self.deepspeed.module
         self.stage = stage
 
@@ -150,7 +155,7 @@ def precision(train: TrainConfig, device: torch.device) -> str:
 def zero_stage(train: TrainConfig, parameters: int, world: World, device: torch.device) -> int:
     """The stage asked for, or the lowest whose model state takes at most half of the rank's memory.
 
-    Raises ConfigError for an optimizer that needs whole layers where the stage hands it flat shards.
+    Raises ConfigError for LARS and LAMB in fp16 on shards.
     """
     stage: int
     if train.zero_stage is not None:
@@ -161,10 +166,12 @@ def zero_stage(train: TrainConfig, parameters: int, world: World, device: torch.
         memory = _memory(device) / (1 if device.type == "cuda" else world.local_size)
         needs = {s: parameters * (whole + sharded / world.size) for s, (whole, sharded) in _STATE_BYTES.items()}
         stage = next((s for s, need in needs.items() if need <= memory / 2), 3)
-    if stage and train.optimizer in PER_LAYER_NORMS:
+    if stage and train.optimizer in PER_LAYER_NORMS and train.precision == "fp16":
+        # DeepSpeed clips the gradient, scaled for fp16 as it is, to --clip_grad, and then takes the scale off: what is
+        # left is 65536 times too short, less than the weight decay and the eps that norms are weighed against.
         raise ConfigError(
-            f"--optimizer {train.optimizer} takes the norm of every layer, which --zero_stage {stage} cuts into flat "
-            "shards; use --zero_stage 0 or --optimizer adamw or sgd"
+            f"--optimizer {train.optimizer} cannot be used with --precision fp16 and --zero_stage {stage}, where "
+            "DeepSpeed clips gradients before it unscales them; use --precision bf16 or --zero_stage 0"
         )
     return stage
 
@@ -185,7 +192,7 @@ def _deepspeed_config(train: TrainConfig, stage: int, precision: str) -> dict[st
         "gradient_clipping": train.clip_grad,
         "steps_per_print": 2**31 - 1,
         "zero_optimization": {"stage": stage},
-        # LARS and LAMB are refused before; torch's fused AdamW and SGD work on flat shards as they do on tensors.
+        # torch's fused AdamW and SGD work on flat shards as they do on tensors; LARS and LAMB know what is in theirs.
         "zero_allow_untested_optimizer": True,
     }
     if precision != "fp32":

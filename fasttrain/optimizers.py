@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
+
+from .layerwise import Lamb, Lars
 
 NAMES = ("adamw", "sgd", "lars", "lamb")
 PER_LAYER_NORMS = ("lars", "lamb")
@@ -71,19 +75,44 @@ def _shape_dims(parameter: nn.Parameter) -> int:
 
 
 def create_optimizer(
-    name: str, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.9
+    name: str, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.9, sharded: bool = False
 ) -> torch.optim.Optimizer:
-    """The named optimizer over ``groups``. Raises ValueError for a name that is not in ``NAMES``."""
+    """The named optimizer over ``groups``, whose tensors ZeRO will shard if ``sharded``.
+
+    torch's fused AdamW and SGD work on shards as they do on parameters; no peer's is faster. apex's LAMB, where it is
+    installed, takes parameters whole and on a GPU only. Raises ValueError for a name that is not in ``NAMES``.
+    """
     groups = list(groups)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
-    if name in PER_LAYER_NORMS:
-        from timm.optim import Lamb, Lars
-
-        # timm's LARS follows the official code where weight decay is 0: no trust ratio for biases and norms.
-        made: torch.optim.Optimizer
-        made = Lars(groups, lr=lr, momentum=momentum) if name == "lars" else Lamb(groups, lr=lr)
-        return made
+    if name == "lars":
+        return Lars(groups, lr=lr, momentum=momentum)
+    if name == "lamb":
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        fused = apex_lamb() if on_gpu and not sharded else None
+        # Gradients are clipped before, by DeepSpeed; 0 would not mean "never" to apex, it would divide by it.
+        return fused(groups, lr=lr, max_grad_norm=math.inf) if fused else Lamb(groups, lr=lr)
     raise ValueError(f"optimizer {name!r} is unknown; choose one of {', '.join(NAMES)}")
+
+
+def apex_lamb() -> Callable[..., torch.optim.Optimizer] | None:
+    """``FusedLAMB`` of NVIDIA's apex; None without it or its CUDA extensions, or with PyPI's apex, another project."""
+    try:
+        if not hasattr(import_module("apex"), "optimizers"):
+            return None
+        if not import_module("apex.multi_tensor_apply").multi_tensor_applier.available:
+            return None
+        made: Callable[..., torch.optim.Optimizer] = import_module("apex.optimizers").FusedLAMB
+        return made
+    except Exception:  # PyPI's apex, and a build for another torch, fail as they please
+        return None
+
+
+def in_use() -> str:
+    """One line: whose optimizers are used."""
+    lamb = "lamb: fasttrain's"
+    if torch.cuda.is_available() and apex_lamb():
+        lamb = "lamb: apex's FusedLAMB at --zero_stage 0, fasttrain's above"
+    return f"adamw, sgd: torch's fused; lars: fasttrain's; {lamb}"
