@@ -100,6 +100,12 @@ def test_nvidia_s_apex(tmp_path, version):
     assert found.found == f"NVIDIA's, {version or 'unknown version'}"
 
 
+def test_whose_optimizers_are_used_is_said(monkeypatch):
+    assert _examine()["optimizers"].found.startswith("adamw, sgd: torch's fused; lars: fasttrain's; lamb: ")
+    monkeypatch.setattr(doctor, "_import", lambda name: None)
+    assert _examine()["optimizers"].found == "unknown without torch"
+
+
 def test_a_single_file_called_apex_is_not_nvidia_s():
     assert not apex("1", ModuleSpec("apex", None)).ok
 

@@ -1,9 +1,14 @@
+import math
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from fasttrain.heads import Prototypes
-from fasttrain.optimizers import NAMES, Role, create_optimizer, parameter_groups
+from fasttrain.layerwise import Lamb, Lars
+from fasttrain.optimizers import NAMES, Role, apex_lamb, create_optimizer, in_use, parameter_groups
 
 
 class _Net(nn.Module):
@@ -63,3 +68,63 @@ def test_every_named_optimizer_lowers_a_loss(name):
 def test_unknown_optimizer_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'adamm' is unknown; choose one of adamw, sgd, lars, lamb"):
         create_optimizer("adamm", [], lr=1)
+
+
+class _FusedLAMB:
+    def __init__(self, groups, **settings):
+        self.groups, self.settings = groups, settings
+
+
+def _install_apex(monkeypatch, kind):
+    """Put a module called apex where imports look first."""
+    made = {"apex": ModuleType("apex"), "apex.optimizers": None, "apex.multi_tensor_apply": None}
+    if kind in ("nvidia's", "nvidia's without extensions"):
+        made["apex.optimizers"] = made["apex"].optimizers = ModuleType("apex.optimizers")
+        made["apex.optimizers"].FusedLAMB = _FusedLAMB
+        made["apex.multi_tensor_apply"] = ModuleType("apex.multi_tensor_apply")
+        made["apex.multi_tensor_apply"].multi_tensor_applier = SimpleNamespace(available=kind == "nvidia's")
+    if kind == "absent":
+        made["apex"] = None  # as if it were not installed
+    for name, module in made.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def _on_gpu(monkeypatch):
+    """Groups whose parameters say that they are on a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return [{"name": "decay", "params": [SimpleNamespace(is_cuda=True)], "weight_decay": 0.1}]
+
+
+def test_lamb_is_apex_s_where_nvidia_s_apex_is(monkeypatch):
+    _install_apex(monkeypatch, "nvidia's")
+    groups = _on_gpu(monkeypatch)
+    made = create_optimizer("lamb", groups, lr=0.5)
+    assert isinstance(made, _FusedLAMB)
+    assert (made.groups, made.settings) == (groups, {"lr": 0.5, "max_grad_norm": math.inf})
+    assert "lamb: apex's FusedLAMB at --zero_stage 0, fasttrain's above" in in_use()
+
+
+@pytest.mark.parametrize("kind", ["absent", "pypi's", "nvidia's without extensions"])
+def test_lamb_is_ours_without_nvidia_s_apex(monkeypatch, kind):
+    _install_apex(monkeypatch, kind)
+    _on_gpu(monkeypatch)
+    assert apex_lamb() is None
+    assert in_use().endswith("lamb: fasttrain's")
+
+
+def test_an_apex_that_fails_when_imported_is_as_none(monkeypatch, tmp_path):
+    """PyPI's does, in a way that depends on what else is installed."""
+    (tmp_path / "apex.py").write_text("raise AttributeError('pyramid')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "apex", raising=False)
+    assert apex_lamb() is None
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lars", Lars), ("lamb", Lamb)])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_shards_and_the_cpu_get_ours(monkeypatch, name, kind, sharded):
+    _install_apex(monkeypatch, "nvidia's")
+    parameter = nn.Parameter(torch.ones(2))
+    monkeypatch.setattr(nn.Parameter, "is_cuda", sharded, raising=False)
+    groups = [{"params": [parameter], "weight_decay": 0.1}]
+    assert type(create_optimizer(name, groups, lr=0.1, sharded=sharded)) is kind

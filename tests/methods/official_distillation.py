@@ -1,0 +1,50 @@
+"""SimSiam, BYOL and DINO, written out."""
+
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from tests.methods.official import Official, entropy_of_mean, mean, of_other_views, project, sphere_twin, unit
+
+
+class SimSiam(Official):
+    def loss(self, views, step, indices):
+        projections = project(self.student, views)
+        predictions = self.predictor(projections.flatten(0, 1)).view_as(projections)
+        targets = projections[: self.count].detach()
+        if self.twin:
+            pairs = of_other_views(unit(predictions), unit(targets))
+            return sphere_twin(pairs, unit(predictions), self.settings.kappa)
+        # Equation 1 halves the sum of two views' two directions; ours is the mean over all pairs.
+        return -mean(cosine_similarity(p, z).mean() for p, z in of_other_views(predictions, targets))
+
+
+class BYOL(Official):
+    def loss(self, views, step, indices):
+        projections = project(self.student, views)
+        predictions = unit(self.predictor(projections.flatten(0, 1))).view_as(projections)
+        with torch.no_grad():
+            targets = unit(project(self.teacher, views[:1]))
+        pairs = of_other_views(predictions, targets)
+        if self.twin:
+            variables = predictions if self.settings.entropy_of == "prediction" else unit(projections)
+            return sphere_twin(pairs, variables, self.settings.kappa)
+        # |p - t|^2 = 2 - 2 cos, as the authors write it; for two views, twice the mean is the sum of both directions.
+        return 2 * mean((p - t).square().sum(1).mean() for p, t in pairs)
+
+
+class DINO(Official):
+    def __init__(self, method):
+        super().__init__(method)
+        self.kept = {"center": torch.zeros(self.settings.out_dim, dtype=torch.float64)}
+
+    def loss(self, views, step, indices):
+        s = self.settings
+        predictions = unit(project(self.student, views)) @ self.student.prototypes().T / s.student_temp
+        with torch.no_grad():
+            logits = unit(project(self.teacher, views[:1])) @ self.teacher.prototypes().T
+            targets = ((logits - self.kept["center"]) / s.teacher_temp).softmax(-1)
+        loss = mean(cross_entropy(p, t) for p, t in of_other_views(predictions, targets))
+        if not s.no_centering:
+            m = s.center_momentum
+            self.kept["center"] = m * self.kept["center"] + (1 - m) * logits.flatten(0, 1).mean(0)
+        return loss - entropy_of_mean(predictions) if self.twin else loss
