@@ -40,7 +40,7 @@ def _state(engine):
     """Weights, and what the optimizer keeps of every parameter."""
     moments = engine.optimizer.state.values()
     found = list(engine.method.state_dict().values()) + [value for one in moments for value in one.values()]
-    return [tensor.clone() for tensor in found]
+    return [torch.as_tensor(value).clone() for value in found]
 
 
 def _steps(folder):
@@ -63,6 +63,24 @@ def test_restores_weights_and_optimizer_to_the_last_bit(engine, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, _state(engine), strict=True))
     assert restore(engine, find("auto", tmp_path), _CARD) == 2
     assert all(torch.equal(a, b) for a, b in zip(before, _state(engine), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
+def test_restores_the_shards_of_layerwise_optimizers_to_the_last_bit(optimizer, tmp_path):
+    card = replace(_CARD, optimizer=optimizer, zero_stage=2, step=2)
+    values = {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "out_dim": 8, "deterministic": True}
+    config = resolve("simclr", {**values, "zero_stage": 2, "optimizer": optimizer})
+    torch.manual_seed(0)
+    engine = Engine(config, build_method(config), world_from_environment(), steps_per_epoch=4)
+    _train(engine, 2)
+    publish(engine, tmp_path, card, keep=False)
+    _train(engine, 1)
+    after = _state(engine)
+    assert restore(engine, find("auto", tmp_path), card) == 2
+    assert any(not torch.equal(a, b) for a, b in zip(after, _state(engine), strict=True))
+    _train(engine, 1)
+    assert all(torch.equal(a, b) for a, b in zip(after, _state(engine), strict=True))
+    engine.close()
 
 
 def test_the_newest_stays_and_those_to_be_kept(engine, tmp_path):

@@ -196,12 +196,6 @@ def test_shards_make_the_step_of_the_whole(name, cut, shapes, count):
     assert not any(value.isnan().any() for _, _, state in found for value in state)
 
 
-def test_the_parts_of_a_parameter_smaller_than_the_world():
-    layouts = [parameter_by_parameter([(1, 1), (5, 2)], rank) for rank in range(4)]
-    assert [piece.numel for layout in layouts for piece in layout] == [1, 2, 0, 2, 0, 1, 0, 0]
-    assert [layout[1].start for layout in layouts] == [1, 1, 1, 1]
-
-
 def test_a_shard_of_which_nothing_is_known_is_refused():
     shard = torch.ones(3, requires_grad=True)
     shard.grad = torch.ones(3)

@@ -4,14 +4,18 @@ One process group serves all cases, since starting one is what costs.
 """
 
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from fasttrain import engine as engines
 from fasttrain import kernels, losses
 from fasttrain.build import build_method
+from fasttrain.checkpoint import Card, publish, restore
 from fasttrain.config import resolve
 from fasttrain.distributed import initialise, prepare_environment, world_from_environment
 from fasttrain.engine import Engine
@@ -31,6 +35,7 @@ CASES = [
     ("swav", False, 0),
     ("swav", True, 2),
 ]
+LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
 
 def kernel_gradients(world):
@@ -140,16 +145,31 @@ def prototype_losses(prototypes):
 def training(method, entropy, stage, world):
     """Losses, student and teacher after a few steps of the engine."""
     # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
-    values = {"zero_stage": stage if world.size > 1 else 0, "lr": 4.0, "warmup_epochs": 0, "optimizer": "sgd"}
-    config = resolve(method, {**values, "recipe": "demo", "entropy": entropy, "min_lr": 0.1, "deterministic": True})
+    engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0)
+    losses = steps(engine, range(STEPS))
+    state = full_state(engine)
+    engine.close()
+    return {"losses": torch.tensor(losses), **state}
+
+
+def made(method, entropy, stage, world, **values):
+    """The engine of a case; one rank always trains at stage 0."""
+    values = {**values, "zero_stage": stage if world.size > 1 else 0, "warmup_epochs": 0, "min_lr": 0.1}
+    config = resolve(method, {"recipe": "demo", "entropy": entropy, "deterministic": True, **values})
     config = replace(config, train=replace(config.train, batch_size_per_gpu=BATCH // world.size, clip_grad=1.0))
     torch.manual_seed(0)
     method_ = smooth(build_method(config, images=64, world_size=world.size))
     engine = Engine(config, method_, world, steps_per_epoch=STEPS)
-    generator = torch.Generator().manual_seed(1)
-    losses = []
-    for index in range(STEPS):
-        sizes = config.views.groups
+    engine.views = config.views
+    return engine
+
+
+def steps(engine, indices):
+    """Make some steps; the losses of each. Step k has the same global batch in every engine of a method."""
+    world, losses = engine.world, []
+    for index in indices:
+        generator = torch.Generator().manual_seed(1 + index)
+        sizes = engine.views.groups
         views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
         mine = [v.chunk(world.size, dim=1)[world.rank] for v in views]
         step = engine.step_at(index, measure=True)
@@ -159,9 +179,54 @@ def training(method, entropy, stage, world):
         bound = objective.bound
         local = [objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]
         losses.append(engine.mean(local))
-    state = full_state(engine.method, stage if world.size > 1 else 0)
+    return losses
+
+
+def layerwise(name, stage, world):
+    """Weights before and after a few steps of LARS or LAMB, at rates that move a weight by 0.5 % and 10 %."""
+    lr = {"lars": 32.0, "lamb": 0.8}[name]
+    # ZeRO-3 steps shards above a size one after another; in one case they are all above.
+    with sub_groups(1000 if (name, stage) == ("lamb", 3) else None):
+        engine = made("swav", False, stage, world, optimizer=name, lr=lr, freeze_prototypes_epochs=1 / STEPS)
+    before = full_state(engine)
+    losses = steps(engine, range(STEPS))
+    state = full_state(engine)
     engine.close()
-    return {"losses": torch.tensor(losses), **state}
+    return {"losses": torch.tensor(losses), "before": before, "after": state}
+
+
+@contextmanager
+def sub_groups(size):
+    """Make ZeRO-3 split what it steps at once into groups of about so many elements."""
+    original = engines._deepspeed_config
+
+    def changed(*args):
+        config = original(*args)
+        if size is not None:
+            config["zero_optimization"]["sub_group_size"] = size
+        return config
+
+    engines._deepspeed_config = changed
+    yield
+    engines._deepspeed_config = original
+
+
+def resumed(world, folder):
+    """What a checkpoint of LARS at stage 2 restores: everything after 3 steps, straight on and resumed after 2."""
+    card = Card("swav", False, "conv_small", "lars", 2, world.size, 2 if world.size > 1 else 0, "0")
+    found = []
+    for again in (False, True):
+        engine = made("swav", False, 2, world, optimizer="lars", lr=32.0)
+        if again:
+            restore(engine, folder / "step-00000002", card)
+        else:
+            steps(engine, range(2))
+            publish(engine, folder, card, keep=True)
+        steps(engine, range(2, 3))
+        moments = [value for state in engine.optimizer.state.values() for value in state.values()]
+        found.append([*full_state(engine).values(), *(value.clone() for value in moments)])
+        engine.close()
+    return found
 
 
 def evaluation(world):
@@ -186,11 +251,12 @@ def smooth(module):
     return module
 
 
-def full_state(module, stage):
-    """Every tensor of the module, gathered where ZeRO-3 holds shards."""
+def full_state(engine):
+    """Every tensor of the method, gathered where ZeRO-3 holds shards."""
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=stage == 3):
+    module = engine.method
+    with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=engine.stage == 3):
         return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
@@ -217,6 +283,9 @@ def main(path):
     results["evaluation"] = evaluation(world)
     for case in CASES:
         results[case] = training(*case, world)
+    for case in LAYERWISE:
+        results[case] = layerwise(*case, world)
+    results["resumed"] = resumed(world, Path(path).with_suffix(".checkpoints"))
     if world.is_main:
         torch.save(results, path)
 
