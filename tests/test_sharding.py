@@ -38,7 +38,7 @@ def test_elements_that_no_rank_holds_are_found(monkeypatch):
     optimizer = Lars([torch.ones(1)], lr=1)
     shard_norms(_zero(optimizer, 4), 2)
     optimizer.step()
-    with pytest.raises(ConfigError, match="shards parameters in a way .*; use --zero_stage 0 or another DeepSpeed"):
+    with pytest.raises(ConfigError, match=r"shards parameters in a way .*; use --zero_stage 0 or another DeepSpeed"):
         shard_norms(_zero(optimizer, 3), 2)
 
 
