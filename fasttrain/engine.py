@@ -16,7 +16,7 @@ from .config import Config, ConfigError, TrainConfig
 from .distributed import World
 from .methods import Method
 from .methods.base import Objective, Step
-from .optimizers import PER_LAYER_NORMS, Role, create_optimizer, parameter_groups
+from .optimizers import Role, create_optimizer, parameter_groups
 from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
 from .sharding import shard_norms
@@ -155,7 +155,7 @@ def precision(train: TrainConfig, device: torch.device) -> str:
 def zero_stage(train: TrainConfig, parameters: int, world: World, device: torch.device) -> int:
     """The stage asked for, or the lowest whose model state takes at most half of the rank's memory.
 
-    Raises ConfigError for LARS and LAMB in fp16 on shards.
+    Raises ConfigError for fp16 on shards.
     """
     stage: int
     if train.zero_stage is not None:
@@ -166,12 +166,12 @@ def zero_stage(train: TrainConfig, parameters: int, world: World, device: torch.
         memory = _memory(device) / (1 if device.type == "cuda" else world.local_size)
         needs = {s: parameters * (whole + sharded / world.size) for s, (whole, sharded) in _STATE_BYTES.items()}
         stage = next((s for s, need in needs.items() if need <= memory / 2), 3)
-    if stage and train.optimizer in PER_LAYER_NORMS and train.precision == "fp16":
-        # DeepSpeed clips the gradient, scaled for fp16 as it is, to --clip_grad, and then takes the scale off: what is
-        # left is 65536 times too short, less than the weight decay and the eps that norms are weighed against.
+    if stage and train.precision == "fp16":
+        # DeepSpeed 0.19.8 clips the gradient, scaled for fp16 as it is, to --clip_grad, and then takes the scale off:
+        # what is left is 65536 times too short.
         raise ConfigError(
-            f"--optimizer {train.optimizer} cannot be used with --precision fp16 and --zero_stage {stage}, where "
-            "DeepSpeed clips gradients before it unscales them; use --precision bf16 or --zero_stage 0"
+            f"--precision fp16 cannot be used with --zero_stage {stage}, where DeepSpeed clips gradients before it "
+            "unscales them; use --precision bf16 or --zero_stage 0"
         )
     return stage
 

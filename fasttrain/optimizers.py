@@ -14,7 +14,6 @@ from torch import nn
 from .layerwise import Lamb, Lars
 
 NAMES = ("adamw", "sgd", "lars", "lamb")
-PER_LAYER_NORMS = ("lars", "lamb")
 
 
 class Role(str, Enum):

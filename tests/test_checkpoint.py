@@ -71,7 +71,7 @@ def test_restores_the_shards_of_layerwise_optimizers_to_the_last_bit(optimizer, 
     values = {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "out_dim": 8, "deterministic": True}
     config = resolve("simclr", {**values, "zero_stage": 2, "optimizer": optimizer})
     torch.manual_seed(0)
-    engine = Engine(config, build_method(config), world_from_environment(), steps_per_epoch=4)
+    engine = Engine(config, build_method(config, images=32, world_size=1), world_from_environment(), steps_per_epoch=4)
     _train(engine, 2)
     publish(engine, tmp_path, card, keep=False)
     _train(engine, 1)

@@ -391,8 +391,8 @@ def _text_as_images(folder):
         (["--gradient_accumulation_steps", "5"], "a batch of 40 images is larger than the data .32.; lower"),
         (["--optimizer", "adam"], "optimizer 'adam' is unknown; did you mean adamw?"),
         (
-            ["--optimizer", "lars", "--zero_stage", "1", "--precision", "fp16"],
-            "--optimizer lars cannot be used with --precision fp16 and --zero_stage 1, .*; use --precision bf16 or",
+            ["--zero_stage", "1", "--precision", "fp16"],
+            "--precision fp16 cannot be used with --zero_stage 1, .*; use --precision bf16 or",
         ),
         (["--config", "/no/such.yaml"], "--config /no/such.yaml cannot be read: No such file or directory"),
         (_bad_yaml, "--config .*broken.yaml is not YAML: "),

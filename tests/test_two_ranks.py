@@ -85,6 +85,8 @@ def test_training_equals_one_rank(results, case):
     torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-4, atol=1e-4)
     assert one.keys() == two.keys()
     for name in one:
+        if case[0] == "moco" and ("running_" in name or "num_batches" in name):
+            continue  # of the first rank's batches alone, as DDP has it
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 

@@ -25,6 +25,7 @@ from fasttrain.pipelines.sources import ArraySource
 
 BATCH = 16
 STEPS = 3
+IMAGES = 64
 CASES = [
     ("dino", False, 0),
     ("dino", True, 1),
@@ -34,6 +35,12 @@ CASES = [
     ("simclr", True, 0),
     ("swav", False, 0),
     ("swav", True, 2),
+    ("simsiam", False, 1),
+    ("byol", True, 2),
+    ("mocov3", False, 2),
+    ("moco", False, 0),
+    ("cmc", True, 2),
+    ("deepcluster", False, 1),
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
@@ -145,7 +152,12 @@ def prototype_losses(prototypes):
 def training(method, entropy, stage, world):
     """Losses, student and teacher after a few steps of the engine."""
     # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
-    engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0)
+    # Two ranks see two batches for BatchNorm, where MoCo does not synchronise it.
+    more = {"bn_splits": 2 // world.size} if method == "moco" else {}
+    engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more)
+    if engine.method.needs_first_pass:
+        engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))
+        engine.start_epoch(0)
     losses = steps(engine, range(STEPS))
     state = full_state(engine)
     engine.close()
@@ -158,7 +170,7 @@ def made(method, entropy, stage, world, **values):
     config = resolve(method, {"recipe": "demo", "entropy": entropy, "deterministic": True, **values})
     config = replace(config, train=replace(config.train, batch_size_per_gpu=BATCH // world.size, clip_grad=1.0))
     torch.manual_seed(0)
-    method_ = smooth(build_method(config, images=64, world_size=world.size))
+    method_ = smooth(build_method(config, images=IMAGES, world_size=world.size))
     engine = Engine(config, method_, world, steps_per_epoch=STEPS)
     engine.views = config.views
     return engine
@@ -166,20 +178,24 @@ def made(method, entropy, stage, world, **values):
 
 def steps(engine, indices):
     """Make some steps; the losses of each. Step k has the same global batch in every engine of a method."""
-    world, losses = engine.world, []
+    losses = []
     for index in indices:
-        generator = torch.Generator().manual_seed(1 + index)
-        sizes = engine.views.groups
-        views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
-        mine = [v.chunk(world.size, dim=1)[world.rank] for v in views]
         step = engine.step_at(index, measure=True)
-        indices = torch.arange(BATCH).chunk(world.size)[world.rank] + index * BATCH
-        objective = engine.micro_step(Batch(tuple(mine), None, indices), step)
+        objective = engine.micro_step(_batch(engine, index), step)
         engine.update(step)
         bound = objective.bound
         local = [objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]
         losses.append(engine.mean(local))
     return losses
+
+
+def _batch(engine, index):
+    """This rank's part of the global batch number ``index``."""
+    generator = torch.Generator().manual_seed(1 + index)
+    sizes, world = engine.views.groups, engine.world
+    views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
+    mine = tuple(v.chunk(world.size, dim=1)[world.rank] for v in views)
+    return Batch(mine, None, torch.arange(BATCH).chunk(world.size)[world.rank] + index * BATCH)
 
 
 def layerwise(name, stage, world):
