@@ -56,7 +56,10 @@ def unit(x):
 
 
 def project(branch, views):
-    """Projections [V, B, D]: one pass of the backbone a resolution, one of the head over all, as in DINO and SwAV."""
+    """Projections [V, B, D]: one pass of the backbone a resolution, one of the head over all, as in DINO and SwAV.
+
+    The authors of SimSiam, BYOL and MoCo v3 pass one view after the other, which BatchNorm sees.
+    """
     features = torch.cat([branch.backbone(group.flatten(0, 1)) for group in views])
     return branch.head(features).unflatten(0, (-1, views[0].shape[1]))
 

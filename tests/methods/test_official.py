@@ -32,9 +32,10 @@ _FIRST_PASS = (20, 21)  # the seeds of its batches
 _EXACT = {"rtol": 1e-8, "atol": 1e-10}
 _SINGLE = {"rtol": 1e-5, "atol": 1e-5}
 
-# Averages that move within three steps, and a queue that is full after two.
+# Averages that move within three steps, a queue that is full after two, k-means that has not converged.
 _SETTINGS = {
     "byol": {"momentum_teacher": 0.9},
+    "deepcluster": {"kmeans_iterations": 2},
     "dino": {"momentum_teacher": 0.9, "teacher_temp": 0.06},
     "infomin": {"queue_length": 32, "momentum_teacher": 0.9, "beta": 0.3},
     "moco": {"queue_length": 32, "momentum_teacher": 0.9},
