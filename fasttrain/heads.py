@@ -56,12 +56,13 @@ class Prototypes(nn.Module):
     """``count`` directions in R^dim; calling it returns the rows [count, dim], unit-norm unless their norm is learned.
 
     The normalisation is part of the forward pass, where ZeRO-3 has the weight at hand (a ``weight_norm`` hook would
-    recompute a tensor that DeepSpeed does not know).
+    recompute a tensor that DeepSpeed does not know). So the weights' own length, ``start`` at first, is free, and
+    decides how fast an optimizer turns them. (SwAV's official code sets it back to 1 before every step.)
     """
 
-    def __init__(self, dim: int, count: int, *, learn_norm: bool = False) -> None:
+    def __init__(self, dim: int, count: int, *, learn_norm: bool = False, start: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
+        self.weight = nn.Parameter(start * F.normalize(torch.randn(count, dim), dim=1))
         self.norm = nn.Parameter(torch.ones(count, 1)) if learn_norm else None
 
     def forward(self) -> Tensor:

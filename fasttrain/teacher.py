@@ -6,15 +6,22 @@ import copy
 from typing import TypeVar
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_teacher(student: Module) -> Module:
-    """A copy of the student, frozen. It keeps BatchNorm statistics of its own, as BYOL's and DINO's do."""
+    """A copy of the student, frozen, that drops no paths: stochastic depth is the student's alone.
+
+    It keeps BatchNorm statistics of its own, as BYOL's and DINO's do, and so stays in training mode.
+    """
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
+    for layer in teacher.modules():
+        if isinstance(layer, DropPath):
+            layer.drop_prob = 0.0
     return teacher
 
 

@@ -99,7 +99,7 @@ class _Run:
         method = build_method(config, images=len(self.splits.train), world_size=world.size)
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.watch = Watch(steps_per_epoch)
-        self.evaluator = Evaluator(self.splits, config, self.engine)
+        self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
         self.last = min(self.engine.total_steps, t.limit_steps or self.engine.total_steps)
 
     @property

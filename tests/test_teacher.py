@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from fasttrain.networks import create_backbone
 from fasttrain.teacher import ema_update, make_teacher
 
 
@@ -42,3 +43,12 @@ def test_shards_are_averaged_where_the_parameter_has_them():
     ema_update(teacher, student, 0.75)
     torch.testing.assert_close(teacher.weight.ds_tensor, torch.full((2,), 1.0))
     assert torch.equal(teacher.weight, kept)
+
+
+def test_the_teacher_drops_no_paths():
+    torch.manual_seed(0)
+    student = create_backbone("vit_tiny", img_size=32, patch_size=8, drop_path_rate=0.5)
+    teacher = make_teacher(student)
+    images = torch.randn(4, 3, 32, 32)
+    assert not torch.equal(student(images), student(images))
+    assert torch.equal(teacher(images), teacher(images))

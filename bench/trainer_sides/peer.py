@@ -8,10 +8,17 @@ from typing import Any
 
 import torch
 from lightly.data import LightlyDataset
-from lightly.loss import DINOLoss, NTXentLoss, SwaVLoss
-from lightly.models.modules import DINOProjectionHead, SimCLRProjectionHead, SwaVProjectionHead, SwaVPrototypes
+from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
+from lightly.models.modules import (
+    BYOLPredictionHead,
+    BYOLProjectionHead,
+    DINOProjectionHead,
+    SimCLRProjectionHead,
+    SwaVProjectionHead,
+    SwaVPrototypes,
+)
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.transforms import DINOTransform, SimCLRTransform, SwaVTransform
+from lightly.transforms import BYOLTransform, BYOLView1Transform, DINOTransform, SimCLRTransform, SwaVTransform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -34,7 +41,7 @@ class Peer(Side):
             dataset, batch_size=t.batch_size_per_gpu, shuffle=True, drop_last=True, num_workers=_WORKERS
         )
         backbone = create_backbone(t.arch, in_chans=config.views.channels, img_size=config.views.views[0].size)
-        self.model: _Model = {"simclr": _SimCLR, "swav": _SwaV, "dino": _DINO}[config.method](backbone, config.settings)
+        self.model: Model = MODELS[config.method](backbone, config.settings)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in trained)
         lr = t.lr * t.batch_size_per_gpu / 256
@@ -71,8 +78,12 @@ class Peer(Side):
         self.total += loss.item()
 
 
-class _Model(nn.Module):
+class Model(nn.Module):
     """A method of lightly's examples: ``before`` a step, the outputs view by view, and the loss."""
+
+    backbone: nn.Module
+    """The network whose features are evaluated."""
+    momentum = 0.0
 
     def before(self) -> None:
         """What the example does at the start of a step."""
@@ -85,7 +96,7 @@ class _Model(nn.Module):
         raise NotImplementedError
 
 
-class _SimCLR(_Model):
+class _SimCLR(Model):
     def __init__(self, backbone: nn.Module, settings: Any) -> None:
         super().__init__()
         self.backbone = backbone
@@ -99,7 +110,7 @@ class _SimCLR(_Model):
         return self.criterion(*student)
 
 
-class _SwaV(_Model):
+class _SwaV(Model):
     def __init__(self, backbone: nn.Module, s: Any) -> None:
         super().__init__()
         self.backbone = backbone
@@ -118,11 +129,12 @@ class _SwaV(_Model):
         return self.criterion(student[:2], student[2:])
 
 
-class _DINO(_Model):
+class _DINO(Model):
     def __init__(self, backbone: nn.Module, s: Any) -> None:
         super().__init__()
         dims = (backbone.num_features, s.hidden_dim, s.bottleneck_dim, s.out_dim)
         self.student_backbone, self.teacher_backbone = backbone, copy.deepcopy(backbone)
+        self.backbone = self.teacher_backbone
         self.student_head, self.teacher_head = (
             DINOProjectionHead(*dims, batch_norm=s.use_bn_in_head, norm_last_layer=s.norm_last_layer) for _ in range(2)
         )
@@ -145,6 +157,32 @@ class _DINO(_Model):
         return self.criterion(teacher, student, epoch=1)
 
 
+class _BYOL(Model):
+    def __init__(self, backbone: nn.Module, s: Any) -> None:
+        super().__init__()
+        self.online = nn.Sequential(backbone, BYOLProjectionHead(backbone.num_features, s.hidden_dim, s.out_dim))
+        self.target = copy.deepcopy(self.online)
+        self.backbone = self.target[0]
+        self.predictor = BYOLPredictionHead(s.out_dim, s.hidden_dim, s.out_dim)
+        deactivate_requires_grad(self.target)
+        self.momentum = s.momentum_teacher
+        self.criterion = NegativeCosineSimilarity()
+
+    def before(self) -> None:
+        update_momentum(self.online, self.target, m=self.momentum)
+
+    def outputs(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.no_grad():
+            targets = [self.target(view) for view in views]
+        return targets, [self.predictor(self.online(view)) for view in views]
+
+    def loss(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
+        return 0.5 * (self.criterion(student[0], teacher[1]) + self.criterion(student[1], teacher[0]))
+
+
+MODELS: dict[str, type[Model]] = {"simclr": _SimCLR, "swav": _SwaV, "dino": _DINO, "byol": _BYOL}
+
+
 def _transform(config: Config) -> Any:
     """The method's transform with the recipe's views: same sizes, areas, colours, grey and flips, no blur."""
     views = config.views.views
@@ -158,6 +196,12 @@ def _transform(config: Config) -> Any:
         "hf_prob": first.flip,
         "normalize": {"mean": list(config.views.mean), "std": list(config.views.std)},
     }
+    if config.method == "byol":
+        each = [
+            BYOLView1Transform(v.size, min_scale=v.scale[0], gaussian_blur=0.0, solarization_prob=v.solarize, **shared)
+            for v in views
+        ]
+        return BYOLTransform(*each)
     if config.method == "simclr":
         return SimCLRTransform(first.size, min_scale=first.scale[0], gaussian_blur=0.0, **shared)
     if config.method == "swav":

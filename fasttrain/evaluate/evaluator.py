@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config import Config
-from ..engine import Engine
+from ..distributed import World
 from ..pipelines import Loader, Splits, evaluation_view
 from .features import extract
 from .knn import knn_accuracy
@@ -32,13 +33,13 @@ class Evaluation:
 class Evaluator:
     """Evaluates backbones on the clean images of both splits. Nothing is fitted on the held-out one."""
 
-    def __init__(self, splits: Splits, config: Config, engine: Engine) -> None:
-        self.device = engine.device
-        world, recipe, size = engine.world, config.views, config.views.views[0].size
+    def __init__(self, splits: Splits, config: Config, device: torch.device, world: World) -> None:
+        self.device = device
+        recipe, size = config.views, config.views.views[0].size
         options: dict[str, Any] = {
             "rank": world.rank,
             "world_size": world.size,
-            "device": engine.device.type,
+            "device": device.type,
             "threads": config.train.num_workers or world.threads,
             "shuffle": False,
             "drop_last": False,

@@ -67,24 +67,39 @@ class Objective:
 
 
 class Branch(nn.Module):
-    """A backbone with its projection head and, for the methods that have them, prototypes."""
+    """A backbone with its projection head and, for the methods that have them, prototypes.
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, prototypes: Prototypes | None = None) -> None:
+    BatchNorm sees all views of a resolution at once in the backbone, and all views in the head; with ``views_apart`` it
+    sees one view at a time, as in the official code of some methods.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        prototypes: Prototypes | None = None,
+        *,
+        views_apart: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.views_apart = views_apart
         if prototypes is not None:
             self.prototypes = prototypes
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Project views grouped by resolution, each [V_g, B, C, H, W], to unit-norm rows [V, B, D] in fp32.
-
-        One backbone pass a resolution, one pass of the head over all.
-        """
+        """Project views grouped by resolution, each [V_g, B, C, H, W], to unit-norm rows [V, B, D] in fp32."""
         return nn.functional.normalize(self.projections(views), dim=-1)
 
     def projections(self, views: Sequence[Tensor]) -> Tensor:
         """The projections [V, B, D] as the head returns them, in fp32."""
+        if self.views_apart:
+            return torch.cat([self._project([view[None]]) for group in views for view in group])
+        return self._project(views)
+
+    def _project(self, views: Sequence[Tensor]) -> Tensor:
+        """One backbone pass a resolution, one pass of the head over all."""
         batch = views[0].shape[1]
         features = torch.cat([self.backbone(group.flatten(0, 1)) for group in views])
         projected = at_least_single(self.head(features))
@@ -103,9 +118,9 @@ def slice_views(views: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
 
 
 def unit_predictions(predictor: nn.Module, projections: Tensor) -> Tensor:
-    """The predictor's outputs for projections [V, B, D], of unit norm, in fp32."""
-    predicted = at_least_single(predictor(projections.flatten(0, 1)))
-    return nn.functional.normalize(predicted, dim=1).view_as(projections)
+    """The predictor's outputs for projections [V, B, D], one view at a time, of unit norm, in fp32."""
+    predicted = at_least_single(torch.stack([predictor(view) for view in projections]))
+    return nn.functional.normalize(predicted, dim=-1)
 
 
 def other_pairs(queries: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -52,7 +52,7 @@ class BYOL(Method):
         super().__init__(settings, task)
         backbone = network(task.views.channels)
         hidden, out = settings.hidden_dim, settings.out_dim
-        self.student = Branch(backbone, _head(width_of(backbone), hidden, out))
+        self.student = Branch(backbone, _head(width_of(backbone), hidden, out), views_apart=True)
         self.predictor = _head(out, hidden, out)
         self.teacher = make_teacher(self.student)
 

@@ -35,7 +35,8 @@ class CMC(Method):
     """InfoNCE between two sensors' encoders, each against a memory of the other's projections; or its twin.
 
     In the colour spaces lab and ycbcr the sensors are an image's luminance and its chroma, cut from the same crop. In
-    rgb, and on grey images, they are two random views (ours: the paper has no such pair).
+    rgb, and on grey images, they are two random views (ours: the paper has no such pair). With several crops the memory
+    follows each in turn.
     """
 
     Settings = CMCSettings
@@ -45,6 +46,10 @@ class CMC(Method):
         self.by_channel = task.views.color_space != "rgb"
         self.global_views_needed = 1 if self.by_channel else 2
         super().__init__(settings, task)
+        if not self.by_channel and task.views.n_views != 2:
+            raise ValueError(
+                f"cmc in rgb compares two views, the recipe has {task.views.n_views}; use color_space: lab"
+            )
         channels = (_LUMINANCE, _CHROMA) if self.by_channel else (task.views.channels,) * 2
         self.student = SensorBranch(Sensors(network, channels, self.by_channel), settings)
         if not task.entropy:

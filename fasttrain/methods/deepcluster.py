@@ -39,8 +39,9 @@ class DeepClusterSettings:
 class DeepCluster(Method):
     """Predict an image's cluster of the last epoch in every view; the twin adds the entropy of the predictions.
 
-    The memory holds last epoch's projections of every image, one row a global view; clusterings take the global views
-    in turn. The centroids are the prototypes and are not trained.
+    The memory holds the latest projections of every image from an epoch before, one row a global view (an image that an
+    epoch leaves out keeps its row; the authors ignore it for an epoch). Clusterings take the global views in turn. The
+    centroids are the prototypes and are not trained.
     """
 
     Settings = DeepClusterSettings
@@ -103,7 +104,8 @@ class DeepCluster(Method):
     @torch.no_grad()
     def first_pass(self, views: Sequence[Tensor], indices: Tensor) -> None:
         """Fill the memory."""
-        self.remember(self.student(slice_views(views, 0, self.n_global)), indices)
+        crops = [view for group in slice_views(views, 0, self.n_global) for view in group]
+        self.remember(torch.cat([self.student([crop[None]]) for crop in crops]), indices)
 
     @torch.no_grad()
     def remember(self, projections: Tensor, indices: Tensor) -> None:

@@ -38,6 +38,9 @@ class DINOSettings:
     no_centering: bool = flag(False, "do not centre the teacher's logits (collapses, unless with --entropy)")
 
 
+_START = 3**-0.5  # length of a row of torch's Linear, on which the authors lay weight_norm
+
+
 class DINO(Method):
     """Self-distillation over prototypes; the entropy-reconstruction twin adds the entropy that centring stands for."""
 
@@ -57,7 +60,9 @@ class DINO(Method):
             activation=nn.GELU,
         )
         trunc_normal_linears(head)
-        prototypes = Prototypes(settings.bottleneck_dim, settings.out_dim, learn_norm=not settings.norm_last_layer)
+        prototypes = Prototypes(
+            settings.bottleneck_dim, settings.out_dim, learn_norm=not settings.norm_last_layer, start=_START
+        )
         self.student = Branch(backbone, head, prototypes)
         self.teacher = make_teacher(self.student)
         self.register_buffer("center", torch.zeros(settings.out_dim))
@@ -91,9 +96,9 @@ class DINO(Method):
         self.center.lerp_(mean, 1 - self.settings.center_momentum)
 
     def teacher_temp(self, step: Step) -> float:
-        """The teacher's temperature, after a linear warm-up."""
+        """The teacher's temperature: W values from the first to the last, one for each of the W epochs of warm-up."""
         s = self.settings
-        return linear(step.epoch, s.warmup_teacher_temp_epochs, s.warmup_teacher_temp, s.teacher_temp)
+        return linear(int(step.epoch), s.warmup_teacher_temp_epochs - 1, s.warmup_teacher_temp, s.teacher_temp)
 
     @property
     def frozen_prototype_epochs(self) -> float:

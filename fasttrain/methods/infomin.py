@@ -43,7 +43,8 @@ class InfoMin(MoCo):
         s, first = self.settings, self.patches[0]
         key = self.keys(slice_views(views, 1, 2), step)
         plain = self.in_splits(self.student, [*slice_views(views, 0, 1), *slice_views(views, 2, first)])
-        shuffled = self.jigsaw(self.student.backbone, slice_views(views, first, first + len(self.patches)))
+        patches = slice_views(views, first, first + len(self.patches))
+        shuffled = self.in_splits(self._joined, patches)[0]
         queries = [*plain, shuffled]
         queue = self.queue.bank.clone()
 
@@ -54,6 +55,10 @@ class InfoMin(MoCo):
         objective = self.objective(step, loss, lambda: self.twin(queries, key, queue, step))
         self.queue.enqueue(key)
         return objective
+
+    def _joined(self, patches: Sequence[Tensor]) -> Tensor:
+        joined: Tensor = self.jigsaw(self.student.backbone, patches)
+        return joined[None]
 
 
 class JigsawHead(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -96,12 +96,11 @@ class MoCo(Method):
         restored: Tensor = gather_detached(encoded, self.group)[order.argsort()[rows]]
         return restored
 
-    def in_splits(self, branch: nn.Module, views: Sequence[Tensor]) -> Tensor:
-        """Projections of views by a branch that sees ``bn_splits`` parts of the batch one after the other."""
+    def in_splits(self, branch: Callable[[Sequence[Tensor]], Tensor], views: Sequence[Tensor]) -> Tensor:
+        """Projections [V, B, D] by a branch that sees ``bn_splits`` parts of the batch one after the other."""
         splits = self.settings.bn_splits
         if splits == 1 or not self.training:
-            projected: Tensor = branch(views)
-            return projected
+            return branch(views)
         parts = zip(*(group.chunk(splits, dim=1) for group in views), strict=True)
         return torch.cat([branch(part) for part in parts], dim=1)
 

@@ -56,7 +56,8 @@ class MoCoV3(Method):
         hidden, out = settings.hidden_dim, settings.out_dim
         # Three layers and a normalised prediction for ViTs, two and a bare one for ResNets, as the authors have it.
         widths = (width_of(backbone), *[hidden] * (2 if vit else 1), out)
-        self.student = Branch(backbone, projection_mlp(widths, last_norm="plain", biases=False))
+        head = projection_mlp(widths, last_norm="plain", biases=False)
+        self.student = Branch(backbone, head, views_apart=True)
         self.predictor = projection_mlp((out, hidden, out), last_norm="plain" if vit else "none", biases=False)
         self.teacher = make_teacher(self.student)
 

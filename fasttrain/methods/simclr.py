@@ -26,7 +26,10 @@ class SimCLRSettings:
 
 
 class SimCLR(Method):
-    """NT-Xent between the views of an image; the entropy-reconstruction twin replaces it on the sphere."""
+    """NT-Xent between the views of an image; the entropy-reconstruction twin replaces it on the sphere.
+
+    The mean over all rows, as in the paper's equation 1; the official code's loss is twice that.
+    """
 
     Settings = SimCLRSettings
     settings: SimCLRSettings

@@ -34,7 +34,9 @@ class SimSiam(Method):
         super().__init__(settings, task)
         backbone = network(task.views.channels)
         dim = settings.dim
-        self.student = Branch(backbone, projection_mlp((width_of(backbone), dim, dim, dim), last_norm="plain"))
+        self.student = Branch(
+            backbone, projection_mlp((width_of(backbone), dim, dim, dim), last_norm="plain"), views_apart=True
+        )
         self.predictor = projection_mlp((dim, settings.pred_dim, dim))
         if settings.fix_pred_lr:
             self.constant_lr_modules = frozenset({"predictor"})

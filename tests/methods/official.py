@@ -56,12 +56,19 @@ def unit(x):
 
 
 def project(branch, views):
-    """Projections [V, B, D]: one pass of the backbone a resolution, one of the head over all, as in DINO and SwAV.
-
-    The authors of SimSiam, BYOL and MoCo v3 pass one view after the other, which BatchNorm sees.
-    """
+    """Projections [V, B, D]: one pass of the backbone a resolution, one of the head over all, as in DINO and SwAV."""
     features = torch.cat([branch.backbone(group.flatten(0, 1)) for group in views])
     return branch.head(features).unflatten(0, (-1, views[0].shape[1]))
+
+
+def project_apart(branch, views):
+    """The same one view after the other, which BatchNorm sees, as in SimSiam, BYOL and MoCo v3."""
+    return torch.stack([branch.head(branch.backbone(view)) for group in views for view in group])
+
+
+def predict(predictor, projections):
+    """The predictor, one view after the other."""
+    return torch.stack([predictor(view) for view in projections])
 
 
 def mean(terms):

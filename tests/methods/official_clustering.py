@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.methods.official import Official, entropy_of_mean, mean, project, unit
+from tests.methods.official import Official, entropy_of_mean, mean, project, project_apart, unit
 
 _UNSEEN = -100
 
@@ -79,7 +79,7 @@ class DeepCluster(Official):
 
     @torch.no_grad()
     def first_pass(self, views, indices):
-        self.remember(unit(project(self.student, views[:1])), indices)
+        self.remember(unit(project_apart(self.student, views[:1])), indices)
 
     def remember(self, z, indices):
         self.kept["memory"][:, indices] = z[: self.count].detach()

@@ -3,7 +3,17 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.methods.official import Official, mean, of_other_views, one_of, project, sphere_twin, unit
+from tests.methods.official import (
+    Official,
+    mean,
+    of_other_views,
+    one_of,
+    predict,
+    project,
+    project_apart,
+    sphere_twin,
+    unit,
+)
 
 
 class SimCLR(Official):
@@ -92,10 +102,9 @@ class InfoMin(MoCo):
 
 class MoCoV3(Official):
     def loss(self, views, step, indices):
-        predictions = unit(self.predictor(project(self.student, views).flatten(0, 1)))
-        predictions = predictions.unflatten(0, (-1, views[0].shape[1]))
+        predictions = unit(predict(self.predictor, project_apart(self.student, views)))
         with torch.no_grad():
-            keys = unit(project(self.teacher, views[:1]))
+            keys = unit(project_apart(self.teacher, views[:1]))
         pairs = of_other_views(predictions, keys)
         if self.twin:
             return sphere_twin(pairs, predictions, self.settings.kappa)

@@ -3,13 +3,23 @@
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from tests.methods.official import Official, entropy_of_mean, mean, of_other_views, project, sphere_twin, unit
+from tests.methods.official import (
+    Official,
+    entropy_of_mean,
+    mean,
+    of_other_views,
+    predict,
+    project,
+    project_apart,
+    sphere_twin,
+    unit,
+)
 
 
 class SimSiam(Official):
     def loss(self, views, step, indices):
-        projections = project(self.student, views)
-        predictions = self.predictor(projections.flatten(0, 1)).view_as(projections)
+        projections = project_apart(self.student, views)
+        predictions = predict(self.predictor, projections)
         targets = projections[: self.count].detach()
         if self.twin:
             pairs = of_other_views(unit(predictions), unit(targets))
@@ -20,10 +30,10 @@ class SimSiam(Official):
 
 class BYOL(Official):
     def loss(self, views, step, indices):
-        projections = project(self.student, views)
-        predictions = unit(self.predictor(projections.flatten(0, 1))).view_as(projections)
+        projections = project_apart(self.student, views)
+        predictions = unit(predict(self.predictor, projections))
         with torch.no_grad():
-            targets = unit(project(self.teacher, views[:1]))
+            targets = unit(project_apart(self.teacher, views[:1]))
         pairs = of_other_views(predictions, targets)
         if self.twin:
             variables = predictions if self.settings.entropy_of == "prediction" else unit(projections)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from fasttrain.methods.base import Step
@@ -32,7 +33,7 @@ def test_the_teacher_moves_only_at_the_end_of_a_step_and_by_its_momentum():
 
 def test_momentum_and_temperature_follow_their_schedules():
     method = build("dino", False, warmup_teacher_temp=0.04, teacher_temp=0.08, warmup_teacher_temp_epochs=4.0)
-    middle = Step(index=20, total=100, per_epoch=10)
-    assert abs(method.teacher_temp(middle) - 0.06) < 1e-9
+    by_epoch = [method.teacher_temp(Step(index=10 * epoch + 5, total=100, per_epoch=10)) for epoch in range(5)]
+    assert by_epoch == pytest.approx([0.04, 0.04 + 0.04 / 3, 0.04 + 0.08 / 3, 0.08, 0.08])  # numpy.linspace, 4 values
     assert method.momentum(Step(index=0, total=100, per_epoch=10)) == 0.996
     assert method.momentum(Step(index=100, total=100, per_epoch=10)) == 1.0

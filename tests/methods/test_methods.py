@@ -154,7 +154,17 @@ def test_everything_a_run_must_remember_is_in_its_state(name, entropy):
     torch.testing.assert_close(run(method, name).loss, run(other, name).loss, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["dino", "simclr", "swav", "byol", "simsiam", "mocov3", "deepcluster"])
+@pytest.mark.parametrize("name", ["byol", "mocov3", "simsiam"])
+def test_where_the_authors_pass_views_apart_so_do_we(name):
+    method = build(name, False)
+    run(method, name)
+    apart = [(16, 3, 8, 8)] * 2
+    assert method.student.backbone.calls == apart + [(16, 3, 4, 4)] * 3
+    if method.teacher is not None:
+        assert method.teacher.backbone.calls == apart
+
+
+@pytest.mark.parametrize("name", ["dino", "simclr", "swav", "deepcluster"])
 def test_each_resolution_is_one_forward_pass_of_each_branch(name):
     method = build(name, False)
     for branch in (method.student, method.teacher):
@@ -191,3 +201,23 @@ def test_a_branch_projects_to_unit_rows_in_the_order_of_the_views():
     torch.testing.assert_close(z.norm(dim=-1), torch.ones(5, 4))
     alone = branch([views[1][2:3]])
     torch.testing.assert_close(z[4], alone[0])
+
+
+def test_cmc_in_rgb_takes_two_views_and_no_more():
+    with pytest.raises(ValueError, match="cmc in rgb compares two views, the recipe has 5"):
+        build("cmc", False, views=recipe())
+
+
+def test_a_queue_that_the_batch_does_not_divide_is_refused_with_one_that_it_does():
+    with pytest.raises(ValueError, match=r"--queue_length 70 is not a multiple of the batch, 16 .*; use 64"):
+        build("moco", False, queue_length=70)
+
+
+def test_infomin_needs_its_jigsaw():
+    with pytest.raises(ValueError, match="infomin needs a jigsaw view"):
+        build("infomin", False, views=recipe())
+
+
+def test_more_clusters_than_images_are_refused():
+    with pytest.raises(ValueError, match="--nmb_prototypes 41 is more than the 40 images"):
+        build("deepcluster", False, nmb_prototypes=41)

@@ -138,7 +138,7 @@ def test_more_views_train_as_the_official_loss_over_their_pairs(name, options, e
     ("name", "options"),
     [
         ("cmc", {"mlp": True}),
-        ("cmc", {"views": recipe("cmc", color_space="rgb")}),
+        ("cmc", {"views": global_views("")}),
         ("deepcluster", {"views": recipe("deepcluster", globals_=1)}),
         ("dino", {"no_centering": True}),
         ("dino", {"norm_last_layer": False}),

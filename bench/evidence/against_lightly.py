@@ -1,0 +1,127 @@
+"""Ours against lightly 1.6: the same network, images, views, epochs and optimizer; k-NN and the time it took.
+
+    pip install -e '.[bench]'
+    python bench/evidence/against_lightly.py --data_path CIFAR10         # folders train/ and test/
+
+SimCLR, SwAV, DINO and BYOL by the cifar recipe. Lightly's side is its dataset, transforms, heads, losses and EMA in the
+loop of its examples (``bench/trainer_sides/peer.py``), with our backbone, AdamW, schedules and k-NN. Each training is a
+process of its own, ours and lightly's in turn; seconds are those of the loop. Where the two differ by design, ours
+follows lightly here: weight decay on every parameter, the momentum of BYOL and DINO constant, no frozen prototypes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from campaign import RESULTS, ROOT, Row, Run, parser, run_all, summary, table
+
+_METHODS = ("simclr", "swav", "dino", "byol")
+_EPOCHS = 20
+_ALIKE = {
+    "simclr": (),
+    "swav": ("--freeze_prototypes_epochs", "0"),
+    "dino": ("--freeze_last_layer", "0", "--momentum_teacher_end", "0.99"),
+    "byol": ("--momentum_teacher_end", "0.99"),
+}
+
+
+def flags(method: str) -> tuple[str, ...]:
+    """What both sides train with."""
+    shared = ("--recipe", "cifar", "--epochs", str(_EPOCHS), "--knn_every", "0")
+    return (*shared, "--decay_all", *_ALIKE[method])
+
+
+class LightlyRun(Run):
+    """The same training by lightly; the name says so after a space."""
+
+    @property
+    def command(self) -> list[str]:
+        """This file, asked to be lightly's side."""
+        method = self.name.split()[0]
+        return [sys.executable, __file__, "--side", method, "--seeds", str(self.seed), "--flags", *self.all_flags]
+
+
+def design(seeds: list[int], data: str) -> list[Run]:
+    """Ours and lightly's in turn."""
+    runs: list[Run] = []
+    for seed in seeds:
+        for method in _METHODS:
+            runs += [
+                kind(name, seed, flags(method), data)
+                for kind, name in ((Run, method), (LightlyRun, f"{method} lightly"))
+            ]
+    return runs
+
+
+def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
+    """Train by lightly's classes; the entries of summary.json that the table needs."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    from fasttrain.distributed import initialise, prepare_environment, world_from_environment
+
+    prepare_environment()
+    import torch
+    from trainer_sides.peer import Peer
+
+    from fasttrain.command_line import parse
+    from fasttrain.evaluate.evaluator import Evaluator
+    from fasttrain.pipelines import open_source
+    from fasttrain.schedules import warmup_cosine
+
+    config, _ = parse(["--method", method, "--seed", str(seed), *given])
+    t, world = config.train, world_from_environment()
+    initialise(world)
+    side = Peer(config)
+    peak = side.optimizer.param_groups[0]["lr"]
+    steps = len(side.loader)
+    total = t.epochs * steps
+    started = time.perf_counter()
+    for epoch in range(t.epochs):
+        for index, batch in enumerate(side.batches()):
+            done = epoch * steps + index
+            for group in side.optimizer.param_groups:
+                group["lr"] = warmup_cosine(done + 1, total, t.warmup_epochs * steps, peak, t.min_lr)
+            side.step(batch, log=True)
+    seconds = time.perf_counter() - started
+    evaluator = Evaluator(open_source(t.data_path, t.val_path), config, torch.device("cpu"), world)
+    found = evaluator.backbone(side.model.backbone)
+    evaluator.close()
+    images = total * t.batch_size_per_gpu
+    return {"knn_top1": found.knn_top1, "rankme": found.rankme, "seconds": seconds, "images_per_s": images / seconds}
+
+
+def report(rows: list[Row]) -> str:
+    """A line a method: k-NN of both, and lightly's seconds by ours."""
+    body = []
+    for method in _METHODS:
+        cells = []
+        for name in (method, f"{method} lightly"):
+            knn, spread, count = summary(rows, name)
+            cells.append(f"{knn:.3f} +- {spread:.3f} ({count})")
+        seconds = [summary(rows, name, "seconds")[0] for name in (method, f"{method} lightly")]
+        body.append([method, *cells, *(f"{s:.0f}" for s in seconds), f"{seconds[1] / seconds[0]:.1f}"])
+    return table(["method", "k-NN, ours (seeds)", "lightly", "seconds, ours", "lightly", "ratio"], body)
+
+
+def main() -> None:
+    """Train what is missing, print the table."""
+    made = parser(__doc__, seeds=(0, 1, 2))
+    made.add_argument("--data_path", help="CIFAR-10 as folders train/ and test/")
+    made.add_argument("--side", choices=_METHODS, help="be lightly's side of one training")
+    made.add_argument("--flags", nargs="...", default=[], help="the command line of that training")
+    options = made.parse_args()
+    if options.side:
+        given = list(options.flags)
+        output = Path(given[given.index("--output_dir") + 1])
+        found = lightly_side(options.side, options.seeds[0], given)
+        (output / "summary.json").write_text(json.dumps(found))
+        return
+    path = RESULTS / "against_lightly.json"
+    print(report(run_all(design(options.seeds, options.data_path), path, show=options.show)))
+
+
+if __name__ == "__main__":
+    main()

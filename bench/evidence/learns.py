@@ -1,0 +1,54 @@
+"""Does every method learn, and its twin? k-NN beside the untrained network and raw pixels.
+
+python bench/evidence/learns.py                                      # the embedded digits, 3 seeds
+python bench/evidence/learns.py --data_path CIFAR10 --seeds 0        # CIFAR-10 as folders train/ and test/
+python bench/evidence/learns.py --data_path CIFAR10 --methods simclr byol dino
+"""
+
+from __future__ import annotations
+
+from campaign import RESULTS, Row, Run, parser, run_all, summary, table
+from picture import bars
+
+from fasttrain import methods
+
+_CIFAR_EPOCHS = "20"
+
+
+def runs(names: list[str], seeds: list[int], data: str | None) -> list[Run]:
+    """Base and twin of every method, the seeds outermost: a campaign that is cut short has all methods."""
+    flags = (
+        ("--knn_every", "0") if data is None else ("--knn_every", "0", "--recipe", "cifar", "--epochs", _CIFAR_EPOCHS)
+    )
+    return [Run(name + twin, seed, flags, data) for seed in seeds for name in names for twin in ("", "+er")]
+
+
+def report(rows: list[Row], names: list[str]) -> str:
+    """A line a method: base and twin beside the untrained network."""
+    body = []
+    for name in names:
+        cells = []
+        for kind in (name, name + "+er"):
+            knn, spread, count = summary(rows, kind)
+            cells += [f"{knn:.3f} +- {spread:.3f} ({count})", f"{summary(rows, kind, 'deficit')[0]:.2f}"]
+        untrained = summary(rows, name, "knn_top1_untrained")[0]
+        body.append([name, *cells, f"{untrained:.3f}", f"{summary(rows, name, 'knn_top1_pixels')[0]:.3f}"])
+    head = ["method", "k-NN (seeds)", "deficit, nats", "with ER", "deficit", "untrained", "pixels"]
+    return table(head, body)
+
+
+def main() -> None:
+    """Train what is missing, print the table, draw the picture."""
+    made = parser(__doc__, seeds=(0, 1, 2))
+    made.add_argument("--data_path", help="CIFAR-10; without it, the embedded digits")
+    made.add_argument("--methods", nargs="+", default=methods.names(), choices=methods.names())
+    options = made.parse_args()
+    what = "digits" if options.data_path is None else "cifar"
+    path = RESULTS / f"learns-{what}.json"
+    rows = run_all(runs(options.methods, options.seeds, options.data_path), path, show=options.show)
+    print(report(rows, options.methods))
+    bars(rows, options.methods, path.with_suffix(".svg"), title=f"k-NN accuracy, {what}")
+
+
+if __name__ == "__main__":
+    main()

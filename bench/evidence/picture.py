@@ -1,0 +1,66 @@
+"""The campaigns' pictures, as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("svg")
+
+import matplotlib.pyplot as plt
+from campaign import Row, summary
+
+_BASE, _TWIN = "#8da0cb", "#1b7837"
+
+
+def bars(rows: Sequence[Row], names: Sequence[str], path: Path, *, title: str) -> None:
+    """Base and twin of every method side by side, with the range over seeds, above the untrained network."""
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    for offset, twin, color in ((-0.2, "", _BASE), (0.2, "+er", _TWIN)):
+        found = [summary(rows, name + twin) for name in names]
+        label = "with --entropy" if twin else "the method's own objective"
+        axes.bar(
+            [i + offset for i in range(len(names))],
+            [f[0] for f in found],
+            0.38,
+            yerr=[f[1] for f in found],
+            color=color,
+            label=label,
+        )
+    for key, style, label in (("knn_top1_untrained", ":", "untrained"), ("knn_top1_pixels", "--", "raw pixels")):
+        values = [row[key] for row in rows if row[key] is not None]
+        if values:
+            axes.axhline(sum(values) / len(values), color="black", linestyle=style, linewidth=1, label=label)
+    low = min((row["knn_top1"] for row in rows if row["knn_top1"] is not None), default=0.0)
+    axes.set_ylim(max(0, low - 0.1), 1 if low > 0.4 else None)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("k-NN top-1")
+    axes.set_title(title)
+    axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    _save(figure, path)
+
+
+def drops(
+    groups: Sequence[str], ours: Sequence[tuple[float, float]], papers: Sequence[tuple[float, float]], path: Path
+) -> None:
+    """Points lost by base and twin, ours beside the paper's, a panel each."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axes, title, values in ((panels[0], "here", ours), (panels[1], "the paper's Table 2 (ImageNet)", papers)):
+        for offset, which, color, label in ((-0.2, 0, _BASE, "base"), (0.2, 1, _TWIN, "with ER")):
+            axes.bar(
+                [i + offset for i in range(len(groups))], [v[which] for v in values], 0.38, color=color, label=label
+            )
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(groups)), groups, fontsize=8)
+        axes.set_title(title)
+        axes.set_ylabel("points lost")
+    panels[0].legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    mpl.rcParams["svg.hashsalt"] = "fasttrain"  # the same picture is the same file
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
