@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results"
+DOCS = ROOT / "docs"
 _KEPT = ["knn_top1", "knn_top1_untrained", "knn_top1_pixels", "rankme", "entropy", "entropy_max", "reconstruction"]
 _KEPT += ["information", "deficit", "collapsed", "dataset", "epochs", "steps", "seconds", "images_per_s"]
 Row = dict[str, Any]

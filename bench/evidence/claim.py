@@ -9,7 +9,7 @@ the k-NN accuracy lost, in points, mean over seeds; the paper's is ImageNet top-
 
 from __future__ import annotations
 
-from campaign import RESULTS, Row, Run, parser, run_all, summary, table
+from campaign import DOCS, RESULTS, Row, Run, parser, run_all, summary, table
 from picture import drops
 
 _BATCH = 128
@@ -79,7 +79,7 @@ def main() -> None:
     rows = run_all(design(options.seeds), path, show=options.show)
     print(report(rows))
     names = [f"{method}\n{change}" for method, change in _PAPER]
-    drops(names, [lost(rows, *key) for key in _PAPER], list(_PAPER.values()), path.with_suffix(".svg"))
+    drops(names, [lost(rows, *key) for key in _PAPER], list(_PAPER.values()), DOCS / "claim.svg")
 
 
 if __name__ == "__main__":

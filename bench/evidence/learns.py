@@ -7,7 +7,7 @@ python bench/evidence/learns.py --data_path CIFAR10 --methods simclr byol dino
 
 from __future__ import annotations
 
-from campaign import RESULTS, Row, Run, parser, run_all, summary, table
+from campaign import DOCS, RESULTS, Row, Run, parser, run_all, summary, table
 from picture import bars
 
 from fasttrain import methods
@@ -47,7 +47,7 @@ def main() -> None:
     path = RESULTS / f"learns-{what}.json"
     rows = run_all(runs(options.methods, options.seeds, options.data_path), path, show=options.show)
     print(report(rows, options.methods))
-    bars(rows, options.methods, path.with_suffix(".svg"), title=f"k-NN accuracy, {what}")
+    bars(rows, options.methods, DOCS / f"learns-{what}.svg", title=f"k-NN accuracy, {what}")
 
 
 if __name__ == "__main__":

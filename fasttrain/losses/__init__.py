@@ -5,6 +5,7 @@ Needs torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, 
 others. Contrastive losses take projections of any norm; every loss returns nats.
 """
 
+from .byol import BYOLLoss
 from .cmc import CMCLoss, CMCMemoryLoss
 from .dino import DINOLoss
 from .entropy_reconstruction import Bound, EntropyReconstructionLoss
@@ -14,9 +15,11 @@ from .memory_bank import MemoryBankModule
 from .moco import MoCoLoss, MoCoV3Loss
 from .negative_cosine import NegativeCosineSimilarity
 from .nt_xent import NTXentLoss
+from .simsiam import SimSiamLoss
 from .swav import SwaVLoss
 
 __all__ = [
+    "BYOLLoss",
     "Bound",
     "CMCLoss",
     "CMCMemoryLoss",
@@ -29,5 +32,6 @@ __all__ = [
     "MoCoV3Loss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SimSiamLoss",
     "SwaVLoss",
 ]

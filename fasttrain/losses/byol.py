@@ -1,0 +1,27 @@
+"""BYOL (arXiv 2006.07733): regress the target network's projection of the other view."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .simsiam import SimSiamLoss
+
+
+class BYOLLoss(nn.Module):
+    """``mean |p0 - t1|^2 + mean |p1 - t0|^2`` of unit-norm rows (equations 2 and 3), in [0, 8].
+
+    That is ``4 - 2 cos(p0, t1) - 2 cos(p1, t0)``: four times :class:`SimSiamLoss`, and 4. The targets get no gradient.
+    Half precision is computed in fp32.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cosines = SimSiamLoss()
+
+    def forward(self, prediction0: Tensor, prediction1: Tensor, target0: Tensor, target1: Tensor) -> Tensor:
+        """Loss of the online network's predictions and the target network's projections of two views, each [B, D].
+
+        A scalar; rows of any norm. Raises ValueError for shapes, types or devices that differ.
+        """
+        loss: Tensor = 4 + 4 * self.cosines(prediction0, prediction1, target0, target1)
+        return loss
