@@ -13,7 +13,7 @@ from . import methods
 from .config import Config, ConfigError
 from .methods import Method
 from .methods.base import Task
-from .networks import create_backbone
+from .networks import check_crops, create_backbone
 
 _FEW = 64  # images a batch below which the twin's entropy says little
 
@@ -28,7 +28,7 @@ def build_method(config: Config, *, images: int, world_size: int) -> Method:
     network = partial(
         _network,
         t.arch,
-        img_size=config.views.views[0].size,
+        [view.size for view in config.views.views],
         patch_size=t.patch_size,
         num_heads=t.num_heads,
         drop_path_rate=t.drop_path_rate,
@@ -43,8 +43,10 @@ def build_method(config: Config, *, images: int, world_size: int) -> Method:
     return method
 
 
-def _network(arch: str, in_chans: int, **options: Any) -> nn.Module:
-    return create_backbone(arch, in_chans=in_chans, **options)
+def _network(arch: str, sizes: list[int], in_chans: int, **options: Any) -> nn.Module:
+    network = create_backbone(arch, in_chans=in_chans, img_size=sizes[0], **options)
+    check_crops(network, sizes)
+    return network
 
 
 def doubts(config: Config, *, images: int, batch: int) -> list[str]:

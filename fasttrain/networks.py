@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -95,6 +96,19 @@ def _cifar_stem(network: nn.Module, in_chans: int) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
     network.maxpool = nn.Identity()
+
+
+def check_crops(network: nn.Module, sizes: Iterable[int]) -> None:
+    """Raise ValueError if a ViT cannot cut crops of one of these sizes, in pixels, into patches."""
+    if not is_vit(network):
+        return
+    patches: Any = network.patch_embed
+    for size in sizes:
+        if size % patches.patch_size[0]:
+            raise ValueError(
+                f"patch_size {patches.patch_size[0]} does not divide a view of {size} pixels; choose a divisor, "
+                "or other views"
+            )
 
 
 def is_vit(network: nn.Module) -> bool:

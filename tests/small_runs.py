@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import torch
 from PIL import Image
 
+_TIMED = {"images_per_s", "data_wait", "train_images_per_s", "train_data_wait"}
 SMALL = {"recipe": "cifar", "batch_size_per_gpu": 8, "epochs": 2, "log_every": 1, "hidden_dim": 32, "out_dim": 8}
 
 
@@ -29,3 +31,37 @@ def flags(data, output, *more, method="simclr"):
 def lines(path):
     """The objects of a file with one JSON object a line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(run):
+    """Every tensor of the newest checkpoint of a run, optimizer included, by its path in the file."""
+    folder = run / "checkpoints"
+    state = torch.load(
+        folder / (folder / "latest").read_text() / "mp_rank_00_model_states.pt", weights_only=True, map_location="cpu"
+    )
+    found = {}
+
+    def collect(value, path):
+        if isinstance(value, torch.Tensor):
+            found[path] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                collect(inner, f"{path}/{key}")
+
+    for part in ("module", "optimizer"):
+        collect(state[part], part)
+    assert {path.split("/")[0] for path in found} == {"module", "optimizer"}
+    return found
+
+
+def assert_same_run(output, expected):
+    """The same values step by step and epoch by epoch, and the same weights to the last bit."""
+    for name in ("metrics.jsonl", "log.txt"):
+        ours, theirs = (
+            [{k: v for k, v in line.items() if k not in _TIMED} for line in lines(run / name)]
+            for run in (output, expected)
+        )
+        assert ours == theirs
+    ours, theirs = weights(output), weights(expected)
+    assert ours.keys() == theirs.keys()
+    assert [path for path in ours if not torch.equal(ours[path], theirs[path])] == []

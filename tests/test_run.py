@@ -1,7 +1,6 @@
 """The command end to end: what it leaves, how it goes on, how it stops, and what it says of what cannot be used."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -19,11 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fasttrain import cli, train
 from fasttrain.recorder import Recorder
 from fasttrain.run import main
-from tests.small_runs import flags, lines, write_images
+from tests.small_runs import assert_same_run, flags, lines, write_images
 
 _ROOT = Path(__file__).parent.parent
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # left behind by runs in this process
-_TIMED = {"images_per_s", "data_wait", "train_images_per_s", "train_data_wait"}
 _METRICS = [
     "step",
     "epoch",
@@ -100,40 +98,6 @@ def straight(data, tmp_path_factory):
     return output, out
 
 
-def _weights(run):
-    """Every tensor of the newest checkpoint of a run, optimizer included, by its path in the file."""
-    folder = run / "checkpoints"
-    state = torch.load(
-        folder / (folder / "latest").read_text() / "mp_rank_00_model_states.pt", weights_only=True, map_location="cpu"
-    )
-    found = {}
-
-    def collect(value, path):
-        if isinstance(value, torch.Tensor):
-            found[path] = value
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                collect(inner, f"{path}/{key}")
-
-    for part in ("module", "optimizer"):
-        collect(state[part], part)
-    assert {path.split("/")[0] for path in found} == {"module", "optimizer"}
-    return found
-
-
-def _assert_same_run(output, expected):
-    """The same values step by step and epoch by epoch, and the same weights to the last bit."""
-    for name in ("metrics.jsonl", "log.txt"):
-        ours, theirs = (
-            [{k: v for k, v in line.items() if k not in _TIMED} for line in lines(run / name)]
-            for run in (output, expected)
-        )
-        assert ours == theirs
-    ours, theirs = _weights(output), _weights(expected)
-    assert ours.keys() == theirs.keys()
-    assert [path for path in ours if not torch.equal(ours[path], theirs[path])] == []
-
-
 def test_files_of_a_run(straight, data):
     output, out = straight
     names = {p.name.split(".tfevents")[0] for p in output.iterdir()}
@@ -205,7 +169,7 @@ def test_resume_gives_the_run_in_one_go(straight, data, tmp_path, capsys):
     leftover.mkdir()
     assert main(flags(data, tmp_path, "--knn_every", 1)) == 0
     assert "resumed after step 3" in capsys.readouterr().out
-    _assert_same_run(tmp_path, straight[0])
+    assert_same_run(tmp_path, straight[0])
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"latest", "step-00000008"}
 
 
@@ -214,13 +178,13 @@ def test_stochastic_depth_is_drawn_alike_after_a_resume(data, tmp_path):
     assert main(flags(data, tmp_path / "straight", *more, 4)) == 0
     assert main(flags(data, tmp_path / "parts", *more, 2)) == 0
     assert main(flags(data, tmp_path / "parts", *more, 4)) == 0
-    _assert_same_run(tmp_path / "parts", tmp_path / "straight")
+    assert_same_run(tmp_path / "parts", tmp_path / "straight")
 
 
 def test_a_finished_run_stays_as_it_is(straight, data, tmp_path):
     shutil.copytree(straight[0], tmp_path / "copy")
     assert main(flags(data, tmp_path / "copy", "--knn_every", 1)) == 0
-    _assert_same_run(tmp_path / "copy", straight[0])
+    assert_same_run(tmp_path / "copy", straight[0])
     before, after = ((o / "summary.json").read_text() for o in (straight[0], tmp_path / "copy"))
     assert after == before  # its times too
 
@@ -265,7 +229,7 @@ def test_sigterm_in_mid_epoch_and_resume_gives_the_run_in_one_go(straight, data,
     assert capsys.readouterr().err.startswith("fasttrain: stopped by SIGTERM at step 6; ")
     monkeypatch.undo()
     assert main(flags(data, tmp_path, "--knn_every", 1)) == 0
-    _assert_same_run(tmp_path, straight[0])
+    assert_same_run(tmp_path, straight[0])
 
 
 def test_first_and_last_steps_and_evaluated_ones_are_logged(data, tmp_path):
@@ -319,19 +283,6 @@ def test_images_without_labels(data, tmp_path, capsys):
     assert [v for k, v in summary.items() if k.startswith("knn")] == [None, None, None]
     assert summary["rankme"] > 1
     assert summary["images"] == 16
-
-
-@pytest.mark.parametrize("method", ["dino", "swav"])
-def test_the_entropy_twin_of_every_method_runs(data, tmp_path, method, capsys):
-    more = ["--entropy", "--limit_steps", "2", "--drop_path_rate", "0"]
-    more += ["--bottleneck_dim", "8", "--out_dim", "64"] if method == "dino" else ["--nmb_prototypes", "64"]
-    assert main(flags(data, tmp_path, *more, method=method)) == 0
-    assert f"{method}+ER finished: 2 steps" in capsys.readouterr().out
-    first = lines(tmp_path / "metrics.jsonl")[0]
-    assert first["entropy_max"] == pytest.approx(math.log(64))
-    assert 0 < first["entropy"] <= first["entropy_max"] + 1e-6
-    assert (first["momentum"] is None) == (method == "swav")
-    assert json.loads((tmp_path / "summary.json").read_text())["entropy_objective"] is True
 
 
 @pytest.mark.parametrize("more", [[], ["--log_every", "100"]], ids=["every_step", "last_step"])

@@ -1,0 +1,54 @@
+"""From a configuration to a method: what cannot work is refused in a line, what is odd is said."""
+
+import pytest
+
+from fasttrain import methods
+from fasttrain.build import build_method, doubts
+from fasttrain.config import ConfigError, resolve
+
+_SMALL = {"arch": "vit_tiny", "patch_size": 4, "data_path": "x"}
+
+
+def _build(method, images=1000, world_size=1, **values):
+    return build_method(resolve(method, {"recipe": "cifar", **values}), images=images, world_size=world_size)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_is_built_on_a_resnet_and_on_a_vit(method, entropy):
+    for arch in ({"arch": "resnet18"}, _SMALL):
+        made = _build(method, images=20000, entropy=entropy, **arch)
+        assert made.entropy == entropy
+        assert sum(p.numel() for p in made.backbone.parameters()) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("dino", {**_SMALL, "patch_size": 32}, "patch_size 32 does not divide a view of 16 pixels"),
+        ("infomin", {**_SMALL, "patch_size": 8}, "patch_size 8 does not divide a view of 12 pixels"),
+        ("moco", {"batch_size_per_gpu": 100}, "--queue_length 4096 is not a multiple of the batch, 100"),
+        ("deepcluster", {"nmb_prototypes": 1001}, "--nmb_prototypes 1001 is more than the 1000 images"),
+        ("simclr", {"batch_size_per_gpu": 1}, "BatchNorm needs more than one image a batch"),
+        ("simclr", {"arch": "resnet1"}, "network 'resnet1' is unknown"),
+    ],
+)
+def test_what_cannot_work_is_refused(method, values, message):
+    with pytest.raises(ConfigError, match=message):
+        _build(method, **values)
+
+
+def test_the_queue_is_of_the_batch_of_all_ranks():
+    _build("moco", world_size=2)
+    with pytest.raises(ConfigError, match="a multiple of the batch, 384 on all ranks"):
+        _build("moco", world_size=3)
+
+
+def test_small_batches_of_a_twin_and_too_many_prototypes_are_said():
+    few = resolve("dino", {"recipe": "cifar", "entropy": True})
+    said = doubts(few, images=1000, batch=32)
+    assert len(said) == 2
+    assert "up to log 32 = 3.47 nats" in said[0]
+    assert "2048 prototypes are more than the 1000 images" in said[1]
+    assert doubts(few, images=5000, batch=128) == []
+    assert doubts(resolve("dino", {"recipe": "cifar"}), images=5000, batch=16) == []
