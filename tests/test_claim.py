@@ -1,5 +1,4 @@
 """The paper's binary test on real digits (arXiv 2307.10907, figure 2): DINO without centring, base and twin.
-
 ``bench/evidence/collapse.py`` is the same at full length.
 """
 

@@ -13,6 +13,7 @@ from ..flags import flag
 from ..heads import projection_mlp
 from ..losses import CMCMemoryLoss
 from ..losses.base import at_least_single
+from ..losses.info_nce import symmetric_info_nce
 from . import er
 from .base import Method, Network, Objective, Step, Task, width_of
 
@@ -26,13 +27,15 @@ class CMCSettings:
     temperature: float = flag(0.07, "temperature of InfoNCE")
     out_dim: int = flag(128, "dimension of the projection")
     mlp: bool = flag(False, "a head of two layers (CMC v2) in place of one")
-    negatives: int = flag(16384, "images drawn from the memory as negatives")
+    negatives: int = flag(16384, "images drawn from the memory as negatives; 0: the batch's other images, no memory")
     memory_momentum: float = flag(0.5, "momentum of an image's row in the memory")
     kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
 
 
 class CMC(Method):
     """InfoNCE between two sensors' encoders, each against a memory of the other's projections; or its twin.
+
+    The memory suits many images and a slow optimizer (its rows are an epoch old); few images do better without it.
 
     In the colour spaces lab and ycbcr the sensors are an image's luminance and its chroma, cut from the same crop. In
     rgb, and on grey images, they are two random views (ours: the paper has no such pair). With several crops the memory
@@ -52,7 +55,8 @@ class CMC(Method):
             )
         channels = (_LUMINANCE, _CHROMA) if self.by_channel else (task.views.channels,) * 2
         self.student = SensorBranch(Sensors(network, channels, self.by_channel), settings)
-        if not task.entropy:
+        self.memory = None
+        if not task.entropy and settings.negatives:
             self.memory = CMCMemoryLoss(
                 task.images,
                 settings.out_dim,
@@ -69,7 +73,7 @@ class CMC(Method):
         pairs = [self.student(luminance, chroma) for luminance, chroma in seen]
         return self.objective(
             step,
-            lambda: torch.stack([self.memory(pair, indices) for pair in pairs]).mean(),
+            lambda: torch.stack([self._contrast(pair, indices) for pair in pairs]).mean(),
             lambda: er.sphere(
                 [z for pair in pairs for z in pair],
                 pairs,
@@ -78,6 +82,12 @@ class CMC(Method):
                 measure=step.measure,
             ),
         )
+
+    def _contrast(self, pair: tuple[Tensor, Tensor], indices: Tensor) -> Tensor:
+        if self.memory is not None:
+            loss: Tensor = self.memory(pair, indices)
+            return loss
+        return 2 * symmetric_info_nce(*pair, temperature=self.settings.temperature, group=self.group)
 
 
 class Sensors(nn.Module):
