@@ -8,7 +8,8 @@ import pytest
 
 from fasttrain.run import main
 
-_FLAGS = "--method dino --no_centering --out_dim 256 --momentum_teacher 0.9 --warmup_epochs 1 --epochs 4 --knn_every 0"
+_FLAGS = "--method dino --no_centering --out_dim 256 --use_bn_at_bottleneck false --momentum_teacher 0.9"
+_FLAGS += " --warmup_epochs 1 --epochs 4 --knn_every 0"
 
 
 @pytest.fixture(scope="module")
@@ -32,5 +33,5 @@ def test_without_centring_its_twin_keeps_its_entropy_and_learns(summaries):
     base, twin = summaries
     assert twin["entropy"] > 0.8 * twin["entropy_max"]
     assert twin["information"] > base["information"] + 1
-    assert twin["knn_top1"] > twin["knn_top1_untrained"] + 0.05
+    assert twin["knn_top1"] > max(twin["knn_top1_untrained"] + 0.01, base["knn_top1"] + 0.05)
     assert not twin["collapsed"]
