@@ -153,7 +153,8 @@ def training(method, entropy, stage, world):
     """Losses, student and teacher after a few steps of the engine."""
     # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
     # Two ranks see two batches for BatchNorm, where MoCo does not synchronise it.
-    more = {"bn_splits": 2 // world.size} if method == "moco" else {}
+    more = {"moco": {"bn_splits": 2 // world.size}, "swav": {"queue_length": BATCH, "epoch_queue_starts": 0}}
+    more = more.get(method, {})
     engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more)
     if engine.method.needs_first_pass:
         engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))

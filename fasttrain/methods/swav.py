@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..flags import flag
 from ..heads import Prototypes, projection_mlp
 from ..kernels import sinkhorn_center
+from ..losses.base import gather_detached
 from . import er
 from .base import Branch, Method, Network, Objective, Step, Task, width_of
 
@@ -25,7 +27,7 @@ class SwAVSettings:
     temperature: float = flag(0.1, "temperature of the predictions")
     epsilon: float = flag(0.05, "temperature of the codes (Sinkhorn's regularisation)")
     sinkhorn_iterations: int = flag(3, "iterations of Sinkhorn")
-    queue_length: int = flag(0, "projections a global view and rank kept for Sinkhorn, for small batches; 0 for none")
+    queue_length: int = flag(0, "projections of each global view kept for Sinkhorn, on all ranks together; 0 for none")
     epoch_queue_starts: float = flag(15.0, "epoch from which the queue is used")
     freeze_prototypes_epochs: float = flag(1.0, "epochs during which the prototypes stay fixed")
 
@@ -41,6 +43,11 @@ class SwAV(Method):
 
     def __init__(self, network: Network, settings: SwAVSettings, task: Task) -> None:
         super().__init__(settings, task)
+        if settings.queue_length % task.batch:
+            raise ValueError(
+                f"--queue_length {settings.queue_length} is not a multiple of the batch, {task.batch} on all ranks; "
+                f"use {max(settings.queue_length // task.batch, 1) * task.batch}"
+            )
         backbone = network(task.views.channels)
         head = projection_mlp((width_of(backbone), settings.hidden_dim, settings.out_dim))
         self.student = Branch(backbone, head, Prototypes(settings.out_dim, settings.nmb_prototypes))
@@ -75,14 +82,21 @@ class SwAV(Method):
             # As in the official code, the queue counts only once it is full; it holds projections, so that their
             # scores are always against the prototypes of today.
             if int(self.queue_filled) >= s.queue_length:
-                rows = torch.cat([codes, self.queue], dim=1)
-            self.queue.copy_(torch.cat([codes, self.queue], dim=1)[:, : s.queue_length])
-            self.queue_filled += codes.shape[1]
+                rows = torch.cat([codes, self._share_of_queue()], dim=1)
+            everyone = torch.stack([gather_detached(view, self.group) for view in codes])
+            self.queue.copy_(torch.cat([everyone, self.queue], dim=1)[:, : s.queue_length])
+            self.queue_filled += everyone.shape[1]
         centers = [
             sinkhorn_center(z @ prototypes.T, epsilon=s.epsilon, iterations=s.sinkhorn_iterations, group=self.group)
             for z in rows
         ]
         return torch.stack(centers)
+
+    def _share_of_queue(self) -> Tensor:
+        """This rank's part: all ranks hold the whole queue, and Sinkhorn runs over the rows of all of them."""
+        if self.group is None:
+            return self.queue
+        return self.queue.chunk(dist.get_world_size(self.group), dim=1)[dist.get_rank(self.group)]
 
     @property
     def frozen_prototype_epochs(self) -> float:
