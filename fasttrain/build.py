@@ -13,7 +13,7 @@ from . import methods
 from .config import Config, ConfigError
 from .methods import Method
 from .methods.base import Task
-from .networks import check_crops, create_backbone
+from .networks import check_crops, checkpoint_activations, create_backbone
 
 _FEW = 64  # images a batch below which the twin's entropy says little
 
@@ -32,6 +32,7 @@ def build_method(config: Config, *, images: int, world_size: int) -> Method:
         patch_size=t.patch_size,
         num_heads=t.num_heads,
         drop_path_rate=t.drop_path_rate,
+        checkpointing=t.activation_checkpointing,
     )
     task = Task(config.entropy, config.views, images, t.batch_size_per_gpu * world_size)
     try:
@@ -43,9 +44,11 @@ def build_method(config: Config, *, images: int, world_size: int) -> Method:
     return method
 
 
-def _network(arch: str, sizes: list[int], in_chans: int, **options: Any) -> nn.Module:
+def _network(arch: str, sizes: list[int], in_chans: int, *, checkpointing: bool, **options: Any) -> nn.Module:
     network = create_backbone(arch, in_chans=in_chans, img_size=sizes[0], **options)
     check_crops(network, sizes)
+    if checkpointing:
+        checkpoint_activations(network)
     return network
 
 

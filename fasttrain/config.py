@@ -32,6 +32,7 @@ class TrainConfig:
     arch: str = flag("vit_small", "network: conv_small, vit_tiny|small|base|large, or any timm model")
     patch_size: int = flag(16, "pixels of a ViT's patch")
     num_heads: int | None = flag(None, "attention heads of a ViT, if not its usual number")
+    activation_checkpointing: bool = flag(False, "recompute blocks in backward: less memory, slower")
     drop_path_rate: float = flag(0.1, "stochastic depth of the student")
 
     optimizer: str = flag("adamw", "one of " + ", ".join(OPTIMIZERS))
@@ -42,7 +43,8 @@ class TrainConfig:
     weight_decay: float = flag(0.04, "weight decay at the start")
     weight_decay_end: float = flag(0.4, "weight decay at the end (cosine)")
     decay_all: bool = flag(False, "weight decay on biases and norms too")
-    clip_grad: float = flag(3.0, "largest global norm of the gradient; 0 for none (DINO clips each parameter's)")
+    clip_grad: float = flag(3.0, "largest norm of the gradient, of all parameters together; 0 for none")
+    clip_each: bool = flag(False, "clip every parameter's gradient for itself, as DINO does")
     epochs: int = flag(100, "epochs")
     batch_size_per_gpu: int = flag(64, "images a rank and micro-step")
     gradient_accumulation_steps: int = flag(1, "micro-steps an optimizer step")

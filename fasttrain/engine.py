@@ -12,14 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .batchnorm import synchronise
+from .clipping import clip_each_parameter
 from .config import Config, ConfigError, TrainConfig
 from .distributed import World
+from .layerwise import LayerwiseOptimizer
 from .methods import Method
 from .methods.base import Objective, Step
 from .optimizers import Role, create_optimizer, parameter_groups
 from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
-from .sharding import shard_norms
+from .sharding import find_shards, inner
 
 # Bytes of model state a parameter: fp32 weight, gradient, two Adam moments, teacher; and what each stage shards.
 _STATE_BYTES = {0: (20, 0), 1: (12, 8), 2: (8, 12), 3: (0, 20)}
@@ -53,7 +55,12 @@ class Engine:
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=method, optimizer=optimizer, config=_deepspeed_config(train, stage, self.precision)
         )
-        shard_norms(self.optimizer, stage)
+        shards = find_shards(self.optimizer, stage) if needs_norms(train) else None
+        stepped = inner(self.optimizer)
+        if shards is not None and isinstance(stepped, LayerwiseOptimizer):
+            stepped.shard(shards.layouts, shards.sum_over_ranks)
+        if train.clip_each and train.clip_grad:
+            clip_each_parameter(stepped, train.clip_grad, shards)
         self.method: Method = self.deepspeed.module
         self.stage = stage
 
@@ -140,6 +147,11 @@ class Engine:
         self.deepspeed.destroy()
 
 
+def needs_norms(train: TrainConfig) -> bool:
+    """Whether something takes the norms of whole parameters, which shards alone do not have."""
+    return train.optimizer in ("lars", "lamb") or train.clip_each
+
+
 def global_batch(train: TrainConfig, world: World) -> int:
     """Images an optimizer step."""
     return train.batch_size_per_gpu * world.size * train.gradient_accumulation_steps
@@ -189,7 +201,7 @@ def _deepspeed_config(train: TrainConfig, stage: int, precision: str) -> dict[st
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.batch_size_per_gpu,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
-        "gradient_clipping": train.clip_grad,
+        "gradient_clipping": 0.0 if train.clip_each else train.clip_grad,
         "steps_per_print": 2**31 - 1,
         "zero_optimization": {"stage": stage},
         # torch's fused AdamW and SGD work on flat shards as they do on tensors; LARS and LAMB know what is in theirs.

@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _DINO_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 _SMALL_IMAGE = 64
@@ -96,6 +97,20 @@ def _cifar_stem(network: nn.Module, in_chans: int) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
     network.maxpool = nn.Identity()
+
+
+def checkpoint_activations(network: nn.Module) -> None:
+    """Keep the inputs of a network's blocks only, and recompute the rest in backward (timm's grad checkpointing).
+
+    Raises ValueError for a network that cannot, or one with BatchNorm, whose statistics would be counted twice.
+    """
+    if any(isinstance(layer, _BatchNorm) for layer in network.modules()):
+        raise ValueError(
+            "activation checkpointing would count BatchNorm's statistics twice; take a ViT or leave it out"
+        )
+    if not hasattr(network, "set_grad_checkpointing"):
+        raise ValueError(f"{type(network).__name__} cannot checkpoint its activations; take a ViT, or leave it out")
+    network.set_grad_checkpointing()  # type: ignore[operator]
 
 
 def check_crops(network: nn.Module, sizes: Iterable[int]) -> None:

@@ -1,8 +1,9 @@
-"""Where DeepSpeed's ZeRO keeps which part of which parameter, told to the optimizers that take norms of parameters."""
+"""Where DeepSpeed's ZeRO keeps which part of which parameter, for whatever takes norms of parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,44 +11,56 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .config import ConfigError
-from .layerwise import LayerwiseOptimizer, Layout, Piece
+from .layerwise import Layout, Piece
 
 
-def shard_norms(zero: Any, stage: int) -> None:
-    """Let LARS or LAMB, wrapped in DeepSpeed's optimizer ``zero`` of this stage, sum its norms over the ranks.
+@dataclass(frozen=True)
+class Shards:
+    """Which pieces of which parameters the flat shards hold that DeepSpeed's inner optimizer steps."""
 
-    Other optimizers work element by element and need nothing, nor does any at stage 0, which shards nothing. ZeRO
-    steps its flat shards one after another, so a training step makes one reduction for every shard with weight
-    decay: two with fasttrain's groups (and more only at stage 3 with shards above ``sub_group_size``, 1e9 elements).
-    Collective. Raises ConfigError if this version of DeepSpeed shards in a way that is not known here.
+    layouts: Mapping[Tensor, Layout]
+    group: Any
+
+    def sum_over_ranks(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the ranks that share the parameters."""
+        dist.all_reduce(tensor, group=self.group)
+
+
+def inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer that DeepSpeed's wraps, or that it is."""
+    found: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return found
+
+
+def find_shards(zero: Any, stage: int) -> Shards | None:
+    """The shards of DeepSpeed's optimizer ``zero``; None at stage 0, which shards nothing.
+
+    ZeRO steps its flat shards one after another, so what is summed over ranks is so once a shard: two with
+    fasttrain's groups (and more only at stage 3 with shards above ``sub_group_size``, 1e9 elements). Collective.
+    Raises ConfigError if this version of DeepSpeed shards in a way that is not known here.
     """
-    optimizer = getattr(zero, "optimizer", None)
-    if stage == 0 or not isinstance(optimizer, LayerwiseOptimizer):
-        return
-    group = zero.dp_process_group
-
-    def sum_over_ranks(tensor: Tensor) -> None:
-        dist.all_reduce(tensor, group=group)
-
+    if stage == 0:
+        return None
     if stage == 3:
-        rank = dist.get_rank(group)
-        shards = list(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))
+        rank = dist.get_rank(zero.dp_process_group)
+        held = list(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))
         layouts = {
             flat: parameter_by_parameter([(p.ds_numel, p.partition_numel()) for p in parameters], rank)
-            for flat, parameters in shards
+            for flat, parameters in held
         }
     else:
-        shards = list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True))
-        layouts = {flat: _mapped(parameters) for flat, parameters in shards}
-    expected = [_elements(parameter) for _, parameters in shards for parameter in parameters]
-    held = torch.tensor([piece.numel for layout in layouts.values() for piece in layout], device=shards[0][0].device)
-    sum_over_ranks(held)
-    if held.tolist() != expected:
+        held = list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True))
+        layouts = {flat: _mapped(parameters) for flat, parameters in held}
+    shards = Shards(layouts, zero.dp_process_group)
+    expected = [_elements(parameter) for _, parameters in held for parameter in parameters]
+    found = torch.tensor([piece.numel for layout in layouts.values() for piece in layout], device=held[0][0].device)
+    shards.sum_over_ranks(found)
+    if found.tolist() != expected:
         raise ConfigError(
-            f"--zero_stage {stage} of this DeepSpeed shards parameters in a way that LARS and LAMB do not know; "
+            f"--zero_stage {stage} of this DeepSpeed shards parameters in a way that norms of parameters do not know; "
             "use --zero_stage 0 or another DeepSpeed"
         )
-    optimizer.shard(layouts, sum_over_ranks)
+    return shards
 
 
 def parameter_by_parameter(sizes: Sequence[tuple[int, int]], rank: int) -> Layout:

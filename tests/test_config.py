@@ -80,7 +80,7 @@ def test_no_data_path_means_the_demo_and_a_data_path_the_paper(tmp_path):
     assert _parse("--config", _file(tmp_path, "method: dino\ndata_path: x\n")).recipe == "imagenet"
     paper = _parse("--method", "dino", "--data_path", "x")
     assert (paper.views.n_global, paper.views.groups) == (2, ((224, 2), (96, 8)))
-    assert dataclasses.replace(paper.train, data_path=None) == TrainConfig()
+    assert dataclasses.replace(paper.train, data_path=None) == TrainConfig(clip_each=True)
 
 
 def test_with_entropy_lays_its_part_over_the_recipe():

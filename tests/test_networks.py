@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from fasttrain.networks import create_backbone, fix_patch_embedding, is_vit, sincos_positions
+from fasttrain.networks import (
+    checkpoint_activations,
+    create_backbone,
+    fix_patch_embedding,
+    is_vit,
+    sincos_positions,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,3 +93,25 @@ def test_only_vits_are_vits():
     assert is_vit(_vit())
     assert not is_vit(create_backbone("conv_small"))
     assert not is_vit(create_backbone("resnet18"))
+
+
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less():
+    found = []
+    for checkpointing in (False, True):
+        vit = _vit()
+        if checkpointing:
+            checkpoint_activations(vit)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):  # noqa: B023
+            loss = vit(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))).square().sum()
+        loss.backward()
+        found.append(([p.grad for p in vit.parameters()], sum(kept)))
+    for plain, again in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(again, plain)
+    assert found[1][1] < found[0][1] / 4
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "conv_small"])
+def test_batch_norm_is_not_recomputed(arch):
+    with pytest.raises(ValueError, match="would count BatchNorm's statistics twice"):
+        checkpoint_activations(create_backbone(arch))

@@ -8,7 +8,7 @@ import torch
 from fasttrain import sharding
 from fasttrain.config import ConfigError
 from fasttrain.layerwise import Lars
-from fasttrain.sharding import parameter_by_parameter, shard_norms
+from fasttrain.sharding import find_shards, inner, parameter_by_parameter
 
 
 def test_the_parts_of_a_parameter_smaller_than_the_world():
@@ -35,13 +35,15 @@ def _zero(optimizer, found):
 
 def test_elements_that_no_rank_holds_are_found(monkeypatch):
     monkeypatch.setattr(sharding.dist, "all_reduce", lambda tensor, group: None)
-    optimizer = Lars([torch.ones(1)], lr=1)
-    shard_norms(_zero(optimizer, 4), 2)
-    optimizer.step()
+    zero = _zero(Lars([torch.ones(1)], lr=1), 4)
+    shards = find_shards(zero, 2)
+    inner(zero).shard(shards.layouts, shards.sum_over_ranks)
+    inner(zero).step()
     with pytest.raises(ConfigError, match=r"shards parameters in a way .*; use --zero_stage 0 or another DeepSpeed"):
-        shard_norms(_zero(optimizer, 3), 2)
+        find_shards(_zero(Lars([torch.ones(1)], lr=1), 3), 2)
 
 
-def test_whole_parameters_and_other_optimizers_need_nothing():
-    shard_norms(Lars([torch.ones(1)]), 0)
-    shard_norms(SimpleNamespace(optimizer=torch.optim.SGD([torch.ones(1)])), 2)
+def test_stage_0_shards_nothing():
+    optimizer = Lars([torch.ones(1)])
+    assert find_shards(optimizer, 0) is None
+    assert inner(optimizer) is optimizer

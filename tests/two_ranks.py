@@ -152,9 +152,11 @@ def prototype_losses(prototypes):
 def training(method, entropy, stage, world):
     """Losses, student and teacher after a few steps of the engine."""
     # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
-    # Two ranks see two batches for BatchNorm, where MoCo does not synchronise it.
-    more = {"moco": {"bn_splits": 2 // world.size}, "swav": {"queue_length": BATCH, "epoch_queue_starts": 0}}
-    more = more.get(method, {})
+    more = {
+        "dino": {"clip_each": True},  # across the shards that hold a parameter
+        "moco": {"bn_splits": 2 // world.size},  # two ranks see two batches: its BatchNorm is not synchronised
+        "swav": {"queue_length": BATCH, "epoch_queue_starts": 0},
+    }.get(method, {})
     engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more)
     if engine.method.needs_first_pass:
         engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))
