@@ -1,4 +1,4 @@
-"""The console script: ``fasttrain train ...`` and ``fasttrain doctor``."""
+"""The console script: ``fasttrain train ...``, ``fasttrain report`` and ``fasttrain doctor``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 _USAGE = """usage: fasttrain COMMAND ...
 
   train    train a backbone (the flags of fasttrain/run.py; fasttrain train --help)
+  report   --views: a contact sheet of the views that a training with these flags would see
   doctor   say what is installed, what stands in for what is not, and how to mend it"""
 
 
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .run import main as train
 
         return train(rest)
+    if command == "report":
+        return _report(rest)
     if command == "doctor":
         from .doctor import main as doctor
 
@@ -25,5 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(_USAGE)
         return 0
-    print(f"fasttrain: command {command!r} is unknown; choose train or doctor", file=sys.stderr)
+    print(f"fasttrain: command {command!r} is unknown; choose train, report or doctor", file=sys.stderr)
     return 2
+
+
+def _report(rest: list[str]) -> int:
+    if "--views" not in rest:
+        print("fasttrain: report needs --views, and a training's flags beside it", file=sys.stderr)
+        return 2
+    from .distributed import prepare_environment
+
+    prepare_environment()
+    from .config import ConfigError
+    from .pipelines import DataError
+    from .report.views import main as views
+
+    try:
+        return views([word for word in rest if word != "--views"])
+    except (ConfigError, DataError) as error:
+        print(f"fasttrain: {error}", file=sys.stderr)
+        return 2

@@ -78,13 +78,15 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors are ConfigErrors of one line; unknown flags get the nearest right name."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
         raise ConfigError(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments; ConfigError for one that is unknown, with the nearest right name."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -95,12 +97,13 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
     def show_help(self) -> NoReturn:
+        """Print the page and end the process."""
         self.print_help()
         raise SystemExit(0)
 
 
-def _parser(method: type[methods.Method] | None) -> _Parser:
-    parser = _Parser(
+def _parser(method: type[methods.Method] | None) -> Parser:
+    parser = Parser(
         prog="fasttrain train",
         description="Train a backbone by multi-view self-supervision. Without --data_path: on the embedded digits.",
         add_help=False,
