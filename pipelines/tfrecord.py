@@ -35,7 +35,7 @@ def index(window: Window) -> ShardIndex:
             if image is not None:
                 found.extend((image[0], image[1] - image[0], label))
     except Damaged as error:
-        damage.append(f"{error}; the {len(found) // 3} images before it are used")
+        damage.append(f"{error}; the {len(found) // 3} image(s) before it are used")
     return shard_index(found, "; ".join(damage))
 
 

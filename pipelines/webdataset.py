@@ -49,7 +49,7 @@ def index(window: Window) -> ShardIndex:
         if found and found[2] != UNLABELLED and sample.label == UNLABELLED:
             sample = _Sample("")  # its label is in what is lost
     sample.add_to(found)
-    return shard_index(found, damage and f"{damage}; the {len(found) // 3} images before it are used")
+    return shard_index(found, damage and f"{damage}; the {len(found) // 3} image(s) before it are used")
 
 
 def member_name(window: Window, offset: int) -> str:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..batches import in_step
 from ..pipelines import Loader
 
 
@@ -29,7 +30,7 @@ def extract(backbone: nn.Module, loader: Loader, device: torch.device) -> Featur
     backbone.eval()
     rows, labels, indices = [], [], []
     try:
-        for batch in loader.epoch(0):
+        for batch in in_step(loader, 0):
             rows.append(backbone(batch.views[0][0].to(device)).float())
             indices.append(batch.indices)
             if batch.labels is not None:

@@ -241,7 +241,7 @@ def test_what_a_cut_leaves_is_said(tmp_path):
     splits = open_source(str(tmp_path))
     assert (len(splits.train), len(splits.val)) == (3, 1)
     assert list(splits.damaged) == [str(tmp_path / "train/part-000001.tar"), str(tmp_path / "val/part-000000.tar")]
-    assert set(splits.damaged.values()) == {"cut short: it has no end mark; the 1 images before it are used"}
+    assert set(splits.damaged.values()) == {"cut short: it has no end mark; the 1 image(s) before it are used"}
 
 
 def test_a_class_with_one_image(tmp_path):

@@ -81,7 +81,7 @@ def test_every_cut_leaves_what_is_whole(tmp_path):
         count = sum(cut >= length for length in lengths)
         found = indexed(path)
         assert len(found.offsets) == count
-        expected = f"cut short inside record {count}; the {count} images before it are used"
+        expected = f"cut short inside record {count}; the {count} image(s) before it are used"
         assert found.damage == ("" if cut in (0, *lengths) else expected)
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_length_ends_the_shard(tmp_path):
     path.write_bytes(data)
     assert contents(path) == [jpeg(0)]
     why = "the length of record 1 has a wrong checksum, so that none after it can be found"
-    assert indexed(path).damage == f"{why}; the 1 images before it are used"
+    assert indexed(path).damage == f"{why}; the 1 image(s) before it are used"
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 40, b"\x0a\x7f", b"\x0b\x00", b"\x0a\x04\x0a\x7f\x00\x00"])

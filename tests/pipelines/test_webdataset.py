@@ -114,9 +114,9 @@ def test_every_cut_leaves_what_is_whole(tmp_path):
         assert len(found.offsets) == count + first
         assert found.offsets.tolist() == whole.offsets[: count + first].tolist()
         assert found.damage.startswith("cut short")
-        assert f"the {count + first} images before it are used" in found.damage
+        assert f"the {count + first} image(s) before it are used" in found.damage
     path.write_bytes(data[: whole.offsets[1] + 100])
-    assert indexed(path).damage == "cut short inside 0001.jpg; the 1 images before it are used"
+    assert indexed(path).damage == "cut short inside 0001.jpg; the 1 image(s) before it are used"
     path.write_bytes(data[: whole.offsets[1] - 100])
     assert indexed(path).damage.startswith(f"cut short inside the header at byte {whole.offsets[1] - 512}; the 1 ")
 
@@ -127,7 +127,7 @@ def test_a_broken_header_ends_the_shard(tmp_path):
     data = bytearray(path.read_bytes())
     data[at : at + 512] = os.urandom(512)
     path.write_bytes(data)
-    assert indexed(path).damage == f"no tar header at byte {at}; the 2 images before it are used"
+    assert indexed(path).damage == f"no tar header at byte {at}; the 2 image(s) before it are used"
 
 
 def test_a_packed_shard(tmp_path):
