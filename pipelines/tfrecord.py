@@ -19,6 +19,7 @@ _IMAGE, _LABEL = (b"image/encoded", b"image"), (b"image/class/label", b"label")
 _CRC_32C = 0x82F63B78  # Castagnoli's polynomial, reversed
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 _LONGEST_NAME, _LONGEST_VARINT = 32, 10  # bytes
+_NO_EXAMPLE = "it is no tf.train.Example"
 Span = tuple[int, int]  # start and end in the file
 
 
@@ -76,8 +77,10 @@ def _example(window: Window, record: Span) -> tuple[Span | None, int]:
     label: dict[bytes, int] = {}
     for features in _inside(window, record, 1):
         for entry in _inside(window, features, 1):
-            key, value = _only(window, entry, 1), _only(window, entry, 2)
-            name = window.read(key[0], key[1] - key[0]) if key and key[1] - key[0] <= _LONGEST_NAME else b""
+            name = _key(window, entry)
+            if name not in _IMAGE and name not in _LABEL:
+                continue
+            value = _only(window, entry, 2)
             if name in _IMAGE and value and (values := _only(window, value, 1)) and (first := _only(window, values, 1)):
                 image[name] = first
             elif name in _LABEL and value and (values := _only(window, value, 3)):
@@ -86,11 +89,20 @@ def _example(window: Window, record: Span) -> tuple[Span | None, int]:
     return found, next((label[name] for name in _LABEL if name in label), UNLABELLED)
 
 
+def _key(window: Window, entry: Span) -> bytes:
+    """Name of a feature, which writers put first; empty where it is longer than any that counts here."""
+    head = window.read(entry[0], min(2 + _LONGEST_NAME, entry[1] - entry[0]))
+    if len(head) > 1 and head[0] == (1 << 3 | _BYTES) and head[1] <= _LONGEST_NAME:
+        return head[2 : 2 + head[1]]
+    key = _only(window, entry, 1)
+    return window.read(key[0], key[1] - key[0]) if key and key[1] - key[0] <= _LONGEST_NAME else b""
+
+
 def _first_number(window: Window, values: Span) -> int:
     """First value of an Int64List; its values may be packed into one field or have a field each."""
     for _, wire, start, end in _fields(window, values):
         if wire == _VARINT or (wire == _BYTES and start < end):
-            unsigned = _varint(window, start)[0] & (2**64 - 1)
+            unsigned = _varint(window.read(start, _LONGEST_VARINT), 0)[0] & (2**64 - 1)
             return unsigned - 2**64 if unsigned >= 2**63 else unsigned
     return UNLABELLED
 
@@ -108,28 +120,34 @@ def _fields(window: Window, message: Span) -> Iterator[tuple[int, int, int, int]
     """Number, wire type, start and end of each field of a message."""
     at, end = message
     while at < end:
-        tag, at = _varint(window, at)
-        wire, start = tag & 7, at
+        head = window.read(at, 2 * _LONGEST_VARINT)
+        tag, read = _varint(head, 0)
+        wire, start = tag & 7, at + read
         if wire == _BYTES:
-            length, start = _varint(window, at)
+            length, read = _varint(head, read)
+            start = at + read
             at = start + length
         elif wire == _VARINT:
-            at = _varint(window, at)[1]
+            at += _varint(head, read)[1]
         elif wire in (_EIGHT_BYTES, _FOUR_BYTES):
-            at += 8 if wire == _EIGHT_BYTES else 4
-        if at > end or wire not in (_BYTES, _VARINT, _EIGHT_BYTES, _FOUR_BYTES):
-            raise Damaged("it is no tf.train.Example")
+            at = start + (8 if wire == _EIGHT_BYTES else 4)
+        else:
+            raise Damaged(_NO_EXAMPLE)
+        if at > end:
+            raise Damaged(_NO_EXAMPLE)
         yield tag >> 3, wire, start, at
 
 
-def _varint(window: Window, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """A number in groups of seven bits, the lowest first, and where it ends."""
+    if data[at : at + 1] < b"\x80" and at < len(data):
+        return data[at], at + 1  # nearly always
     value = 0
-    for place, byte in enumerate(window.read(at, _LONGEST_VARINT)):
+    for place, byte in enumerate(data[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
             return value, at + place + 1
-    raise Damaged("it is no tf.train.Example")
+    raise Damaged(_NO_EXAMPLE)
 
 
 def masked_crc(data: bytes) -> int:
