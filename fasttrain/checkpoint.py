@@ -118,13 +118,13 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
         with _tensors_only(engine.deepspeed):
             loaded, _ = engine.deepspeed.load_checkpoint(str(path.parent), tag=path.name)
     except (pickle.UnpicklingError, AssertionError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
-        raise ConfigError(f"checkpoint {path} {_unloadable(error)} or --resume never") from None
+        raise ConfigError(f"checkpoint {path} {unloadable(error)} or --resume never") from None
     if loaded is None:
         raise ConfigError(f"checkpoint {path} is incomplete; choose another or --resume never")
     return card.step
 
 
-def _unloadable(error: Exception) -> str:
+def unloadable(error: Exception) -> str:
     """What is wrong with a checkpoint that raised ``error`` when it was read, and what to do."""
     first, *others = str(error).splitlines() or [type(error).__name__]
     if foreign := re.search(r"GLOBAL (\S+)", str(error)):
@@ -139,10 +139,7 @@ def _unloadable(error: Exception) -> str:
 
 @contextmanager
 def _tensors_only(engine: Any) -> Iterator[None]:
-    """Make DeepSpeed's reader refuse pickled code; the few harmless classes that it writes itself are allowed."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
+    """Make DeepSpeed's reader refuse pickled code."""
 
     def load(path: str, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -150,10 +147,19 @@ def _tensors_only(engine: Any) -> Iterator[None]:
     reader = engine.checkpoint_engine
     reader.load = load
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+        with torch.serialization.safe_globals(harmless()):
             yield
     finally:
         del reader.load
+
+
+def harmless() -> list[Any]:
+    """The few classes that DeepSpeed itself writes into a checkpoint, allowed beside tensors and plain values."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
 def _is_kept(path: Path) -> bool:

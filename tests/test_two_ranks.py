@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fasttrain.consolidate import whole_tensors
 from tests.two_ranks import CASES, LAYERWISE
 
 _SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -23,7 +24,7 @@ def results(tmp_path_factory):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(2 // ranks)}
         subprocess.run([*launch, str(_SCRIPT), str(path)], check=True, env=environment, cwd=_ROOT, timeout=500)
-        found.append(torch.load(path, weights_only=True))
+        found.append({**torch.load(path, weights_only=True), "folder": path.with_suffix(".consolidated")})
     return found
 
 
@@ -114,6 +115,20 @@ def test_lars_on_shards_is_resumed_to_the_last_bit(results):
     for straight, resumed in (r["resumed"] for r in results):
         assert len(straight) > 10
         assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_the_parts_of_a_checkpoint_are_joined_to_the_last_bit(results):
+    """Two ranks are at stage 3, where no file holds a whole parameter; the teacher's parts lie elsewhere."""
+    for found in results:
+        tensors = whole_tensors(found["folder"] / "step-00000002")
+        state = found["consolidated"]
+        assert tensors.keys() == state.keys()
+        assert len(state) > 20
+        assert [name for name in state if not torch.equal(tensors[name], state[name])] == []
+        teacher = whole_tensors(found["folder"] / "step-00000002", "teacher.backbone.")
+        assert {f"teacher.backbone.{name}" for name in teacher} == {
+            n for n in state if n.startswith("teacher.backbone")
+        }
 
 
 def test_features_are_the_same_on_any_number_of_ranks(results):

@@ -248,6 +248,16 @@ def resumed(world, folder):
     return found
 
 
+def consolidated(world, folder):
+    """Every tensor after a few steps at stage 3, in whose checkpoint ``folder`` has them in parts."""
+    engine = made("dino", True, 3, world, drop_path_rate=0.0, norm_last_layer=False)
+    steps(engine, range(2))
+    publish(engine, folder, Card("dino", True, "conv_small", "sgd", 2, world.size, engine.stage, "0"), keep=True)
+    state = full_state(engine)
+    engine.close()
+    return state
+
+
 def evaluation(world):
     """Features and labels of 11 images in batches that leave one rank short; image k has the value 20 k."""
     values = np.arange(11, dtype=np.uint8)[:, None, None, None] * 20
@@ -305,6 +315,7 @@ def main(path):
     for case in LAYERWISE:
         results[case] = layerwise(*case, world)
     results["resumed"] = resumed(world, Path(path).with_suffix(".checkpoints"))
+    results["consolidated"] = consolidated(world, Path(path).with_suffix(".consolidated"))
     if world.is_main:
         torch.save(results, path)
 
