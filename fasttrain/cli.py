@@ -1,4 +1,4 @@
-"""The console script: ``fasttrain train ...`` and the others of the table below."""
+"""The console script: ``fasttrain train ...``, ``fasttrain eval ...`` and the others of the table below."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 _COMMANDS = {
     "train": ("run", "train a backbone (the flags of fasttrain/run.py; fasttrain train --help)"),
+    "eval": ("evaluate.command", "k-NN, linear probe, few-shot, RankMe and more, of a run, an export or a timm model"),
     "export": ("export.command", "take a network elsewhere: timm, Hugging Face, ONNX, facebookresearch/dino"),
     "report": ("report.command", "--views: a contact sheet of the views that a training with these flags would see"),
     "doctor": ("doctor", "say what is installed, what stands in for what is not, and how to mend it"),
