@@ -66,6 +66,9 @@ class TrainConfig:
     seed: int = flag(0, "seed of weights, order and views")
     deterministic: bool = flag(False, "deterministic kernels throughout")
 
+    init_from: str | None = flag(
+        None, "file of weights that the backbone starts from: timm's, lightly's, DINO's or ours"
+    )
     resume: str = flag("auto", "auto (the newest checkpoint in output_dir), never, or a run or checkpoint folder")
     saveckp_freq: int = flag(20, "epochs between checkpoints that are kept")
     saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: by epochs only")

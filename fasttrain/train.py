@@ -28,6 +28,7 @@ from .methods.base import Objective, Step
 from .pipelines import Batch, Loader, Splits, open_source
 from .progress import DataNotes, Display
 from .recorder import Recorder, epoch_line, read_summary
+from .weights import start_from
 
 _COLLAPSED_RANK = 2
 _BEFORE = -1  # the number of the epoch that a method may see before the first
@@ -100,6 +101,8 @@ class _Run:
             )
         torch.manual_seed(t.seed)
         method = build_method(config, images=len(self.splits.train), world_size=world.size)
+        if t.init_from is not None:
+            start_from(method, Path(t.init_from))
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.watch = Watch(steps_per_epoch)
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)

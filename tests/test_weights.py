@@ -6,9 +6,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fasttrain.backbones import from_run
+from fasttrain.cli import main
 from fasttrain.config import ConfigError
 from fasttrain.networks import create_backbone
 from fasttrain.weights import load_weights, metadata, read_metadata, read_weights
+from tests.small_runs import flags, train_few_steps
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,8 @@ def timm_without_head(resnet):
 @pytest.mark.parametrize("prefix", ["backbone.vit.", "teacher_backbone.", "_orig_mod.backbone."])
 def test_lightly_s_vits(vit, tmp_path, prefix):
     content = _prefixed(vit, prefix)
+    if prefix == "backbone.vit.":
+        content["backbone.mask_token"] = torch.zeros(1, 1, 192)
     if prefix.startswith("teacher"):
         content |= {f"student_backbone.{name}": tensor + 1 for name, tensor in vit.state_dict().items()}
     found = _vit()
@@ -130,6 +135,29 @@ def test_old_files_without_batch_counts_are_read():
     network = create_backbone("conv_small")
     state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     load_weights(create_backbone("conv_small"), state, "it")
+
+
+@pytest.mark.parametrize("kind", ["timm", "dino"])
+def test_a_run_starts_from_an_export(dino_run, images, tmp_path, kind):
+    """With a learning rate of 0 the backbones stay what the file holds, whatever the seed would have made."""
+    file = tmp_path / {"timm": "vit.safetensors", "dino": "vit.pth"}[kind]
+    assert main(["export", str(dino_run), "--format", kind, "--output", str(file)]) == 0
+    vit = ("--arch", "vit_tiny", "--local_crops_number", 0, "--lr", 0, "--min_lr", 0, "--seed", 5)
+    run = train_few_steps(images, tmp_path / "run", *vit, "--init_from", file, method="dino")
+    for which in ("teacher", "student"):
+        _equal(from_run(run, which).network, from_run(dino_run).network)
+
+
+def test_a_run_does_not_start_from_another_network(images, dino_run, tmp_path, capsys):
+    file = tmp_path / "vit.safetensors"
+    assert main(["export", str(dino_run), "--format", "timm", "--output", str(file)]) == 0
+    capsys.readouterr()
+    for given, line in ((file, "is of another network than this ConvSmall"), (tmp_path / "no.pth", "no such file")):
+        command = flags(images, tmp_path / "run", "--init_from", given)
+        assert main(["train", *command]) == 2
+        err = capsys.readouterr().err
+        assert line in err
+        assert err.count("\n") == 1
 
 
 class _Touches:
