@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
 
     On several ranks: ``torchrun --nproc_per_node N --no-python fasttrain eval ...``.
     """
-    from ..distributed import prepare_environment
+    from ..distributed import prepare_environment, world_from_environment
 
     prepare_environment()
     try:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _evaluate(_parse(arguments))
     except (ConfigError, DataError) as error:
-        return _fail(str(error))
+        return _fail(str(error)) if world_from_environment().is_main else 2
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:

@@ -9,10 +9,11 @@ from typing import Any
 
 import timm
 from safetensors.torch import save_file
-from timm.models import VisionTransformer, save_for_hf
+from timm.models import VisionTransformer
 from torch import Tensor
 
-from ..backbones import Backbone, timm_arguments
+from ..backbones import Backbone, Blueprint, timm_arguments
+from ..pipelines import evaluation_view
 from .check import check_same
 from .vit import plain_vit
 
@@ -28,8 +29,6 @@ _NAMES = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
-
-_OF_TIMMS_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "notes", "description")
 
 
 def write_hf(backbone: Backbone, path: Path) -> str:
@@ -92,20 +91,35 @@ def vit_model_config(vit: VisionTransformer, size: int, channels: int) -> dict[s
     }
 
 
+def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blueprint) -> dict[str, Any]:
+    """config.json of timm's wrapper: how to build the network, and the pixels that it wants."""
+    b = blueprint
+    kept = ("first_conv", "classifier", "fixed_input_size")
+    noted = {key: network.pretrained_cfg[key] for key in kept if key in network.pretrained_cfg}
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": network.num_features,
+        "model_args": options,
+        "pretrained_cfg": noted
+        | {
+            "input_size": [b.encoders[0], b.size, b.size],
+            "interpolation": {"linear": "bilinear", "cubic": "bicubic"}[b.interpolation],
+            "crop_pct": evaluation_view(b.pixels, b.size).views[0].scale[0],
+            "crop_mode": "center",
+            "mean": list(b.mean),
+            "std": list(b.std),
+            "num_classes": 0,
+        },
+    }
+
+
 def _write_timm(backbone: Backbone, path: Path) -> str:
-    b = backbone.blueprint
-    name, options = timm_arguments(b)
+    name, options = timm_arguments(backbone.blueprint)
     network = timm.create_model(name, num_classes=0, **options)
-    network.load_state_dict(backbone.network.state_dict())
-    interpolation = {"linear": "bilinear", "cubic": "bicubic"}[b.interpolation]
-    shape = (b.encoders[0], b.size, b.size)
-    data = {"input_size": shape, "mean": b.mean, "std": b.std, "interpolation": interpolation}
-    save_for_hf(network, path, model_args=options, safe_serialization=True, data_config=data)
-    config = json.loads((path / "config.json").read_text())
-    config.get("model_args", {}).pop("num_classes", None)  # TimmWrapperModel passes it itself and would do so twice
-    for name in _OF_TIMMS_WEIGHTS:
-        config["pretrained_cfg"].pop(name, None)
-    _write_json(path / "config.json", config)
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in backbone.network.state_dict().items()}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    _write_json(path / "config.json", timm_config(network, name, options, backbone.blueprint))
     check_same(backbone, timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval(), "timm")
     return f"timm.create_model('local-dir:{path.name}', pretrained=True, num_classes=0)"
 

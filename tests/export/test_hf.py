@@ -68,6 +68,14 @@ def test_timm_reads_its_folder_which_claims_nothing_of_timm_s_weights(tmp_path):
     torch.testing.assert_close(by_timm(images), wanted(images), rtol=0, atol=1e-5)
     noted = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     assert not {"license", "origin_url", "paper_ids", "tag"} & noted.keys()
+    pixels = timm.data.resolve_model_data_config(by_timm)
+    stock = from_timm("test_resnet").blueprint
+    assert [*map(tuple, (pixels["mean"], pixels["std"], pixels["input_size"]))] == [
+        stock.mean,
+        stock.std,
+        (3, 160, 160),
+    ]
+    assert (pixels["crop_pct"], pixels["interpolation"]) == (0.875, "bilinear")
 
 
 def test_queries_keys_and_values_come_apart_in_this_order():
