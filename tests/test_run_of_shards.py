@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,10 +84,9 @@ def test_too_many_bad_files_stop_the_run(tmp_path, capfd):
     folder = noise_with_bad_files(tmp_path / "images")
     assert main(flags(folder, tmp_path / "run")) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line == (
-        "fasttrain: images: 13 of 120 images cannot be read, more than the fraction 0.1 allowed (--max_bad_fraction); "
-        f"{folder}/0/000.jpg: not an image"
-    )
+    # How many more the other threads have met by then depends on the machine.
+    what = r"fasttrain: images: 1\d of 120 images cannot be read, more than the fraction 0.1 allowed"
+    assert re.fullmatch(rf"{what} \(--max_bad_fraction\); {folder}/\d/\d\d\d\.jpg: not an image", line)
     assert main(flags(folder, tmp_path / "run", "--max_bad_fraction", 0.2, "--limit_steps", 2)) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["unreadable_images"] == 24
 

@@ -376,7 +376,7 @@ def test_too_many_bad_files_stop_a_shuffled_epoch(open_loader, tmp_path):
     source = FolderSource(tmp_path)
     few = open_loader(source, RAW, 10, max_bad_fraction=0.1)
     with pytest.raises(
-        DataError, match=r"11 of \d+ images cannot be read, more than the fraction 0\.1 .*\.png: not an"
+        DataError, match=r"\d+ of \d+ images cannot be read, more than the fraction 0\.1 .*\.png: not an"
     ):
         list(few.epoch(0))
     assert 11 <= len(few.bad) < 40  # other threads may have met some more
