@@ -173,7 +173,7 @@ def place(saved: Saved, engine: Engine) -> None:
                 if isinstance(value, list):
                     moment = state.setdefault(key, torch.zeros_like(flat.data, dtype=value[0].dtype))
                     moment.view(-1).narrow(0, *piece).copy_(_narrow(value, offset, piece.numel))
-                else:
+                elif value is not None:
                     state[key] = value.to(flat.device, copy=True) if isinstance(value, Tensor) else value
         optimizer.state[flat] = state
     for group in optimizer.param_groups:

@@ -78,7 +78,7 @@ class _Run:
         self.config, self.world = config, world
         torch.use_deterministic_algorithms(t.deterministic)
         self.output = output_folder(config, world)
-        self.origin = provenance(config)
+        self.origin = provenance(config) if world.is_main else {}  # the others write no card
         self.splits = open_source(t.data_path, t.val_path)
         self.loader = Loader(
             self.splits.train,
