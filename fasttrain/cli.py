@@ -1,29 +1,31 @@
-"""The console script: ``fasttrain train ...`` and ``fasttrain doctor``."""
+"""The console script: ``fasttrain train ...``, ``fasttrain eval ...`` and the others of the table below."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-_USAGE = """usage: fasttrain COMMAND ...
-
-  train    train a backbone (the flags of fasttrain/run.py; fasttrain train --help)
-  doctor   say what is installed, what stands in for what is not, and how to mend it"""
+_COMMANDS = {
+    "train": ("run", "train a backbone (the flags of fasttrain/run.py; fasttrain train --help)"),
+    "eval": ("evaluate.command", "k-NN, linear probe, few-shot, RankMe and more, of a run, an export or a timm model"),
+    "export": ("export.command", "take a network elsewhere: timm, Hugging Face, ONNX, facebookresearch/dino"),
+    "report": ("report.command", "--views: a contact sheet of the views that a training with these flags would see"),
+    "doctor": ("doctor", "say what is installed, what stands in for what is not, and how to mend it"),
+}
+"""Name of a command: the module whose ``main`` takes its arguments, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Dispatch to a command; returns the exit status."""
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if command == "train":
-        from .run import main as train
-
-        return train(rest)
-    if command == "doctor":
-        from .doctor import main as doctor
-
-        return doctor()
     if command in ("-h", "--help"):
-        print(_USAGE)
+        print("usage: fasttrain COMMAND ...\n")
+        print("\n".join(f"  {name:9}{help}" for name, (_, help) in _COMMANDS.items()))
         return 0
-    print(f"fasttrain: command {command!r} is unknown; choose train or doctor", file=sys.stderr)
-    return 2
+    if command not in _COMMANDS:
+        *others, last = _COMMANDS
+        print(f"fasttrain: command {command!r} is unknown; choose {', '.join(others)} or {last}", file=sys.stderr)
+        return 2
+    status: int = importlib.import_module(f".{_COMMANDS[command][0]}", __package__).main(rest)
+    return status

@@ -24,9 +24,9 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
 
     Raises ConfigError for anything that cannot be used, with the nearest right name where there is one.
     """
-    arguments = [_underscored(a) for a in arguments]
+    arguments = [underscored(a) for a in arguments]
     first, _ = _parser(None).parse_known_args(arguments)
-    file = _read_yaml(Path(first.config)) if first.config else {}
+    file = read_yaml(Path(first.config)) if first.config else {}
     name = first.method or file.get("method")
     if name is None:
         if first.help:
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
 
 def asks_for_recipes(arguments: Sequence[str]) -> bool:
     """Whether ``--recipe list`` is among the arguments."""
-    asked, _ = _parser(None).parse_known_args([_underscored(a) for a in arguments])
+    asked, _ = _parser(None).parse_known_args([underscored(a) for a in arguments])
     return bool(asked.recipe == "list")
 
 
@@ -58,7 +58,8 @@ def print_recipes() -> None:
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a YAML file. Raises ConfigError where it cannot be read or holds something else."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -70,7 +71,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _underscored(argument: str) -> str:
+def underscored(argument: str) -> str:
     """``--batch-size-per-gpu=8`` as ``--batch_size_per_gpu=8``; values keep their dashes."""
     if not argument.startswith("--"):
         return argument
@@ -78,13 +79,15 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors are ConfigErrors of one line; unknown flags get the nearest right name."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
         raise ConfigError(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments; ConfigError for one that is unknown, with the nearest right name."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -95,12 +98,13 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
     def show_help(self) -> NoReturn:
+        """Print the page and end the process."""
         self.print_help()
         raise SystemExit(0)
 
 
-def _parser(method: type[methods.Method] | None) -> _Parser:
-    parser = _Parser(
+def _parser(method: type[methods.Method] | None) -> Parser:
+    parser = Parser(
         prog="fasttrain train",
         description="Train a backbone by multi-view self-supervision. Without --data_path: on the embedded digits.",
         add_help=False,

@@ -55,16 +55,20 @@ class TrainConfig:
     local_crops_size: int | None = flag(None, "pixels of a local view")
     local_crops_scale: tuple[float, float] | None = flag(None, "area of a local crop, as a fraction: MIN MAX")
 
-    data_path: str | None = flag(None, "folder of images; without it, the embedded digits")
-    val_path: str | None = flag(None, "folder of held-out images for k-NN, if data_path has no train/ and val/")
+    data_path: str | None = flag(None, "folder or shards of images, see README; without it, the embedded digits")
+    val_path: str | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
     output_dir: str | None = flag(None, "where the run is written; default runs/<method>[-er]-<time>")
     num_workers: int | None = flag(None, "threads that decode and augment; default: this rank's share of the cores")
+    max_bad_fraction: float = flag(0.1, "stop, with exit status 2, when more of the images cannot be read")
 
     zero_stage: Literal[0, 1, 2, 3] | None = flag(None, "ZeRO stage; default: the lowest that fits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32")
     seed: int = flag(0, "seed of weights, order and views")
     deterministic: bool = flag(False, "deterministic kernels throughout")
 
+    init_from: str | None = flag(
+        None, "file of weights that the backbone starts from: timm's, lightly's, DINO's or ours"
+    )
     resume: str = flag("auto", "auto (the newest checkpoint in output_dir), never, or a run or checkpoint folder")
     saveckp_freq: int = flag(20, "epochs between checkpoints that are kept")
     keep: int | None = flag(None, "newest checkpoints that stay; default: all of --saveckp_freq, and the newest")
@@ -190,6 +194,8 @@ def _check(train: TrainConfig) -> None:
     for name in ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad", "drop_path_rate"):
         if not 0 <= getattr(train, name) < float("inf"):
             raise ConfigError(f"--{name} must be a finite number of at least 0, got {getattr(train, name)}")
+    if not 0 <= train.max_bad_fraction <= 1:
+        raise ConfigError(f"--max_bad_fraction must be a fraction between 0 and 1, got {train.max_bad_fraction}")
 
 
 def _validated(cls: type[Any], values: Mapping[str, Any]) -> Any:

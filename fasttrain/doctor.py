@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
@@ -78,7 +78,7 @@ def report(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print the report; 0 if the trainer can run, 2 if something that it needs is missing."""
     findings = examine()
     print(report(findings))

@@ -66,8 +66,8 @@ def create_backbone(
     """
     if arch in _OURS:
         return _OURS[arch](in_chans)
-    name = _DINO_NAMES.get(arch, arch)
-    if not timm.is_model(name):
+    name = timm_name(arch)
+    if name is None:
         known = [*_OURS, *_DINO_NAMES, *timm.list_models()]
         close = difflib.get_close_matches(arch, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names"
@@ -89,6 +89,12 @@ def create_backbone(
     if name.startswith("resnet") and img_size <= _SMALL_IMAGE:
         _cifar_stem(network, in_chans)
     return network
+
+
+def timm_name(arch: str) -> str | None:
+    """The name by which timm knows a network; None for ours and for names that nobody knows."""
+    name = _DINO_NAMES.get(arch, arch)
+    return name if arch not in _OURS and timm.is_model(name) else None
 
 
 def _cifar_stem(network: nn.Module, in_chans: int) -> None:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from . import __version__, checkpoint
+from .batches import in_step, of_all_ranks
 from .build import build_method, doubts
 from .checkpoint import Card
 from .collapse import Watch, spread
@@ -23,10 +24,11 @@ from .engine import Engine, global_batch
 from .evaluate.evaluator import Evaluation, Evaluator
 from .methods import Method
 from .methods.base import Objective, Step
-from .pipelines import Batch, Loader, open_source
+from .pipelines import Batch, Loader, Splits, open_source
 from .progress import DataNotes, Display
 from .provenance import provenance
 from .recorder import Recorder, epoch_line, output_folder, read_summary
+from .weights import start_from
 
 _COLLAPSED_RANK = 2
 _BEFORE = -1  # the number of the epoch that a method may see before the first
@@ -58,28 +60,29 @@ class _Meter:
         return {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
 
 
-def train(config: Config, world: World) -> dict[str, Any]:
+def train(config: Config, world: World, splits: Splits | None = None) -> dict[str, Any]:
     """Train, and return what ``summary.json`` holds.
 
+    ``splits`` are images that no path names, such as those of ``source_from_dataset``; ``data_path`` is then not read.
     Raises ConfigError or DataError for what cannot be run, Diverged where the loss is not finite, Interrupted after
     SIGTERM. Collective: every rank calls it.
     """
     with ExitStack() as stack:
         stop = stack.enter_context(_sigterm())
         stack.enter_context(DataNotes())
-        run = _Run(config, world)
+        run = _Run(config, world, splits)
         stack.callback(run.close)
         return run.train(stop)
 
 
 class _Run:
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, splits: Splits | None) -> None:
         t = config.train
         self.config, self.world = config, world
         torch.use_deterministic_algorithms(t.deterministic)
         self.output = output_folder(config, world)
         self.origin = provenance(config) if world.is_main else {}  # the others write no card
-        self.splits = open_source(t.data_path, t.val_path)
+        self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
         self.loader = Loader(
             self.splits.train,
             config.views,
@@ -89,6 +92,7 @@ class _Run:
             world_size=world.size,
             device="cuda" if torch.cuda.is_available() else "cpu",
             threads=t.num_workers or world.threads,
+            max_bad_fraction=t.max_bad_fraction,
         )
         steps_per_epoch = self.loader.steps_per_epoch // t.gradient_accumulation_steps
         if steps_per_epoch < 1:
@@ -98,6 +102,8 @@ class _Run:
             )
         torch.manual_seed(t.seed)
         method = build_method(config, images=len(self.splits.train), world_size=world.size)
+        if t.init_from is not None:
+            start_from(method, Path(t.init_from))
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.watch = Watch(steps_per_epoch)
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
@@ -140,7 +146,7 @@ class _Run:
         t, engine = self.config.train, self.engine
         micro_steps = t.gradient_accumulation_steps
         if not done and self.method.needs_first_pass:
-            engine.first_pass(self.loader.epoch(_BEFORE))
+            engine.first_pass(in_step(self.loader, _BEFORE))
         meter, past = _Meter(), recorder.past if recorder else []
         logged = past[-1] if past else {}
         epoch_values = [line for line in past if line["step"] > done - done % engine.steps_per_epoch]
@@ -148,7 +154,7 @@ class _Run:
             epoch, offset = divmod(done, engine.steps_per_epoch)
             if not offset:
                 engine.start_epoch(epoch)
-            batches = self.loader.epoch(epoch, start_step=offset * micro_steps)
+            batches = in_step(self.loader, epoch, offset * micro_steps)
             for index in range(offset, engine.steps_per_epoch):
                 last_of_epoch = index + 1 == engine.steps_per_epoch
                 evaluate = bool(t.knn_every) and last_of_epoch and (epoch + 1) % t.knn_every == 0
@@ -261,6 +267,8 @@ class _Run:
         )
         if done:
             display.note(f"resumed after step {done}")
+        for name, damage in self.splits.damaged.items():
+            display.note(f"{name}: {damage}")
         for line in doubts(c, images=len(self.splits.train), batch=engine.rows):
             display.note(line)
         if untrained is None:
@@ -270,16 +278,12 @@ class _Run:
 
     def _missing_for_knn(self) -> str:
         if self.splits.train.labels is None:
-            return "labels (class sub-folders)"
+            return "labels (class sub-folders, or labels in every shard)"
         return "held-out images (--val_path)" if self.splits.val is None else "labels for its held-out images"
 
     def _unreadable(self) -> int:
-        """Files that any rank could not read."""
-        mine = sorted(self.loader.bad | self.evaluator.bad)
-        everyone: list[list[str]] = [mine] * self.world.size
-        if self.world.size > 1:
-            dist.all_gather_object(everyone, mine)
-        return len({name for names in everyone for name in names})
+        """Images that any rank could not read, and shards of which a part is lost."""
+        return len(of_all_ranks({*self.loader.bad, *self.evaluator.bad, *self.splits.damaged}, self.world.size))
 
     def _summary(
         self,

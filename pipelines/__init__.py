@@ -1,7 +1,9 @@
-"""From image files or arrays to batches of random views: recipes, sources and the loader. DALI comes with a Loader."""
+"""From image files, shards or arrays to batches of random views: recipes, sources and the loader."""
 
+from .dataset import source_from_dataset
 from .loader import Batch, Loader
-from .sources import ArraySource, DataError, FolderSource, Source, Splits, open_source
+from .opening import Splits, open_source
+from .sources import ArraySource, DataError, FolderSource, Source
 from .views import Parameters, View, ViewRecipe, draw_parameters, evaluation_view
 
 __all__ = [
@@ -18,4 +20,5 @@ __all__ = [
     "draw_parameters",
     "evaluation_view",
     "open_source",
+    "source_from_dataset",
 ]

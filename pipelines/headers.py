@@ -1,7 +1,11 @@
 """Size and completeness of an image file, from its bytes and without decoding it.
 
-The crop needs the size of the image before it is decoded, and a file that is cut short is better refused here, by
-name, than by the decoder in the middle of a batch. The content decides, not the file's suffix.
+The crop needs the size of the image before it is decoded, and a file that is cut short or would fill the memory is
+better refused here, by name, than by the decoder in the middle of a batch. The content decides, not the file's suffix.
+
+DALI 2.4 decodes CMYK (with Adobe's inverted values too), palettes, grey, alpha (which it drops), 1, 8 and 16 bits as
+PIL does, and turns JPEG, PNG, WebP and TIFF by their EXIF orientation; the tests hold it to that. What it does not
+decode is one kind of WebP, see ``decodable``.
 """
 
 from __future__ import annotations
@@ -11,7 +15,10 @@ import struct
 from collections.abc import Iterator
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+_WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02  # flags of an extended WebP file
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of a frame header (SOF0 to SOF15)
+# As RGB, 300 MB for one image of a batch. Photographs of 100 megapixels pass, just; PIL warns from 89 million on.
+MOST_PIXELS = 100_000_000
 
 
 class BadImageError(ValueError):
@@ -36,7 +43,36 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise BadImageError("truncated: it ends inside its header") from None
     if height < 1 or width < 1:
         raise BadImageError(f"its header says {width} x {height} pixels")
+    if height * width > MOST_PIXELS:
+        raise BadImageError(f"its {width} x {height} pixels are more than the {MOST_PIXELS:,} allowed; scale it down")
     return height, width
+
+
+def decodable(data: bytes) -> bytes:
+    """The same image in a form that DALI decodes: the file itself, but for one kind of WebP.
+
+    nvimgcodec 0.9 refuses a lossless WebP file in the extended form, as metadata needs it, that has no alpha. It
+    becomes uncompressed PNM here, turned by its orientation. Raises BadImageError where it is corrupt.
+    """
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or data[20] & (_WEBP_ALPHA | _WEBP_ANIMATION):
+        return data
+    at = 12
+    while at + 8 <= len(data):
+        if data[at : at + 4] == b"VP8L":
+            return _as_pnm(data)
+        at += 8 + -(-int(struct.unpack_from("<I", data, at + 4)[0]) // 2) * 2
+    return data
+
+
+def _as_pnm(data: bytes) -> bytes:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise BadImageError(f"unreadable: {error}") from None
+    return b"P6 %d %d 255\n" % upright.size + upright.tobytes()
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -105,12 +141,14 @@ def _other_size(data: bytes) -> tuple[int, int]:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            # DALI turns WebP by its EXIF orientation and leaves TIFF as it is.
+            # PIL turns TIFF by itself.
             sideways = image.format != "TIFF" and image.getexif().get(0x112) in _SIDEWAYS
             if image.format not in ("BMP", "WEBP", "TIFF"):
                 raise BadImageError(f"a {image.format} image; use JPEG, PNG, BMP, WebP or TIFF")
             return (image.width, image.height) if sideways else (image.height, image.width)
     except UnidentifiedImageError:
         raise BadImageError("not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # PIL stops at 179 million, before it tells the size
+        raise BadImageError(f"it has more than the {MOST_PIXELS:,} pixels allowed; scale it down") from None
+    except (OSError, SyntaxError) as error:
         raise BadImageError(f"unreadable: {error}") from None

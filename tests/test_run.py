@@ -339,7 +339,7 @@ def _text_as_images(folder):
         (["--arch", "vit_tiny", "--patch_size", "5"], "patch_size 5 does not divide the image of 32 pixels"),
         (["--data_path", "/no/such/folder"], "/no/such/folder: no such folder; check the data path"),
         (lambda folder: ["--data_path", folder], "no image found; looked for files ending in .jpg"),
-        (_text_as_images, "none of its 12 images can be read; .*.jpg: not an image"),
+        (_text_as_images, "11 of 12 images cannot be read, more than .* 0.1 allowed .*.jpg: not an image"),
         (["--batch_size_per_gpu", "64"], "a batch of 64 images .* is larger than the data, 32 images; use a smaller"),
         (["--gradient_accumulation_steps", "5"], "a batch of 40 images is larger than the data .32.; lower"),
         (["--optimizer", "adam"], "optimizer 'adam' is unknown; did you mean adamw?"),
@@ -351,6 +351,7 @@ def _text_as_images(folder):
         (_bad_yaml, "--config .*broken.yaml is not YAML: "),
         (["--output_dir", "/dev/null/x"], "--output_dir /dev/null/x cannot be made: "),
         (["--resume", "/no/such/run"], "--resume /no/such/run: no checkpoint there; pass a run's folder"),
+        (["--data_path", "/no/such/*.tar"], "/no/such/.*.tar: no file matches; check the pattern"),
         (["--num_workers", "-1"], "--num_workers must be at least 0, got -1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "__name__", ""),
@@ -567,8 +568,9 @@ def test_commands(capsys, monkeypatch):
     assert cli.main([]) == 0
     assert "doctor" in capsys.readouterr().out
     assert cli.main(["trian"]) == 2
-    assert capsys.readouterr().err == "fasttrain: command 'trian' is unknown; choose train or doctor\n"
+    known = "train, eval, export, report or doctor"
+    assert capsys.readouterr().err == f"fasttrain: command 'trian' is unknown; choose {known}\n"
     assert cli.main(["train", "--method", "simclr", "--print_config"]) == 0
     assert capsys.readouterr().out.startswith("method: simclr\n")
-    monkeypatch.setattr("fasttrain.doctor.main", lambda: 7)
+    monkeypatch.setattr("fasttrain.doctor.main", lambda _: 7)
     assert cli.main(["doctor"]) == 7

@@ -10,6 +10,7 @@ import torch
 
 from fasttrain import saved_state
 from fasttrain.checkpoint import publish, restore
+from fasttrain.consolidate import whole_tensors
 from fasttrain.distributed import World, initialise
 from tests.resume_on_ranks import RESUMED, STEP, card_of, engine_of, folder_of, other
 from tests.two_ranks import CASES, LAYERWISE, full_state, steps
@@ -32,7 +33,7 @@ def results(checkpoints):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(2 // ranks)}
         subprocess.run([*launch, str(_SCRIPT), str(path)], check=True, env=environment, cwd=_ROOT, timeout=500)
-        found.append(torch.load(path, weights_only=True))
+        found.append({**torch.load(path, weights_only=True), "folder": path.with_suffix(".consolidated")})
     return found
 
 
@@ -182,6 +183,20 @@ def test_one_rank_s_full_disk_is_every_rank_s_error_and_no_one_waits(results):
         assert len(set(said)) == 1
         assert "File too large" in said[0]
         assert there == [found] == [STEP]
+
+
+def test_the_parts_of_a_checkpoint_are_joined_to_the_last_bit(results):
+    """Two ranks are at stage 3, where no file holds a whole parameter; the teacher's parts lie elsewhere."""
+    for found in results:
+        tensors = whole_tensors(found["folder"] / "step-00000002")
+        state = found["consolidated"]
+        assert tensors.keys() == state.keys()
+        assert len(state) > 20
+        assert [name for name in state if not torch.equal(tensors[name], state[name])] == []
+        teacher = whole_tensors(found["folder"] / "step-00000002", "teacher.backbone.")
+        assert {f"teacher.backbone.{name}" for name in teacher} == {
+            n for n in state if n.startswith("teacher.backbone")
+        }
 
 
 def test_features_are_the_same_on_any_number_of_ranks(results):

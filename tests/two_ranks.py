@@ -15,6 +15,7 @@ import torch.distributed as dist
 from fasttrain import engine as engines
 from fasttrain import kernels, losses
 from fasttrain.build import build_method
+from fasttrain.checkpoint import Card, publish
 from fasttrain.config import resolve
 from fasttrain.distributed import initialise, prepare_environment, world_from_environment
 from fasttrain.engine import Engine
@@ -235,6 +236,16 @@ def sub_groups(size):
     engines._deepspeed_config = original
 
 
+def consolidated(world, folder):
+    """Every tensor after a few steps at stage 3, in whose checkpoint ``folder`` has them in parts."""
+    engine = made("dino", True, 3, world, drop_path_rate=0.0, norm_last_layer=False)
+    steps(engine, range(2))
+    publish(engine, folder, Card("dino", True, "conv_small", "sgd", 2, world.size, engine.stage, "0"), keep=True)
+    state = full_state(engine)
+    engine.close()
+    return state
+
+
 def evaluation(world):
     """Features and labels of 11 images in batches that leave one rank short; image k has the value 20 k."""
     values = np.arange(11, dtype=np.uint8)[:, None, None, None] * 20
@@ -303,6 +314,7 @@ def main(path):
     results["full disk"] = full_disk(world, Path(path).with_suffix(".full"))
     for case in RESUMED:
         results[("resumed", *case)] = resumed(case, world, Path(path).parent / "checkpoints")
+    results["consolidated"] = consolidated(world, Path(path).with_suffix(".consolidated"))
     if world.is_main:
         torch.save(results, path)
 

@@ -33,8 +33,9 @@ def bars(rows: Sequence[Row], names: Sequence[str], path: Path, *, title: str) -
         values = [row[key] for row in rows if row[key] is not None]
         if values:
             axes.axhline(sum(values) / len(values), color="black", linestyle=style, linewidth=1, label=label)
-    low = min((row["knn_top1"] for row in rows if row["knn_top1"] is not None), default=0.0)
-    axes.set_ylim(max(0, low - 0.1), 1 if low > 0.4 else None)
+    shown = [row[key] for row in rows for key in ("knn_top1", "knn_top1_untrained") if row[key] is not None]
+    low = min(shown, default=0.0)
+    axes.set_ylim(max(0, low - 0.05), 1 if low > 0.4 else None)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("k-NN top-1")
     axes.set_title(title)

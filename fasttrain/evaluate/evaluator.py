@@ -43,6 +43,7 @@ class Evaluator:
             "threads": config.train.num_workers or world.threads,
             "shuffle": False,
             "drop_last": False,
+            "max_bad_fraction": config.train.max_bad_fraction,
         }
         batch = config.train.batch_size_per_gpu
         views = evaluation_view(recipe, size)

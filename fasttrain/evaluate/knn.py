@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions in [0, 1] of the queries whose class comes first, and among the first five."""
+
+    top1: float
+    top5: float
 
 
 def knn_accuracy(
@@ -17,18 +29,47 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> float:
-    """Top-1 accuracy in [0, 1] of ``queries`` [M, D] against the labelled ``bank`` [N, D].
+    """Top-1 accuracy in [0, 1] of ``queries`` [M, D] against the labelled ``bank`` [N, D]; see :func:`knn`."""
+    found = knn(bank, bank_labels, queries, query_labels, ks=[k], temperature=temperature, chunk=chunk)
+    return found[k].top1
+
+
+def knn(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    ks: Sequence[int] = (10, 20, 200),
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> dict[int, Accuracy]:
+    """Accuracy of ``queries`` [M, D] against the labelled ``bank`` [N, D] for each k, from one search.
 
     Each of the k neighbours of highest cosine votes for its class with weight exp(cosine / temperature). Exact, in
-    chunks of queries, so that at most chunk x N similarities exist. k is cut to N.
+    chunks of queries, so that at most chunk x N similarities exist. A k beyond N is cut to N.
     """
     bank = F.normalize(bank.float(), dim=1)
     classes = int(torch.cat([bank_labels, query_labels]).max()) + 1
-    correct = 0
+    correct = {k: [0, 0] for k in ks}
     for start in range(0, len(queries), chunk):
         rows, labels = queries[start : start + chunk].float(), query_labels[start : start + chunk]
-        cosines, neighbours = (F.normalize(rows, dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(rows), classes, device=rows.device)
-        votes.scatter_add_(1, bank_labels[neighbours], ((cosines - 1) / temperature).exp())
-        correct += int((votes.argmax(1) == labels).sum())
-    return correct / len(queries)
+        cosines, neighbours = (F.normalize(rows, dim=1) @ bank.T).topk(min(max(ks), len(bank)), dim=1)
+        weights, voted = ((cosines - 1) / temperature).exp(), bank_labels[neighbours]
+        votes, counted = torch.zeros(len(rows), classes, device=rows.device), 0
+        for k in sorted(ks):
+            votes.scatter_add_(1, voted[:, counted:k], weights[:, counted:k])
+            counted = k
+            for at, hits in enumerate(hits_of(votes, labels, above=0.0)):
+                correct[k][at] += hits
+    return {k: Accuracy(first / len(queries), five / len(queries)) for k, (first, five) in correct.items()}
+
+
+def hits_of(scores: Tensor, labels: Tensor, above: float = -math.inf) -> tuple[int, int]:
+    """Rows of ``scores`` [M, C] whose label [M] scores highest, and whose label is among the five that do.
+
+    A label that does not score ``above`` a value, as one without votes, is no hit.
+    """
+    best = scores.topk(min(5, scores.shape[1]), dim=1)
+    hits = (best.indices == labels[:, None]) & (best.values > above)
+    return int((scores.argmax(1) == labels).sum()), int(hits.any(1).sum())

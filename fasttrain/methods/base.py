@@ -160,6 +160,11 @@ class Method(nn.Module):
         self.n_global = task.views.n_global
         self.group: Group | None = None
 
+    @classmethod
+    def encoder_channels(cls, views: ViewRecipe) -> tuple[int, ...]:
+        """Input channels of the backbone's encoders, of which all methods but CMC have one."""
+        return (views.channels,)
+
     @abstractmethod
     def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
         """The objective of one batch: views grouped by resolution, global ones first; numbers of the images [B]."""

@@ -14,6 +14,7 @@ from ..heads import projection_mlp
 from ..losses import CMCMemoryLoss
 from ..losses.base import at_least_single
 from ..losses.info_nce import symmetric_info_nce
+from ..pipelines.views import ViewRecipe
 from . import er
 from .base import Method, Network, Objective, Step, Task, width_of
 
@@ -53,7 +54,7 @@ class CMC(Method):
             raise ValueError(
                 f"cmc in rgb compares two views, the recipe has {task.views.n_views}; use color_space: lab"
             )
-        channels = (_LUMINANCE, _CHROMA) if self.by_channel else (task.views.channels,) * 2
+        channels = self.encoder_channels(task.views)
         self.student = SensorBranch(Sensors(network, channels, self.by_channel), settings)
         self.memory = None
         if not task.entropy and settings.negatives:
@@ -65,6 +66,11 @@ class CMC(Method):
                 momentum=settings.memory_momentum,
                 gather_distributed=True,
             )
+
+    @classmethod
+    def encoder_channels(cls, views: ViewRecipe) -> tuple[int, ...]:
+        """Luminance and chroma, or all channels twice."""
+        return (_LUMINANCE, _CHROMA) if views.color_space != "rgb" else (views.channels,) * 2
 
     def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
         """``l(luminance, chroma) + l(chroma, luminance)``, mean over the crops; or the twin of the two."""
@@ -93,7 +99,7 @@ class CMC(Method):
 class Sensors(nn.Module):
     """An encoder for each of two sensors; features of an image are those of both, side by side."""
 
-    def __init__(self, network: Network, channels: tuple[int, int], by_channel: bool) -> None:
+    def __init__(self, network: Network, channels: Sequence[int], by_channel: bool) -> None:
         super().__init__()
         self.channels, self.by_channel = channels, by_channel
         self.encoders = nn.ModuleList([network(count) for count in channels])

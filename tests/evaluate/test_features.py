@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.evaluate.features import extract
+from fasttrain.evaluate.features import extract, extract_views
 from fasttrain.pipelines import Loader, View, ViewRecipe
 from fasttrain.pipelines.sources import ArraySource, FolderSource
 from tests.small_runs import write_images
@@ -90,3 +90,15 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path):
     good = [i for i in range(10) if i not in bad]
     assert torch.equal(found.features, expected.features[good])
     assert found.labels.tolist() == [int(i >= 5) for i in good]
+
+
+def test_all_views_of_every_image_in_order(source):
+    """View v of an image is what the loader drew for it, whichever batch it came in."""
+    views = ViewRecipe((View(size=4, count=3, scale=(0.2, 0.9), jitter=(0.8, 0, 0, 0)),), 1, (0,), (1,))
+    found = extract_views(nn.Flatten(), _loader(source, views, batch=4), _CPU)
+    other = extract_views(nn.Flatten(), _loader(source, views, batch=11), _CPU)
+    batch = next(_loader(source, views, batch=11).epoch(0))
+    assert found.features.shape == (11, 3, 16)
+    assert torch.equal(found.features, other.features)
+    assert torch.equal(found.features, batch.views[0].flatten(2).transpose(0, 1))
+    assert len(found.features.flatten(0, 1).unique(dim=0)) > 11

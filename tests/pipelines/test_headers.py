@@ -1,10 +1,12 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from fasttrain.pipelines.headers import BadImageError, image_size
+from fasttrain.pipelines.headers import MOST_PIXELS, BadImageError, decodable, image_size
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
@@ -65,3 +67,66 @@ def test_truncated_files(kind, fraction):
 def test_reasons(data, reason):
     with pytest.raises(BadImageError, match=reason):
         image_size(data)
+
+
+def bomb(kind, width=20_000, height=20_000):
+    """A small file whose header promises many pixels."""
+    data = bytearray(encode(kind))
+    if kind == "JPEG":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    elif kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_a_bomb_is_refused_by_its_header(kind):
+    with pytest.raises(BadImageError, match=r"more than the 100,000,000 (pixels )?allowed; scale it down"):
+        image_size(bomb(kind))
+    if kind != "BMP":  # PIL refuses it without telling the size
+        with pytest.raises(BadImageError, match="its 20000 x 20000 pixels are more than the 100,000,000 allowed"):
+            image_size(bomb(kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_limit_itself_passes(kind):
+    assert image_size(bomb(kind, 10_000, 10_000)) == (10_000, 10_000)
+    assert MOST_PIXELS == 10_000 * 10_000
+    with pytest.raises(BadImageError):
+        image_size(bomb(kind, 10_000, 10_001))
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_lossless_webp_with_metadata_becomes_pnm(orientation):
+    options = {} if orientation is None else {"exif": turned(orientation)}
+    data = encode("WEBP", lossless=True, icc_profile=b"profile", **options)
+    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    ours = Image.open(io.BytesIO(decodable(data)))
+    assert (ours.format, ours.mode) == ("PPM", "RGB")
+    assert (ours.height, ours.width) == image_size(data)
+    assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode("WEBP", lossless=True),
+        encode("WEBP", exif=turned(6)),
+        encode("WEBP", PICTURE.convert("RGBA").rotate(45), exif=turned(6), lossless=True, exact=True),
+        encode("JPEG", exif=turned(6)),
+        encode("PNG"),
+        b"RIFF....WEBPVP8X" + bytes(14),
+    ],
+)
+def test_what_dali_decodes_stays_as_it_is(data):
+    assert decodable(data) is data
+
+
+def test_corrupt_lossless_webp_with_metadata():
+    data = encode("WEBP", lossless=True, exif=turned(6))
+    with pytest.raises(BadImageError, match="unreadable"):
+        decodable(data[:60] + bytes(len(data) - 60))

@@ -1,12 +1,14 @@
 import io
 import logging
+import struct
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fasttrain.pipelines import ArraySource, DataError, FolderSource, Loader, View, ViewRecipe, evaluation_view
 
@@ -217,6 +219,68 @@ def test_sixteen_bit_png(open_loader, tmp_path):
         np.testing.assert_allclose(channel.numpy(), wide / 257, atol=1)
 
 
+def central(image, side=20):
+    """The central square of a PIL image, as pixels."""
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.array(image.crop((left, top, left + side, top + side)), float).reshape(side, side, -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 95}),
+        ("PNG", {}),
+        ("WEBP", {"quality": 95}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+    ],
+)
+def test_files_are_turned_as_pil_turns_them(open_loader, tmp_path, kind, options):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        picture(orientation).save(tmp_path / f"{orientation}.{kind}", kind, exif=exif, **options)
+    loader = open_loader(FolderSource(tmp_path), evaluation_view(RAW, 20), 8, shuffle=False)
+    batch = next(loader.epoch(0))
+    assert loader.bad == {}
+    for k, view in enumerate(batch.views[0][0] * 255):
+        theirs = ImageOps.exif_transpose(Image.open(loader.source.describe(k)))
+        assert (theirs.width > theirs.height) == (k < 4)
+        assert np.abs(view.permute(1, 2, 0).numpy() - central(theirs)).mean() < 1
+
+
+def png_of_16_bits(pixels):
+    """PNG of uint16 [H, W, C], which PIL reads but does not write."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def test_deep_and_transparent_files_are_read_as_pil_reads_them(open_loader, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 2**16, (20, 24, 4), dtype=np.uint16)
+    deep = np.array(Image.fromarray((deep >> 8).astype(np.uint8))).astype(np.uint16) * 257
+    for channels in (1, 2, 3, 4):
+        (tmp_path / f"{channels}.png").write_bytes(png_of_16_bits(deep[..., 4 - channels :]))
+    picture(4).convert("LA").save(tmp_path / "5.png")
+    picture(5).quantize(32).save(tmp_path / "6.png", transparency=3)
+    picture(6).convert("1").save(tmp_path / "7.png")
+    picture(7).convert("CMYK").save(tmp_path / "8.tif")
+    picture(8).convert("RGBA").save(tmp_path / "9.webp", lossless=True, exact=True)
+    loader = open_loader(FolderSource(tmp_path), evaluation_view(RAW, 20), 9, shuffle=False)
+    batch = next(loader.epoch(0))
+    assert loader.bad == {}
+    for k, view in enumerate(batch.views[0][0] * 255):
+        theirs = Image.open(loader.source.describe(k))
+        expected = central(theirs) / 257 if theirs.mode == "I;16" else central(theirs.convert("RGB"))
+        assert np.abs(view.permute(1, 2, 0).numpy() - expected).mean() < 1, loader.source.describe(k)
+
+
 def without_tables(data):
     """The JPEG with a Huffman table that no decoder accepts; its header still reads well."""
     tables = data.find(b"\xff\xc4")
@@ -242,6 +306,7 @@ def spoil(folder, kind):
         "text": b"this is no picture",
         "corrupt": without_tables(data),
         "corrupt in the middle": png_with_a_hole(picture(4)),
+        "bomb": data.replace(b"\x00\x14\x00\x18", b"\x4e\x20\x4e\x20", 1),  # 20 x 24 becomes 20,000 x 20,000
     }
     if kind != "vanished":
         path.write_bytes(content[kind])
@@ -255,6 +320,7 @@ REASONS = {
     "text": "not an image",
     "corrupt": "corrupt: the decoder refuses it",
     "corrupt in the middle": "corrupt: the decoder refuses it",
+    "bomb": "its 20000 x 20000 pixels are more than the 100,000,000 allowed; scale it down",
     "vanished": "No such file or directory",
 }
 
@@ -263,7 +329,7 @@ REASONS = {
 def test_bad_file_is_named_once_and_replaced(open_loader, folder, caplog, kind):
     caplog.set_level(logging.WARNING, "fasttrain.data")
     source = FolderSource(folder)
-    bad, good = 2, 3  # a/04.jpg is image 2; image 3 takes its place
+    bad, good = 2, 9  # a/04.jpg is image 2; the image at a stride of 7 takes its place
     assert source.describe(bad) == str(folder / "a/04.jpg")
     untouched = list(open_loader(source, COLOR, 4).epoch(0))
     path = spoil(folder, kind)
@@ -298,6 +364,23 @@ def test_many_corrupt_files(open_loader, folder):
     assert len(indices) == 24
     assert set(indices) == {8, 9, 10, 11}
     assert len(loader.bad) == 8
+
+
+def test_too_many_bad_files_stop_a_shuffled_epoch(open_loader, tmp_path):
+    for k in range(200):
+        content = b"no picture" if k % 5 == 0 else io.BytesIO()
+        if k % 5:
+            picture(k).save(content, "PNG")
+            content = content.getvalue()
+        (tmp_path / f"{k:03}.png").write_bytes(content)
+    source = FolderSource(tmp_path)
+    few = open_loader(source, RAW, 10, max_bad_fraction=0.1)
+    with pytest.raises(
+        DataError, match=r"11 of \d+ images cannot be read, more than the fraction 0\.1 .*\.png: not an"
+    ):
+        list(few.epoch(0))
+    assert 11 <= len(few.bad) < 40  # other threads may have met some more
+    assert len(list(open_loader(source, RAW, 10, max_bad_fraction=0.3).epoch(0))) == 20
 
 
 @pytest.mark.parametrize("content", [b"no picture", None])

@@ -1,0 +1,33 @@
+"""Draws of a fraction of every class, for few-shot evaluation and for held-out splits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def class_balanced(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Rows [n], in order, of a random ``fraction`` of each class of ``labels`` [N], at least one."""
+    generator = torch.Generator().manual_seed(seed)
+    host, chosen = labels.cpu(), []
+    for label in torch.unique(host):
+        rows = (host == label).nonzero()[:, 0]
+        count = max(1, round(fraction * len(rows)))
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+    return torch.cat(chosen).sort().values.to(labels.device)
+
+
+def held_out(labels: Tensor, fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Split the rows of ``labels`` [N] in those to fit on and ``fraction`` of every class to choose settings by.
+
+    A class of one row stays with those to fit on; without any larger class both are all rows.
+    """
+    rows = class_balanced(labels, fraction, seed)
+    single = labels.bincount()[labels] == 1
+    rows = rows[~single[rows]]
+    if not len(rows):
+        everything = torch.arange(len(labels), device=labels.device)
+        return everything, everything
+    fitted = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    fitted[rows] = False
+    return fitted.nonzero()[:, 0], rows

@@ -1,0 +1,144 @@
+"""Logistic regression on frozen features: the fast linear evaluation, and few-shot evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .draws import class_balanced, held_out
+from .knn import Accuracy, hits_of
+
+_ROWS = 65_536  # that are raised to fp64 at once
+_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+_MSN_PENALTY = 2.5e-4
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear classifier: scores are ``rows @ weight.T + bias``, weight [C, D]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def accuracy(self, rows: Tensor, labels: Tensor) -> Accuracy:
+        """Accuracy on rows [M, D]."""
+        hits = [hits_of(x.to(self.weight) @ self.weight.T + self.bias, y) for x, y in _chunks(rows, labels)]
+        first, five = (sum(column) / len(rows) for column in zip(*hits, strict=True))
+        return Accuracy(first, five)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What logistic regression reaches on the held-out images, with the penalty that was chosen without them."""
+
+    top1: float
+    top5: float
+    penalty: float
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Mean and standard deviation of top-1 accuracy over draws of a fraction of the labels."""
+
+    fraction: float
+    images: int
+    draws: int
+    mean: float
+    std: float
+
+
+def fit(rows: Tensor, labels: Tensor, penalty: float, *, classes: int, start: Classifier | None = None) -> Classifier:
+    """Minimise mean cross-entropy + penalty / 2 ||weight||^2 over rows [N, D], in fp64, by L-BFGS to convergence.
+
+    The bias is free. This is scikit-learn's LogisticRegression with C = 1 / (penalty N).
+    """
+    dim = rows.shape[1]
+    theta = torch.zeros(classes, dim + 1, dtype=torch.float64, device=rows.device)
+    if start is not None:
+        theta.copy_(torch.cat([start.weight, start.bias[:, None]], 1))
+    theta.requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [theta], max_iter=1000, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        """The loss, with its gradient in ``theta.grad``; a chunk of rows at a time."""
+        weight, bias = theta.detach()[:, :dim], theta.detach()[:, dim]
+        loss: Tensor = penalty / 2 * weight.square().sum()
+        gradient = torch.cat([penalty * weight, torch.zeros_like(bias)[:, None]], 1)
+        for x, y in _chunks(rows, labels):
+            x = x.double()
+            logs = F.log_softmax(x @ weight.T + bias, dim=1)
+            loss = loss - logs.gather(1, y[:, None]).sum() / len(rows)
+            error = (logs.exp() - F.one_hot(y, classes)) / len(rows)
+            gradient[:, :dim] += error.T @ x
+            gradient[:, dim] += error.sum(0)
+        theta.grad = gradient
+        return loss
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    found = theta.detach()
+    return Classifier(found[:, :dim], found[:, dim])
+
+
+def logistic_regression(
+    rows: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    penalties: Sequence[float] = _PENALTIES,
+    seed: int = 0,
+) -> Regression:
+    """L2-regularised logistic regression on features, each dimension standardised by the training rows [N, D].
+
+    The penalty (of :func:`fit`) that does best on a tenth of the training images, having seen the others, is used to
+    fit all of them; the queries [M, D] are seen once, at the end.
+    """
+    mean, std = rows.mean(0), rows.std(0).clamp_min(1e-6)
+    rows, queries = (rows - mean) / std, (queries - mean) / std
+    classes = int(torch.cat([labels, query_labels]).max()) + 1
+    fitted, held = held_out(labels, seed=seed)
+    found: dict[float, float] = {}
+    classifier = None
+    for penalty in sorted(penalties, reverse=True):  # from the smoothest, each from where the last ended
+        classifier = fit(rows[fitted], labels[fitted], penalty, classes=classes, start=classifier)
+        found[penalty] = classifier.accuracy(rows[held], labels[held]).top1
+    best = max(found, key=lambda penalty: (found[penalty], penalty))
+    reached = fit(rows, labels, best, classes=classes).accuracy(queries, query_labels)
+    return Regression(reached.top1, reached.top5, best)
+
+
+def few_shot(
+    rows: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    fraction: float,
+    draws: int = 5,
+    penalty: float = _MSN_PENALTY,
+    seed: int = 0,
+) -> FewShot:
+    """Logistic regression on a fraction of the labels, the same of every class and at least one, over several draws.
+
+    As MSN's low-shot evaluation (arXiv 2204.07141, ``logistic_eval.py``): rows centred by the drawn ones, then of unit
+    norm; penalty 0.00025, since so few labels leave none to choose it by.
+    """
+    classes = int(torch.cat([labels, query_labels]).max()) + 1
+    reached = []
+    for draw in range(draws):
+        chosen = class_balanced(labels, fraction, seed + draw)
+        mean = rows[chosen].mean(0)
+        few, asked = (F.normalize(x - mean, dim=1) for x in (rows[chosen], queries))
+        reached.append(fit(few, labels[chosen], penalty, classes=classes).accuracy(asked, query_labels).top1)
+    top1 = torch.tensor(reached, dtype=torch.float64)
+    return FewShot(fraction, len(chosen), draws, float(top1.mean()), float(top1.std(correction=0)))
+
+
+def _chunks(rows: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.split(rows, _ROWS), torch.split(labels, _ROWS), strict=True))

@@ -1,0 +1,76 @@
+"""The dictionary of facebookresearch/dino's checkpoints, which its ``eval_knn.py``, ``eval_linear.py`` etc. read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..config import ConfigError
+from ..consolidate import whole_tensors
+from ..weights import load_weights, read_weights
+from .check import check_same
+from .vit import plain_vit
+
+_THEIR_SIZE = 224
+
+
+def write_dino(backbone: Backbone, path: Path) -> str:
+    """Write ``student`` (as DistributedDataParallel names it) and ``teacher``; returns the line that reads it.
+
+    A DINO run's branches come with their heads, ``head.mlp`` and ``head.last_layer``; a method without a teacher has
+    its student's backbone under both keys. Raises ConfigError for networks that DINO does not have.
+    """
+    if plain_vit(backbone.network) is None:
+        arch = backbone.blueprint.arch
+        raise ConfigError(f"--format dino is for plain ViTs, this is {arch}; choose timm, hf, onnx or safetensors")
+    own = _prefixed(backbone.network.state_dict(), "backbone.")
+    branches = {"student": own, "teacher": own}
+    if backbone.config is not None and backbone.checkpoint is not None:
+        for branch in branches:
+            tensors = whole_tensors(backbone.checkpoint, f"{branch}.")
+            if any(name.startswith("backbone.") for name in tensors):
+                branches[branch] = _branch(tensors, heads=backbone.config.method == "dino")
+    # Tensors that are cut from a mapped file would be saved with all of it.
+    copies = {name: {key: tensor.clone() for key, tensor in part.items()} for name, part in branches.items()}
+    torch.save({"student": _prefixed(copies["student"], "module."), "teacher": copies["teacher"]}, path)
+    vit: Any = backbone.blueprint.build().eval()
+    load_weights(vit, read_weights(path), str(path))
+    check_same(backbone, vit, "facebookresearch/dino")
+    size = backbone.blueprint.size
+    built = "" if size == _THEIR_SIZE else f"  (build its ViT with img_size=[{size}]; its scripts assume {_THEIR_SIZE})"
+    patch = f"--patch_size {vit.patch_embed.patch_size[0]}"
+    return f"python eval_knn.py --pretrained_weights {path.name} --checkpoint_key teacher {patch}{built}"
+
+
+def dino_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``DINOHead``'s tensors of a branch's ``head`` and ``prototypes``; {} where DINOHead has no such layers.
+
+    Ours has no bias where BatchNorm follows, theirs has one, which is 0. Prototypes are
+    weight_g v / ||v||, with v = weight_v, in both.
+    """
+    mlp = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+    last = max(int(name.partition(".")[0]) for name in mlp)
+    if mlp[f"{last}.weight"].ndim == 1:  # BatchNorm at the bottleneck, which is ours
+        return {}
+    for name in [name for name in mlp if name.endswith(".weight") and mlp[name].ndim == 2]:
+        mlp.setdefault(name.replace(".weight", ".bias"), torch.zeros(len(mlp[name])))
+    directions = tensors["prototypes.weight"]
+    lengths = tensors.get("prototypes.norm", torch.ones(len(directions), 1))
+    return {
+        **_prefixed(mlp, "head.mlp."),
+        "head.last_layer.weight_g": lengths,
+        "head.last_layer.weight_v": directions,
+    }
+
+
+def _branch(tensors: dict[str, Tensor], *, heads: bool) -> dict[str, Tensor]:
+    backbone = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+    return backbone | (dino_head(tensors) if heads else {})
+
+
+def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}

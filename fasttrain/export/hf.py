@@ -1,0 +1,148 @@
+"""A Hugging Face folder: ``transformers.ViTModel`` for plain ViTs, timm's wrapper for every other timm network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from timm.models import VisionTransformer
+from torch import Tensor
+
+from ..backbones import Backbone, Blueprint, timm_arguments
+from ..pipelines import evaluation_view
+from .check import check_same
+from .vit import plain_vit
+
+_NAMES = (
+    (r"^(cls_token)$", r"embeddings.\1"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+    (r"^blocks\.", "encoder.layer."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+def write_hf(backbone: Backbone, path: Path) -> str:
+    """Write config.json and model.safetensors into the folder ``path``; returns the line that loads it.
+
+    A plain ViT has ViTModel's names (its features are ``last_hidden_state[:, 0]``) and is held to the network if
+    transformers is installed. Everything else has timm's, which ``timm.create_model("local-dir:PATH")`` and
+    transformers' TimmWrapperModel read. Raises ConfigError for a network that neither has.
+    """
+    path.mkdir()
+    vit = plain_vit(backbone.network)
+    if vit is None:
+        return _write_timm(backbone, path)
+    b = backbone.blueprint
+    save_file(vit_model_tensors(vit), path / "model.safetensors", metadata={"format": "pt"})
+    _write_json(path / "config.json", vit_model_config(vit, b.size, b.encoders[0]))
+    if b.channels == 3 and b.color_space == "rgb":
+        _write_json(path / "preprocessor_config.json", _preprocessor(b.size, b.mean, b.std))
+    line = f"transformers.ViTModel.from_pretrained({path.name!r}, add_pooling_layer=False)"
+    try:
+        from transformers import ViTModel
+    except ImportError:  # or it met a folder called kernels, as when Python runs in this repository's root
+        return f"{line}  (not checked: transformers cannot be imported here)"
+    loaded = ViTModel.from_pretrained(path, add_pooling_layer=False).eval()
+    check_same(backbone, lambda images: loaded(images).last_hidden_state[:, 0], "transformers.ViTModel")
+    return line
+
+
+def vit_model_tensors(vit: VisionTransformer) -> dict[str, Tensor]:
+    """The weights under ``transformers.ViTModel``'s names, with queries, keys and values apart."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in vit.state_dict().items():
+        if ".attn.qkv." in name:
+            base, _, kind = name.partition(".attn.qkv.")
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                tensors[f"{_renamed(base + '.')}attention.attention.{part}.{kind}"] = rows.clone()
+        else:
+            tensors[_renamed(name)] = tensor.clone()
+    return tensors
+
+
+def vit_model_config(vit: VisionTransformer, size: int, channels: int) -> dict[str, Any]:
+    """config.json of ``transformers.ViTModel``."""
+    block = vit.blocks[0]
+    return {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": len(vit.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": vit.norm.eps,
+        "image_size": size,
+        "patch_size": vit.patch_embed.patch_size[0],
+        "num_channels": channels,
+        "qkv_bias": True,
+    }
+
+
+def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blueprint) -> dict[str, Any]:
+    """config.json of timm's wrapper: how to build the network, and the pixels that it wants."""
+    b = blueprint
+    kept = ("first_conv", "classifier", "fixed_input_size")
+    noted = {key: network.pretrained_cfg[key] for key in kept if key in network.pretrained_cfg}
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": network.num_features,
+        "model_args": options,
+        "pretrained_cfg": noted
+        | {
+            "input_size": [b.encoders[0], b.size, b.size],
+            "interpolation": {"linear": "bilinear", "cubic": "bicubic"}[b.interpolation],
+            "crop_pct": evaluation_view(b.pixels, b.size).views[0].scale[0],
+            "crop_mode": "center",
+            "mean": list(b.mean),
+            "std": list(b.std),
+            "num_classes": 0,
+        },
+    }
+
+
+def _write_timm(backbone: Backbone, path: Path) -> str:
+    name, options = timm_arguments(backbone.blueprint)
+    network = timm.create_model(name, num_classes=0, **options)
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in backbone.network.state_dict().items()}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    _write_json(path / "config.json", timm_config(network, name, options, backbone.blueprint))
+    check_same(backbone, timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval(), "timm")
+    return f"timm.create_model('local-dir:{path.name}', pretrained=True, num_classes=0)"
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _preprocessor(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

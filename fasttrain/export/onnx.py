@@ -1,0 +1,61 @@
+"""ONNX: images [batch, C, size, size] to features [batch, D], for any batch; held to the network by onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+from importlib import util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..config import ConfigError
+from .check import check_same, random_images
+
+_NEEDED = ("onnx", "onnxruntime", "onnxscript")
+_LARGEST = 2**31 - 2**20  # bytes of a protobuf; beyond them weights lie in a file of their own
+_TOLERANCE = 1e-4  # other kernels, other order of sums
+
+
+def write_onnx(backbone: Backbone, path: Path) -> str:
+    """Write the network for inference; returns the line that loads it.
+
+    Raises ConfigError where the packages are missing, and for a network that torch cannot trace.
+    """
+    if missing := [name for name in _NEEDED if util.find_spec(name) is None]:
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}; type: pip install 'fasttrain[export]'")
+    import onnxruntime
+
+    size = sum(tensor.numel() * tensor.element_size() for tensor in backbone.network.state_dict().values())
+    noisy = logging.getLogger("onnxscript"), logging.getLogger("onnx_ir"), logging.getLogger("torch.onnx")
+    levels = [logger.level for logger in noisy]
+    try:
+        for logger in noisy:
+            logger.setLevel(logging.ERROR)
+        torch.onnx.export(
+            backbone.network,
+            (random_images(backbone.blueprint, 2),),
+            path,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            external_data=size > _LARGEST,
+            dynamo=True,
+            verbose=False,
+        )
+    except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"torch cannot write {backbone.blueprint.arch} as ONNX: {why}; choose another --format"
+        ) from None
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+    check_same(backbone, run, "onnxruntime", tolerance=_TOLERANCE, batches=(1, 2, 3, 7))
+    return f"onnxruntime.InferenceSession({path.name!r}).run(['features'], {{'images': images}})"

@@ -1,0 +1,22 @@
+"""Which ViTs are the plain one of 2020, which Hugging Face and facebookresearch/dino have too."""
+
+from __future__ import annotations
+
+import re
+
+from timm.models import VisionTransformer
+from torch import nn
+
+_KEY = re.compile(
+    r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
+    r"|blocks\.\d+\.(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+)
+
+
+def plain_vit(network: nn.Module) -> VisionTransformer | None:
+    """The network where it is a ViT with a class token, learnt positions and nothing beside attention and MLP."""
+    if not isinstance(network, VisionTransformer) or network.global_pool != "token" or not network.has_class_token:
+        return None
+    names = network.state_dict().keys()
+    whole = {"cls_token", "pos_embed", "norm.bias", "patch_embed.proj.bias", "blocks.0.attn.qkv.bias"} <= names
+    return network if whole and all(_KEY.fullmatch(name) for name in names) else None

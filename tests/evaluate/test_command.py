@@ -1,0 +1,160 @@
+"""``fasttrain eval`` from end to end: the same weights give the same figures, whatever they come in."""
+
+import json
+import shutil
+
+import pytest
+
+from fasttrain.cli import main
+
+_QUICK = ["--linear_epochs", "2", "--lidar_images", "4", "--lidar_views", "2", "--num_workers", "1"]
+_OF_THE_CALL = {"network", "checkpoint", "extracted", "cached", "arch"}
+
+
+@pytest.fixture
+def evaluated(tmp_path, images):
+    """Runs the command and returns the figures of its file."""
+
+    def run(*arguments):
+        file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
+        data = [] if "--data_path" in arguments else ["--data_path", images]
+        flags = [*arguments, *data, *_QUICK, "--cache", tmp_path / "cache", "--output", file]
+        assert main(["eval", *map(str, flags)]) == 0
+        return json.loads(file.read_text())
+
+    return run
+
+
+def _figures(found):
+    return {name: value for name, value in found.items() if name not in _OF_THE_CALL}
+
+
+def test_a_run(simclr_run, evaluated, capsys):
+    found = evaluated(simclr_run)
+    assert (found["network"], found["arch"], found["size"]) == ("simclr student, step 2", "conv_small", 32)
+    assert (found["dataset"], found["images"], found["images_val"]) == ("noise", 32, 8)
+    assert set(found["knn"]) == {"10", "20", "200"}
+    assert (found["extracted"], found["cached"]) == (32 + 8 + 4, 0)
+    out, err = capsys.readouterr()
+    for name in ("k-NN, k = 20", "linear probe", "logistic", "1 % of", "RankMe", "alpha-ReQ", "LiDAR", "alignment"):
+        assert name in out
+    assert "features of 44 images extracted, of 0 found" in err
+
+
+def test_the_training_s_own_figures(simclr_run, evaluated):
+    """The evaluation at the end of a run is the same k-NN and the same effective rank."""
+    summary = json.loads((simclr_run / "summary.json").read_text())
+    found = evaluated(simclr_run, "--metrics", "knn", "spectrum")
+    assert found["knn"]["20"]["top1"] == summary["knn_top1"]
+    assert found["rankme"] == pytest.approx(summary["rankme"], rel=1e-5)
+
+
+def test_a_second_call_extracts_nothing(simclr_run, evaluated):
+    first, second = evaluated(simclr_run), evaluated(simclr_run)
+    assert (second["extracted"], second["cached"]) == (0, 44)
+    assert _figures(first) == _figures(second)
+
+
+def test_teacher_and_student_differ(dino_run, evaluated):
+    assert evaluated(dino_run, "--metrics", "views")["network"].startswith("dino teacher")
+    found = [evaluated(dino_run, "--which", which, "--metrics", "views") for which in ("teacher", "student")]
+    assert found[0]["lidar"] != found[1]["lidar"]
+
+
+def test_a_stock_timm_network_and_the_same_weights_exported_are_the_same(evaluated, tmp_path, capsys):
+    """Three ways to one network: timm's own, our export by itself, and our export in timm's."""
+    file = tmp_path / "resnet.safetensors"
+    stock = ["--timm", "resnet18", "--seed", "4"]
+    assert main(["export", *stock, "--format", "timm", "--output", str(file)]) == 0
+    size = ["--size", "32", "--seed", "4"]
+    found = [evaluated(*source, *size) for source in (stock, [file], ["--timm", "resnet18", "--pretrained", file])]
+    assert _figures(found[0]) == _figures(found[1]) == _figures(found[2])
+    assert found[0]["knn"]["10"]["top1"] > 0
+    other = evaluated("--timm", "resnet18", "--size", "32", "--seed", "5")
+    assert other["rankme"] != found[0]["rankme"]
+
+
+def test_a_run_and_its_export_are_the_same(simclr_run, evaluated, tmp_path):
+    file = tmp_path / "own.safetensors"
+    assert main(["export", str(simclr_run), "--format", "safetensors", "--output", str(file)]) == 0
+    assert _figures(evaluated(simclr_run)) == _figures(evaluated(file))
+
+
+def test_images_without_labels(simclr_run, images, evaluated, capsys):
+    found = evaluated(simclr_run, "--data_path", images / "train" / "cat")
+    assert "left out, since the data has no labels (class sub-folders)" in capsys.readouterr().err
+    assert "knn" not in found
+    assert found["rankme"] > 1
+
+
+def test_the_run_s_own_data_unless_given(simclr_run, tmp_path):
+    file = tmp_path / "f.json"
+    flags = ["--metrics", "spectrum", "--cache", "none", "--output", str(file)]
+    assert main(["eval", str(simclr_run), *flags]) == 0
+    assert json.loads(file.read_text())["dataset"] == "noise"
+
+
+def _unfinished(run, tmp_path):
+    shutil.rmtree(run / "checkpoints")
+
+
+def _half_written(run, tmp_path):
+    (state,) = run.glob("checkpoints/step-*/mp_rank_00_model_states.pt")
+    state.write_bytes(state.read_bytes()[:5000])
+
+
+def _of_another_network(run, tmp_path):
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("arch: conv_small", "arch: resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        (_unfinished, "has no complete checkpoint; let it train on"),
+        (_half_written, "step-00000002 is damaged"),
+        (_of_another_network, "is of another network than this ResNet"),
+    ],
+)
+def test_runs_that_cannot_be_evaluated_are_one_line(simclr_run, tmp_path, capsys, harm, line):
+    copy = shutil.copytree(simclr_run, tmp_path / "run")
+    harm(copy, tmp_path)
+    assert main(["eval", str(copy)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("fasttrain: ")
+    assert line in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "which network? give a run's folder"),
+        (["--timm", "resnet18", "--metrics", "knm"], "invalid choice: 'knm'"),
+        (["--timm", "resnet18", "--knn-k", "0"], "--knn_k must be at least 1, got 0"),
+        (["--timm", "resnet18", "--lidar-views", "1"], "--lidar_views must be at least 2, got 1"),
+        (["--timm", "resnet18", "--linear_epochs", "0"], "--linear_epochs must be at least 1"),
+        (["--timm", "resnet18", "--lineal_epochs", "5"], "argument --lineal_epochs is unknown; did you mean --linear"),
+        (["--timm", "resnet18", "--data_path", "/none"], "/none: no such folder"),
+        (["--timm", "vit_tiny_patch16_224", "--size", "40"], "patch"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments, line, capsys):
+    assert main(["eval", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_one_line(simclr_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    flags = ["--metrics", "spectrum", "--cache", "none", "--output", str(tmp_path / "file" / "f.json")]
+    assert main(["eval", str(simclr_run), *flags]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_help_lists_the_metrics(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "--help"])
+    assert stop.value.code == 0
+    assert "few_shot" in capsys.readouterr().out

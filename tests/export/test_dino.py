@@ -1,0 +1,86 @@
+"""facebookresearch/dino's dictionary: what its utils.load_pretrained_weights does to it, and its head, by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import gelu, linear, normalize
+
+from fasttrain.backbones import from_run, from_timm
+from fasttrain.build import build_method
+from fasttrain.cli import main
+from fasttrain.config import resolve
+from fasttrain.consolidate import newest, whole_tensors
+from fasttrain.export.dino import dino_head
+from fasttrain.export.vit import plain_vit
+
+
+def _export(source, file):
+    return main(["export", *map(str, source), "--format", "dino", "--output", str(file)])
+
+
+@pytest.mark.parametrize("key", ["teacher", "student"])
+def test_its_scripts_read_both_branches(dino_run, tmp_path, key):
+    """They strip ``module.`` and ``backbone.``, and load what fits, which must be everything."""
+    assert _export([dino_run], tmp_path / "dino.pth") == 0
+    state = torch.load(tmp_path / "dino.pth", weights_only=True)[key]
+    assert all(name.startswith("module.") == (key == "student") for name in state)
+    state = {name.replace("module.", "").replace("backbone.", ""): tensor for name, tensor in state.items()}
+    vit = from_timm("vit_tiny_patch16_224", size=32).network
+    left = vit.load_state_dict(state, strict=False)
+    assert left.missing_keys == []
+    assert {name.split(".")[0] for name in left.unexpected_keys} == {"head"}
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(vit(images), from_run(dino_run, key).network(images))
+
+
+@pytest.mark.parametrize("options", [{"use_bn_in_head": False}, {"use_bn_in_head": True}, {"norm_last_layer": False}])
+def test_its_head_gives_our_logits(options):
+    """DINOHead: Linear, [BatchNorm], GELU twice, Linear; then unit norm and weight-normalised prototypes."""
+    config = resolve("dino", {"recipe": "cifar", "hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 12, **options})
+    student = build_method(config, images=100, world_size=1).student.eval()
+    for layer in student.head.modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.running_mean.normal_()
+    if student.prototypes.norm is not None:
+        nn.init.uniform_(student.prototypes.norm)
+    theirs = dino_head(student.state_dict())
+    features = torch.randn(5, student.backbone.num_features)
+    x, step = features, 3 if config.settings.use_bn_in_head else 2
+    for first in (0, step, 2 * step):
+        x = linear(x, theirs[f"head.mlp.{first}.weight"], theirs[f"head.mlp.{first}.bias"])
+        if first == 2 * step:
+            break
+        if step == 3:
+            names = ("running_mean", "running_var", "weight", "bias")
+            x = nn.functional.batch_norm(x, *(theirs[f"head.mlp.{first + 1}.{name}"] for name in names))
+        x = gelu(x)
+    g, v = theirs["head.last_layer.weight_g"], theirs["head.last_layer.weight_v"]
+    logits = normalize(x, dim=1) @ (g * v / v.norm(dim=1, keepdim=True)).T
+    ours = normalize(student.head(features), dim=1) @ student.prototypes().T
+    torch.testing.assert_close(logits, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_with_batch_norm_at_its_end_is_left_out():
+    config = resolve("dino", {"recipe": "cifar", "hidden_dim": 16, "use_bn_at_bottleneck": True, "out_dim": 12})
+    assert dino_head(build_method(config, images=100, world_size=1).student.state_dict()) == {}
+
+
+def test_heads_are_those_of_the_run(dino_run, tmp_path):
+    assert _export([dino_run], tmp_path / "dino.pth") == 0
+    content, state = torch.load(tmp_path / "dino.pth", weights_only=True), whole_tensors(newest(dino_run))
+    for part, name in (("student", "module.head.last_layer.weight_v"), ("teacher", "head.last_layer.weight_v")):
+        assert torch.equal(content[part][name], state[f"{part}.prototypes.weight"])
+
+
+def test_a_network_without_branches_is_both(tmp_path):
+    assert _export(["--timm", "vit_tiny_patch16_224", "--size", 32], tmp_path / "dino.pth") == 0
+    content = torch.load(tmp_path / "dino.pth", weights_only=True)
+    assert all(torch.equal(tensor, content["student"][f"module.{k}"]) for k, tensor in content["teacher"].items())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit3", "test_vit_relpos"])
+def test_other_networks_are_one_line(tmp_path, capsys, name):
+    assert plain_vit(from_timm(name).network) is None
+    assert _export(["--timm", name], tmp_path / "dino.pth") == 2
+    line = f"fasttrain: --format dino is for plain ViTs, this is {name}; choose timm, hf, onnx or safetensors\n"
+    assert capsys.readouterr().err == line
