@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
+
+from .config import Config, ConfigError
+from .distributed import World
+
+
+def output_folder(config: Config, world: World) -> Path:
+    """Where the run is written, the same for all ranks. Raises ConfigError where a file cannot be made there."""
+    name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
+    chosen = [config.train.output_dir or f"runs/{name}"]
+    if world.size > 1:
+        dist.broadcast_object_list(chosen)
+    path = Path(chosen[0])
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / "checkpoints"):
+            if folder.is_dir():
+                tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        what = "written to" if path.is_dir() else "made"
+        raise ConfigError(f"--output_dir {path} cannot be {what}: {error.strerror}; choose another") from None
+    return path
 
 
 class Recorder:

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from fasttrain.command_line import asks_for_recipes, parse, print_recipes
         from fasttrain.config import ConfigError
+        from fasttrain.durable import DISK_ERRORS
         from fasttrain.engine import quiet_deepspeed
         from fasttrain.pipelines import DataError
         from fasttrain.train import Collapsed, Diverged, Interrupted, train
@@ -48,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = train(config, world)
     except (ConfigError, DataError) as error:
         return _fail(str(error)) if world.is_main else 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        what = error.filename or "a file of the run"
+        return _fail(f"{what} cannot be written: {error.strerror}; make room, then start again")
     except (Collapsed, Diverged, Interrupted) as error:
         status = 143 if isinstance(error, Interrupted) else 3
         return _fail(str(error), status) if world.is_main else status

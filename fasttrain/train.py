@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from . import __version__, checkpoint
 from .batches import in_step, of_all_ranks
@@ -27,7 +26,8 @@ from .methods import Method
 from .methods.base import Objective, Step
 from .pipelines import Batch, Loader, Splits, open_source
 from .progress import DataNotes, Display
-from .recorder import Recorder, epoch_line, read_summary
+from .provenance import provenance
+from .recorder import Recorder, epoch_line, output_folder, read_summary
 from .weights import start_from
 
 _COLLAPSED_RANK = 2
@@ -80,7 +80,8 @@ class _Run:
         t = config.train
         self.config, self.world = config, world
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output = _output_dir(config, world)
+        self.output = output_folder(config, world)
+        self.origin = provenance(config) if world.is_main else {}  # the others write no card
         self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
         self.loader = Loader(
             self.splits.train,
@@ -114,9 +115,9 @@ class _Run:
 
     def train(self, stop: list[int]) -> dict[str, Any]:
         t, main = self.config.train, self.world.is_main
-        found = checkpoint.find(t.resume, self.output)
+        found, notes = checkpoint.choose(t.resume, self.output, self.world)
         if found is not None:  # before any work: a wrong checkpoint is known from its card
-            checkpoint.check(found, self._card(0))
+            notes += checkpoint.changes(checkpoint.check(found, self._card(0)), self._card(0))
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
         done = 0 if found is None else checkpoint.restore(self.engine, found, self._card(0))
         self.last = max(self.last, done)
@@ -129,6 +130,8 @@ class _Run:
                 (self.output / "config.yaml").write_text(self.config.to_yaml())
             if display:
                 self._introduce(display, done, untrained.knn_top1, pixels)
+                for line in notes:
+                    display.note(line)
                 stack.enter_context(display)
             started = time.perf_counter()
             final = self._loop(done, stop, recorder, display)
@@ -243,14 +246,16 @@ class _Run:
         if keep or due or stopping or done == self.last:
             if not self.engine.finite():  # the last good checkpoint stays the last
                 raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
-            checkpoint.publish(self.engine, self.output / "checkpoints", self._card(done), keep=keep)
+            folder = self.output / "checkpoints"
+            checkpoint.publish(self.engine, folder, self._card(done), keep=keep, newest=t.keep)
         if stopping and done < self.last:
             raise Interrupted(f"stopped by SIGTERM at step {done}; --resume auto --output_dir {self.output} goes on")
 
     def _card(self, step: int) -> Card:
         c = self.config
-        t, size = c.train, self.world.size
-        return Card(c.method, c.entropy, t.arch, t.optimizer, step, size, self.engine.stage, __version__)
+        t, size, stage = c.train, self.world.size, self.engine.stage
+        batch = global_batch(t, self.world)
+        return Card(c.method, c.entropy, t.arch, t.optimizer, step, size, stage, __version__, batch, self.origin)
 
     def _introduce(self, display: Display, done: int, untrained: float | None, pixels: float | None) -> None:
         c, t, engine = self.config, self.config.train, self.engine
@@ -323,20 +328,6 @@ class _Run:
 
 def _title(config: Config) -> str:
     return config.method + ("+ER" if config.entropy else "")
-
-
-def _output_dir(config: Config, world: World) -> Path:
-    """Where the run is written, the same for all ranks."""
-    name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
-    chosen = [config.train.output_dir or f"runs/{name}"]
-    if world.size > 1:
-        dist.broadcast_object_list(chosen)
-    path = Path(chosen[0])
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir {path} cannot be made: {error.strerror}") from None
-    return path
 
 
 @contextmanager
