@@ -100,6 +100,6 @@ def broadcast_statistics(module: nn.Module, group: Group | None) -> None:
     if not held:
         return
     flat = torch.cat([x.flatten() for x in held])
-    torch.distributed.broadcast(flat, torch.distributed.get_global_rank(group, 0), group=group)
+    torch.distributed.broadcast(flat, group=group, group_src=0)
     for x, part in zip(held, torch.split(flat, [x.numel() for x in held]), strict=True):
         x.copy_(part.view_as(x))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 _COMMANDS = {
     "train": ("run", "train a backbone (the flags of fasttrain/run.py; fasttrain train --help)"),
+    "plan": ("plan", "say what a run will need, without a GPU: memory, traffic, time; takes the flags of train"),
     "eval": ("evaluate.command", "k-NN, linear probe, few-shot, RankMe and more, of a run, an export or a timm model"),
     "export": ("export.command", "take a network elsewhere: timm, Hugging Face, ONNX, facebookresearch/dino"),
     "report": ("report.command", "--views: a contact sheet of the views that a training with these flags would see"),

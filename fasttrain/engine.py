@@ -23,8 +23,9 @@ from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
 from .sharding import find_shards, inner
 
-# Bytes of model state a parameter: fp32 weight, gradient, two Adam moments, teacher; and what each stage shards.
-_STATE_BYTES = {0: (20, 0), 1: (12, 8), 2: (8, 12), 3: (0, 20)}
+# Bytes of model state a parameter that every rank has, and that ranks share: fp32 weight, gradient, two Adam moments,
+# teacher; and from stage 1 on the weights a second time, of which DeepSpeed's optimizer has its shard.
+_STATE_BYTES = {0: (20, 0), 1: (12, 12), 2: (8, 16), 3: (0, 24)}
 
 
 class Engine:

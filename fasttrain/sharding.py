@@ -48,7 +48,7 @@ def shares(optimizer: Any, stage: int) -> list[tuple[Tensor, list[Share]]]:
     if stage < 3:
         held = zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
         return [(flat, [_mapped(p) for p in parameters]) for flat, parameters in held]
-    rank = dist.get_rank(optimizer.dp_process_group)
+    rank = optimizer.dp_process_group.rank()
     found = []
     for flat, parameters in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
         pieces = parameter_by_parameter([(p.ds_numel, p.partition_numel()) for p in parameters], rank)

@@ -568,7 +568,7 @@ def test_commands(capsys, monkeypatch):
     assert cli.main([]) == 0
     assert "doctor" in capsys.readouterr().out
     assert cli.main(["trian"]) == 2
-    known = "train, eval, export, report or doctor"
+    known = "train, plan, eval, export, report or doctor"
     assert capsys.readouterr().err == f"fasttrain: command 'trian' is unknown; choose {known}\n"
     assert cli.main(["train", "--method", "simclr", "--print_config"]) == 0
     assert capsys.readouterr().out.startswith("method: simclr\n")
