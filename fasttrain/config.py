@@ -62,6 +62,8 @@ class TrainConfig:
     max_bad_fraction: float = flag(0.1, "stop, with exit status 2, when more of the images cannot be read")
 
     zero_stage: Literal[0, 1, 2, 3] | None = flag(None, "ZeRO stage; default: the lowest that fits")
+    overlap_comm: bool | None = flag(None, "reduce gradients beside the backward pass; default: at ZeRO 3 only")
+    offload_optimizer: bool = flag(False, "optimizer's state and step in host memory: ZeRO 1 to 3")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32")
     seed: int = flag(0, "seed of weights, order and views")
     deterministic: bool = flag(False, "deterministic kernels throughout")
@@ -194,6 +196,9 @@ def _check(train: TrainConfig) -> None:
     for name in ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad", "drop_path_rate"):
         if not 0 <= getattr(train, name) < float("inf"):
             raise ConfigError(f"--{name} must be a finite number of at least 0, got {getattr(train, name)}")
+    if train.zero_stage == 0 and (train.offload_optimizer or train.overlap_comm):
+        name = "offload_optimizer" if train.offload_optimizer else "overlap_comm"
+        raise ConfigError(f"--{name} is for --zero_stage 1, 2 and 3, got 0; leave it out or raise the stage")
     if not 0 <= train.max_bad_fraction <= 1:
         raise ConfigError(f"--max_bad_fraction must be a fraction between 0 and 1, got {train.max_bad_fraction}")
 

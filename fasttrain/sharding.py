@@ -20,10 +20,14 @@ class Shards:
 
     layouts: Mapping[Tensor, Layout]
     group: Any
+    device: torch.device
+    """Where the ranks' backend reduces; shards of an offloaded optimizer lie elsewhere."""
 
     def sum_over_ranks(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the ranks that share the parameters."""
-        dist.all_reduce(tensor, group=self.group)
+        total = tensor.to(self.device)
+        dist.all_reduce(total, group=self.group)
+        tensor.copy_(total)
 
 
 def inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -67,7 +71,8 @@ def find_shards(zero: Any, stage: int) -> Shards | None:
     if stage == 0:
         return None
     held = shares(zero, stage)
-    shards = Shards({flat: [share.piece for share in parts] for flat, parts in held}, zero.dp_process_group)
+    device = held[0][1][0].parameter.device
+    shards = Shards({flat: [share.piece for share in parts] for flat, parts in held}, zero.dp_process_group, device)
     expected = [_elements(share.parameter) for _, parts in held for share in parts]
     found = torch.tensor([share.piece.numel for _, parts in held for share in parts], device=held[0][0].device)
     shards.sum_over_ranks(found)

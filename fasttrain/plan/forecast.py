@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..build import build_method
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, TrainConfig
+from ..engine import least_stage
 from ..methods.moco import MoCoSettings
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster
@@ -107,7 +108,7 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
     update = trace_update(method, t, world=world)
 
     def needs(of: Trace, stage: int) -> tuple[Part, ...]:
-        zero = zero_of(t, stage, world, precision)
+        zero = zero_of(t, stage, world, precision, weights)
         return parts(weights, held, of, update, zero, accumulation=t.gradient_accumulation_steps)
 
     def traces(stage: int) -> tuple[Trace, Trace]:
@@ -117,7 +118,7 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
         return one, trace(method, config.views, batch, precision=precision, world=world, stage=stage)
 
     def at(stage: int, one: Trace, two: Trace) -> Stage:
-        zero = zero_of(t, stage, world, precision)
+        zero = zero_of(t, stage, world, precision, weights)
         times = t.gradient_accumulation_steps
         sent = traffic(weights, one, update, zero, accumulation=times)
         seconds = step_time(weights, one, update, sent, zero, cluster, precision=precision, accumulation=times)
@@ -140,10 +141,10 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
         buffers,
         synchronised,
         not t.activation_checkpointing and _can_recompute(method.backbone),
-        zero_of(t, 1, world, precision).bucket,
+        zero_of(t, 1, world, precision, weights).bucket,
         below[0].flops,
         tuple(stages),
-        _choice(stages, t.zero_stage, cluster),
+        _choice(stages, t, cluster),
     )
 
 
@@ -154,12 +155,12 @@ def _about_the_largest(one: Trace, needed: int, usable: float) -> int:
     return batch if batch != one.batch else batch + 1
 
 
-def _choice(stages: Sequence[Stage], asked: int | None, cluster: Cluster) -> Stage | None:
+def _choice(stages: Sequence[Stage], train: TrainConfig, cluster: Cluster) -> Stage | None:
     """The stage asked for, or the lowest of those that the engine chooses from; None if it does not fit."""
-    if asked is not None:
-        candidates = [stage for stage in stages if stage.stage == asked]
+    if train.zero_stage is not None:
+        candidates = [stage for stage in stages if stage.stage == train.zero_stage]
     else:
-        candidates = list(stages[:1] if cluster.world == 1 else stages)
+        candidates = list(stages[least_stage(train) :][: 1 if cluster.world == 1 else None])
     return next((stage for stage in candidates if stage.bytes <= cluster.usable), None)
 
 

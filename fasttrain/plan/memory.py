@@ -40,11 +40,11 @@ def parts(
         for of_teacher in (False, True)
     )
     shard = shard_elements(weights, zero)
-    state = update.state * shard // elements
-    master = 4 * shard if stage else 0
+    state = 0 if zero.offload else update.state * shard // elements
+    master = 4 * shard if stage and not zero.offload else 0
     buckets, copy = _buckets(elements, sent, zero)
     during = copy if stage >= 2 else 0
-    step = max(copy, update.temporary * shard // elements + (4 * shard if stage else 0))
+    step = copy if zero.offload else max(copy, update.temporary * shard // elements + (4 * shard if stage else 0))
     gradients = gradient_bytes(weights, zero)
     # Where gradients accumulate, stage 2 adds a new set to the old: when a bucket is full, or at the end.
     again = gradients if stage == 2 and accumulation > 1 else 0
@@ -105,14 +105,15 @@ def gradient_bytes(weights: Sequence[Weight], zero: Zero, rank: int | None = Non
 def _buckets(elements: int, sent: Sequence[int], zero: Zero) -> tuple[int, int]:
     """What DeepSpeed sets aside for gradients on their way, and the copy that it makes of a full bucket to send it.
 
-    The buckets have their full size however few the gradients; under autocast there is one for each precision.
+    The buckets have their full size however few the gradients; under autocast there is one for each precision. Where
+    stages 1 and 2 reduce one beside the products there is a second one to fill meanwhile.
     """
     full = min(elements, zero.bucket)
     if zero.stage == 0:
         return 0, 4 * full
     if zero.stage == 3:
         return zero.bucket * sum(sent), full * max(sent)
-    return zero.bucket * 4 * len(sent), full * (4 if sent == [4] else 6)
+    return zero.bucket * 4 * len(sent) * (2 if zero.overlap else 1), full * (4 if sent == [4] else 6)
 
 
 def total(found: Sequence[Part]) -> int:

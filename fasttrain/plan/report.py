@@ -79,10 +79,12 @@ def assumptions(found: Forecast) -> list[str]:
         "the loader is on the GPU with two batches ahead, and is never waited for; operators are not fused "
         "(no torch.compile), and none waits for Python",
         "evaluation, checkpoints, logging and single numbers that are reduced are left out",
-        f"DeepSpeed's defaults as installed: buckets of {found.bucket:,} elements, set aside whole however few the "
-        "gradients; stages 1 and 2 all-reduce gradients and gather the updated weights in fp32; only stage 3 sends "
-        "beside the products",
+        f"DeepSpeed as installed: buckets of {found.bucket:,} elements, at stage 3 an eighth of it; stages 1 and 2 "
+        "all-reduce gradients and gather the updated weights in fp32; only stage 3 and --overlap_comm send beside the "
+        "products",
     ]
+    if found.config.train.offload_optimizer:
+        lines.append("--offload_optimizer: neither the host's update nor the way to it over PCIe is in the time")
     if found.stages[-1].stage == 3:
         lines.append("at stage 3 autograd keeps no gathered weight, and fetching ahead is never late but for bandwidth")
     if found.cluster.world > 1 and found.synchronised:

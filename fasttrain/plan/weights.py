@@ -10,7 +10,7 @@ from deepspeed.runtime.torch_autocast import LOWER_PRECISION_SAFE_MODULES
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from ..config import TrainConfig
-from ..engine import _deepspeed_config
+from ..engine import deepspeed_config
 from ..methods import Method
 from ..optimizers import parameter_groups
 from .trace import LOW
@@ -61,6 +61,8 @@ class Zero:
     """Gradients that are reduced at once."""
     overlap: bool
     """Whether reductions and gathers run beside the products."""
+    offload: bool
+    """Whether the optimizer's state is in the host's memory."""
     persistent: int
     """Weights of up to this size stay whole at stage 3."""
     reuse: int
@@ -75,14 +77,16 @@ class Zero:
         return self.stage < 3 or weight.numel <= self.persistent
 
 
-def zero_of(train: TrainConfig, stage: int, world: int, precision: str) -> Zero:
+def zero_of(train: TrainConfig, stage: int, world: int, precision: str, weights: Iterable[Weight]) -> Zero:
     """What the engine tells DeepSpeed, with DeepSpeed's own defaults."""
-    given = DeepSpeedZeroConfig(**_deepspeed_config(train, stage, precision)["zero_optimization"])
+    elements = sum(weight.numel for weight in trained(weights))
+    given = DeepSpeedZeroConfig(**deepspeed_config(train, stage, precision, elements)["zero_optimization"])
     return Zero(
         stage,
         world,
         bucket=int(given.reduce_bucket_size),
         overlap=bool(given.overlap_comm),
+        offload=train.offload_optimizer and stage > 0,
         persistent=int(given.param_persistence_threshold),
         reuse=int(given.max_reuse_distance),
         prefetch=int(given.prefetch_bucket_size),

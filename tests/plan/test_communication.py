@@ -22,7 +22,7 @@ _UPDATE = Update(0, 0, 0, 0, (Message("broadcast", 9, "BatchNorm"),))
 
 
 def _zero(stage, world=4, overlap=False, bucket=500):
-    return Zero(stage, world, bucket, overlap, persistent=300, reuse=10**6, prefetch=10**6, live=0)
+    return Zero(stage, world, bucket, overlap, offload=False, persistent=300, reuse=10**6, prefetch=10**6, live=0)
 
 
 def _by_purpose(stage, **options):

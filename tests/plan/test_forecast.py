@@ -64,13 +64,13 @@ def test_a_queue_holds_whole_batches():
     assert _accepts(configured("swav", queue_length=480), 7)  # whose queue is each rank's own
 
 
-def _needing(plain, gibs, batches=(0, 0, 0, 0), asked=None, world=4):
+def _needing(plain, gibs, batches=(0, 0, 0, 0), asked=None, world=4, overlap=None):
     """The forecast of a run whose stages need so much, on GPUs of 10 GiB; and what it chooses."""
     sizes = zip(plain.stages, gibs, batches, strict=True)
     stages = tuple(replace(s, parts=(Part("all", int(n * GIB), 0),), largest_batch=b) for s, n, b in sizes)
-    config = replace(plain.config, train=replace(plain.config.train, zero_stage=asked))
+    config = replace(plain.config, train=replace(plain.config.train, zero_stage=asked, overlap_comm=overlap))
     cluster = _on(10 * GIB, world)
-    return replace(plain, config=config, cluster=cluster, stages=stages, chosen=_choice(stages, asked, cluster))
+    return replace(plain, config=config, cluster=cluster, stages=stages, chosen=_choice(stages, config.train, cluster))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,11 @@ def _needing(plain, gibs, batches=(0, 0, 0, 0), asked=None, world=4):
 def test_the_stage_asked_for_or_the_lowest_that_fits(plain, gibs, asked, world, chosen):
     found = _needing(plain, gibs, asked=asked, world=world).chosen
     assert (None if found is None else found.stage) == chosen
+
+
+def test_what_only_zero_has_is_not_looked_for_at_stage_0(plain):
+    for world in (1, 4):
+        assert _needing(plain, (9, 9, 9, 9), world=world, overlap=True).chosen.stage == 1
 
 
 @pytest.mark.parametrize(

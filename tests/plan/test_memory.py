@@ -16,8 +16,10 @@ _TRACE = Trace(4, 1000, 100, 50, 70, 30, (), (), ())
 _UPDATE = Update(state=2 * 4 * 1208, temporary=4 * 1208, moved=0, teacher_moved=0, messages=())
 
 
-def _zero(stage, world=4, bucket=10_000):
-    return Zero(stage, world, bucket, overlap=False, persistent=10, reuse=10**6, prefetch=100, live=0)
+def _zero(stage, world=4, bucket=10_000, overlap=False, offload=False):
+    return Zero(
+        stage, world, bucket, overlap=overlap, offload=offload, persistent=10, reuse=10**6, prefetch=100, live=0
+    )
 
 
 def _parts(stage, **options):
@@ -63,6 +65,24 @@ def test_a_bucket_for_every_precision_that_is_sent():
     assert held["ZeRO's buckets"] == 2 * 4 * 10_000
     held = {p.name: p.update for p in parts(low, 0, _TRACE, _UPDATE, _zero(3))}
     assert held["ZeRO's buckets"] == (4 + 2) * 10_000
+
+
+def test_a_second_bucket_is_filled_while_the_first_is_sent():
+    for stage, times in ((1, 2), (2, 2), (3, 1)):
+        plain, beside = (
+            {p.name: p.update for p in parts(_WEIGHTS, 0, _TRACE, _UPDATE, _zero(stage, bucket=100, overlap=overlap))}
+            for overlap in (False, True)
+        )
+        before, now = plain["ZeRO's buckets"], beside["ZeRO's buckets"]
+        assert now - before == (times - 1) * 4 * 100
+        assert plain.keys() == beside.keys()
+
+
+def test_an_offloaded_optimizer_takes_nothing_of_the_gpu():
+    held = {p.name: p for p in parts(_WEIGHTS, 77, _TRACE, _UPDATE, _zero(2, offload=True))}
+    here = {p.name: p for p in parts(_WEIGHTS, 77, _TRACE, _UPDATE, _zero(2))}
+    assert held["optimizer"].update == 0 < here["optimizer"].update
+    assert held["gradients"] == here["gradients"]
 
 
 @pytest.mark.parametrize("bucket", [100, 10_000])

@@ -20,7 +20,7 @@ _CLUSTER = Cluster(GPUS["h100"], 1, 2, flops_fraction=1.0, bandwidth_fraction=1.
 
 def _seconds(stage, sent=(), accumulation=1):
     trace = Trace(4, 0, 0, 0, 0, 0, (_ONE_SECOND,), (), ())
-    zero = Zero(stage, 2, 1000, overlap=True, persistent=0, reuse=1, prefetch=1, live=1)
+    zero = Zero(stage, 2, 1000, overlap=True, offload=False, persistent=0, reuse=1, prefetch=1, live=1)
     options = {"precision": "bf16", "accumulation": accumulation}
     return step_time(_WEIGHTS, trace, _UPDATE, sent, zero, _CLUSTER, **options)
 

@@ -9,7 +9,7 @@ from fasttrain.plan.weights import Zero, _windows, flat_groups, gathers, weights
 
 from .small import built, configured, weight
 
-STAGE_3 = Zero(3, world=2, bucket=1000, overlap=True, persistent=10, reuse=10**6, prefetch=1, live=0)
+STAGE_3 = Zero(3, world=2, bucket=1000, overlap=True, offload=False, persistent=10, reuse=10**6, prefetch=1, live=0)
 
 
 def test_every_weight_has_its_owner_and_its_width():
@@ -26,10 +26,17 @@ def test_every_weight_has_its_owner_and_its_width():
     assert {w.sent for w in weights_of(method, config.train, "fp32")} == {4}
 
 
-def test_deepspeed_is_asked_for_its_defaults():
-    zero = zero_of(configured("simclr").train, 3, 4, "bf16")
+def test_deepspeed_is_asked_for_what_the_engine_asks_it():
+    weights = (weight(800), weight(80))
+    zero = zero_of(configured("simclr").train, 3, 4, "bf16", weights)
     assert (zero.stage, zero.world, zero.overlap, zero.persistent) == (3, 4, True, 100_000)
-    assert not zero_of(configured("simclr").train, 2, 4, "bf16").overlap
+    assert zero.bucket == 110  # several, for one to be sent beside the products that fill the next
+    zero = zero_of(configured("simclr").train, 2, 4, "bf16", weights)
+    assert (zero.overlap, zero.offload, zero.bucket) == (False, False, 880)
+    more = configured("simclr", overlap_comm=True, offload_optimizer=True).train
+    assert [(z.overlap, z.offload) for z in (zero_of(more, s, 4, "bf16", weights) for s in (1, 2, 3))] == 3 * [
+        (True, True)
+    ]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 8))
@@ -67,14 +74,14 @@ def test_near_weights_are_fetched_once_and_stay():
 
 
 def test_far_weights_are_fetched_again_for_every_use():
-    zero = Zero(3, world=2, bucket=1000, overlap=True, persistent=10, reuse=1, prefetch=1, live=0)
+    zero = Zero(3, world=2, bucket=1000, overlap=True, offload=False, persistent=10, reuse=1, prefetch=1, live=0)
     found = gathers(_WEIGHTS, _USES, zero)
     assert found.bytes == 2 * 4 * 1002 + 2 * 500  # b follows itself
     assert found.peak == 4 * 1002
 
 
 def test_as_much_as_may_live_is_fetched_ahead():
-    zero = Zero(3, world=2, bucket=1000, overlap=True, persistent=10, reuse=1, prefetch=100, live=1200)
+    zero = Zero(3, world=2, bucket=1000, overlap=True, offload=False, persistent=10, reuse=1, prefetch=100, live=1200)
     found = gathers(_WEIGHTS, _USES, zero)
     assert found.peak == 4 * 1200
     assert found.messages == 26  # of 100 elements
@@ -83,7 +90,9 @@ def test_as_much_as_may_live_is_fetched_ahead():
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_below_stage_3_nothing_is_fetched(stage):
-    zero = Zero(stage, world=2, bucket=1000, overlap=True, persistent=10, reuse=1, prefetch=100, live=1200)
+    zero = Zero(
+        stage, world=2, bucket=1000, overlap=True, offload=False, persistent=10, reuse=1, prefetch=100, live=1200
+    )
     assert gathers(_WEIGHTS, _USES, zero) == type(gathers(_WEIGHTS, _USES, zero))(0, 0, 0, 0)
 
 
@@ -97,4 +106,4 @@ def test_uses_name_weights_that_there_are():
     used = {name for names in traced.uses for name in names}
     assert used <= {w.name for w in weights}
     assert {w.name for w in weights if w.numel > 1000} <= used
-    assert torch.tensor(gathers(weights, traced.uses, zero_of(config.train, 3, 2, "fp32")).bytes) > 0
+    assert torch.tensor(gathers(weights, traced.uses, zero_of(config.train, 3, 2, "fp32", weights)).bytes) > 0
