@@ -34,6 +34,7 @@ class Card:
     world_size: int
     zero_stage: int
     version: str
+    skipped_steps: int = 0
 
 
 def publish(engine: Engine, folder: Path, card: Card, *, keep: bool) -> None:
@@ -88,7 +89,7 @@ def read_card(path: Path) -> Card:
     """The card of a checkpoint folder. Raises ConfigError if it cannot be read."""
     try:
         content = json.loads((path / _CARD).read_text())
-        return Card(**{name: content[name] for name in Card.__dataclass_fields__})
+        return Card(**{name: content[name] for name in Card.__dataclass_fields__ if name in content})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"checkpoint {path} has no readable {_CARD} ({error}); choose another or --resume never"

@@ -36,6 +36,8 @@ _METRICS = [
     "lr",
     "weight_decay",
     "momentum",
+    "grad_norm",
+    "skipped_steps",
     "images_per_s",
     "data_wait",
 ]
@@ -60,6 +62,7 @@ _SUMMARY = {
     "reconstruction",
     "information",
     "deficit",
+    "skipped_steps",
     "collapsed",
 }
 
@@ -129,7 +132,7 @@ def test_log_has_a_line_an_epoch_with_the_means(straight):
         means = {k for k in line if k.startswith("train_")}
         timed = {"train_images_per_s", "train_data_wait"}
         bound = {f"train_{name}" for name in _METRICS[3:10] if name != "entropy_max"}
-        assert means == {"train_loss", "train_lr", "train_weight_decay"} | bound | timed
+        assert means == {"train_loss", "train_lr", "train_weight_decay", "train_grad_norm"} | bound | timed
         for name in means:
             assert line[name] == pytest.approx(sum(p[name.removeprefix("train_")] for p in part) / 4)
 
