@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .engine import Engine
-from .interruption import asked
+from .interruption import Signals, asked
 from .methods.base import Objective, Step
 from .optimizers import Role
 from .pipelines import Batch
@@ -58,8 +58,8 @@ class Guard:
         self._good: dict[str, float] = {}
         """The last finite values of everything, for a diagnosis."""
 
-    def step(self, batches: Iterable[Batch], step: Step, signals: Sequence[float]) -> tuple[Objective, Finding]:
-        """One step on its micro-batches; ``signals`` are this rank's :attr:`Signals.counts`. Collective."""
+    def step(self, batches: Iterable[Batch], step: Step, signals: Signals) -> tuple[Objective, Finding]:
+        """One step on its micro-batches; ``signals`` are those of this rank, up to the end of backward. Collective."""
         engine, sums, count = self.engine, torch.zeros(len(_TERMS), dtype=torch.float64, device=self.engine.device), 0
         self._undo.begin()
         for batch in batches:
@@ -78,13 +78,13 @@ class Guard:
         self._count(found, step)
         return objective, found
 
-    def _look(self, step: int, there: dict[str, int], sums: Tensor, signals: Sequence[float]) -> Finding:
+    def _look(self, step: int, there: dict[str, int], sums: Tensor, signals: Signals) -> Finding:
         engine = self.engine
         groups = gradients(engine.optimizer, engine.stage)
         squares = torch.stack([_square(held, sums) for _, held in groups])
         if engine.stage == 0:
             squares /= engine.world.size  # all ranks hold all of it
-        values = torch.cat([sums, squares, torch.tensor(signals, dtype=torch.float64).to(sums.device)])
+        values = torch.cat([sums, squares, torch.tensor(signals.counts, dtype=torch.float64).to(sums.device)])
         if engine.world.size > 1:
             dist.all_reduce(values)
         numbers = values.tolist()

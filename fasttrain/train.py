@@ -151,7 +151,7 @@ class _Run:
                 log = done == 0 or (done + 1) % t.log_every == 0 or done + 1 == self.last or evaluate
                 step = engine.step_at(done, measure=log)
                 micro_batches = (self._next(batches, meter) for _ in range(micro_steps))
-                objective, found = self.guard.step(micro_batches, step, signals.counts)
+                objective, found = self.guard.step(micro_batches, step, signals)
                 done += 1
                 self.watchdog.step_done()
                 if log:
