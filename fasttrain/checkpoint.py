@@ -35,6 +35,7 @@ class Card:
     zero_stage: int
     version: str
     skipped_steps: int = 0
+    rollbacks: int = 0
 
 
 def publish(engine: Engine, folder: Path, card: Card, *, keep: bool) -> None:

@@ -75,6 +75,7 @@ class TrainConfig:
     limit_steps: int | None = flag(None, "stop after this many steps of the schedule")
     log_every: int = flag(10, "steps between logged steps")
     max_skipped_steps: int = flag(3, "stop, with exit status 3, after so many steps in a row that are not finite")
+    rollback: int = flag(0, "go back to the last checkpoint, with another data order, instead; at most so often")
     watchdog_minutes: float = flag(30.0, "end the run, with exit status 1, if no step finishes for so long; 0: never")
     stop_on_collapse: bool = flag(False, "stop, with exit status 3, when the representation has collapsed")
     knn_every: int = flag(10, "epochs between k-NN evaluations; 0: only at the end")
@@ -186,7 +187,7 @@ def _check(train: TrainConfig) -> None:
         raise ConfigError(unknown_name(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
     ones = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq limit_steps"
     ones += " max_skipped_steps"
-    zeros = "saveckp_freq_steps knn_every seed num_workers"
+    zeros = "saveckp_freq_steps knn_every seed num_workers rollback"
     for name, least in [(n, least) for least, names in ((1, ones), (0, zeros)) for n in names.split()]:
         value = getattr(train, name)
         if value is not None and value < least:

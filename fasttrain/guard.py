@@ -110,8 +110,8 @@ class Guard:
             return
         shown = [f"{name} {value:.4g}" for name, value in self._good.items() if name != "step"]
         before = f"step {self._good['step']:.0f} still had {', '.join(shown)}" if shown else "no step was good"
-        steps = f"{self.row} steps" if self.row > 1 else "a step"
-        raise Diverged(f"{found.fault}; skipped {steps} in a row; {before}; lower --lr or set --clip_grad")
+        row = f" {self.row} steps in a row" if self.row > 1 else ""
+        raise Diverged(f"{found.fault}; skipped{row}; {before}; lower --lr or set --clip_grad")
 
 
 def named_terms(objective: Objective) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def named_terms(objective: Objective) -> dict[str, Tensor]:
 def fault(step: int, terms: dict[str, float], roles: Sequence[Role]) -> str | None:
     """What is not finite of a step's loss, with the terms that it comes from, or else of its gradient's groups."""
     if not math.isfinite(terms["loss"]):
-        causes = [f"its {n} is {v}" for n, v in terms.items() if n != "loss" and not math.isfinite(v)]
+        causes = [f"{n} {v}" for n, v in terms.items() if n != "loss" and not math.isfinite(v)]
         return f"the loss is {terms['loss']} at step {step}" + (f" ({', '.join(causes)})" if causes else "")
     if roles:
         return f"the gradient of the {' and of the '.join(role.words for role in roles)} is not finite at step {step}"

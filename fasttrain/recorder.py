@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
+
+from .config import Config, ConfigError
+from .distributed import World
+
+
+def output_dir(config: Config, world: World) -> Path:
+    """Where the run is written, the same for all ranks."""
+    name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
+    chosen = [config.train.output_dir or f"runs/{name}"]
+    if world.size > 1:
+        dist.broadcast_object_list(chosen)
+    path = Path(chosen[0])
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {path} cannot be made: {error.strerror}") from None
+    return path
 
 
 class Recorder:
@@ -35,10 +54,6 @@ class Recorder:
         """One line of log.txt, in DINO's form."""
         self._log.write(json.dumps(_finite(values)) + "\n")
 
-    def summary(self, values: dict[str, Any]) -> None:
-        """summary.json."""
-        (self.folder / "summary.json").write_text(json.dumps(_finite(values), indent=2) + "\n")
-
     def __enter__(self) -> Recorder:
         return self
 
@@ -59,6 +74,11 @@ def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str,
         if all(isinstance(v.get(k), float) for v in values)
     }
     return {**means, "epoch": epoch, "step": step}
+
+
+def write_summary(folder: Path, values: dict[str, Any]) -> None:
+    """summary.json."""
+    (folder / "summary.json").write_text(json.dumps(_finite(values), indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

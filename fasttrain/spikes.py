@@ -33,8 +33,9 @@ class Spike:
 
 def told(spike: Spike, step: int, terms: Mapping[str, float], logged: Mapping[str, Any]) -> str:
     """One line: the spike with the step's entropy and reconstruction, or else those of the last logged step."""
-    values, when = (terms, "") if "entropy" in terms else (logged, f" (of step {logged['step']})")
-    return f"step {step}: {spike}; entropy {values['entropy']:.3f}, reconstruction {values['reconstruction']:.3f}{when}"
+    values, when = (terms, "") if "entropy" in terms else (logged, f" (of step {logged.get('step')})")
+    named = [f"{name} {values[name]:.3f}" for name in ("entropy", "reconstruction") if values.get(name) is not None]
+    return f"step {step}: {spike}" + (f"; {', '.join(named)}{when}" if named else "")
 
 
 class Spikes:

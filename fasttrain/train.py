@@ -5,12 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from . import __version__, checkpoint
 from .batches import in_step, of_all_ranks
@@ -27,7 +26,7 @@ from .methods import Method
 from .metrics import Meter, metrics_line
 from .pipelines import Batch, DataError, Loader, Splits, open_source
 from .progress import DataNotes, Display
-from .recorder import Recorder, epoch_line, read_summary
+from .recorder import Recorder, epoch_line, output_dir, read_summary, write_summary
 from .spikes import Spikes, told
 from .watchdog import Watchdog
 from .weights import start_from
@@ -67,7 +66,7 @@ class _Run:
         t = config.train
         self.config, self.world, self.watchdog = config, world, watchdog
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output = watchdog.folder = _output_dir(config, world)
+        self.output = watchdog.folder = output_dir(config, world)
         self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
         self.loader = Loader(
             self.splits.train,
@@ -91,6 +90,7 @@ class _Run:
         if t.init_from is not None:
             start_from(method, Path(t.init_from))
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
+        self.rollbacks = 0
         self.guard = Guard(self.engine, t.max_skipped_steps)
         self.watch, self.spikes = Watch(steps_per_epoch), Spikes()
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
@@ -104,28 +104,55 @@ class _Run:
         t, main = self.config.train, self.world.is_main
         found = checkpoint.find(t.resume, self.output)
         if found is not None:  # before any work: a wrong checkpoint is known from its card
-            self.guard.skipped = checkpoint.check(found, self._card(0)).skipped_steps
+            checkpoint.check(found, self._card(0))
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
-        done = 0 if found is None else checkpoint.restore(self.engine, found, self._card(0))
+        done = 0 if found is None else self._restore(found)
         self.last = max(self.last, done)
         if done == self.last and (summary := read_summary(self.output)) and summary.get("steps") == done:
             return summary  # finished before: nothing to train, and its times stay what they were
         display = Display(self.last, done) if main else None
         with ExitStack() as stack:
-            recorder = stack.enter_context(Recorder(self.output, resumed_at=done)) if main else None
             if main:
                 (self.output / "config.yaml").write_text(self.config.to_yaml())
             if display:
                 self._introduce(display, done, untrained.knn_top1, pixels)
                 stack.enter_context(display)
             started = time.perf_counter()
-            final = self._loop(done, signals, recorder, display)
+            final = self._loops(done, signals, display)
             seconds = time.perf_counter() - started
             evaluation = self._evaluate(self.last)
             summary = self._summary(final, evaluation, untrained.knn_top1, pixels, seconds, self.last - done)
-            if recorder:
-                recorder.summary(summary)
+            if main:
+                write_summary(self.output, summary)
         return summary
+
+    def _restore(self, found: Path) -> int:
+        """Take everything from a checkpoint, what the guard counted and the order of the data too; returns its step."""
+        card, done = checkpoint.read_card(found), checkpoint.restore(self.engine, found, self._card(0))
+        self.guard.skipped, self.guard.row = card.skipped_steps, 0
+        self._order(card.rollbacks)
+        return done
+
+    def _order(self, rollbacks: int) -> None:
+        """See the data as if the seed were higher by the rollbacks, which checkpoints hold."""
+        self.rollbacks = rollbacks
+        self.loader.seed = (self.config.train.seed + rollbacks) % 2**63
+
+    def _loops(self, done: int, signals: Signals, display: Display | None) -> dict[str, Any]:
+        """The loop, and after a divergence the loop again from the last checkpoint, in another order of the data."""
+        while True:
+            try:
+                with Recorder(self.output, resumed_at=done) if self.world.is_main else nullcontext() as recorder:
+                    return self._loop(done, signals, recorder, display)
+            except Diverged as error:
+                found = checkpoint.find("auto", self.output)
+                if found is None or self.rollbacks >= self.config.train.rollback:
+                    raise
+                rollbacks = self.rollbacks + 1
+                done = self._restore(found)
+                self._order(rollbacks)
+                if display:
+                    display.note(f"{error}: rolled back to step {done} ({rollbacks} of {self.config.train.rollback})")
 
     def _loop(self, done: int, signals: Signals, recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
         t, engine = self.config.train, self.engine
@@ -159,8 +186,7 @@ class _Run:
                     if found.fault is None:
                         epoch_values.append(logged)
                     if evaluate and not self.guard.row:
-                        with self.watchdog.suspended():
-                            evaluation = self._evaluate(done)
+                        evaluation = self._evaluate(done)
                         logged = logged | {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
                     meter = Meter()
                 if log and recorder:
@@ -184,7 +210,7 @@ class _Run:
         self.guard.judge(found)
         if found.fault is None and (spike := self.spikes.look(found.terms["loss"])) and display:
             display.note(told(spike, step, found.terms, logged))
-        if logged["step"] != step or found.fault is not None:
+        if logged.get("step") != step or found.fault is not None:
             return
         if (what := self.watch.look(logged)) and display:
             display.note(f"step {step}: collapsing: {what}; {self._against_collapse()}")
@@ -195,7 +221,8 @@ class _Run:
         return "lower --lr" if self.config.entropy else "try --entropy, or a lower --lr"
 
     def _evaluate(self, done: int) -> Evaluation:
-        evaluation = self.evaluator.backbone(self.method.backbone)
+        with self.watchdog.suspended():
+            evaluation = self.evaluator.backbone(self.method.backbone)
         if not evaluation.finite:
             raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
         return evaluation
@@ -224,8 +251,9 @@ class _Run:
 
     def _card(self, step: int) -> Card:
         c = self.config
-        t, size, stage, skipped = c.train, self.world.size, self.engine.stage, self.guard.skipped
-        return Card(c.method, c.entropy, t.arch, t.optimizer, step, size, stage, __version__, skipped)
+        t, size, stage = c.train, self.world.size, self.engine.stage
+        counts = self.guard.skipped, self.rollbacks
+        return Card(c.method, c.entropy, t.arch, t.optimizer, step, size, stage, __version__, *counts)
 
     def _introduce(self, display: Display, done: int, untrained: float | None, pixels: float | None) -> None:
         c, t, engine = self.config, self.config.train, self.engine
@@ -288,6 +316,7 @@ class _Run:
             "information": information,
             "deficit": logged.get("deficit"),
             "skipped_steps": self.guard.skipped,
+            "rollbacks": self.rollbacks,
             "collapsed": self.watch.collapsed or evaluation.rankme < _COLLAPSED_RANK,
         }
 
@@ -299,17 +328,3 @@ class _Run:
 
 def _title(config: Config) -> str:
     return config.method + ("+ER" if config.entropy else "")
-
-
-def _output_dir(config: Config, world: World) -> Path:
-    """Where the run is written, the same for all ranks."""
-    name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
-    chosen = [config.train.output_dir or f"runs/{name}"]
-    if world.size > 1:
-        dist.broadcast_object_list(chosen)
-    path = Path(chosen[0])
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir {path} cannot be made: {error.strerror}") from None
-    return path

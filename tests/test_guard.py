@@ -167,7 +167,7 @@ def test_too_many_in_a_row_end_the_run_with_what_was_there_before():
 def test_the_first_step_may_be_the_bad_one():
     with guarded("simclr", limit=1) as guard:
         (found,) = steps(guard, [0], poisoned=[0])
-        with pytest.raises(Diverged, match="at step 1; skipped a step in a row; no step was good; lower"):
+        with pytest.raises(Diverged, match="at step 1; skipped; no step was good; lower"):
             guard.judge(found)
 
 
@@ -179,7 +179,7 @@ def test_the_first_step_may_be_the_bad_one():
         (
             {"loss": math.inf, "entropy": -math.inf, "reconstruction": 2.0},
             [],
-            "the loss is inf at step 7 (its entropy is -inf)",
+            "the loss is inf at step 7 (entropy -inf)",
         ),
         (
             {"loss": 1.0},
@@ -196,4 +196,4 @@ def test_a_twin_names_its_terms_at_steps_that_are_not_logged():
     with guarded("simclr", entropy=True) as guard:
         good, bad = steps(guard, [0, 1], poisoned=[1])
     assert good.terms["loss"] == pytest.approx(good.terms["reconstruction"] - good.terms["entropy"], rel=1e-5)
-    assert bad.fault == "the loss is nan at step 2 (its entropy is nan, its reconstruction is nan)"
+    assert bad.fault == "the loss is nan at step 2 (entropy nan, reconstruction nan)"

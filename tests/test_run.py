@@ -19,7 +19,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fasttrain import cli, interruption, spikes, train, watchdog
+from fasttrain import cli, interruption, recorder, spikes, train, watchdog
 from fasttrain.recorder import Recorder
 from fasttrain.run import main
 from tests.small_runs import assert_same_run, flags, lines, weights, write_images
@@ -67,6 +67,7 @@ _SUMMARY = {
     "information",
     "deficit",
     "skipped_steps",
+    "rollbacks",
     "collapsed",
 }
 
@@ -304,6 +305,48 @@ def test_a_spike_is_told_with_entropy_and_reconstruction(data, tmp_path, capsys,
     told = f"; entropy {fourth['entropy']:.3f}, reconstruction {fourth['reconstruction']:.3f}\n"
     (line,) = re.findall(r"step 4: the loss jumped to .*\n", capsys.readouterr().out)
     assert line.endswith(told)
+
+
+def test_a_step_that_is_not_logged_after_a_resume_into_another_folder(straight, data, tmp_path):
+    """There is no logged step to look at then, nor ever on a rank that writes no files."""
+    given = flags(data, tmp_path, "--resume", straight[0], "--epochs", 4, "--log_every", 100, "--knn_every", 0)
+    assert main(given) == 0
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [16]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_rollback_goes_on_from_the_last_checkpoint_in_another_order_and_so_does_a_resumed_run(
+    data, tmp_path, capsys, monkeypatch, stage
+):
+    given = ("--knn_every", 0, "--saveckp_freq_steps", 2, "--max_skipped_steps", 2, "--zero_stage", stage)
+    given = (*given, "--rollback", 1)
+    _poison(monkeypatch, 4, 5)  # diverged at step 5; step 4's checkpoint is not published
+    assert main(flags(data, tmp_path / "run", *given)) == 0
+    out = capsys.readouterr().out
+    assert out.count("skipped 2 steps in a row") == out.count(": rolled back to step 2 (1 of 1)\n") == 1
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 9))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["rollbacks"], summary["skipped_steps"], summary["steps"]) == (1, 0, 8)
+    monkeypatch.undo()
+    assert main(flags(data, tmp_path / "plain", *given)) == 0
+    losses = [[line["loss"] for line in lines(tmp_path / run / "metrics.jsonl")] for run in ("run", "plain")]
+    assert losses[0][:2] == losses[1][:2]
+    assert losses[0][2] != losses[1][2]
+    _poison(monkeypatch, 4, 5)
+    assert main(flags(data, tmp_path / "parts", *given, "--limit_steps", 6)) == 0
+    assert main(flags(data, tmp_path / "parts", *given)) == 0
+    assert [line["loss"] for line in lines(tmp_path / "parts" / "metrics.jsonl")] == losses[0]
+
+
+def test_rollbacks_come_to_an_end_and_need_a_checkpoint(data, tmp_path, capsys, monkeypatch):
+    given = ("--knn_every", 0, "--max_skipped_steps", 1, "--rollback", 2)
+    _poison(monkeypatch, *range(4, 100))
+    assert main(flags(data, tmp_path / "run", *given, "--saveckp_freq_steps", 3)) == 3
+    captured = capsys.readouterr()
+    assert captured.out.count(": rolled back to step 3 (") == 2
+    assert captured.err.startswith("fasttrain: the loss is nan at step 4 (entropy nan, ")
+    assert main(flags(data, tmp_path / "none", *given)) == 3
+    assert "rolled back" not in capsys.readouterr().out
 
 
 def _fail():
@@ -591,7 +634,7 @@ def test_the_default_output_folder_says_what_ran(tmp_path, monkeypatch, name, to
 
     monkeypatch.chdir(tmp_path)
     config, _ = parse(["--method", name, *(["--entropy"] if told else [])])
-    path = train._output_dir(config, World(0, 1, 0, 1))
+    path = recorder.output_dir(config, World(0, 1, 0, 1))
     assert path.is_dir()
     assert path.parent.name == "runs"
     assert path.name.startswith(f"{name}{told}-2")
