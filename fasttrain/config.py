@@ -71,6 +71,7 @@ class TrainConfig:
     )
     resume: str = flag("auto", "auto (the newest checkpoint in output_dir), never, or a run or checkpoint folder")
     saveckp_freq: int = flag(20, "epochs between checkpoints that are kept")
+    keep: int | None = flag(None, "newest checkpoints that stay; default: all of --saveckp_freq, and the newest")
     saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: by epochs only")
     limit_steps: int | None = flag(None, "stop after this many steps of the schedule")
     log_every: int = flag(10, "steps between logged steps")
@@ -185,7 +186,7 @@ def _check(train: TrainConfig) -> None:
     """What a type cannot say."""
     if train.optimizer not in OPTIMIZERS:
         raise ConfigError(unknown_name(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
-    ones = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq limit_steps"
+    ones = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq keep limit_steps"
     ones += " max_skipped_steps"
     zeros = "saveckp_freq_steps knn_every seed num_workers rollback"
     for name, least in [(n, least) for least, names in ((1, ones), (0, zeros)) for n in names.split()]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Card, harmless, read_card, unloadable
+from .checkpoint import Card, read_card, unloadable
 from .config import ConfigError
+from .saved_state import harmless
 
 
 def newest(run: Path) -> Path:

@@ -6,6 +6,9 @@ import ctypes
 import os
 import socket
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,16 @@ def initialise(world: World) -> None:
     if backend == "nccl":
         torch.cuda.set_device(world.local_rank)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def everyone(world: World, mine: T) -> list[T]:
+    """What every rank has, in the order of the ranks; plain values only. Collective."""
+    import torch.distributed as dist
+
+    found = [mine] * world.size
+    if world.size > 1:
+        dist.all_gather_object(found, mine)
+    return found
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,8 @@ from .config import Config, ConfigError
 from .distributed import World
 
 
-def output_dir(config: Config, world: World) -> Path:
-    """Where the run is written, the same for all ranks."""
+def output_folder(config: Config, world: World) -> Path:
+    """Where the run is written, the same for all ranks. Raises ConfigError where a file cannot be made there."""
     name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
     chosen = [config.train.output_dir or f"runs/{name}"]
     if world.size > 1:
@@ -25,8 +26,12 @@ def output_dir(config: Config, world: World) -> Path:
     path = Path(chosen[0])
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / "checkpoints"):
+            if folder.is_dir():
+                tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ConfigError(f"--output_dir {path} cannot be made: {error.strerror}") from None
+        what = "written to" if path.is_dir() else "made"
+        raise ConfigError(f"--output_dir {path} cannot be {what}: {error.strerror}; choose another") from None
     return path
 
 

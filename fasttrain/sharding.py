@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,31 @@ def inner(optimizer: Any) -> torch.optim.Optimizer:
     return found
 
 
+class Share(NamedTuple):
+    """A rank's part of a parameter: elements from ``offset`` of it, flattened, lie in ``piece`` of the flat shard."""
+
+    parameter: Any
+    offset: int
+    piece: Piece
+
+
+def shares(optimizer: Any, stage: int) -> list[tuple[Tensor, list[Share]]]:
+    """For every tensor that the inner optimizer steps, whose elements it holds; at stage 0 a parameter's own."""
+    if stage == 0:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        return [(p, [Share(p, 0, Piece(0, p.numel()))]) for p in parameters]
+    if stage < 3:
+        held = zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
+        return [(flat, [_mapped(p) for p in parameters]) for flat, parameters in held]
+    rank = dist.get_rank(optimizer.dp_process_group)
+    found = []
+    for flat, parameters in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
+        pieces = parameter_by_parameter([(p.ds_numel, p.partition_numel()) for p in parameters], rank)
+        offsets = [rank * p.partition_numel() for p in parameters]
+        found.append((flat, [Share(*share) for share in zip(parameters, offsets, pieces, strict=True)]))
+    return found
+
+
 def find_shards(zero: Any, stage: int) -> Shards | None:
     """The shards of DeepSpeed's optimizer ``zero``; None at stage 0, which shards nothing.
 
@@ -43,19 +68,10 @@ def find_shards(zero: Any, stage: int) -> Shards | None:
     """
     if stage == 0:
         return None
-    if stage == 3:
-        rank = dist.get_rank(zero.dp_process_group)
-        held = list(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))
-        layouts = {
-            flat: parameter_by_parameter([(p.ds_numel, p.partition_numel()) for p in parameters], rank)
-            for flat, parameters in held
-        }
-    else:
-        held = list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True))
-        layouts = {flat: _mapped(parameters) for flat, parameters in held}
-    shards = Shards(layouts, zero.dp_process_group)
-    expected = [_elements(parameter) for _, parameters in held for parameter in parameters]
-    found = torch.tensor([piece.numel for layout in layouts.values() for piece in layout], device=held[0][0].device)
+    held = shares(zero, stage)
+    shards = Shards({flat: [share.piece for share in parts] for flat, parts in held}, zero.dp_process_group)
+    expected = [_elements(share.parameter) for _, parts in held for share in parts]
+    found = torch.tensor([share.piece.numel for _, parts in held for share in parts], device=held[0][0].device)
     shards.sum_over_ranks(found)
     if found.tolist() != expected:
         raise ConfigError(
@@ -103,14 +119,16 @@ def parameter_by_parameter(sizes: Sequence[tuple[int, int]], rank: int) -> Layou
     return pieces
 
 
-def _mapped(parameters: Iterable[Any]) -> Layout:
-    """The layout of ZeRO-1 and 2, which cut all parameters of a group, end to end, into one shard a rank.
+def _mapped(parameter: Any) -> Share:
+    """A share under ZeRO-1 and 2, which cut all parameters of a group, end to end, into one shard a rank.
 
-    DeepSpeed has noted on each where its part lies, if the rank holds one.
+    DeepSpeed has noted on each parameter where its part lies, if the rank holds one.
     """
-    found = [parameter._hp_mapping for parameter in parameters]
-    addresses = [mapping and mapping.get_hp_fragment_address() for mapping in found]
-    return [Piece(a.start, a.numel) if a else Piece(0, 0) for a in addresses]
+    mapping = parameter._hp_mapping
+    if not mapping:
+        return Share(parameter, 0, Piece(0, 0))
+    address = mapping.get_hp_fragment_address()
+    return Share(parameter, mapping.lp_fragment_address.start, Piece(address.start, address.numel))
 
 
 def _elements(parameter: Any) -> int:

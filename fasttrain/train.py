@@ -18,6 +18,7 @@ from .checkpoint import Card
 from .collapse import Watch
 from .config import Config, ConfigError
 from .distributed import World
+from .durable import DISK_ERRORS
 from .engine import Engine, global_batch
 from .evaluate.evaluator import Evaluation, Evaluator
 from .guard import Diverged, Finding, Guard
@@ -26,7 +27,8 @@ from .methods import Method
 from .metrics import Meter, metrics_line
 from .pipelines import Batch, DataError, Loader, Splits, open_source
 from .progress import DataNotes, Display
-from .recorder import Recorder, epoch_line, output_dir, read_summary, write_summary
+from .provenance import provenance
+from .recorder import Recorder, epoch_line, output_folder, read_summary, write_summary
 from .spikes import Spikes, told
 from .watchdog import Watchdog
 from .weights import start_from
@@ -43,9 +45,9 @@ def train(config: Config, world: World, splits: Splits | None = None) -> dict[st
     """Train, and return what ``summary.json`` holds.
 
     ``splits`` are images that no path names, such as those of ``source_from_dataset``; ``data_path`` is then not read.
-    Raises ConfigError or DataError for what cannot be run, Diverged where loss or gradient stay not finite, Collapsed,
-    Interrupted after a signal, and Crashed for any other error, if this is the only rank: of several, one that fails
-    ends its process and thereby the others. Collective: every rank calls it.
+    Raises ConfigError or DataError for what cannot be run or has no room on the disk, Diverged where loss or gradient
+    stay not finite, Collapsed, Interrupted after a signal, and Crashed for any other error, if this is the only rank:
+    of several, one that fails ends its process and thereby the others. Collective: every rank calls it.
     """
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
@@ -58,6 +60,9 @@ def train(config: Config, world: World, splits: Splits | None = None) -> dict[st
         except (ConfigError, DataError, Diverged, Collapsed, Interrupted):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                what = error.filename or "a file of the run"
+                raise ConfigError(f"{what} cannot be written: {error.strerror}; make room, then start again") from None
             raise watchdog.crashed(error) from error
 
 
@@ -66,7 +71,8 @@ class _Run:
         t = config.train
         self.config, self.world, self.watchdog = config, world, watchdog
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output = watchdog.folder = output_dir(config, world)
+        self.output = watchdog.folder = output_folder(config, world)
+        self.origin = provenance(config) if world.is_main else {}  # the others write no card
         self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
         self.loader = Loader(
             self.splits.train,
@@ -102,9 +108,9 @@ class _Run:
 
     def train(self, signals: Signals) -> dict[str, Any]:
         t, main = self.config.train, self.world.is_main
-        found = checkpoint.find(t.resume, self.output)
+        found, notes = checkpoint.choose(t.resume, self.output, self.world)
         if found is not None:  # before any work: a wrong checkpoint is known from its card
-            checkpoint.check(found, self._card(0))
+            notes += checkpoint.changes(checkpoint.check(found, self._card(0)), self._card(0))
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
         done = 0 if found is None else self._restore(found)
         self.last = max(self.last, done)
@@ -116,6 +122,8 @@ class _Run:
                 (self.output / "config.yaml").write_text(self.config.to_yaml())
             if display:
                 self._introduce(display, done, untrained.knn_top1, pixels)
+                for line in notes:
+                    display.note(line)
                 stack.enter_context(display)
             started = time.perf_counter()
             final = self._loops(done, signals, display)
@@ -145,13 +153,17 @@ class _Run:
                 with Recorder(self.output, resumed_at=done) if self.world.is_main else nullcontext() as recorder:
                     return self._loop(done, signals, recorder, display)
             except Diverged as error:
-                found = checkpoint.find("auto", self.output)
-                if found is None or self.rollbacks >= self.config.train.rollback:
+                if self.rollbacks >= self.config.train.rollback:
+                    raise
+                found, notes = checkpoint.choose("auto", self.output, self.world)
+                if found is None:
                     raise
                 rollbacks = self.rollbacks + 1
                 done = self._restore(found)
                 self._order(rollbacks)
                 if display:
+                    for line in notes:
+                        display.note(line)
                     display.note(f"{error}: rolled back to step {done} ({rollbacks} of {self.config.train.rollback})")
 
     def _loop(self, done: int, signals: Signals, recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
@@ -245,15 +257,18 @@ class _Run:
         if ((keep or due) and not self.guard.row) or stopping or done == self.last:
             if not self.engine.finite():  # the last good checkpoint stays the last
                 raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
-            checkpoint.publish(self.engine, self.output / "checkpoints", self._card(done), keep=keep)
+            folder = self.output / "checkpoints"
+            checkpoint.publish(self.engine, folder, self._card(done), keep=keep, newest=t.keep)
         if stopping and done < self.last:
             raise Interrupted(stopping, done, self.output)
 
     def _card(self, step: int) -> Card:
         c = self.config
         t, size, stage = c.train, self.world.size, self.engine.stage
-        counts = self.guard.skipped, self.rollbacks
-        return Card(c.method, c.entropy, t.arch, t.optimizer, step, size, stage, __version__, *counts)
+        batch, counts = global_batch(t, self.world), (self.guard.skipped, self.rollbacks)
+        return Card(
+            c.method, c.entropy, t.arch, t.optimizer, step, size, stage, __version__, batch, self.origin, *counts
+        )
 
     def _introduce(self, display: Display, done: int, untrained: float | None, pixels: float | None) -> None:
         c, t, engine = self.config, self.config.train, self.engine

@@ -1,6 +1,10 @@
 """Checkpoints: complete or absent, found, checked, and read as tensors only."""
 
 import json
+import re
+import resource
+import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,9 +12,9 @@ import torch
 
 from fasttrain import checkpoint
 from fasttrain.build import build_method
-from fasttrain.checkpoint import Card, find, publish, read_card, restore
+from fasttrain.checkpoint import Card, SaveError, choose, find, publish, read_card, restore
 from fasttrain.config import ConfigError, resolve
-from fasttrain.distributed import initialise, world_from_environment
+from fasttrain.distributed import World, initialise, world_from_environment
 from fasttrain.engine import Engine
 from fasttrain.pipelines import Batch
 
@@ -91,28 +95,68 @@ def test_the_newest_stays_and_those_to_be_kept(engine, tmp_path):
     assert read_card(find("auto", tmp_path)) == replace(_CARD, step=4)
 
 
+@pytest.mark.parametrize(("newest", "stay"), [(1, [5]), (2, [4, 5]), (3, [3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_so_many_of_the_newest_stay(tmp_path, newest, stay):
+    for step in (1, 2, 3, 4, 5, 6):  # 6 is of a run that was taken up again before it
+        _card(tmp_path, step, keep=step == 2)
+    gone = checkpoint._superfluous(tmp_path, "step-00000005", newest)
+    assert sorted({1, 2, 3, 4, 5, 6} - {int(path.name[5:]) for path in gone}) == stay
+
+
 def test_a_step_can_be_published_again(engine, tmp_path):
     for version in ("old", "new"):
         publish(engine, tmp_path, replace(_CARD, step=1, version=version), keep=False)
     assert read_card(tmp_path / "step-00000001").version == "new"
 
 
-def test_what_fails_in_writing_leaves_the_former_one(engine, tmp_path, monkeypatch):
+@contextmanager
+def _files_of_at_most(size):
+    """A disk that is full, for this process: no file may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_full_disk_leaves_the_former_one_and_no_rubbish(engine, tmp_path, size):
     publish(engine, tmp_path, replace(_CARD, step=1), keep=False)
-
-    def full(folder, tag, save_latest):
-        (tmp_path / tag).mkdir()
-        (tmp_path / tag / "half.pt").write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(engine.deepspeed, "save_checkpoint", full)
-    with pytest.raises(OSError, match="No space left"):
+    message = r"step-00000002 could not be written \(File too large: .*\.pt\); step-00000001 is the last complete one; "
+    with _files_of_at_most(size), pytest.raises(SaveError, match=message):
         publish(engine, tmp_path, replace(_CARD, step=2), keep=False)
-    assert find("auto", tmp_path) == tmp_path / "step-00000001"
-    assert (tmp_path / ".step-00000002.part").is_dir()
-    monkeypatch.undo()
+    assert choose("auto", tmp_path, engine.world) == (tmp_path / "step-00000001", [])
+    assert _steps(tmp_path) == ["latest", "step-00000001"]
     publish(engine, tmp_path, replace(_CARD, step=3), keep=False)
     assert _steps(tmp_path) == ["latest", "step-00000003"]
+
+
+def test_the_first_checkpoint_on_a_full_disk(engine, tmp_path):
+    with _files_of_at_most(10), pytest.raises(SaveError, match="there is none before it"):
+        publish(engine, tmp_path, replace(_CARD, step=1), keep=False)
+    assert find("auto", tmp_path) is None
+
+
+def test_a_killed_writer_s_rubbish_is_cleared(engine, tmp_path):
+    (tmp_path / ".step-00000001.part").mkdir()
+    (tmp_path / ".step-00000001.part" / "half.pt").write_bytes(b"half")
+    assert find("auto", tmp_path) is None
+    publish(engine, tmp_path, replace(_CARD, step=3), keep=False)
+    assert _steps(tmp_path) == ["latest", "step-00000003"]
+
+
+def test_a_step_that_is_published_again_is_never_absent(engine, tmp_path, monkeypatch):
+    """It was removed first, and what came between left neither the old one nor the new one."""
+    publish(engine, tmp_path, replace(_CARD, step=1, version="old"), keep=False)
+    removed = []
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **_: removed.append((path.name, _versions(tmp_path))))
+    publish(engine, tmp_path, replace(_CARD, step=1, version="new"), keep=False)
+    assert removed == [(".step-00000001.old.part", ["new"])]
+
+
+def _versions(folder):
+    return [read_card(path).version for path in folder.glob("step-*")]
 
 
 @pytest.mark.parametrize("left", [None, "", "[]", "{}"])
@@ -152,11 +196,12 @@ class _Touches:
         return open, (self.path, "w")
 
 
-def test_other_readers_get_their_own_loader_back(engine, tmp_path):
-    publish(engine, tmp_path, replace(_CARD, step=1), keep=False)
+def test_deepspeed_and_other_readers_are_left_as_they_were(engine, tmp_path):
     before = set(torch.serialization.get_safe_globals())
+    publish(engine, tmp_path, replace(_CARD, step=1), keep=False)
     restore(engine, tmp_path / "step-00000001", _CARD)
-    assert "load" not in vars(engine.deepspeed.checkpoint_engine)
+    assert "save" not in vars(engine.deepspeed.checkpoint_engine)
+    assert "_copy_recovery_script" not in vars(engine.deepspeed)
     assert set(torch.serialization.get_safe_globals()) == before
 
 
@@ -173,8 +218,86 @@ def test_finds_a_run_its_checkpoints_folder_and_a_checkpoint(tmp_path):
 
 def test_a_latest_that_names_nothing_is_an_error(tmp_path):
     (tmp_path / "latest").write_text("step-00000007")
-    with pytest.raises(ConfigError, match="latest names step-00000007, which is not there; pass --resume"):
-        find("auto", tmp_path)
+    with pytest.raises(ConfigError, match="step-00000007 is broken: it is not there; choose another or --resume never"):
+        choose("auto", tmp_path, World(0, 1, 0, 1))
+
+
+def test_without_latest_the_newest_complete_one_is_meant(tmp_path):
+    """A process killed between renaming the first checkpoint and naming it left a run that began anew."""
+    for step in (1, 2):
+        _card(tmp_path, step)
+    (tmp_path / "step-00000003").mkdir()
+    assert find("auto", tmp_path).name == "step-00000002"
+
+
+def _truncated(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _corrupted(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _without_card(file):
+    (file.parent / "fasttrain.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (_truncated, r"mp_rank_00_model_states.pt has [\d,]+ bytes, [\d,]+ were written"),
+        (_corrupted, r"mp_rank_00_model_states.pt is not what was written \(its checksum differs\)"),
+        (lambda file: file.unlink(), r"mp_rank_00_model_states.pt cannot be read \(No such file or directory\)"),
+        (_without_card, "it has no readable fasttrain.json"),
+        (lambda file: shutil.rmtree(file.parent), "it is not there"),
+    ],
+    ids=["truncated", "corrupted", "missing", "no card", "removed"],
+)
+def test_auto_passes_over_what_is_broken_and_says_so(engine, tmp_path, damage, problem):
+    for step in (1, 2, 3, 4):
+        publish(engine, tmp_path, replace(_CARD, step=step), keep=True)
+    broken, whole = tmp_path / "step-00000004", tmp_path / "step-00000002"
+    _corrupted(tmp_path / "step-00000003" / "mp_rank_00_model_states.pt")
+    damage(broken / "mp_rank_00_model_states.pt")
+    found, (first, second) = choose("auto", tmp_path, engine.world)
+    assert found == whole
+    assert re.fullmatch(f"checkpoint {broken} is broken: {problem}; going on from step-00000002", first), first
+    assert "step-00000003 is broken" in second
+    with pytest.raises(ConfigError, match=f"step-00000004 is broken: {problem}; choose another or"):
+        choose(str(tmp_path), tmp_path, engine.world)
+    shutil.rmtree(whole)
+    shutil.rmtree(tmp_path / "step-00000001")
+    with pytest.raises(ConfigError, match=f"step-00000004 is broken: {problem}; choose another or --resume never"):
+        choose("auto", tmp_path, engine.world)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(engine, tmp_path):
+    """Without sums of its files, the trained parameters' names and the batch."""
+    publish(engine, tmp_path, replace(_CARD, step=2), keep=False)
+    path = tmp_path / "step-00000002"
+    card = json.loads((path / "fasttrain.json").read_text())
+    for name in ("files", "batch", "origin"):
+        del card[name]
+    (path / "fasttrain.json").write_text(json.dumps(card))
+    states = torch.load(path / "mp_rank_00_model_states.pt", weights_only=True)
+    del states["trained"], states["grad_scaler"]
+    torch.save(states, path / "mp_rank_00_model_states.pt")
+    before = _state(engine)
+    _train(engine, 1)
+    assert choose("auto", tmp_path, engine.world) == (path, [])
+    assert restore(engine, path, _CARD) == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, _state(engine), strict=True))
+
+
+def test_what_is_other_than_before_is_said():
+    now = replace(_CARD, batch=64)
+    assert checkpoint.changes(_CARD, now) == checkpoint.changes(now, now) == []
+    (line,) = checkpoint.changes(replace(now, world_size=2, zero_stage=3), now)
+    assert line == "the checkpoint is of 2 rank(s) at ZeRO 3, and was cut anew for 1 rank(s) at ZeRO 0"
+    (line,) = checkpoint.changes(replace(now, batch=128), now)
+    assert line.startswith("a step has 64 images now, 128 in the checkpoint: ")
 
 
 @pytest.mark.parametrize("given", ["", "missing"])
@@ -205,8 +328,6 @@ def test_a_card_of_a_later_version_is_read(tmp_path):
         ("entropy", True),
         ("arch", "resnet18"),
         ("optimizer", "sgd"),
-        ("zero_stage", 1),
-        ("world_size", 4),
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_is_loaded(engine, tmp_path, field, value):

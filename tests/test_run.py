@@ -1,5 +1,6 @@
 """The command end to end: what it leaves, how it goes on, how it stops, and what it says of what cannot be used."""
 
+import errno
 import json
 import math
 import os
@@ -19,7 +20,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fasttrain import cli, interruption, recorder, spikes, train, watchdog
+from fasttrain import checkpoint, cli, interruption, recorder, spikes, train, watchdog
+from fasttrain.durable import checksum
 from fasttrain.recorder import Recorder
 from fasttrain.run import main
 from tests.small_runs import assert_same_run, flags, lines, weights, write_images
@@ -536,7 +538,6 @@ def _copy(run, folder):
     [
         (["--arch", "test_resnet"], "is of arch 'conv_small', this run of 'test_resnet'"),
         (["--entropy"], "is of entropy False, this run of True"),
-        (["--zero_stage", "2"], "is of zero_stage 0, this run of 2"),
         (["--optimizer", "sgd"], "is of optimizer 'adamw', this run of 'sgd'"),
         (["--out_dim", "16"], "does not fit these settings .size mismatch for .*; use those of its run's config.yaml"),
     ],
@@ -570,10 +571,14 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(straight, data, tmp_path, c
     marker = tmp_path / "marker"
     state = torch.load(file, weights_only=True)
     torch.save(state | {"lr_scheduler": _RunsCode(marker)}, file)
+    card = json.loads((file.parent / "fasttrain.json").read_text())
+    card["files"][file.name] = checksum(file)
+    (file.parent / "fasttrain.json").write_text(json.dumps(card))
     assert main(flags(data, run)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fasttrain: checkpoint {file.parent} holds more than tensors (")
-    assert line.endswith(".mkdir) and is not loaded; choose another or --resume never")
+    assert ".mkdir) and is not loaded: opening it could run code. If you trust it, save its tensors anew" in line
+    assert line.endswith("; choose another or --resume never")
     assert not marker.exists()
     torch.load(file, weights_only=False)
     assert marker.exists()  # so the file would have done it
@@ -590,9 +595,83 @@ def test_a_damaged_checkpoint_is_refused(straight, data, tmp_path, capsys, damag
         file.write_bytes(kept)
     assert main(flags(data, run)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fasttrain: checkpoint {file.parent} is damaged (")
+    assert line.startswith(f"fasttrain: checkpoint {file.parent} is broken: {file.name} ")
     assert line.endswith("; choose another or --resume never")
     assert len(lines(run / "metrics.jsonl")) == 8  # nothing of the run is lost
+
+
+def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(straight, data, tmp_path, capsys):
+    given = flags(data, tmp_path, "--knn_every", 1, "--saveckp_freq_steps", 3, "--keep", 2)
+    assert main([*given, "--limit_steps", "7"]) == 0
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000006", "step-00000007"]
+    file = tmp_path / "checkpoints" / "step-00000007" / "mp_rank_00_model_states.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    capsys.readouterr()
+    assert main(given) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search("step-00000007 is broken: mp_rank.* were written; going on from step-00000006", out), out
+    assert_same_run(tmp_path, straight[0])
+
+
+def test_a_run_goes_on_at_another_stage_with_another_batch(straight, data, tmp_path, capsys):
+    """One epoch at ZeRO 3 and batches of 8, the next at ZeRO 1 in two micro-steps of 4: the same images a step."""
+    given = flags(data, tmp_path, "--knn_every", 1)
+    assert main([*given, "--zero_stage", "3", "--limit_steps", "4"]) == 0
+    shutil.copytree(tmp_path, tmp_path / "larger")
+    more = ["--zero_stage", "1", "--batch_size_per_gpu", "4", "--gradient_accumulation_steps", "2"]
+    assert main([*given, *more]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the checkpoint is of 1 rank(s) at ZeRO 3, and was cut anew for 1 rank(s) at ZeRO 1" in out
+    assert "a step has" not in out
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == list(range(1, 9))
+    given = flags(data, tmp_path / "larger", "--knn_every", 1, "--batch_size_per_gpu", "16", "--epochs", "4")
+    assert main(given) == 0
+    assert "a step has 16 images now, 8 in the checkpoint" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_card_says_where_the_checkpoint_comes_from(straight):
+    card = json.loads((straight[0] / "checkpoints" / "step-00000008" / "fasttrain.json").read_text())
+    assert card["batch"] == 8
+    assert set(card["origin"]) == {"config", "commit", "torch", "deepspeed"}
+    assert card["origin"]["torch"] == torch.__version__
+    assert list(card["files"]) == ["mp_rank_00_model_states.pt"]
+
+
+@pytest.mark.parametrize("folder", ["/proc/self", "/sys/kernel"])
+def test_a_folder_that_cannot_be_written_to_is_known_before_training(data, capsys, folder):
+    assert main(flags(data, folder)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"fasttrain: --output_dir {folder} cannot be written to: .*; choose another", line), line
+
+
+@pytest.mark.parametrize("at", ["checkpoint", "metrics"])
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(data, tmp_path, capsys, monkeypatch, at):
+    """The first checkpoint finds room, the second does not; or a line of metrics.jsonl does not."""
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / at))
+    publish, write = checkpoint.write_tensors, Recorder.step
+
+    def tensors(path, content):
+        if at == "checkpoint" and "step-00000004" in str(path):
+            raise full
+        return publish(path, content)
+
+    def step(self, values):
+        if at == "metrics" and values["step"] == 4:
+            raise full
+        write(self, values)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", tensors)
+    monkeypatch.setattr(Recorder, "step", step)
+    given = flags(data, tmp_path / "run", "--knn_every", 0, "--saveckp_freq_steps", 2)
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+    assert "make room" in line
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*step*")] == ["step-00000002"]
+    monkeypatch.undo()
+    assert main([*given, "--limit_steps", "5"]) == 0
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def test_a_wrong_flag_from_the_shell():
@@ -634,7 +713,7 @@ def test_the_default_output_folder_says_what_ran(tmp_path, monkeypatch, name, to
 
     monkeypatch.chdir(tmp_path)
     config, _ = parse(["--method", name, *(["--entropy"] if told else [])])
-    path = recorder.output_dir(config, World(0, 1, 0, 1))
+    path = recorder.output_folder(config, World(0, 1, 0, 1))
     assert path.is_dir()
     assert path.parent.name == "runs"
     assert path.name.startswith(f"{name}{told}-2")

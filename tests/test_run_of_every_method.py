@@ -10,7 +10,7 @@ from tests.small_runs import assert_same_run, lines, write_images
 
 # 32 images in batches of 8: two epochs are eight steps.
 _SHARED = {"recipe": "cifar", "batch_size_per_gpu": 8, "epochs": 2, "log_every": 1, "knn_every": 0}
-_SETTINGS = {
+SETTINGS = {
     "byol": {"hidden_dim": 32, "out_dim": 8},
     "cmc": {"out_dim": 8, "negatives": 16},
     "deepcluster": {"nmb_prototypes": 6, "hidden_dim": 32, "out_dim": 8},
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 
 def _run(method, data, output, *more):
-    given = {"method": method, **_SHARED, **_SETTINGS[method], "data_path": data, "output_dir": output}
+    given = {"method": method, **_SHARED, **SETTINGS[method], "data_path": data, "output_dir": output}
     return main([str(part) for name, value in given.items() for part in (f"--{name}", value)] + [str(m) for m in more])
 
 

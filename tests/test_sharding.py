@@ -21,7 +21,7 @@ def _zero(optimizer, found):
     """DeepSpeed's optimizer of stage 2 on the only rank, which found ``found`` elements of a parameter of 4."""
     address = SimpleNamespace(start=0, numel=found)
     parameter = torch.ones(4)
-    parameter._hp_mapping = SimpleNamespace(get_hp_fragment_address=lambda: address)
+    parameter._hp_mapping = SimpleNamespace(get_hp_fragment_address=lambda: address, lp_fragment_address=address)
     flat = torch.ones(4, requires_grad=True)
     optimizer.param_groups[0]["params"] = [flat]
     flat.grad = torch.ones(4)

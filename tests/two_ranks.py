@@ -15,7 +15,7 @@ import torch.distributed as dist
 from fasttrain import engine as engines
 from fasttrain import kernels, losses
 from fasttrain.build import build_method
-from fasttrain.checkpoint import Card, publish, restore
+from fasttrain.checkpoint import Card, publish
 from fasttrain.config import resolve
 from fasttrain.distributed import initialise, prepare_environment, world_from_environment
 from fasttrain.engine import Engine
@@ -158,11 +158,10 @@ def training(method, entropy, stage, world):
         "swav": {"queue_length": BATCH, "epoch_queue_starts": 0},
     }.get(method, {})
     engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more)
-    if engine.method.needs_first_pass:
-        engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))
-        engine.start_epoch(0)
+    begin(engine)
     losses = steps(engine, range(STEPS))
     state = full_state(engine)
+    assert apart(engine.method, world) == []
     engine.close()
     return {"losses": torch.tensor(losses), **state}
 
@@ -177,6 +176,13 @@ def made(method, entropy, stage, world, **values):
     engine = Engine(config, method_, world, steps_per_epoch=STEPS)
     engine.views = config.views
     return engine
+
+
+def begin(engine):
+    """What comes before the first step of an epoch."""
+    if engine.method.needs_first_pass:
+        engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))
+        engine.start_epoch(0)
 
 
 def steps(engine, indices):
@@ -230,24 +236,6 @@ def sub_groups(size):
     engines._deepspeed_config = original
 
 
-def resumed(world, folder):
-    """What a checkpoint of LARS at stage 2 restores: everything after 3 steps, straight on and resumed after 2."""
-    card = Card("swav", False, "conv_small", "lars", 2, world.size, 2 if world.size > 1 else 0, "0")
-    found = []
-    for again in (False, True):
-        engine = made("swav", False, 2, world, optimizer="lars", lr=32.0)
-        if again:
-            restore(engine, folder / "step-00000002", card)
-        else:
-            steps(engine, range(2))
-            publish(engine, folder, card, keep=True)
-        steps(engine, range(2, 3))
-        moments = [value for state in engine.optimizer.state.values() for value in state.values()]
-        found.append([*full_state(engine).values(), *(value.clone() for value in moments)])
-        engine.close()
-    return found
-
-
 def consolidated(world, folder):
     """Every tensor after a few steps at stage 3, in whose checkpoint ``folder`` has them in parts."""
     engine = made("dino", True, 3, world, drop_path_rate=0.0, norm_last_layer=False)
@@ -289,6 +277,13 @@ def full_state(engine):
         return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
+def apart(module, world):
+    """The buffers of which the ranks hold different ones; a checkpoint has those of the first rank alone."""
+    held = {name: buffer.double() for name, buffer in module.named_buffers() if buffer.numel()}
+    every = {name: gathered(buffer[None], world) for name, buffer in held.items()}
+    return [name for name, buffers in every.items() if not torch.equal(buffers[0], buffers[-1])]
+
+
 def gathered(x, world):
     if world.size == 1:
         return x
@@ -305,6 +300,8 @@ def mean(x, world):
 
 
 def main(path):
+    from tests.resume_on_ranks import RESUMED, full_disk, resumed
+
     world = world_from_environment()
     initialise(world)
     results = {"kernels": kernel_gradients(world)}
@@ -314,7 +311,9 @@ def main(path):
         results[case] = training(*case, world)
     for case in LAYERWISE:
         results[case] = layerwise(*case, world)
-    results["resumed"] = resumed(world, Path(path).with_suffix(".checkpoints"))
+    results["full disk"] = full_disk(world, Path(path).with_suffix(".full"))
+    for case in RESUMED:
+        results[("resumed", *case)] = resumed(case, world, Path(path).parent / "checkpoints")
     results["consolidated"] = consolidated(world, Path(path).with_suffix(".consolidated"))
     if world.is_main:
         torch.save(results, path)

@@ -156,8 +156,8 @@ def test_members_are_those_of_tarfile(tmp_path, members, tar_format):
     expected, last = [], None
     with tarfile.open(path) as tar:
         for member in tar.getmembers():
-            folder, _, file = member.name.rpartition("/")
-            key = (folder, file.partition(".")[0])
+            folder, slash, file = member.name.rpartition("/")
+            key = (folder + slash, file.partition(".")[0])
             if key != last and key[1]:
                 expected.append(tar.extractfile(member).read())
             last = key
