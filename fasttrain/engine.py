@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import deepspeed
@@ -21,7 +22,7 @@ from .methods.base import Objective, Step
 from .optimizers import Role, create_optimizer, parameter_groups
 from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
-from .sharding import find_shards, inner
+from .sharding import find_shards, held_back, inner
 
 # Bytes of model state a parameter that every rank has, and that ranks share: fp32 weight, gradient, two Adam moments,
 # teacher; and from stage 1 on the weights a second time, of which DeepSpeed's optimizer has its shard.
@@ -92,11 +93,15 @@ class Engine:
         self.deepspeed.backward(objective.loss)
         return objective
 
-    def update(self, step: Step) -> None:
-        """Hand the micro-batch to DeepSpeed; after a step's last one the optimizer moves and the teacher follows."""
+    def update(self, step: Step, *, skip: bool = False) -> None:
+        """Hand the micro-batch to DeepSpeed; after a step's last one the optimizer moves and the teacher follows.
+
+        With ``skip`` neither does, and the gradient is forgotten.
+        """
         last = self.deepspeed.is_gradient_accumulation_boundary()
-        self.deepspeed.step()
-        if last:
+        with held_back(inner(self.optimizer)) if skip else nullcontext():
+            self.deepspeed.step()
+        if last and not skip:
             self.method.end_step(step)
 
     def _on_device(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -128,6 +133,12 @@ class Engine:
             group["lr"] = 0.0 if frozen else self.peak_lr if role.constant_lr else now["lr"]
             if role.decays:
                 group["weight_decay"] = now["weight_decay"]
+
+    @property
+    def loss_scale(self) -> float:
+        """By what the gradient is multiplied at the moment: 1, but for fp16, which tries."""
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Mean of some numbers over the ranks."""

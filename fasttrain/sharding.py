@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .config import ConfigError
 from .layerwise import Layout, Piece
+from .optimizers import Role
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,32 @@ def find_shards(zero: Any, stage: int) -> Shards | None:
             "use --zero_stage 0 or another DeepSpeed"
         )
     return shards
+
+
+def gradients(optimizer: Any, stage: int) -> list[tuple[Role, list[Tensor]]]:
+    """What this rank holds of each group's averaged gradient, once backward is through and before DeepSpeed's step.
+
+    At stage 0 that is all of it, on every rank; above, the ranks' parts make up the whole, and padding is 0.
+    """
+    roles = [Role(group["name"]) for group in optimizer.param_groups]
+    if stage == 0:
+        held = [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+        return list(zip(roles, held, strict=True))
+    held = [[] for _ in roles]
+    for number, parts in optimizer.averaged_gradients.items():
+        group = optimizer.sub_group_to_group_id[number] if stage == 3 else number
+        held[group] += [part for part in parts if part is not None]
+    return list(zip(roles, held, strict=True))
+
+
+@contextmanager
+def held_back(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let DeepSpeed make its step, counters and clearing of gradients included, without moving a weight."""
+    optimizer.step = lambda *_, **__: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del optimizer.step
 
 
 def parameter_by_parameter(sizes: Sequence[tuple[int, int]], rank: int) -> Layout:

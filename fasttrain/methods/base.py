@@ -7,8 +7,9 @@ engine calls ``forward``, then steps the optimizer, then calls ``end_step``).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +65,8 @@ class Objective:
     bound: Bound | None = None
     projections: Tensor | None = None
     """The rows [N, D], without gradient, of which the bound speaks: a collapse shows in them first."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """``entropy`` and ``reconstruction``, without gradient, where the loss is made of them."""
 
 
 class Branch(nn.Module):
@@ -147,6 +150,8 @@ class Method(nn.Module):
     """The :class:`Branch` that is trained, or what a method has in its place."""
     teacher: Any
     """The branch that follows the student, or None."""
+    image_memories: Mapping[str, int] = MappingProxyType({})
+    """Buffers with a row for every image, and along which dimension: a step writes those of its batch, no others."""
 
     def __init__(self, settings: Any, task: Task) -> None:
         super().__init__()
