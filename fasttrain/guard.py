@@ -136,4 +136,4 @@ def _square(gradient: list[Tensor], like: Tensor) -> Tensor:
     """Sum of squares of a group's gradient, as far as this rank holds it, in fp64."""
     if not gradient:
         return like.new_zeros(())
-    return torch.stack(torch._foreach_norm(gradient)).double().square().sum()
+    return torch.stack(torch._foreach_norm(gradient)).double().square().sum().to(like.device)  # it may be offloaded

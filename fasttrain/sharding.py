@@ -96,10 +96,23 @@ def gradients(optimizer: Any, stage: int) -> list[tuple[Role, list[Tensor]]]:
         held = [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
         return list(zip(roles, held, strict=True))
     held = [[] for _ in roles]
-    for number, parts in optimizer.averaged_gradients.items():
+    for number, parts in _averaged(optimizer, stage).items():
         group = optimizer.sub_group_to_group_id[number] if stage == 3 else number
         held[group] += [part for part in parts if part is not None]
     return list(zip(roles, held, strict=True))
+
+
+def _averaged(optimizer: Any, stage: int) -> dict[int, list[Tensor | None]]:
+    """The averaged gradients that DeepSpeed's optimizer is about to step with, by the number of their flat shard.
+
+    It hands them to its inner optimizer at the step, but puts an offloaded optimizer's into host memory at once.
+    """
+    offloaded = optimizer.offload_optimizer if stage == 3 else optimizer.cpu_offload
+    if not offloaded:
+        kept: dict[int, list[Tensor | None]] = optimizer.averaged_gradients
+        return kept
+    flats = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    return {number: [flat.grad] for number, flat in enumerate(flats)}
 
 
 @contextmanager

@@ -77,7 +77,10 @@ def state(engine):
 
 
 _TWO = {"gradient_accumulation_steps": 2}
-_CASES = [("simclr", stage, _TWO) for stage in (1, 2, 3)] + [(name, 0, {}) for name in _METHODS if name != "cmc"]
+_OFFLOADED = {"offload_optimizer": True}
+_PLACES = [(0, {}), *((stage, more) for stage in (1, 2, 3) for more in ({}, _OFFLOADED))]
+_CASES = [("simclr", stage, _TWO | more) for stage, more in _PLACES if stage]
+_CASES += [(name, 0, {}) for name in _METHODS if name != "cmc"]
 _CASES += [("swav", 3, {}), ("cmc", 0, _TWO), ("dino", 2, {"optimizer": "lars"})]
 
 
@@ -99,12 +102,12 @@ def test_a_bad_step_leaves_nothing_behind(name, stage, more):
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_norm_is_that_of_the_whole_averaged_gradient(stage, micro):
+@pytest.mark.parametrize(("stage", "more"), _PLACES, ids=str)
+def test_the_norm_is_that_of_the_whole_averaged_gradient(stage, more, micro):
     config = resolve("simclr", {**_SMALL, **_METHODS["simclr"]})
     torch.manual_seed(0)
     method = build_method(config, images=IMAGES, world_size=1)
-    with guarded("simclr", stage, gradient_accumulation_steps=micro, clip_grad=0.01) as guard:
+    with guarded("simclr", stage, gradient_accumulation_steps=micro, clip_grad=0.01, **more) as guard:
         (found,) = steps(guard, [0])
         step = guard.engine.step_at(0, measure=False)
         losses = [method(batch(config, k).views, step, torch.arange(BATCH)).loss for k in range(micro)]
@@ -116,9 +119,9 @@ def test_the_norm_is_that_of_the_whole_averaged_gradient(stage, micro):
     assert found.terms["loss"] == pytest.approx(float(mean), rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_gradient_alone_is_named_by_its_group(stage):
-    with guarded("dino", stage) as guard:
+@pytest.mark.parametrize(("stage", "more"), _PLACES, ids=str)
+def test_a_gradient_alone_is_named_by_its_group(stage, more):
+    with guarded("dino", stage, **more) as guard:
         before = state(guard.engine)
         weight = guard.engine.method.student.prototypes.weight
         handle = weight.register_hook(lambda gradient: gradient * math.inf)
