@@ -22,21 +22,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
+from ends import State, ended, same
 from machines import Machine, two_machines
-
-from fasttrain import saved_state
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "bench/results/two-machines.json"
 _SCRIPT = str(ROOT / "fasttrain/run.py")
 _FLAGS = ["--method", "dino", "--entropy", "--recipe", "demo", "--batch_size_per_gpu", "16"]
-_STAGE, _RANKS = 2, 2
-_RUN = ["--zero_stage", str(_STAGE), "--log_every", "1", "--knn_every", "0", "--num_workers", "1"]
+_RUN = ["--zero_stage", "2", "--log_every", "1", "--knn_every", "0", "--num_workers", "1"]
 _STEPS, _EVERY, _CUT_AT = 60, 20, 30
 _PORT = 29577
 _WATCHDOG = 0.25  # minutes
-State = dict[str, torch.Tensor]
 _RATES: tuple[int | None, ...] = (None, 1000, 100)  # Mbit/s
 
 
@@ -96,23 +92,6 @@ def _last_step(output: Path) -> int:
     return int(json.loads(whole.rpartition("\n")[2])["step"]) if whole else 0
 
 
-def ended(output: Path) -> State:
-    """Every weight, buffer and moment of the newest checkpoint."""
-    folder = output / "checkpoints"
-    saved = saved_state.read(folder / (folder / "latest").read_text().strip(), _STAGE, _RANKS, ())
-    found = dict(saved.buffers) | {name: torch.cat(parts) for name, parts in saved.weights.items()}
-    for name, moments in saved.moments.items():
-        for key, value in moments.items():
-            found[f"{name} {key}"] = torch.cat(value) if isinstance(value, list) else torch.as_tensor(value)
-    return found
-
-
-def same(output: Path, expected: State) -> bool:
-    """Whether a run ended where another did, to the last bit."""
-    found = ended(output)
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-
-
 def on_one_machine(folder: Path) -> State:
     """Two ranks that share this machine."""
     output = folder / "one"
@@ -122,9 +101,7 @@ def on_one_machine(folder: Path) -> State:
     return ended(output)
 
 
-def through(
-    launcher: str, machines: Sequence[Machine], folder: Path, expected: dict[str, torch.Tensor]
-) -> dict[str, Any]:
+def through(launcher: str, machines: Sequence[Machine], folder: Path, expected: State) -> dict[str, Any]:
     """A whole run."""
     job = Job(machines, folder / launcher.split()[0], "--limit_steps", str(_STEPS), launcher=launcher)
     status = job.end()
