@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fasttrain.durable import DISK_ERRORS
         from fasttrain.engine import quiet_deepspeed
         from fasttrain.pipelines import DataError
-        from fasttrain.train import Collapsed, Diverged, Interrupted, train
+        from fasttrain.trainer import Collapsed, Diverged, Interrupted, train
     except ModuleNotFoundError as error:
         return _fail(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'")
 
