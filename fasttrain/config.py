@@ -120,7 +120,10 @@ class _ViewSettings:
 
 def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
     """Merge the paper's values, the recipe, a YAML file's content and given values, in rising precedence."""
-    method = methods.load(name)
+    try:
+        method = methods.load(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     file = dict(file or {})
     if (written := file.pop("method", name)) != name:
         raise ConfigError(f"the configuration file is for method {written!r}, the command for {name!r}")
