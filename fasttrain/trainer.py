@@ -28,6 +28,7 @@ from .pipelines import Batch, Loader, Splits, open_source
 from .progress import DataNotes, Display
 from .provenance import provenance
 from .recorder import Recorder, epoch_line, output_folder, read_summary
+from .report.command import report
 from .weights import start_from
 
 _COLLAPSED_RANK = 2
@@ -140,6 +141,9 @@ class _Run:
             summary = self._summary(final, evaluation, untrained.knn_top1, pixels, seconds, self.last - done)
             if recorder:
                 recorder.summary(summary)
+                report([self.output], images=0)  # what was logged; the pictures take time and the data
+            if display:
+                display.note(f"{self.output}/report.html shows it; fasttrain report {self.output} adds pictures")
         return summary
 
     def _loop(self, done: int, stop: list[int], recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
