@@ -19,6 +19,7 @@ _SHOWN = {
     "information": "information {:.3f}",
     "knn_top1": "k-NN {:.3f}",
 }
+_NOTEBOOK = 150  # columns; the cell scrolls where it is narrower
 
 
 class Display:
@@ -29,6 +30,8 @@ class Display:
 
     def __init__(self, total: int, done: int = 0, *, console: Console | None = None, interval: float = 10.0) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        if console is None and self.console.is_jupyter:
+            self.console.width = _NOTEBOOK
         self.total, self.first, self.done = total, done, done
         self.interval = interval
         self._figures: dict[str, float] = {}

@@ -141,8 +141,8 @@ class _Run:
             summary = self._summary(final, evaluation, untrained.knn_top1, pixels, seconds, self.last - done)
             if recorder:
                 recorder.summary(summary)
+            if display and done < self.last:
                 report([self.output], images=0)  # what was logged; the pictures take time and the data
-            if display:
                 display.note(f"{self.output}/report.html shows it; fasttrain report {self.output} adds pictures")
         return summary
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fasttrain import checkpoint, cli, recorder, train
+from fasttrain import checkpoint, cli, recorder, trainer
 from fasttrain.durable import checksum
 from fasttrain.recorder import Recorder
 from fasttrain.run import main
@@ -103,7 +103,8 @@ def straight(data, tmp_path_factory):
 def test_files_of_a_run(straight, data):
     output, out = straight
     names = {p.name.split(".tfevents")[0] for p in output.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "checkpoints", "events.out"}
+    files = {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "report.html"}
+    assert names == files | {"checkpoints", "events.out"}
     assert {p.name for p in (output / "checkpoints").iterdir()} == {"latest", "step-00000008"}
     card = json.loads((output / "checkpoints" / "step-00000008" / "fasttrain.json").read_text())
     assert (card["method"], card["arch"], card["step"], card["world_size"]) == ("simclr", "conv_small", 8, 1)
@@ -542,7 +543,7 @@ def test_help_names_every_flag_of_the_method(capsys):
 
 def test_print_config_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(trainer, "train", lambda *_: pytest.fail("trained"))
     assert main(["--method", "simclr", "--print-config", "--batch-size-per-gpu=16"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["method"], printed["recipe"], printed["batch_size_per_gpu"]) == ("simclr", "demo", 16)
