@@ -80,21 +80,26 @@ def train(
     line by name (``epochs=30, lr=1e-3, recipe="cifar", output_dir="runs/mine"``), and overrule it, as ``entropy`` does.
 
     Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result. Raises ConfigError or DataError,
-    both ValueError, for what cannot be run; :class:`fasttrain.trainer.Diverged` where the loss is not finite;
-    ``Collapsed`` if asked to stop then; ``Interrupted`` after SIGTERM.
+    both ValueError, for what cannot be run; ``guard.Diverged`` where loss or gradients stay not finite;
+    ``trainer.Collapsed`` if asked to stop then; ``interruption.Interrupted`` after SIGTERM, Ctrl-C or a notebook's stop
+    button, with a checkpoint that the same call with the same ``output_dir`` goes on from; ``watchdog.Crashed`` for any
+    other error.
 
     Source: the methods are those of docs/methods.md, the bound that of arXiv 2307.10907.
     """
     from .distributed import initialise, prepare_environment, world_from_environment
 
     prepare_environment()
-    from .backbones import from_run
-    from .command_line import read_yaml
-    from .config import resolve
-    from .engine import quiet_deepspeed
-    from .pipelines import open_source
-    from .recorder import output_folder
-    from .trainer import train as run
+    try:
+        from .backbones import from_run
+        from .command_line import read_yaml
+        from .config import resolve
+        from .engine import quiet_deepspeed
+        from .pipelines import open_source
+        from .recorder import output_folder
+        from .trainer import train as run
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'") from error
 
     quiet_deepspeed()
     world = world_from_environment()

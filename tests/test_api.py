@@ -1,6 +1,7 @@
 """A run from Python is the command's, and its result can be used."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -104,3 +105,11 @@ def test_a_torch_data_set(tmp_path):
 def test_what_cannot_be_run(given, error, message, tmp_path):
     with pytest.raises(error, match=message):
         fasttrain.train(**{"method": "simclr", "output_dir": str(tmp_path / "run"), **given})
+
+
+def test_without_the_trainers_libraries_the_error_says_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fasttrain.trainer", None)
+    with pytest.raises(
+        ImportError, match=r"the trainer needs fasttrain\.trainer; type: pip install 'fasttrain\[train\]'"
+    ):
+        fasttrain.train("dino")

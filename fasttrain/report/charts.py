@@ -14,6 +14,7 @@ NOTHING = "\N{EN DASH}"
 WIDTH, HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 32
 _POINTS = 400  # of a line, at most
+_TINY = 1e-12  # differences below it are none
 _DOTTED = 12  # points of a line that are drawn as dots too, at most
 _HOVERED = 60  # points of a line that tell their values, at most
 
@@ -88,9 +89,9 @@ def picture(label: str, content: str, width: int = WIDTH, height: int = HEIGHT) 
 
 
 def sample(style: str) -> Markup:
-    """A short piece of a line, for a legend."""
-    line = f'<path class="line {style}" d="M0 5H34"/>'
-    return Markup(f'<svg class="sample" viewBox="0 0 34 10" aria-hidden="true">{line}</svg>')
+    """A short piece of a line, or of the band, for a legend."""
+    piece = '<path class="band" d="M0 0H34V10H0Z"/>' if style == "band" else f'<path class="line {style}" d="M0 5H34"/>'
+    return Markup(f'<svg class="sample" viewBox="0 0 34 10" aria-hidden="true">{piece}</svg>')
 
 
 def number(value: float) -> str:
@@ -127,9 +128,9 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 def _span(values: Sequence[float], margin: float) -> Point:
     """The axis: from the least to the greatest with a margin, and never of no length."""
     low, high = min(values), max(values)
-    room = (high - low) * margin
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        room = 0.5 * (abs(high) or 1.0)
+    room, top = (high - low) * margin, max(abs(low), abs(high))
+    if high - low <= max(1e-9 * top, _TINY):
+        room = 0.5 * top if top > _TINY else 0.5
     return low - room, high + room
 
 

@@ -60,6 +60,7 @@ _QUANTITIES = (
     _Quantity(
         "channel_std", "Channel std", "Spread of the projections, times the root of D: 1 is uniform, 0 one point."
     ),
+    _Quantity("grad_norm", "Gradient norm", "Of all parameters together, before it is clipped."),
     _Quantity("lr", "Learning rate", "As scheduled, scaled to the batch."),
     _Quantity("images_per_s", "Throughput, images/s", "All ranks together.", " images/s"),
     _Quantity("data_wait", "Data wait, %", "Part of the time that is spent waiting for the next batch.", " %", 100),
@@ -80,7 +81,8 @@ def bound_chart(run: Run) -> Chart | None:
     lines = [Line("entropy", entropy, "c0 d0"), Line("reconstruction", reconstruction, "c1 d1")]
     svg = line_chart(f"The bound of {run.name}", lines, levels, unit=" nats", band=True)
     legend = [Legend(line.style, line.name, f"{number(line.points[-1][1])} nats") for line in lines]
-    legend += [Legend(level.style, "its ceiling", f"{number(level.value)} nats") for level in levels]
+    legend += [Legend(level.style, "ceiling", f"{number(level.value)} nats") for level in levels]
+    legend.append(Legend("band", "information", f"{number(entropy[-1][1] - reconstruction[-1][1])} nats"))
     return Chart(run.name, svg, tuple(legend), tuple(reading(run)))
 
 

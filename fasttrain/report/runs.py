@@ -50,13 +50,6 @@ class Run:
         return next((line[key] for line in reversed(self.lines) if line.get(key) is not None), None)
 
     @property
-    def title(self) -> str:
-        """Method and objective, such as ``dino+ER``."""
-        if self.config is None:
-            return self.name
-        return self.config.method + ("+ER" if self.config.entropy else "")
-
-    @property
     def steps(self) -> int:
         """Steps of which something is known to be done."""
         return int(max([line.get("step", 0) for line in self.lines] + [(self.summary or {}).get("steps", 0)]))

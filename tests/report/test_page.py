@@ -74,7 +74,7 @@ def test_every_picture_and_table_says_what_it_is(both):
     assert len(images) == 2 * 8 * 7 + 6 * 5  # neighbours of both, attention of the ViT: itself, mean, three heads
     assert all(image["alt"] for image in images)
     drawings = [svg for svg in parsed.all("svg") if "aria-hidden" not in svg]
-    assert len(drawings) == 2 + 10 + 4  # a bound each, curves, two maps each
+    assert len(drawings) == 2 + 11 + 4  # a bound each, curves, two maps each
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in drawings)
     assert all(head.get("scope") in ("col", "row") for head in parsed.all("th"))
     identities = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]

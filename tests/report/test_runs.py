@@ -17,7 +17,6 @@ def _lines(folder, *lines):
 def test_a_finished_run(simclr_run):
     (run,) = read_runs([simclr_run])
     assert run.state == "finished: 2 steps"
-    assert run.title == "simclr"
     assert run.card.step == 2
     assert run.notes == ()
     assert run.last("knn_top1") == run.summary["knn_top1"]
