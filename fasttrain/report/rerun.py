@@ -12,7 +12,8 @@ import yaml
 
 from ..api import IN_MEMORY
 from ..command_line import parse
-from ..config import Config, ConfigError, resolve
+from ..config import VIEW_FLAGS, Config, ConfigError, resolve
+from ..pipelines import ViewRecipe
 from .charts import NOTHING
 from .runs import Run
 
@@ -29,7 +30,7 @@ def command(run: Run) -> str | None:
         return None
     words = _flags(run.config)
     try:
-        exact = words is not None and _without(parse(words)[0]) == _without(run.config)
+        exact = words is not None and _flat(parse(words)[0]) == _flat(run.config)
     except ConfigError:  # say, a recipe that has changed since
         exact = False
     if words is None or not exact:
@@ -51,22 +52,31 @@ def _flags(config: Config) -> list[str] | None:
     for ours, usual in ((config.train, base.train), (config.settings, base.settings)):
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)
-            if field.name in (*_ELSEWHERE, "data_path") or value == getattr(usual, field.name):
+            if field.name in (*_ELSEWHERE, *VIEW_FLAGS, "data_path") or value == getattr(usual, field.name):
                 continue
             if value is None:
                 return None
-            words.append(f"--{field.name}")
-            words += [] if value is True else [str(v).lower() if v is False else str(v) for v in _each(value)]
+            words += _flag(field.name, value)
+    return words + _view_flags(config.views, base.views)
+
+
+def _view_flags(ours: ViewRecipe, usual: ViewRecipe) -> list[str]:
+    """DINO's five, where they may be what makes the difference; whether they are is seen when they are read back."""
+    words = []
+    for kind in ("global", "local"):
+        mine, theirs = ([view for view in r.views if view.local == (kind == "local")] for r in (ours, usual))
+        if theirs and not mine:
+            words += _flag(f"{kind}_crops_number", 0)
+        for name, flag in (("size", "size"), ("scale", "scale"), ("count", "number")):
+            values = {getattr(view, name) for view in mine}
+            if len(values) == 1 and values != {getattr(view, name) for view in theirs}:
+                words += _flag(f"{kind}_crops_{flag}", *values)
     return words
 
 
-def _each(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _without(config: Config) -> Config:
-    """The same configuration, whichever folder it is written to."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, output_dir=None, resume="auto"))
+def _flag(name: str, value: Any) -> list[str]:
+    given = value if isinstance(value, tuple) else (value,)
+    return [f"--{name}", *([] if value is True else [str(v).lower() if v is False else str(v) for v in given])]
 
 
 def differences(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -86,10 +96,19 @@ def differences(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         names = ["this run", f"recipe {config.recipe}"]
     else:
         names = [run.name for run in runs if run.config is not None]
-    flat = [yaml.safe_load(config.to_yaml()) for config in configs]
-    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if key not in _ELSEWHERE]
+    flat = [_flat(config) for config in configs]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
     rows = [[key, *(_shown(one, key) for one in flat)] for key in keys]
     return ["setting", *names], [row for row in rows if len({*row[1:]} - {NOTHING}) > 1]
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every setting by its name, whichever folder the run is written to; of views each field."""
+    flat: dict[str, Any] = yaml.safe_load(config.to_yaml())
+    views = flat.pop("views")
+    flat["views"] = ", ".join(f"{view['count']} of {view['size']} px" for view in views)
+    flat |= {f"views[{i}].{name}": value for i, view in enumerate(views) for name, value in view.items()}
+    return {name: value for name, value in flat.items() if name not in _ELSEWHERE}
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

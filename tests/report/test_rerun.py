@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from fasttrain.command_line import parse, read_yaml
-from fasttrain.config import resolve
+from fasttrain.config import VIEW_FLAGS, resolve
 from fasttrain.methods import names
 from fasttrain.report.rerun import command, differences
 from fasttrain.report.runs import Run, read_run
@@ -21,8 +21,11 @@ def _run(tmp_path, *arguments, summary=None):
 
 
 def _reached(words):
+    """What the words give, apart from where it is written; flags of views are in the views."""
     config, _ = parse(words)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, output_dir=None))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, **dict.fromkeys(("output_dir", *VIEW_FLAGS)))
+    )
 
 
 @pytest.mark.parametrize("entropy", [[], ["--entropy"]])
@@ -44,20 +47,30 @@ def test_flags_give_the_configuration_of_every_method(tmp_path, method, entropy)
         ["--data_path", "/d", "--recipe", "imagenet"],
         ["--recipe", "imagenet-vit_base_16"],
         ["--norm_last_layer", "false", "--use_bn_in_head"],
-        ["--global_crops_scale", "0.5", "1"],  # views have no flags once they are resolved
+        ["--global_crops_scale", "0.5", "1"],
         ["--local_crops_number", "0", "--recipe", "imagenet"],
+        ["--local_crops_number", "3", "--local_crops_size", "64", "--recipe", "imagenet"],
     ],
 )
 def test_recipes_paths_and_views(tmp_path, given):
     run = _run(tmp_path, "--method", "dino", *given)
     words = shlex.split(command(run))[2:]
     assert _reached(words) == _reached(["--config", str(tmp_path / "config.yaml")])
-    assert ("--config" in words) == ("crops" in given[0])
+    assert "--config" not in words
+
+
+def test_what_flags_cannot_say_is_read_from_the_runs_file(tmp_path):
+    _run(tmp_path, "--method", "dino")
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("blur: 0.5", "blur: 0.25"))
+    run = Run(tmp_path, "it", (), None, resolve("dino", {}, read_yaml(file)), "", None)
+    words = shlex.split(command(run))[2:]
+    assert words == ["--config", str(file), "--output_dir", f"{tmp_path}-again"]
+    assert _reached(words) == run.config
+    assert differences([run])[1] == [["views[0].blur", "0.25", "0.5"]]
 
 
 def test_another_folder_is_written_to(tmp_path):
-    words = shlex.split(command(_run(tmp_path, "--method", "dino", "--global_crops_scale", "0.5", "1")))
-    assert words[words.index("--output_dir") + 1] != str(tmp_path)
     assert "--output_dir" not in command(_run(tmp_path, "--method", "dino", "--output_dir", str(tmp_path)))
 
 
