@@ -53,7 +53,7 @@ def reading(run: Run) -> list[str]:
     )
     if None not in (entropy, ceiling, reconstruction, information):
         said.append(
-            f"In the end: entropy {number(entropy)} of at most {number(ceiling)} nats, reconstruction "
+            f"At the last step: entropy {number(entropy)} of at most {number(ceiling)} nats, reconstruction "
             f"{number(reconstruction)}, so at least {number(information)} nats are known of one view from the other."
         )
     return said

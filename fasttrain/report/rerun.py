@@ -17,8 +17,8 @@ from ..pipelines import ViewRecipe
 from .charts import NOTHING
 from .runs import Run
 
-_ELSEWHERE = ("output_dir", "resume")
-"""Where a run is written and what it goes on from: another run of the same kind has its own."""
+_ELSEWHERE = ("output_dir",)
+"""Another run of the same kind has its own."""
 
 
 def command(run: Run) -> str | None:

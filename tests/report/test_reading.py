@@ -23,7 +23,7 @@ def test_the_sentences(tmp_path, method, entropy):
     (expected,) = (name for name, methods in FAMILIES.items() if method in methods)
     assert family.startswith(f"{method} is a {expected} method")
     assert ("minus the information" in family) == entropy
-    assert "entropy 3 of at most 5 nats, reconstruction 1, so at least 2 nats" in end
+    assert "At the last step: entropy 3 of at most 5 nats, reconstruction 1, so at least 2 nats" in end
 
 
 def test_a_run_of_which_nothing_is_known_has_none(tmp_path):

@@ -47,6 +47,7 @@ def test_flags_give_the_configuration_of_every_method(tmp_path, method, entropy)
         ["--data_path", "/d", "--recipe", "imagenet"],
         ["--recipe", "imagenet-vit_base_16"],
         ["--norm_last_layer", "false", "--use_bn_in_head"],
+        ["--resume", "/another/run", "--init_from", "/some.safetensors"],
         ["--global_crops_scale", "0.5", "1"],
         ["--local_crops_number", "0", "--recipe", "imagenet"],
         ["--local_crops_number", "3", "--local_crops_size", "64", "--recipe", "imagenet"],
