@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from markupsafe import Markup, escape
 
 NOTHING = "\N{EN DASH}"
@@ -48,9 +49,9 @@ def line_chart(
     unit: str = "",
     band: bool = False,
 ) -> Markup:
-    """An SVG of the lines over one x axis, which starts at 0; with ``band`` what lies between the first two is shaded.
+    """An SVG of the lines over one x axis, which starts at 0.
 
-    Points must be finite. Of long lines each stretch keeps its extremes. Empty without any point.
+    With ``band`` it is shaded where the first line is above the second. Points must be finite. Of long lines each stretch keeps its extremes. Empty without any point.
     """
     lines = [Line(line.name, thin(line.points, _POINTS), line.style) for line in lines if line.points]
     if not lines:
@@ -65,7 +66,9 @@ def line_chart(
 
     parts = [_axes(at, (x0, x1), (y0, y1), x_label)]
     if band and len(lines) > 1:
-        outline = [*lines[0].points, *reversed(lines[1].points)]
+        (xs_above, ys_above), below = zip(*lines[0].points, strict=True), lines[1].points
+        edge = [(x, min(y, float(np.interp(x, xs_above, ys_above)))) for x, y in below]
+        outline = [*lines[0].points, *reversed(edge)]
         parts.append(f'<path class="band" d="{_path([at(*point) for point in outline])}Z"/>')
     for level in levels:
         (left, y), (right, _) = at(x0, level.value), at(x1, level.value)

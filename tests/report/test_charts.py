@@ -90,3 +90,12 @@ def test_a_constant_and_no_points_at_all():
 )
 def test_numbers(value, text):
     assert number(value) == text
+
+
+def test_the_band_is_where_the_first_line_is_above():
+    lines = [Line("a", [(0, 1.0), (1, 1.0), (2, 1.0)], "c0"), Line("b", [(0, 3.0), (1, 1.0), (2, 0.0)], "c1")]
+    svg = _parse(line_chart("x", lines, band=True))
+    band, *_ = (e for e in svg.iter("path") if e.get("class") == "band")
+    above, below = (_path(e) for e in svg.iter("path") if "line" in e.get("class"))
+    outline = [tuple(map(float, pair.split())) for pair in re.split("[MLZ]", band.get("d")) if pair]
+    assert outline == [*above, below[2], *reversed(above[:2])]
