@@ -51,7 +51,8 @@ def line_chart(
 ) -> Markup:
     """An SVG of the lines over one x axis, which starts at 0.
 
-    With ``band`` it is shaded where the first line is above the second. Points must be finite. Of long lines each stretch keeps its extremes. Empty without any point.
+    With ``band`` it is shaded where the first line is above the second. Points must be finite. Of long lines each
+    stretch keeps its extremes. Empty without any point.
     """
     lines = [Line(line.name, thin(line.points, _POINTS), line.style) for line in lines if line.points]
     if not lines:
