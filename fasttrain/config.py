@@ -100,7 +100,7 @@ class Config:
         """The flat form that ``--config`` reads back into the same configuration."""
         flat: dict[str, Any] = {"method": self.method, "entropy": self.entropy, "recipe": self.recipe}
         flat |= dataclasses.asdict(self.train) | dataclasses.asdict(self.settings)
-        for name in _VIEW_FLAGS:  # already part of the views below
+        for name in VIEW_FLAGS:  # already part of the views below
             flat.pop(name)
         for key in ("channels", "color_space", "mean", "std", "interpolation"):
             flat[key] = getattr(self.views, key)
@@ -108,7 +108,7 @@ class Config:
         return yaml.safe_dump(_plain(flat), sort_keys=False)
 
 
-_VIEW_FLAGS = ("global_crops_size", "global_crops_scale", "local_crops_number", "local_crops_size", "local_crops_scale")
+VIEW_FLAGS = ("global_crops_size", "global_crops_scale", "local_crops_number", "local_crops_size", "local_crops_scale")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ class _ViewSettings:
 
 def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
     """Merge the paper's values, the recipe, a YAML file's content and given values, in rising precedence."""
-    method = methods.load(name)
+    try:
+        method = methods.load(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     file = dict(file or {})
     if (written := file.pop("method", name)) != name:
         raise ConfigError(f"the configuration file is for method {written!r}, the command for {name!r}")
@@ -174,7 +177,7 @@ def _with_view_flags(views: tuple[View, ...], train: TrainConfig) -> tuple[View,
         values["count"] = (train.local_crops_number or None) if view.local else None  # 0: left out below
         changed.append(dataclasses.replace(view, **{k: v for k, v in values.items() if v is not None}))
     if not any(view.local for view in views):
-        given = [name for name in _VIEW_FLAGS if name.startswith("local") and getattr(train, name)]
+        given = [name for name in VIEW_FLAGS if name.startswith("local") and getattr(train, name)]
         if given:
             raise ConfigError(
                 f"--{given[0]}: the recipe has no local views to change; list some under views: in --config"

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fasttrain.guard import Diverged
         from fasttrain.interruption import Interrupted
         from fasttrain.pipelines import DataError
-        from fasttrain.train import Collapsed, train
+        from fasttrain.trainer import Collapsed, train
         from fasttrain.watchdog import Crashed, first_to_end, linger
     except ModuleNotFoundError as error:
         return _fail(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'")

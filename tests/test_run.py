@@ -20,7 +20,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fasttrain import checkpoint, cli, interruption, recorder, spikes, train, watchdog
+from fasttrain import checkpoint, cli, interruption, recorder, spikes, trainer, watchdog
 from fasttrain.durable import checksum
 from fasttrain.recorder import Recorder
 from fasttrain.run import main
@@ -111,7 +111,8 @@ def straight(data, tmp_path_factory):
 def test_files_of_a_run(straight, data):
     output, out = straight
     names = {p.name.split(".tfevents")[0] for p in output.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "checkpoints", "events.out"}
+    files = {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "report.html"}
+    assert names == files | {"checkpoints", "events.out"}
     assert {p.name for p in (output / "checkpoints").iterdir()} == {"latest", "step-00000008"}
     card = json.loads((output / "checkpoints" / "step-00000008" / "fasttrain.json").read_text())
     assert (card["method"], card["arch"], card["step"], card["world_size"]) == ("simclr", "conv_small", 8, 1)
@@ -262,7 +263,7 @@ def test_a_second_ctrl_c_stops_at_once(data, tmp_path, capsys, monkeypatch):
 
 def _poison(monkeypatch, *calls):
     """Give some batches, numbered from 1 on over all runs of a test, values that are no numbers."""
-    once, made = train._Run._next, iter(range(1, 1000))
+    once, made = trainer._Run._next, iter(range(1, 1000))
 
     def poisoned(self, batches, meter):
         batch = once(self, batches, meter)
@@ -270,7 +271,7 @@ def _poison(monkeypatch, *calls):
             batch.views[0][0, 0].fill_(math.nan)
         return batch
 
-    monkeypatch.setattr(train._Run, "_next", poisoned)
+    monkeypatch.setattr(trainer._Run, "_next", poisoned)
 
 
 def test_a_bad_batch_is_skipped_counted_and_told_of_and_a_resumed_run_knows(data, tmp_path, capsys, monkeypatch):
@@ -377,7 +378,7 @@ def test_a_step_that_hangs_ends_the_run_with_status_1(data, tmp_path, capsys, mo
         assert left.wait(60)
         raise RuntimeError("the process would have ended")
 
-    monkeypatch.setattr(train, "Watchdog", partial(watchdog.Watchdog, leave=leave))
+    monkeypatch.setattr(trainer, "Watchdog", partial(watchdog.Watchdog, leave=leave))
     with _when_logged(2, stalled):
         assert main(flags(data, tmp_path, "--knn_every", 0, "--watchdog_minutes", 0.05)) == 1
     assert statuses == [1]
@@ -699,7 +700,7 @@ def test_help_names_every_flag_of_the_method(capsys):
 
 def test_print_config_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(trainer, "train", lambda *_: pytest.fail("trained"))
     assert main(["--method", "simclr", "--print-config", "--batch-size-per-gpu=16"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["method"], printed["recipe"], printed["batch_size_per_gpu"]) == ("simclr", "demo", 16)

@@ -29,6 +29,7 @@ from .pipelines import Batch, DataError, Loader, Splits, open_source
 from .progress import DataNotes, Display
 from .provenance import provenance
 from .recorder import Recorder, epoch_line, output_folder, read_summary, write_summary
+from .report.command import report
 from .spikes import Spikes, told
 from .watchdog import Watchdog
 from .weights import start_from
@@ -132,6 +133,9 @@ class _Run:
             summary = self._summary(final, evaluation, untrained.knn_top1, pixels, seconds, self.last - done)
             if main:
                 write_summary(self.output, summary)
+            if display and done < self.last:
+                report([self.output], images=0)  # what was logged; the pictures take time and the data
+                display.note(f"{self.output}/report.html shows it; fasttrain report {self.output} adds pictures")
         return summary
 
     def _restore(self, found: Path) -> int:
