@@ -25,9 +25,9 @@ def nt_xent(
 
     where j(i) is the other view of the same image: the positive stands in the sum, the row itself does not.
     With ``group`` the sum runs over the rows of all ranks and the mean over this rank's own. A temperature that is a
-    tensor gets a gradient. Raises ValueError for shapes or types that differ, D < 2 or a temperature not above 0.
+    tensor gets a gradient. Raises ValueError for shapes or types that differ or a temperature not above 0.
     """
-    check_pair(z0, z1, "z0", "z1", least_dim=2, same_rows=True)
+    check_pair(z0, z1, "z0", "z1", same_rows=True)
     check_positive(temperature, "temperature")
     scale = 1 / temperature
     rows = torch.cat([z0, z1])
@@ -54,9 +54,9 @@ def info_nce(
     two, average with the arguments swapped, or see :func:`bidirectional_logsumexp`. With ``group`` the batch's keys are
     those of all ranks. Whatever requires a gradient gets one; detach keys or queue where the method does.
 
-    Raises ValueError for shapes or types that differ, D < 2, a temperature not above 0, or no negatives at all.
+    Raises ValueError for shapes or types that differ, a temperature not above 0, or no negatives at all.
     """
-    check_pair(q, k, "q", "k", least_dim=2, same_rows=True)
+    check_pair(q, k, "q", "k", same_rows=True)
     check_positive(temperature, "temperature")
     if in_batch is None:
         in_batch = queue is None
@@ -68,7 +68,7 @@ def info_nce(
     if in_batch:  # k_i is among the columns
         lse = row_logsumexp(q, k, scale=scale, unit_norm=True, backend=backend, group=group)
     if queue is not None:
-        check_pair(q, queue, "q", "queue", least_dim=2)
+        check_pair(q, queue, "q", "queue")
         lse = torch.logaddexp(lse, row_logsumexp(q, queue, scale=scale, unit_norm=True, backend=backend))
     return (lse - positives).mean()
 

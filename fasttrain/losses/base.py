@@ -59,6 +59,6 @@ def unit_rows(x: Tensor, name: str) -> Tensor:
 
 
 def unit_pair(x: Tensor, y: Tensor, x_name: str, y_name: str) -> tuple[Tensor, Tensor]:
-    """:func:`unit_rows` of two tensors that must have the same shape [N, D >= 2], type and device."""
-    check_pair(x, y, x_name, y_name, least_dim=2, same_rows=True)
+    """:func:`unit_rows` of two tensors that must have the same shape [N, D], type and device."""
+    check_pair(x, y, x_name, y_name, same_rows=True)
     return unit_rows(x, x_name), unit_rows(y, y_name)

@@ -88,7 +88,7 @@ def symmetric_info_nce(
     if group is not None:
         one_way = partial(info_nce, temperature=temperature, backend=backend, group=group)
         return (one_way(q, k) + one_way(k, q)) / 2
-    check_pair(q, k, "q", "k", least_dim=2, same_rows=True)
+    check_pair(q, k, "q", "k", same_rows=True)
     check_positive(temperature, "temperature")
     scale = 1 / temperature
     rows, columns = bidirectional_logsumexp(q, k, scale=scale, unit_norm=True, backend=backend)

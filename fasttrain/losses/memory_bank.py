@@ -35,7 +35,7 @@ class MemoryBankModule(nn.Module):
         check_distributed(gather_distributed)
         self.size = (size,) if isinstance(size, int) else tuple(size)
         if any(length < 0 for length in self.size):
-            raise ValueError(f"Illegal memory bank size {size}: negative")
+            raise ValueError(f"Illegal memory bank size {size}, all entries must be non-negative.")
         if isinstance(size, int) and size > 0:
             raise ValueError(f"Memory bank size {size} lacks the feature dimension: pass ({size}, dim), or 0 for none")
         if self.size != (0,) and len(self.size) != 2:

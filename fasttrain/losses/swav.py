@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..kernels import prototype_cross_entropy, sinkhorn, sinkhorn_center
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_positive, check_rows
-from .base import at_least_single, check_distributed, default_group
+from .base import at_least_single, check_distributed, default_group, gather_detached
 from .views import count_pairs, cross_entropy_of_others, stack_views
 
 
@@ -27,7 +28,8 @@ class SwaVLoss(nn.Module):
     Drop-in for ``lightly.loss.SwaVLoss``, whose result has the shape (1,). What differs: the result, the codes and all
     sums are at least fp32 (fp16 scores give lightly NaN: exp(1 / 0.05) is infinite there); codes are fp32 throughout.
 
-    Raises ValueError for a temperature or epsilon that is not positive, or fewer than one iteration.
+    Without iterations a code is its row's share of the exponentials of the whole batch, as lightly has it: nothing is
+    balanced. Raises ValueError for a temperature or epsilon that is not positive, or fewer iterations than none.
     """
 
     def __init__(
@@ -43,8 +45,8 @@ class SwaVLoss(nn.Module):
         check_distributed(sinkhorn_gather_distributed)
         check_positive(temperature, "temperature")
         check_positive(sinkhorn_epsilon, "sinkhorn_epsilon")
-        if sinkhorn_iterations < 1:
-            raise ValueError(f"sinkhorn_iterations must be at least 1, got {sinkhorn_iterations}")
+        if sinkhorn_iterations < 0:
+            raise ValueError(f"sinkhorn_iterations must be at least 0, got {sinkhorn_iterations}")
         self.temperature = temperature
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sinkhorn_epsilon = sinkhorn_epsilon
@@ -67,7 +69,8 @@ class SwaVLoss(nn.Module):
         Sinkhorn still forms those of one high-resolution view at a time, [B + Q, K].
 
         Raises ValueError for fewer than two views or no high-resolution one, views that differ in shape, type or
-        device, or queues that are not one a high-resolution view (they may have another floating type).
+        device, queues that are not one a high-resolution view (they may have another floating type), or prototypes
+        without iterations.
         """
         high = stack_views(high_resolution_outputs, "high_resolution_outputs")
         views = high
@@ -81,6 +84,8 @@ class SwaVLoss(nn.Module):
         if prototypes is None:
             codes = [self._codes(torch.cat(rows))[: len(rows[0])] for rows in queues]
             return cross_entropy_of_others(torch.stack(codes), views, temp=self.temperature).view(1)
+        if not self.sinkhorn_iterations:
+            raise ValueError("prototypes need sinkhorn_iterations of at least 1, got 0; give scores, or iterate")
         check_rows(prototypes, "prototypes")
         if prototypes.shape[1] != high.shape[2]:
             raise ValueError(f"prototypes must be [K, D = {high.shape[2]}], got {tuple(prototypes.shape)}")
@@ -107,7 +112,14 @@ class SwaVLoss(nn.Module):
         return [(view, queue.detach()) for view, queue in zip(high, queues, strict=True)]
 
     def _codes(self, scores: Tensor) -> Tensor:
-        return sinkhorn(scores, **self._sinkhorn())
+        return sinkhorn(scores, **self._sinkhorn()) if self.sinkhorn_iterations else self._shares(scores)
+
+    def _shares(self, scores: Tensor) -> Tensor:
+        """``B exp(s_bk / epsilon) / sum_jl exp(s_jl / epsilon)``, over the rows of all ranks where they are crossed."""
+        group = default_group(self.sinkhorn_gather_distributed)
+        logits = at_least_single(scores) / self.sinkhorn_epsilon
+        sums = gather_detached(logits.logsumexp((0, 1)).view(1), group)
+        return (logits - sums.logsumexp(0) + math.log(len(scores) * len(sums))).exp()
 
     @torch.no_grad()
     def _center(self, rows: Tensor, prototypes: Tensor) -> Tensor:

@@ -99,8 +99,8 @@ def test_rows_that_break_the_promise_of_unit_norm_still_get_their_own_loss():
     ("shapes", "temperature", "message"),
     [
         (((3, 4), (4, 4)), 0.1, r"must have the same shape, got \(3, 4\) and \(4, 4\)"),
-        (((0, 4), (0, 4)), 0.1, r"must be \[N, D\] with N >= 1 and D >= 2, got \(0, 4\)"),
-        (((3, 1), (3, 1)), 0.1, r"D >= 2, got \(3, 1\)"),
+        (((0, 4), (0, 4)), 0.1, r"must be \[N, D\] with N >= 1 and D >= 1, got \(0, 4\)"),
+        (((3, 0), (3, 0)), 0.1, r"D >= 1, got \(3, 0\)"),
         (((3, 4), (3, 4)), 0.0, "temperature must be positive and finite, got 0"),
         (((3, 4), (3, 4)), -0.1, "temperature must be positive and finite, got -0.1"),
         (((3, 4), (3, 4)), math.nan, "temperature must be positive and finite, got nan"),

@@ -100,8 +100,8 @@ def test_a_checkpoint_without_the_bank_is_not_taken_for_one_with_it():
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (-1, "size -1: negative"),
-        ((8, -2), r"size \(8, -2\): negative"),
+        (-1, "size -1, all entries must be non-negative"),
+        ((8, -2), r"size \(8, -2\), all entries must be non-negative"),
         (4096, r"4096 lacks the feature dimension: pass \(4096, dim\)"),
         ((8,), r"size \(8,\): pass \(num_features, dim\)"),
         ((8, 2, 2), r"size \(8, 2, 2\): pass"),

@@ -37,6 +37,7 @@ def written_dino(teacher, student, center, teacher_temp, student_temp=0.1):
 def written_sinkhorn(scores, epsilon, iterations):
     """Rescaled in turn to equal columns and to rows that sum to 1, in fp64."""
     codes = (scores.double() / epsilon).exp()
+    codes = codes * len(codes) / codes.sum()  # of effect without iterations only
     for _ in range(iterations):
         codes = codes / codes.sum(0)
         codes = codes / codes.sum(1, keepdim=True)

@@ -57,7 +57,7 @@ class ClipLoss(nn.Module):
         ``logit_scale`` is 1 / temperature, a number or a scalar with gradient. A ``logit_bias``, the same for all
         logits, changes nothing. Raises ValueError for shapes or types that differ.
         """
-        check_pair(image_features, text_features, "image_features", "text_features", least_dim=2, same_rows=True)
+        check_pair(image_features, text_features, "image_features", "text_features", same_rows=True)
         x, y = image_features, text_features
         group = dist.group.WORLD if self.world_size > 1 else None
         if group is None:
