@@ -28,7 +28,7 @@ from triton.compiler import ASTSource
 from fasttrain.pipelines.photometric.launch import BLOCK, WARPS
 from fasttrain.pipelines.photometric.triton import LAB, RGB, YCBCR, finish_kernel
 
-_BANDWIDTH = {"A100": 2.0e12, "H100": 3.35e12, "B200": 8.0e12}  # bytes/s
+BANDWIDTH = {"A100": 2.0e12, "H100": 3.35e12, "B200": 8.0e12}  # bytes/s
 _VALUES = 512 * 3 * (2 * 224**2 + 8 * 96**2)
 _ALL = {"C": 3, "COLOR": True, "BLUR": False, "DOWN": False, "FINISH": True, "SPACE": RGB, "BLOCK": BLOCK}
 USES: dict[str, tuple[dict[str, object], str]] = {
@@ -58,7 +58,7 @@ def compile_use(name: str, chip: Chip) -> dict[str, Any]:
 
 def roofline_ms(chip: Chip, *, blurred: bool) -> float:
     """Pixels in and views out in fp32; with blur also 8 bits out and in again between."""
-    return 1e3 * _VALUES * (1 + 4 + 2 * blurred) / _BANDWIDTH[chip.name]
+    return 1e3 * _VALUES * (1 + 4 + 2 * blurred) / BANDWIDTH[chip.name]
 
 
 def main() -> int:
