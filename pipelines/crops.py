@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
 Corner = NDArray[np.float32]
 
 
 def crop(
-    image: Tensor,
+    image: NDArray[np.uint8],
     start: NDArray[np.float32],
     end: NDArray[np.float32],
     size: int,
@@ -26,7 +26,8 @@ def crop(
     outside the box comes in.
     """
     (top, left), (bottom, right) = start.astype(int).tolist(), end.astype(int).tolist()
-    box = image[top:bottom, left:right].permute(2, 0, 1)[None]
+    # Copied by NumPy, since torch would start threads of its own for it.
+    box = torch.from_numpy(np.ascontiguousarray(image[top:bottom, left:right])).permute(2, 0, 1)[None]
     resized = F.interpolate(box, (size, size), mode=_MODES[interpolation], antialias=True)
     pixels: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
     return pixels

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from . import graph
 from .crops import crop
@@ -49,7 +48,7 @@ def _on_cpu(
 ) -> None:
     rest, calls = iter(outputs), []
     inside = [graph.in_graph(view, "cpu") for view in recipe.each]
-    images = [] if all(inside) else [from_dlpack(image) for image in outputs[len(outputs) - 1]]
+    images = [] if all(inside) else [np.asarray(image) for image in outputs[len(outputs) - 1]]
     for number, view in enumerate(recipe.each):
         pixels = np.asarray(next(rest).as_tensor()) if inside[number] else None
         one = _View(recipe, view, images, pixels, drawn.start[number], drawn.end[number])
@@ -69,7 +68,7 @@ class _View:
         self,
         recipe: ViewRecipe,
         view: View,
-        images: list[Tensor],
+        images: list[NDArray[np.uint8]],
         made: NDArray[np.uint8] | None,
         start: NDArray[np.float32],
         end: NDArray[np.float32],
