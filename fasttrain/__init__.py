@@ -3,4 +3,7 @@
 ``fasttrain.losses`` and ``fasttrain.kernels`` need only torch, triton and numpy; the trainer, ``fasttrain[train]``.
 """
 
+from .api import Result as Result
+from .api import train as train
+
 __version__ = "0.1.0"

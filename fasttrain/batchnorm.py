@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .kernels.collectives import Group, mean_over_ranks
+from .kernels.contrastive import at_least_single
 
 
 class RankBatchNorm(_BatchNorm):
@@ -23,17 +24,20 @@ class RankBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``input`` [B, C, ...] by the statistics of all ranks' rows."""
+        """Normalise ``input`` [B, C, ...] by the statistics of all ranks' rows, in fp32 at least."""
         if not self.training:
             return super().forward(input)
         dims = [0, *range(2, input.ndim)]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        mean = mean_over_ranks(input.mean(dims), self.group)
-        centred = input - mean.view(shape)
+        wide = at_least_single(input)  # under autocast; the running statistics are fp32
+        mean = mean_over_ranks(wide.mean(dims), self.group)
+        centred = wide - mean.view(shape)
         variance = mean_over_ranks(centred.square().mean(dims), self.group)
         self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1] * self.group_size())
         normalised = centred * (variance.view(shape) + self.eps).rsqrt()
-        return normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(input.dtype)
 
     def group_size(self) -> int:
         """Ranks over which the statistics run."""
@@ -96,6 +100,6 @@ def broadcast_statistics(module: nn.Module, group: Group | None) -> None:
     if not held:
         return
     flat = torch.cat([x.flatten() for x in held])
-    torch.distributed.broadcast(flat, torch.distributed.get_global_rank(group, 0), group=group)
+    torch.distributed.broadcast(flat, group=group, group_src=0)
     for x, part in zip(held, torch.split(flat, [x.numel() for x in held]), strict=True):
         x.copy_(part.view_as(x))

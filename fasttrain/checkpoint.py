@@ -42,6 +42,10 @@ class Card:
     """Images an optimizer step, all ranks together."""
     origin: dict[str, str | None] = field(default_factory=dict)
     """See :func:`fasttrain.provenance.provenance`."""
+    skipped_steps: int = 0
+    """Steps that were not finite, up to this one."""
+    rollbacks: int = 0
+    """How often the order of the data was changed to get past a divergence."""
 
 
 def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int | None = None) -> None:

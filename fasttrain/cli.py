@@ -8,9 +8,13 @@ from collections.abc import Sequence
 
 _COMMANDS = {
     "train": ("run", "train a backbone (the flags of fasttrain/run.py; fasttrain train --help)"),
+    "plan": ("plan", "say what a run will need, without a GPU: memory, traffic, time; takes the flags of train"),
     "eval": ("evaluate.command", "k-NN, linear probe, few-shot, RankMe and more, of a run, an export or a timm model"),
     "export": ("export.command", "take a network elsewhere: timm, Hugging Face, ONNX, facebookresearch/dino"),
-    "report": ("report.command", "--views: a contact sheet of the views that a training with these flags would see"),
+    "report": (
+        "report.command",
+        "a page of one run or several (report.html); with --views, what views a training would see",
+    ),
     "doctor": ("doctor", "say what is installed, what stands in for what is not, and how to mend it"),
 }
 """Name of a command: the module whose ``main`` takes its arguments, and what it does."""

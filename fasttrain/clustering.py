@@ -24,7 +24,7 @@ def spherical_kmeans(
     """
     if len(rows) < clusters:
         raise ValueError(f"k-means cannot make {clusters} clusters of {len(rows)} rows; use fewer")
-    rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    rank, size = (0, 1) if group is None else (group.rank(), group.size())
     bounds = [len(rows) * r // size for r in range(size + 1)]
     mine = rows[bounds[rank] : bounds[rank + 1]]
     centroids = rows[torch.randperm(len(rows))[:clusters].to(rows.device)]

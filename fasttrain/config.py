@@ -62,6 +62,8 @@ class TrainConfig:
     max_bad_fraction: float = flag(0.1, "stop, with exit status 2, when more of the images cannot be read")
 
     zero_stage: Literal[0, 1, 2, 3] | None = flag(None, "ZeRO stage; default: the lowest that fits")
+    overlap_comm: bool | None = flag(None, "reduce gradients beside the backward pass; default: at ZeRO 3 only")
+    offload_optimizer: bool = flag(False, "optimizer's state and step in host memory: ZeRO 1 to 3")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32")
     seed: int = flag(0, "seed of weights, order and views")
     deterministic: bool = flag(False, "deterministic kernels throughout")
@@ -75,6 +77,9 @@ class TrainConfig:
     saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: by epochs only")
     limit_steps: int | None = flag(None, "stop after this many steps of the schedule")
     log_every: int = flag(10, "steps between logged steps")
+    max_skipped_steps: int = flag(3, "stop, with exit status 3, after so many steps in a row that are not finite")
+    rollback: int = flag(0, "go back to the last checkpoint, with another data order, instead; at most so often")
+    watchdog_minutes: float = flag(30.0, "end the run, with exit status 1, if no step finishes for so long; 0: never")
     stop_on_collapse: bool = flag(False, "stop, with exit status 3, when the representation has collapsed")
     knn_every: int = flag(10, "epochs between k-NN evaluations; 0: only at the end")
 
@@ -95,7 +100,7 @@ class Config:
         """The flat form that ``--config`` reads back into the same configuration."""
         flat: dict[str, Any] = {"method": self.method, "entropy": self.entropy, "recipe": self.recipe}
         flat |= dataclasses.asdict(self.train) | dataclasses.asdict(self.settings)
-        for name in _VIEW_FLAGS:  # already part of the views below
+        for name in VIEW_FLAGS:  # already part of the views below
             flat.pop(name)
         for key in ("channels", "color_space", "mean", "std", "interpolation"):
             flat[key] = getattr(self.views, key)
@@ -103,7 +108,7 @@ class Config:
         return yaml.safe_dump(_plain(flat), sort_keys=False)
 
 
-_VIEW_FLAGS = ("global_crops_size", "global_crops_scale", "local_crops_number", "local_crops_size", "local_crops_scale")
+VIEW_FLAGS = ("global_crops_size", "global_crops_scale", "local_crops_number", "local_crops_size", "local_crops_scale")
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,10 @@ class _ViewSettings:
 
 def resolve(name: str, values: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
     """Merge the paper's values, the recipe, a YAML file's content and given values, in rising precedence."""
-    method = methods.load(name)
+    try:
+        method = methods.load(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     file = dict(file or {})
     if (written := file.pop("method", name)) != name:
         raise ConfigError(f"the configuration file is for method {written!r}, the command for {name!r}")
@@ -169,7 +177,7 @@ def _with_view_flags(views: tuple[View, ...], train: TrainConfig) -> tuple[View,
         values["count"] = (train.local_crops_number or None) if view.local else None  # 0: left out below
         changed.append(dataclasses.replace(view, **{k: v for k, v in values.items() if v is not None}))
     if not any(view.local for view in views):
-        given = [name for name in _VIEW_FLAGS if name.startswith("local") and getattr(train, name)]
+        given = [name for name in VIEW_FLAGS if name.startswith("local") and getattr(train, name)]
         if given:
             raise ConfigError(
                 f"--{given[0]}: the recipe has no local views to change; list some under views: in --config"
@@ -184,16 +192,21 @@ def _check(train: TrainConfig) -> None:
     if train.optimizer not in OPTIMIZERS:
         raise ConfigError(unknown_name(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
     ones = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq keep limit_steps"
-    zeros = "saveckp_freq_steps knn_every seed num_workers"
+    ones += " max_skipped_steps"
+    zeros = "saveckp_freq_steps knn_every seed num_workers rollback"
     for name, least in [(n, least) for least, names in ((1, ones), (0, zeros)) for n in names.split()]:
         value = getattr(train, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value}")
     if train.seed >= 2**63:
         raise ConfigError(f"--seed must be below 2**63, got {train.seed}")
-    for name in ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad", "drop_path_rate"):
+    numbers = "lr min_lr warmup_epochs weight_decay weight_decay_end clip_grad drop_path_rate watchdog_minutes"
+    for name in numbers.split():
         if not 0 <= getattr(train, name) < float("inf"):
             raise ConfigError(f"--{name} must be a finite number of at least 0, got {getattr(train, name)}")
+    if train.zero_stage == 0 and (train.offload_optimizer or train.overlap_comm):
+        name = "offload_optimizer" if train.offload_optimizer else "overlap_comm"
+        raise ConfigError(f"--{name} is for --zero_stage 1, 2 and 3, got 0; leave it out or raise the stage")
     if not 0 <= train.max_bad_fraction <= 1:
         raise ConfigError(f"--max_bad_fraction must be a fraction between 0 and 1, got {train.max_bad_fraction}")
 

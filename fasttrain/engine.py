@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import deepspeed
@@ -21,10 +22,12 @@ from .methods.base import Objective, Step
 from .optimizers import Role, create_optimizer, parameter_groups
 from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
-from .sharding import find_shards, inner
+from .sharding import find_shards, held_back, inner
 
-# Bytes of model state a parameter: fp32 weight, gradient, two Adam moments, teacher; and what each stage shards.
-_STATE_BYTES = {0: (20, 0), 1: (12, 8), 2: (8, 12), 3: (0, 20)}
+# Bytes of model state a parameter that every rank has, and that ranks share: fp32 weight, gradient, two Adam moments,
+# teacher; and from stage 1 on the weights a second time, of which DeepSpeed's optimizer has its shard.
+_STATE_BYTES = {0: (20, 0), 1: (12, 12), 2: (8, 16), 3: (0, 24)}
+_BUCKET = 500_000_000  # elements that are reduced at once, at most: DeepSpeed's default
 
 
 class Engine:
@@ -52,8 +55,9 @@ class Engine:
         )
         optimizer = create_optimizer(train.optimizer, groups, lr=self.peak_lr, sharded=stage > 0)
         self.precision = precision(train, self.device)
+        trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-            model=method, optimizer=optimizer, config=_deepspeed_config(train, stage, self.precision)
+            model=method, optimizer=optimizer, config=deepspeed_config(train, stage, self.precision, trained)
         )
         shards = find_shards(self.optimizer, stage) if needs_norms(train) else None
         stepped = inner(self.optimizer)
@@ -89,11 +93,15 @@ class Engine:
         self.deepspeed.backward(objective.loss)
         return objective
 
-    def update(self, step: Step) -> None:
-        """Hand the micro-batch to DeepSpeed; after a step's last one the optimizer moves and the teacher follows."""
+    def update(self, step: Step, *, skip: bool = False) -> None:
+        """Hand the micro-batch to DeepSpeed; after a step's last one the optimizer moves and the teacher follows.
+
+        With ``skip`` neither does, and the gradient is forgotten.
+        """
         last = self.deepspeed.is_gradient_accumulation_boundary()
-        self.deepspeed.step()
-        if last:
+        with held_back(inner(self.optimizer)) if skip else nullcontext():
+            self.deepspeed.step()
+        if last and not skip:
             self.method.end_step(step)
 
     def _on_device(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -125,6 +133,12 @@ class Engine:
             group["lr"] = 0.0 if frozen else self.peak_lr if role.constant_lr else now["lr"]
             if role.decays:
                 group["weight_decay"] = now["weight_decay"]
+
+    @property
+    def loss_scale(self) -> float:
+        """By what the gradient is multiplied at the moment: 1, but for fp16, which tries."""
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Mean of some numbers over the ranks."""
@@ -170,14 +184,15 @@ def zero_stage(train: TrainConfig, parameters: int, world: World, device: torch.
     Raises ConfigError for fp16 on shards.
     """
     stage: int
+    least = least_stage(train)
     if train.zero_stage is not None:
         stage = train.zero_stage
     elif world.size == 1:
-        stage = 0
+        stage = least
     else:
         memory = _memory(device) / (1 if device.type == "cuda" else world.local_size)
         needs = {s: parameters * (whole + sharded / world.size) for s, (whole, sharded) in _STATE_BYTES.items()}
-        stage = next((s for s, need in needs.items() if need <= memory / 2), 3)
+        stage = next((s for s, need in needs.items() if s >= least and need <= memory / 2), 3)
     if stage and train.precision == "fp16":
         # DeepSpeed 0.19.8 clips the gradient, scaled for fp16 as it is, to --clip_grad, and then takes the scale off:
         # what is left is 65536 times too short.
@@ -188,6 +203,11 @@ def zero_stage(train: TrainConfig, parameters: int, world: World, device: torch.
     return stage
 
 
+def least_stage(train: TrainConfig) -> int:
+    """The lowest stage that can do what is asked for."""
+    return 1 if train.offload_optimizer or train.overlap_comm else 0
+
+
 def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -196,16 +216,27 @@ def _memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _deepspeed_config(train: TrainConfig, stage: int, precision: str) -> dict[str, Any]:
-    """Weights, gradients and averages are fp32 at every precision; autocast lowers the products only."""
+def deepspeed_config(train: TrainConfig, stage: int, precision: str, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a network of ``trained`` elements that the optimizer moves.
+
+    Weights, gradients and averages are fp32 at every precision; autocast lowers the products only.
+    """
+    overlap = stage == 3 if train.overlap_comm is None else train.overlap_comm
+    # DeepSpeed sets buckets aside whole, 2 GB of fp32 for the smallest network, and reduces a bucket when it is full:
+    # one that holds all gradients would leave nothing of the backward pass to reduce beside.
+    bucket = min(_BUCKET, max(trained // 8, 1) if overlap else trained)
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "overlap_comm": overlap}
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.batch_size_per_gpu,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "gradient_clipping": 0.0 if train.clip_each else train.clip_grad,
         "steps_per_print": 2**31 - 1,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": zero,
         # torch's fused AdamW and SGD work on flat shards as they do on tensors; LARS and LAMB know what is in theirs.
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
     if precision != "fp32":
         config["torch_autocast"] = {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}

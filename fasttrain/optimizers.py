@@ -35,6 +35,17 @@ class Role(str, Enum):
         """Whether the learning rate stays at its peak (SimSiam's predictor)."""
         return self in (Role.CONSTANT_DECAY, Role.CONSTANT_NO_DECAY)
 
+    @property
+    def words(self) -> str:
+        """The group in words."""
+        return {
+            Role.DECAY: "weight matrices",
+            Role.NO_DECAY: "biases and norms",
+            Role.PROTOTYPES: "prototypes",
+            Role.CONSTANT_DECAY: "predictor's weight matrices",
+            Role.CONSTANT_NO_DECAY: "predictor's biases and norms",
+        }[self]
+
 
 def parameter_groups(
     module: nn.Module,

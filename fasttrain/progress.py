@@ -1,9 +1,10 @@
-"""The live display, and plain lines where the output is no terminal."""
+"""The live display, in terminals and notebooks, and plain lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
@@ -18,13 +19,19 @@ _SHOWN = {
     "information": "information {:.3f}",
     "knn_top1": "k-NN {:.3f}",
 }
+_NOTEBOOK = 150  # columns; the cell scrolls where it is narrower
 
 
 class Display:
-    """One bar over all steps with the latest figures. Without a terminal, a line every ``interval`` seconds."""
+    """One bar over all steps with the latest figures, in a terminal or a notebook that has ipywidgets.
+
+    Elsewhere a line every ``interval`` seconds.
+    """
 
     def __init__(self, total: int, done: int = 0, *, console: Console | None = None, interval: float = 10.0) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        if console is None and self.console.is_jupyter:
+            self.console.width = _NOTEBOOK
         self.total, self.first, self.done = total, done, done
         self.interval = interval
         self._figures: dict[str, float] = {}
@@ -37,7 +44,8 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        live = self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._bar = Progress(*columns, console=self.console) if live else None
         self._task = self._bar.add_task("train", total=total, completed=done, figures="") if self._bar else None
 
     def step(self, done: int, values: dict[str, Any] | None = None) -> None:
@@ -72,6 +80,7 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar:
+            self._bar.refresh()  # rich leaves a notebook's bar where it was last drawn
             self._bar.stop()
 
 

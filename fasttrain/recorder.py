@@ -59,10 +59,6 @@ class Recorder:
         """One line of log.txt, in DINO's form."""
         self._log.write(json.dumps(_finite(values)) + "\n")
 
-    def summary(self, values: dict[str, Any]) -> None:
-        """summary.json."""
-        (self.folder / "summary.json").write_text(json.dumps(_finite(values), indent=2) + "\n")
-
     def __enter__(self) -> Recorder:
         return self
 
@@ -83,6 +79,11 @@ def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str,
         if all(isinstance(v.get(k), float) for v in values)
     }
     return {**means, "epoch": epoch, "step": step}
+
+
+def write_summary(folder: Path, values: dict[str, Any]) -> None:
+    """summary.json."""
+    (folder / "summary.json").write_text(json.dumps(_finite(values), indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

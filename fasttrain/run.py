@@ -14,8 +14,8 @@ sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trainer; returns the exit status.
 
-    0 finished; 2 something given cannot be used; 3 the loss is not finite or, if asked to stop
-    then, the representation collapsed; 143 stopped by SIGTERM.
+    0 finished; 1 an error that was not foreseen; 2 something given cannot be used; 3 the loss or its gradient is not
+    finite or, if asked to stop then, the representation collapsed; 143, 130, 138 stopped by SIGTERM, SIGINT, SIGUSR1.
     """
     try:
         from fasttrain.distributed import initialise, prepare_environment, world_from_environment
@@ -26,10 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from fasttrain.command_line import asks_for_recipes, parse, print_recipes
         from fasttrain.config import ConfigError
-        from fasttrain.durable import DISK_ERRORS
         from fasttrain.engine import quiet_deepspeed
+        from fasttrain.guard import Diverged
+        from fasttrain.interruption import Interrupted
         from fasttrain.pipelines import DataError
-        from fasttrain.train import Collapsed, Diverged, Interrupted, train
+        from fasttrain.trainer import Collapsed, train
+        from fasttrain.watchdog import Crashed, first_to_end, linger
     except ModuleNotFoundError as error:
         return _fail(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'")
 
@@ -47,15 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         initialise(world)
         summary = train(config, world)
-    except (ConfigError, DataError) as error:
-        return _fail(str(error)) if world.is_main else 2
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        what = error.filename or "a file of the run"
-        return _fail(f"{what} cannot be written: {error.strerror}; make room, then start again")
+    except (ConfigError, DataError, KeyboardInterrupt) as error:  # maybe on this rank alone
+        stopped = isinstance(error, KeyboardInterrupt)
+        status = 130 if stopped else 2
+        if first_to_end(world, status):
+            _fail("stopped at once by a second SIGINT; the last checkpoint stays" if stopped else str(error))
+            linger(world)
+        return status
+    except Crashed as error:
+        return _fail(str(error), 1)
     except (Collapsed, Diverged, Interrupted) as error:
-        status = 143 if isinstance(error, Interrupted) else 3
+        status = error.status if isinstance(error, Interrupted) else 3
         return _fail(str(error), status) if world.is_main else status
     if world.is_main:
         print(_final_line(summary))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .config import ConfigError
 from .layerwise import Layout, Piece
+from .optimizers import Role
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,14 @@ class Shards:
 
     layouts: Mapping[Tensor, Layout]
     group: Any
+    device: torch.device
+    """Where the ranks' backend reduces; shards of an offloaded optimizer lie elsewhere."""
 
     def sum_over_ranks(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the ranks that share the parameters."""
-        dist.all_reduce(tensor, group=self.group)
+        total = tensor.to(self.device)
+        dist.all_reduce(total, group=self.group)
+        tensor.copy_(total)
 
 
 def inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -48,7 +54,7 @@ def shares(optimizer: Any, stage: int) -> list[tuple[Tensor, list[Share]]]:
     if stage < 3:
         held = zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
         return [(flat, [_mapped(p) for p in parameters]) for flat, parameters in held]
-    rank = dist.get_rank(optimizer.dp_process_group)
+    rank = optimizer.dp_process_group.rank()
     found = []
     for flat, parameters in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
         pieces = parameter_by_parameter([(p.ds_numel, p.partition_numel()) for p in parameters], rank)
@@ -67,7 +73,8 @@ def find_shards(zero: Any, stage: int) -> Shards | None:
     if stage == 0:
         return None
     held = shares(zero, stage)
-    shards = Shards({flat: [share.piece for share in parts] for flat, parts in held}, zero.dp_process_group)
+    device = held[0][1][0].parameter.device
+    shards = Shards({flat: [share.piece for share in parts] for flat, parts in held}, zero.dp_process_group, device)
     expected = [_elements(share.parameter) for _, parts in held for share in parts]
     found = torch.tensor([share.piece.numel for _, parts in held for share in parts], device=held[0][0].device)
     shards.sum_over_ranks(found)
@@ -77,6 +84,45 @@ def find_shards(zero: Any, stage: int) -> Shards | None:
             "use --zero_stage 0 or another DeepSpeed"
         )
     return shards
+
+
+def gradients(optimizer: Any, stage: int) -> list[tuple[Role, list[Tensor]]]:
+    """What this rank holds of each group's averaged gradient, once backward is through and before DeepSpeed's step.
+
+    At stage 0 that is all of it, on every rank; above, the ranks' parts make up the whole, and padding is 0.
+    """
+    roles = [Role(group["name"]) for group in optimizer.param_groups]
+    if stage == 0:
+        held = [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+        return list(zip(roles, held, strict=True))
+    held = [[] for _ in roles]
+    for number, parts in _averaged(optimizer, stage).items():
+        group = optimizer.sub_group_to_group_id[number] if stage == 3 else number
+        held[group] += [part for part in parts if part is not None]
+    return list(zip(roles, held, strict=True))
+
+
+def _averaged(optimizer: Any, stage: int) -> dict[int, list[Tensor | None]]:
+    """The averaged gradients that DeepSpeed's optimizer is about to step with, by the number of their flat shard.
+
+    It hands them to its inner optimizer at the step, but puts an offloaded optimizer's into host memory at once.
+    """
+    offloaded = optimizer.offload_optimizer if stage == 3 else optimizer.cpu_offload
+    if not offloaded:
+        kept: dict[int, list[Tensor | None]] = optimizer.averaged_gradients
+        return kept
+    flats = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    return {number: [flat.grad] for number, flat in enumerate(flats)}
+
+
+@contextmanager
+def held_back(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let DeepSpeed make its step, counters and clearing of gradients included, without moving a weight."""
+    optimizer.step = lambda *_, **__: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del optimizer.step
 
 
 def parameter_by_parameter(sizes: Sequence[tuple[int, int]], rank: int) -> Layout:

@@ -4,6 +4,14 @@ Knows tensors only: nothing here imports ``fasttrain`` or ``fasttrain.pipelines`
 ``group`` is the process group that a reduction crosses; None means that this process holds the whole batch.
 """
 
+if __name__ == "kernels":
+    # A clone's root is on Python's path, and somebody, such as transformers, looks for PyPI's package of this name.
+    # Taken for it, this one would register its operators twice.
+    raise ModuleNotFoundError(
+        "No module named 'kernels': found fasttrain's instead; start Python in another folder than fasttrain's root",
+        name="kernels",
+    )
+
 from .contrastive import info_nce, nt_xent
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
 from .prototypes.objective import (

@@ -29,7 +29,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous()
         dist.all_reduce(grad, group=ctx.group)
-        return grad.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+        return grad.chunk(ctx.group.size())[ctx.group.rank()], None
 
 
 class _MeanOverRanks(torch.autograd.Function):
@@ -46,12 +46,12 @@ class _MeanOverRanks(torch.autograd.Function):
 def _all_reduce_mean(x: Tensor, group: Group) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
-    return total / dist.get_world_size(group)
+    return total / group.size()
 
 
 def start_gather(x: Tensor, group: Group) -> Callable[[], Tensor]:
     """Start concatenating the rows of every rank, without autograd; calling what is returned waits for them."""
-    everyone = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
+    everyone = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
     work: Any = _all_gather(everyone, x.contiguous(), group=group, async_op=True)
 
     def wait() -> Tensor:
@@ -79,4 +79,4 @@ def mean_over_ranks(x: Tensor, group: Group | None) -> Tensor:
 
 def first_row(x: Tensor, group: Group | None) -> int:
     """Index of this rank's first row within ``gather_rows(x, group)``."""
-    return 0 if group is None else dist.get_rank(group) * x.shape[0]
+    return 0 if group is None else group.rank() * x.shape[0]

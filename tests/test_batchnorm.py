@@ -72,6 +72,15 @@ def test_statistics_are_those_of_all_ranks(monkeypatch):
     torch.testing.assert_close(layer.running_var, expected.running_var)  # unbiased by all 8 rows
 
 
+def test_half_precision_is_counted_in_single(group):
+    """As under autocast: the answer is rounded once, the running statistics not at all."""
+    theirs = _randomise(nn.BatchNorm1d(5))
+    ours = synchronise(copy.deepcopy(theirs), group)
+    x = (3 * torch.randn(64, 5, generator=torch.Generator().manual_seed(1)) + 5).bfloat16()
+    assert torch.equal(ours(x), theirs(x.float()).bfloat16())
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+
+
 def test_a_network_keeps_its_names_its_weights_and_what_is_frozen(group):
     for arch in ("conv_small", "resnet18"):
         theirs = _randomise(create_backbone(arch, img_size=32))

@@ -75,7 +75,7 @@ def test_shards_of_any_cut_give_what_whole_parameters_do(sizes, ranks, padding):
     for (low, high), layout in zip(pairwise(edges), pieces, strict=True):
         shard = torch.zeros(high - low + padding, dtype=torch.float64, requires_grad=True)
         shard.grad = torch.cat([flat[low:high], torch.full((padding,), float("nan"), dtype=torch.float64)])
-        shards = Shards({shard: layout}, None)
+        shards = Shards({shard: layout}, None, torch.device("cpu"))
         object.__setattr__(shards, "sum_over_ranks", lambda x: x.copy_(torch.tensor(squares, dtype=x.dtype)))
         found.append(_clipped([shard], 0.3, shards)[0][: high - low])
     torch.testing.assert_close(torch.cat(found), torch.cat(_written_out(gradients, 0.3)))

@@ -100,7 +100,7 @@ def test_every_field_is_a_flag_with_dashes_or_underscores(capsys, method):
     page = capsys.readouterr().out
     for f in [*dataclasses.fields(TrainConfig), *dataclasses.fields(methods.load(method).Settings)]:
         assert f"--{f.name}" in page
-        if f.type not in ("bool", "tuple[float, ...]"):
+        if f.type not in ("bool", "bool | None", "tuple[float, ...]"):
             for spelt in (f.name, f.name.replace("_", "-")):
                 with pytest.raises(ConfigError, match=f"argument --{f.name}: expected "):
                     _parse("--method", method, f"--{spelt}")
@@ -117,6 +117,8 @@ def test_every_field_is_a_flag_with_dashes_or_underscores(capsys, method):
         (["--zero_stage", "2"], "zero_stage", 2),
         (["--precision", "bf16"], "precision", "bf16"),
         (["--deterministic"], "deterministic", True),
+        (["--overlap_comm"], "overlap_comm", True),
+        (["--zero_stage", "3", "--overlap_comm", "false"], "overlap_comm", False),
         (["--deterministic", "no"], "deterministic", False),
         (["--deterministic=TRUE"], "deterministic", True),
         (["--global_crops_scale", "0.3", "1"], "global_crops_scale", (0.3, 1.0)),
@@ -192,6 +194,8 @@ def test_numbers_without_a_point_are_numbers_in_yaml(tmp_path):
         ("entropy: maybe", "--entropy is either true or false, got 'maybe'"),
         ("recipe: [demo]", r"recipe \['demo'\] is unknown for simclr"),
         ("zero_stage: 4", "--zero_stage: .*, got 4"),
+        ("{zero_stage: 0, overlap_comm: true}", "--overlap_comm is for --zero_stage 1, 2 and 3, got 0"),
+        ("{zero_stage: 0, offload_optimizer: true}", "--offload_optimizer is for --zero_stage 1, 2 and 3, got 0"),
         ("views: [{size: 28, cuont: 2}]", "views: setting 'cuont' is unknown; did you mean count?"),
         ("views: [{size: 28, 3: 2}]", "views: setting 3 is unknown"),
         ("views: [{count: 2}]", "--views.0.size: "),

@@ -2,6 +2,9 @@
 
 import io
 import logging
+import sys
+import types
+from importlib.machinery import ModuleSpec
 
 import pytest
 from rich.console import Console
@@ -103,3 +106,58 @@ def test_notes_name_each_file_once_on_the_standard_output(capsys):
         log.warning("%s: %s; left out", "a.jpg", "not an image")
     assert capsys.readouterr().out == "a.jpg: not an image; left out\n"
     assert log.handlers == []
+
+
+def _notebook(monkeypatch, *, widgets):
+    """A display in a notebook whose cells are a list: what IPython shows, and what its widget held in the end."""
+    shown, widget = [], []
+
+    class Output:
+        def clear_output(self, wait=False):
+            widget.clear()
+
+        def __enter__(self):
+            shown, self.before = widget, shown_in[0]
+            shown_in[0] = shown
+
+        def __exit__(self, *error):
+            shown_in[0] = self.before
+
+    shown_in = [shown]
+    ipython = types.ModuleType("IPython.display")
+    ipython.display = lambda *things: shown_in[0].extend(things)
+    modules = {"IPython": types.ModuleType("IPython"), "IPython.display": ipython}
+    if widgets:
+        modules["ipywidgets"] = types.ModuleType("ipywidgets")
+        modules["ipywidgets"].Output = Output
+        modules["ipywidgets"].__spec__ = ModuleSpec("ipywidgets", None)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    if not widgets:
+        monkeypatch.setitem(sys.modules, "ipywidgets", None)
+        monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    console = Console(force_jupyter=True, width=200, highlight=False)
+    return Display(3, console=console, interval=0), shown, widget
+
+
+def test_a_notebook_shows_one_bar_that_moves(monkeypatch):
+    display, shown, widget = _notebook(monkeypatch, widgets=True)
+    with display:
+        display.note("hello")
+        for step in range(1, 4):
+            display.step(step, _VALUES)
+    assert [type(thing).__name__ for thing in shown].count("Output") == 1  # one widget, shown once
+    assert sum("hello" in thing.text for thing in shown if hasattr(thing, "text")) == 1
+    (last,) = widget  # and in it the latest bar alone
+    assert "3/3" in last.text
+    assert "loss 1.2346" in last.text
+
+
+def test_a_notebook_without_widgets_gets_lines(monkeypatch, recwarn):
+    display, shown, _ = _notebook(monkeypatch, widgets=False)
+    with display:
+        for step in range(1, 4):
+            display.step(step, _VALUES)
+    lines = [thing.text for thing in shown]
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert not [warning for warning in recwarn if "ipywidgets" in str(warning.message)]

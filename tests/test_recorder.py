@@ -5,7 +5,7 @@ import math
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fasttrain.recorder import Recorder
+from fasttrain.recorder import Recorder, write_summary
 from tests.small_runs import lines
 
 
@@ -27,7 +27,7 @@ def test_json_that_every_reader_takes(tmp_path):
     with Recorder(tmp_path) as recorder:
         recorder.step(broken)
         recorder.epoch({"train_loss": -math.inf, "step": 1})
-        recorder.summary({"knn_top1": math.nan, "collapsed": False, "arch": "vit"})
+        write_summary(recorder.folder, {"knn_top1": math.nan, "collapsed": False, "arch": "vit"})
     for name in ("metrics.jsonl", "log.txt", "summary.json"):
         assert "NaN" not in (tmp_path / name).read_text()
         assert "Infinity" not in (tmp_path / name).read_text()

@@ -2,13 +2,17 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +20,11 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fasttrain import checkpoint, cli, recorder, train
+from fasttrain import checkpoint, cli, interruption, recorder, spikes, trainer, watchdog
 from fasttrain.durable import checksum
 from fasttrain.recorder import Recorder
 from fasttrain.run import main
-from tests.small_runs import assert_same_run, flags, lines, write_images
+from tests.small_runs import assert_same_run, flags, lines, weights, write_images
 
 _ROOT = Path(__file__).parent.parent
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # left behind by runs in this process
@@ -38,6 +42,8 @@ _METRICS = [
     "lr",
     "weight_decay",
     "momentum",
+    "grad_norm",
+    "skipped_steps",
     "images_per_s",
     "data_wait",
 ]
@@ -62,6 +68,8 @@ _SUMMARY = {
     "reconstruction",
     "information",
     "deficit",
+    "skipped_steps",
+    "rollbacks",
     "collapsed",
 }
 
@@ -103,7 +111,8 @@ def straight(data, tmp_path_factory):
 def test_files_of_a_run(straight, data):
     output, out = straight
     names = {p.name.split(".tfevents")[0] for p in output.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "checkpoints", "events.out"}
+    files = {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "report.html"}
+    assert names == files | {"checkpoints", "events.out"}
     assert {p.name for p in (output / "checkpoints").iterdir()} == {"latest", "step-00000008"}
     card = json.loads((output / "checkpoints" / "step-00000008" / "fasttrain.json").read_text())
     assert (card["method"], card["arch"], card["step"], card["world_size"]) == ("simclr", "conv_small", 8, 1)
@@ -131,7 +140,7 @@ def test_log_has_a_line_an_epoch_with_the_means(straight):
         means = {k for k in line if k.startswith("train_")}
         timed = {"train_images_per_s", "train_data_wait"}
         bound = {f"train_{name}" for name in _METRICS[3:10] if name != "entropy_max"}
-        assert means == {"train_loss", "train_lr", "train_weight_decay"} | bound | timed
+        assert means == {"train_loss", "train_lr", "train_weight_decay", "train_grad_norm"} | bound | timed
         for name in means:
             assert line[name] == pytest.approx(sum(p[name.removeprefix("train_")] for p in part) / 4)
 
@@ -218,20 +227,166 @@ def test_sigterm_publishes_a_checkpoint_with_which_the_run_goes_on(data, tmp_pat
     assert [line["step"] for line in lines(metrics)] == list(range(1, done + 3))
 
 
-def test_sigterm_in_mid_epoch_and_resume_gives_the_run_in_one_go(straight, data, tmp_path, capsys, monkeypatch):
+@contextmanager
+def _when_logged(step, action):
+    """Do something once a step's line is written."""
     write = Recorder.step
 
-    def stopped_at_six(self, values):
+    def written(self, values):
         write(self, values)
-        if values["step"] == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if values["step"] == step:
+            action()
 
-    monkeypatch.setattr(Recorder, "step", stopped_at_six)
-    assert main(flags(data, tmp_path, "--knn_every", 1)) == 143
-    assert capsys.readouterr().err.startswith("fasttrain: stopped by SIGTERM at step 6; ")
-    monkeypatch.undo()
+    Recorder.step = written
+    try:
+        yield
+    finally:
+        Recorder.step = write
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+def test_a_signal_in_mid_epoch_and_resume_gives_the_run_in_one_go(straight, data, tmp_path, capsys, number, status):
+    with _when_logged(6, lambda: os.kill(os.getpid(), signal.Signals[number])):
+        assert main(flags(data, tmp_path, "--knn_every", 1)) == status
+    assert capsys.readouterr().err.startswith(f"fasttrain: stopped by {number} at step 6; ")
     assert main(flags(data, tmp_path, "--knn_every", 1)) == 0
     assert_same_run(tmp_path, straight[0])
+
+
+def test_a_second_ctrl_c_stops_at_once(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(interruption, "_APART", 0)
+    with _when_logged(2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]):
+        assert main(flags(data, tmp_path, "--knn_every", 0)) == 130
+    assert capsys.readouterr().err == "fasttrain: stopped at once by a second SIGINT; the last checkpoint stays\n"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def _poison(monkeypatch, *calls):
+    """Give some batches, numbered from 1 on over all runs of a test, values that are no numbers."""
+    once, made = trainer._Run._next, iter(range(1, 1000))
+
+    def poisoned(self, batches, meter):
+        batch = once(self, batches, meter)
+        if next(made) in calls:
+            batch.views[0][0, 0].fill_(math.nan)
+        return batch
+
+    monkeypatch.setattr(trainer._Run, "_next", poisoned)
+
+
+def test_a_bad_batch_is_skipped_counted_and_told_of_and_a_resumed_run_knows(data, tmp_path, capsys, monkeypatch):
+    given = ("--knn_every", 0, "--log_every", 2)
+    _poison(monkeypatch, 3, 5, 8 + 3, 8 + 5)
+    assert main(flags(data, tmp_path / "straight", *given)) == 0
+    out = capsys.readouterr().out
+    for step in (3, 5):
+        assert out.count(f"skipped: the loss is nan at step {step}\n") == 1
+    assert main(flags(data, tmp_path / "parts", *given, "--limit_steps", 3)) == 0
+    assert main(flags(data, tmp_path / "parts", *given)) == 0
+    for run in ("straight", "parts"):
+        metrics = [line for line in lines(tmp_path / run / "metrics.jsonl") if line["step"] % 2 == 0]
+        assert [(line["step"], line["skipped_steps"]) for line in metrics] == [(2, 0), (4, 1), (6, 2), (8, 2)]
+        assert json.loads((tmp_path / run / "summary.json").read_text())["skipped_steps"] == 2
+    ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "straight")
+    assert [path for path in ours if not torch.equal(ours[path], theirs[path])] == []
+
+
+def test_a_skipped_step_that_is_logged_has_no_part_in_the_epochs_mean(data, tmp_path, monkeypatch):
+    _poison(monkeypatch, 3)
+    assert main(flags(data, tmp_path, "--knn_every", 0)) == 0
+    metrics = lines(tmp_path / "metrics.jsonl")
+    assert [line["loss"] is None for line in metrics] == [step == 3 for step in range(1, 9)]
+    first = lines(tmp_path / "log.txt")[0]
+    assert first["train_loss"] == pytest.approx(sum(metrics[i]["loss"] for i in (0, 1, 3)) / 3)
+
+
+def test_a_spike_is_told_with_entropy_and_reconstruction(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(spikes, "_LEAST", 3)
+    monkeypatch.setattr(spikes, "_FAR", -100)
+    assert main(flags(data, tmp_path, "--knn_every", 0)) == 0
+    fourth = lines(tmp_path / "metrics.jsonl")[3]
+    told = f"; entropy {fourth['entropy']:.3f}, reconstruction {fourth['reconstruction']:.3f}\n"
+    (line,) = re.findall(r"step 4: the loss jumped to .*\n", capsys.readouterr().out)
+    assert line.endswith(told)
+
+
+def test_a_step_that_is_not_logged_after_a_resume_into_another_folder(straight, data, tmp_path):
+    """There is no logged step to look at then, nor ever on a rank that writes no files."""
+    given = flags(data, tmp_path, "--resume", straight[0], "--epochs", 4, "--log_every", 100, "--knn_every", 0)
+    assert main(given) == 0
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [16]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_rollback_goes_on_from_the_last_checkpoint_in_another_order_and_so_does_a_resumed_run(
+    data, tmp_path, capsys, monkeypatch, stage
+):
+    given = ("--knn_every", 0, "--saveckp_freq_steps", 2, "--max_skipped_steps", 2, "--zero_stage", stage)
+    given = (*given, "--rollback", 1)
+    _poison(monkeypatch, 4, 5)  # diverged at step 5; step 4's checkpoint is not published
+    assert main(flags(data, tmp_path / "run", *given)) == 0
+    out = capsys.readouterr().out
+    assert out.count("skipped 2 steps in a row") == out.count(": rolled back to step 2 (1 of 1)\n") == 1
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 9))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["rollbacks"], summary["skipped_steps"], summary["steps"]) == (1, 0, 8)
+    monkeypatch.undo()
+    assert main(flags(data, tmp_path / "plain", *given)) == 0
+    losses = [[line["loss"] for line in lines(tmp_path / run / "metrics.jsonl")] for run in ("run", "plain")]
+    assert losses[0][:2] == losses[1][:2]
+    assert losses[0][2] != losses[1][2]
+    _poison(monkeypatch, 4, 5)
+    assert main(flags(data, tmp_path / "parts", *given, "--limit_steps", 6)) == 0
+    assert main(flags(data, tmp_path / "parts", *given)) == 0
+    assert [line["loss"] for line in lines(tmp_path / "parts" / "metrics.jsonl")] == losses[0]
+
+
+def test_rollbacks_come_to_an_end_and_need_a_checkpoint(data, tmp_path, capsys, monkeypatch):
+    given = ("--knn_every", 0, "--max_skipped_steps", 1, "--rollback", 2)
+    _poison(monkeypatch, *range(4, 100))
+    assert main(flags(data, tmp_path / "run", *given, "--saveckp_freq_steps", 3)) == 3
+    captured = capsys.readouterr()
+    assert captured.out.count(": rolled back to step 3 (") == 2
+    assert captured.err.startswith("fasttrain: the loss is nan at step 4 (entropy nan, ")
+    assert main(flags(data, tmp_path / "none", *given)) == 3
+    assert "rolled back" not in capsys.readouterr().out
+
+
+def _fail():
+    raise RuntimeError("a bug\nof two lines")
+
+
+def test_an_unexpected_error_is_one_line_a_traceback_in_the_run_and_status_1(data, tmp_path, capsys):
+    with _when_logged(2, _fail):
+        assert main(flags(data, tmp_path, "--knn_every", 0)) == 1
+    log = tmp_path / "rank-0.log"
+    said = f"fasttrain: rank 0 failed: RuntimeError: a bug; its traceback is in {log}\n"
+    assert capsys.readouterr().err == said
+    assert "in _fail" in log.read_text()
+    assert "of two lines" in log.read_text()
+
+
+def test_a_step_that_hangs_ends_the_run_with_status_1(data, tmp_path, capsys, monkeypatch):
+    left = threading.Event()
+    statuses = []
+
+    def leave(status):
+        statuses.append(status)
+        left.set()
+
+    def stalled():
+        assert left.wait(60)
+        raise RuntimeError("the process would have ended")
+
+    monkeypatch.setattr(trainer, "Watchdog", partial(watchdog.Watchdog, leave=leave))
+    with _when_logged(2, stalled):
+        assert main(flags(data, tmp_path, "--knn_every", 0, "--watchdog_minutes", 0.05)) == 1
+    assert statuses == [1]
+    assert "in stalled" in (tmp_path / "rank-0.log").read_text()
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith(
+        "fasttrain: rank 0 finished no step for 0.05 minutes (--watchdog_minutes); the stacks of all "
+    )
 
 
 def test_first_and_last_steps_and_evaluated_ones_are_logged(data, tmp_path):
@@ -292,6 +447,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys, more):
     assert main(flags(data, tmp_path, "--lr", "1e30", "--clip_grad", 0, "--knn_every", 1, *more)) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fasttrain: the loss is nan at step ")
+    assert "; skipped 3 steps in a row; step 1 still had loss " in line
     assert "lower --lr" in line
     assert lines(tmp_path / "metrics.jsonl")[-1]["loss"] is None
     assert not (tmp_path / "checkpoints").exists()
@@ -353,6 +509,8 @@ def _text_as_images(folder):
         (["--resume", "/no/such/run"], "--resume /no/such/run: no checkpoint there; pass a run's folder"),
         (["--data_path", "/no/such/*.tar"], "/no/such/.*.tar: no file matches; check the pattern"),
         (["--num_workers", "-1"], "--num_workers must be at least 0, got -1"),
+        (["--max_skipped_steps", "0"], "--max_skipped_steps must be at least 1, got 0"),
+        (["--watchdog_minutes", "-1"], "--watchdog_minutes must be a finite number of at least 0, got -1.0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "__name__", ""),
 )
@@ -542,7 +700,7 @@ def test_help_names_every_flag_of_the_method(capsys):
 
 def test_print_config_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(trainer, "train", lambda *_: pytest.fail("trained"))
     assert main(["--method", "simclr", "--print-config", "--batch-size-per-gpu=16"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["method"], printed["recipe"], printed["batch_size_per_gpu"]) == ("simclr", "demo", 16)
@@ -568,7 +726,7 @@ def test_commands(capsys, monkeypatch):
     assert cli.main([]) == 0
     assert "doctor" in capsys.readouterr().out
     assert cli.main(["trian"]) == 2
-    known = "train, eval, export, report or doctor"
+    known = "train, plan, eval, export, report or doctor"
     assert capsys.readouterr().err == f"fasttrain: command 'trian' is unknown; choose {known}\n"
     assert cli.main(["train", "--method", "simclr", "--print_config"]) == 0
     assert capsys.readouterr().out.startswith("method: simclr\n")

@@ -16,7 +16,7 @@ from fasttrain.config import resolve
 from fasttrain.distributed import initialise, world_from_environment
 from fasttrain.pipelines import ArraySource, Splits, source_from_dataset
 from fasttrain.run import main
-from fasttrain.train import train
+from fasttrain.trainer import train
 from tests.pipelines.shard_files import example, jpeg, samples, write_tar, write_tfrecord
 from tests.small_runs import SMALL, assert_same_run, flags
 
@@ -105,7 +105,7 @@ def test_too_many_bad_files_stop_two_ranks_with_one_line(tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
     assert len(lines) == 1
     assert "images cannot be read, more than the fraction 0.1 allowed" in lines[0]
-    assert "fasttrain/train.py" not in done.stderr  # a rank's traceback would name it; the launcher has its own
+    assert "fasttrain/trainer.py" not in done.stderr  # a rank's traceback would name it; the launcher has its own
 
 
 class _Pairs(Dataset):

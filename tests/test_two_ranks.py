@@ -13,7 +13,7 @@ from fasttrain.checkpoint import publish, restore
 from fasttrain.consolidate import whole_tensors
 from fasttrain.distributed import World, initialise
 from tests.resume_on_ranks import RESUMED, STEP, card_of, engine_of, folder_of, other
-from tests.two_ranks import CASES, LAYERWISE, full_state, steps
+from tests.two_ranks import CASES, LAYERWISE, OPTIONS, full_state, steps
 
 _SCRIPT = Path(__file__).with_name("two_ranks.py")
 _ROOT = _SCRIPT.parent.parent
@@ -98,6 +98,11 @@ def test_training_equals_one_rank(results, case):
         if case[0] == "moco" and ("running_" in name or "num_batches" in name):
             continue  # of the first rank's batches alone, as DDP has it
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda c: f"{c[1]}-zero{c[0]}")
+def test_where_the_optimizer_is_and_when_gradients_are_sent_changes_no_bit(results, case):
+    assert _same(results[1][("dino", True, case[0])], results[1][case]) == []
 
 
 @pytest.mark.parametrize("case", LAYERWISE, ids=lambda c: f"{c[0]}-zero{c[1]}")

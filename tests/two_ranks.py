@@ -44,6 +44,9 @@ CASES = [
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
+OPTIONS = [(stage, "offload_optimizer") for stage in (1, 2, 3)] + [(stage, "overlap_comm") for stage in (1, 2)]
+"""What leaves every number as it is: each beside ("dino", True, stage)."""
+
 
 def kernel_gradients(world):
     """Loss and input gradient of every reduction that crosses ranks, averaged as a trainer averages."""
@@ -149,7 +152,7 @@ def prototype_losses(prototypes):
     }
 
 
-def training(method, entropy, stage, world):
+def training(method, entropy, stage, world, **options):
     """Losses, student and teacher after a few steps of the engine."""
     # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
     more = {
@@ -157,7 +160,7 @@ def training(method, entropy, stage, world):
         "moco": {"bn_splits": 2 // world.size},  # two ranks see two batches: its BatchNorm is not synchronised
         "swav": {"queue_length": BATCH, "epoch_queue_starts": 0},
     }.get(method, {})
-    engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more)
+    engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more, **options)
     begin(engine)
     losses = steps(engine, range(STEPS))
     state = full_state(engine)
@@ -223,7 +226,7 @@ def layerwise(name, stage, world):
 @contextmanager
 def sub_groups(size):
     """Make ZeRO-3 split what it steps at once into groups of about so many elements."""
-    original = engines._deepspeed_config
+    original = engines.deepspeed_config
 
     def changed(*args):
         config = original(*args)
@@ -231,9 +234,9 @@ def sub_groups(size):
             config["zero_optimization"]["sub_group_size"] = size
         return config
 
-    engines._deepspeed_config = changed
+    engines.deepspeed_config = changed
     yield
-    engines._deepspeed_config = original
+    engines.deepspeed_config = original
 
 
 def consolidated(world, folder):
@@ -309,6 +312,8 @@ def main(path):
     results["evaluation"] = evaluation(world)
     for case in CASES:
         results[case] = training(*case, world)
+    for stage, option in OPTIONS if world.size > 1 else ():
+        results[(stage, option)] = training("dino", True, stage, world, **{option: True})
     for case in LAYERWISE:
         results[case] = layerwise(*case, world)
     results["full disk"] = full_disk(world, Path(path).with_suffix(".full"))

@@ -3,19 +3,26 @@
     python bench/evidence/claim.py
 
 Every run of a method has the same flags but for the batch (B or B/8) or the teacher's momentum, which is constant
-(0.996 or 0.8). The learning rate is the same number in every run of a method: it does not follow the batch. The drop is
-the k-NN accuracy lost, in points, mean over seeds; the paper's is ImageNet top-1 (arXiv 2307.10907, Table 2).
+(0.996 or 0.8). The learning rate is the same number in every run of a method: it does not follow the batch. B/8 is
+tried in two ways. With as many updates, only what a batch shows of the data changes. With as many epochs, as in the
+paper, it makes 8 times as many updates, which on 4,000 digits, where 930 updates train no method out, helps more than
+the smaller batch harms. The drop is the k-NN accuracy lost, in points, mean over seeds; the paper's is ImageNet top-1
+(arXiv 2307.10907, Table 2).
 """
 
 from __future__ import annotations
 
-from campaign import DOCS, RESULTS, Row, Run, parser, run_all, summary, table
+import math
+from statistics import mean
+
+from campaign import DOCS, RESULTS, Row, Run, parser, run_all, table
 from picture import drops
 
 _BATCH = 128
 _SMALL = _BATCH // 8
 _PEAK = 3e-3  # of the learning rate, whatever the batch
-_EPOCHS = 30
+_EPOCHS, _WARMUP = 30, 2
+_UPDATES, _EPOCHS_TOO = "B/8", "B/8 epochs"
 _PAPER = {
     ("dino", "B/8"): (6.76, 2.35),
     ("dino", "EMA 0.8"): (8.25, 0.92),
@@ -23,13 +30,17 @@ _PAPER = {
     ("byol", "EMA 0.8"): (2.63, 0.41),
     ("simclr", "B/8"): (2.17, 1.01),
 }
+_CHANGES = [*_PAPER, *((method, _EPOCHS_TOO) for method in ("dino", "byol", "simclr"))]
 
 
 def run(method: str, twin: str, change: str, seed: int) -> Run:
     """One cell of the design."""
-    batch = _SMALL if change == "B/8" else _BATCH
+    batch = _SMALL if change in (_UPDATES, _EPOCHS_TOO) else _BATCH
     flags = ["--batch_size_per_gpu", str(batch), "--lr", f"{_PEAK * 256 / batch:g}"]
-    flags += ["--epochs", str(_EPOCHS), "--knn_every", "0"]
+    if change == _UPDATES:  # 30 epochs of 31 steps, 4 of 250
+        flags += ["--epochs", str(math.ceil(_EPOCHS / 8)), "--warmup_epochs", str(_WARMUP / 8), "--knn_every", "0"]
+    else:
+        flags += ["--epochs", str(_EPOCHS), "--knn_every", "0"]
     if method != "simclr":
         momentum = "0.8" if change == "EMA 0.8" else "0.996"
         flags += ["--momentum_teacher", momentum, "--momentum_teacher_end", momentum]
@@ -37,38 +48,45 @@ def run(method: str, twin: str, change: str, seed: int) -> Run:
 
 
 def design(seeds: list[int]) -> list[Run]:
-    """All cells, the seeds outermost."""
-    changes = {method: ["as it is", *(c for m, c in _PAPER if m == method)] for method in ("simclr", "byol", "dino")}
+    """All cells, the seeds outermost; as many epochs comes last."""
+    methods = dict.fromkeys(method for method, _ in _CHANGES)
+    first = [*((method, "as it is") for method in methods), *_PAPER]
     return [
         run(method, twin, change, seed)
+        for cells in (first, _CHANGES[len(_PAPER) :])
         for seed in seeds
-        for method, kinds in changes.items()
-        for change in kinds
+        for method, change in cells
         for twin in ("", "+er")
     ]
 
 
+def both(rows: list[Row], name: str, change: str) -> tuple[float, float, int]:
+    """k-NN accuracy as it is and changed, means over the seeds that have both, and how many those are."""
+    before, after = (
+        {row["seed"]: row["knn_top1"] for row in rows if row["run"] == f"{name} {c}"} for c in ("as it is", change)
+    )
+    seeds = before.keys() & after.keys()
+    if not seeds:
+        return math.nan, math.nan, 0
+    return mean(before[s] for s in seeds), mean(after[s] for s in seeds), len(seeds)
+
+
 def lost(rows: list[Row], method: str, change: str) -> tuple[float, float]:
     """Points of k-NN accuracy that base and twin lose by a change."""
-    base, twin = (
-        100 * (summary(rows, f"{method}{kind} as it is")[0] - summary(rows, f"{method}{kind} {change}")[0])
-        for kind in ("", "+er")
-    )
-    return base, twin
+    (b0, b1, _), (t0, t1, _) = (both(rows, method + kind, change) for kind in ("", "+er"))
+    return 100 * (b0 - b1), 100 * (t0 - t1)
 
 
 def report(rows: list[Row]) -> str:
     """A line a change: accuracies, what is lost, and what the paper's lost."""
     body = []
-    for (method, change), paper in _PAPER.items():
-        ours = lost(rows, method, change)
-        cells = [
-            " to ".join(f"{summary(rows, f'{method}{kind} {c}')[0]:.3f}" for c in ("as it is", change))
-            for kind in ("", "+er")
-        ]
-        numbers = [f"{value:.2f}" for value in (*ours, *paper)]
-        body.append([f"{method}, {change}", *cells, *numbers])
-    head = ["change", "base k-NN", "with ER", "base loses", "ER loses", "paper: base", "paper: ER"]
+    for method, change in _CHANGES:
+        found = [both(rows, method + kind, change) for kind in ("", "+er")]
+        cells = [f"{before:.3f} to {after:.3f} ({seeds})" for before, after, seeds in found]
+        points = [*lost(rows, method, change), *_PAPER.get((method, change.removesuffix(" epochs")), ())]
+        name = {_UPDATES: "B/8, as many updates", _EPOCHS_TOO: "B/8, as many epochs"}.get(change, change)
+        body.append([f"{method}, {name}", *cells, *(f"{value:.2f}" for value in points)])
+    head = ["change", "base k-NN (seeds)", "with ER", "base loses", "ER loses", "paper: base", "paper: ER"]
     return table(head, body)
 
 

@@ -1,4 +1,4 @@
-"""Our side: the Loader, and the Engine driven as ``fasttrain.train`` drives it."""
+"""Our side: the Loader, and the Engine driven as ``fasttrain.trainer`` drives it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from itertools import combinations
 from typing import Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..kernels import log_sphere_area, vmf_entropy, vmf_reconstruction
@@ -184,6 +183,6 @@ def discrete_terms(logits0: Tensor, logits1: Tensor, *, group: Group | None = No
 
 def _marginal_entropy(log_p: Tensor, group: Group | None) -> Tensor:
     """Entropy of the mean of the rows exp(log_p) [N, K], all ranks' rows."""
-    ranks = 1 if group is None else dist.get_world_size(group)
+    ranks = 1 if group is None else group.size()
     marginal = gather_rows(log_p.logsumexp(0, keepdim=True), group).logsumexp(0) - math.log(len(log_p) * ranks)
     return -(marginal.exp() * marginal).sum()

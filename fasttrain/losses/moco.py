@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
 from torch import Tensor
 
 from ..kernels import info_nce
@@ -62,7 +61,7 @@ class MoCoLoss(Loss):
         return loss
 
     def _check_batch(self, rows: int) -> None:
-        batch = rows * (1 if self.group is None else dist.get_world_size(self.group))
+        batch = rows * (1 if self.group is None else self.group.size())
         length = self.memory_bank.size[0]
         if length % batch:
             raise ValueError(

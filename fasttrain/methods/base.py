@@ -7,9 +7,10 @@ engine calls ``forward``, then steps the optimizer, then calls ``end_step``).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,14 +57,18 @@ class Step:
         return self.index / self.per_epoch
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What a forward pass returns: the scalar to minimise and, where they were measured, the bound and its variable."""
+class Objective(NamedTuple):
+    """What a forward pass returns: the scalar to minimise and, where they were measured, the bound and its variable.
+
+    A tuple, since DeepSpeed looks for the tensors of tuples only, on which it hooks what comes before backward.
+    """
 
     loss: Tensor
     bound: Bound | None = None
     projections: Tensor | None = None
     """The rows [N, D], without gradient, of which the bound speaks: a collapse shows in them first."""
+    terms: Mapping[str, Tensor] = MappingProxyType({})
+    """``entropy`` and ``reconstruction``, without gradient, where the loss is made of them."""
 
 
 class Branch(nn.Module):
@@ -147,6 +152,8 @@ class Method(nn.Module):
     """The :class:`Branch` that is trained, or what a method has in its place."""
     teacher: Any
     """The branch that follows the student, or None."""
+    image_memories: Mapping[str, int] = MappingProxyType({})
+    """Buffers with a row for every image, and along which dimension: a step writes those of its batch, no others."""
 
     def __init__(self, settings: Any, task: Task) -> None:
         super().__init__()
@@ -177,7 +184,7 @@ class Method(nn.Module):
         if not step.measure:
             return Objective(own)
         with torch.no_grad():
-            return replace(twin(), loss=own)
+            return twin()._replace(loss=own)
 
     @property
     def needs_first_pass(self) -> bool:

@@ -66,6 +66,7 @@ class CMC(Method):
                 momentum=settings.memory_momentum,
                 gather_distributed=True,
             )
+            self.image_memories = {"memory.memory.bank": 1}
 
     @classmethod
     def encoder_channels(cls, views: ViewRecipe) -> tuple[int, ...]:

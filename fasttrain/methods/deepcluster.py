@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class DeepCluster(Method):
     Settings = DeepClusterSettings
     settings: DeepClusterSettings
     global_views_needed = 1
+    image_memories = MappingProxyType({"memory": 1})
 
     memory: Tensor
     centroids: Tensor
@@ -77,7 +79,8 @@ class DeepCluster(Method):
         entropy = self._entropy(rows) if self.entropy or step.measure else None
         loss = reconstruction - entropy if self.entropy and entropy is not None else reconstruction
         if not step.measure or entropy is None:
-            return Objective(loss)
+            terms = {} if entropy is None else {"entropy": entropy.detach(), "reconstruction": reconstruction.detach()}
+            return Objective(loss, terms=terms)
         reported = mean_over_ranks(reconstruction.detach(), self.group)
         bound = Bound(entropy.detach(), math.log(self.settings.nmb_prototypes), reported)
         return Objective(loss, bound, rows.detach())

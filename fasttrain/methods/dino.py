@@ -92,8 +92,9 @@ class DINO(Method):
     @torch.no_grad()
     def _update_center(self, teacher: Tensor, prototypes: Tensor) -> None:
         """Move the centre to the batch's mean logit, which is the prototypes times the mean projection: no logits."""
-        mean = prototypes @ mean_over_ranks(teacher.mean((0, 1)), self.group)
-        self.center.lerp_(mean, 1 - self.settings.center_momentum)
+        mean = mean_over_ranks(teacher.mean((0, 1)), self.group)
+        with torch.autocast(mean.device.type, enabled=False):  # a product in bf16 would not even go into the centre
+            self.center.lerp_(prototypes @ mean, 1 - self.settings.center_momentum)
 
     def teacher_temp(self, step: Step) -> float:
         """The teacher's temperature: W values from the first to the last, one for each of the W epochs of warm-up."""

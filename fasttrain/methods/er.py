@@ -47,15 +47,16 @@ def sphere(
         entropies = [_entropy_against(z, support, kappa, group) for z in variables]
     entropy = torch.stack(entropies).mean()
     loss = reconstruction - entropy
+    terms = {"entropy": entropy.detach(), "reconstruction": reconstruction.detach()}
     if not measure:
-        return Objective(loss)
+        return Objective(loss, terms=terms)
     rows = [z.detach() for z in variables]
     dim = rows[0].shape[1]
     # A row's own kernel bends the estimate by up to log B; the entropy to compare methods by is free of it.
     unbiased = torch.stack([entropy_of(z, leave_one_out=len(z) > 1) for z in rows]).mean()
     bound = sphere_bound(entropy.detach(), reconstruction.detach(), dim=dim, kappa=kappa)
     bound = replace(bound, unbiased_entropy=unbiased.double() - log_vmf_normalizer(dim, kappa))
-    return Objective(loss, bound, torch.cat(rows))
+    return Objective(loss, bound, torch.cat(rows), terms)
 
 
 def _entropy_against(z: Tensor, support: Tensor, kappa: float, group: Group | None) -> Tensor:
@@ -96,6 +97,7 @@ def discrete(
     )
     loss = reconstruction - entropy if twin else reconstruction
     if not measure:
-        return Objective(loss)
+        terms = {"entropy": entropy.detach(), "reconstruction": reconstruction.detach()} if twin else {}
+        return Objective(loss, terms=terms)
     bound = Bound(entropy.detach(), math.log(len(student_prototypes)), reconstruction.detach())
     return Objective(loss, bound, student.detach().flatten(0, 1))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..batchnorm import broadcast_statistics
@@ -90,7 +89,7 @@ class MoCo(Method):
         everyone = gather_detached(images, self.group)
         generator = torch.Generator().manual_seed(step.index)  # the same order on every rank
         order = torch.randperm(len(everyone), generator=generator).to(images.device)
-        rank = 0 if self.group is None else dist.get_rank(self.group)
+        rank = 0 if self.group is None else self.group.rank()
         rows = slice(rank * len(images), (rank + 1) * len(images))
         encoded = self.in_splits(self.teacher, [everyone[order[rows]][None]])[0]
         restored: Tensor = gather_detached(encoded, self.group)[order.argsort()[rows]]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..flags import flag
@@ -96,7 +95,7 @@ class SwAV(Method):
         """This rank's part: all ranks hold the whole queue, and Sinkhorn runs over the rows of all of them."""
         if self.group is None:
             return self.queue
-        return self.queue.chunk(dist.get_world_size(self.group), dim=1)[dist.get_rank(self.group)]
+        return self.queue.chunk(self.group.size(), dim=1)[self.group.rank()]
 
     @property
     def frozen_prototype_epochs(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..command_line import Parser, parse
 from ..config import Config, ConfigError
-from ..pipelines import Loader, Source, View, ViewRecipe, evaluation_view, open_source
+from ..evaluate.features import Subset
+from ..pipelines import Loader, Source, View, evaluation_view, open_source
 from ..pipelines.headers import image_size
 from ..pipelines.rand_augment import OPERATIONS
 from ..pipelines.views import Parameters, draw_parameters
+from .pictures import in_rgb, to_image
 
 _CELL = 168  # pixels of a picture on the sheet
 _GAP = 12
@@ -53,13 +54,13 @@ def contact_sheet(config: Config, count: int) -> Image.Image:
     source = open_source(config.train.data_path, config.train.val_path).train
     if count > len(source):
         raise ConfigError(f"--images {count} is more than the data has, {len(source)}")
-    shown = _in_rgb(config.views)
+    shown = in_rgb(config.views)
     whole = evaluation_view(shown, max(view.size for view in shown.views))
     seed = config.train.seed
     loader = Loader(source, shown, count, seed=seed, threads=1)
     batch = next(loader.epoch(0))
     loader.close()
-    plain = Loader(_Some(source, batch.indices.tolist()), whole, count, shuffle=False, drop_last=False, threads=1)
+    plain = Loader(Subset(source, batch.indices.tolist()), whole, count, shuffle=False, drop_last=False, threads=1)
     originals = next(plain.epoch(0)).views[0][0]
     plain.close()
     views = [view for group in batch.views for view in group]
@@ -71,7 +72,7 @@ def contact_sheet(config: Config, count: int) -> Image.Image:
         labels = [[source.describe(int(batch.indices[b]))[-26:], f"{sizes[b][1]} x {sizes[b][0]} pixels"]]
         labels += [describe(view, drawn, v, b, sizes[b]) for v, view in enumerate(config.views.each)]
         pictures = [originals[b], *(view[b] for view in views)]
-        rows.append([(_pixels(p.numpy()), label) for p, label in zip(pictures, labels, strict=True)])
+        rows.append([(_enlarged(p.numpy()), label) for p, label in zip(pictures, labels, strict=True)])
     space = "" if config.views.color_space == "rgb" else f", shown in RGB, given as {config.views.color_space}"
     return _draw(f"{config.method}, recipe {config.recipe}, seed {seed}, epoch 0{space}", rows)
 
@@ -94,44 +95,15 @@ def describe(view: View, drawn: Parameters, v: int, b: int, size: tuple[int, int
     return lines + [", ".join(part) for part in (tail, names) if part]
 
 
-class _Some:
-    """A few images of a source."""
-
-    labels: NDArray[np.int64] | None
-    classes: tuple[str, ...]
-
-    def __init__(self, source: Source, indices: list[int]) -> None:
-        self.source, self.numbers = source, indices
-        self.name, self.encoded, self.channels = source.name, source.encoded, source.channels
-        self.labels, self.classes = None, ()
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return self.source.read(self.numbers[index])
-
-    def describe(self, index: int) -> str:
-        return self.source.describe(self.numbers[index])
-
-
-def _in_rgb(recipe: ViewRecipe) -> ViewRecipe:
-    """The same views, which depend on no colour space, as pixel values from 0 to 1."""
-    zeros, ones = (0.0,) * recipe.channels, (1.0,) * recipe.channels
-    return dataclasses.replace(recipe, color_space="rgb", mean=zeros, std=ones)
-
-
 def _size(source: Source, index: int) -> tuple[int, int]:
     data = source.read(index)
     return image_size(data.tobytes()) if source.encoded else (data.shape[0], data.shape[1])
 
 
-def _pixels(view: NDArray[np.float32]) -> Image.Image:
+def _enlarged(view: NDArray[np.float32]) -> Image.Image:
     """A picture of [C, H, W] in 0..1; small ones are enlarged without smoothing, so that each pixel shows."""
-    pixels = np.rint(view.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    scale = _CELL / picture.width
-    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    picture = to_image(view)
+    how = Image.Resampling.NEAREST if picture.width <= _CELL else Image.Resampling.LANCZOS
     return picture.resize((_CELL, _CELL), how)
 
 

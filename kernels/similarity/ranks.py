@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..collectives import Group, start_gather
@@ -44,7 +43,7 @@ def _forward(ctx: Any, x: Tensor, y: Tensor, own: Any) -> tuple[Tensor, Tensor]:
     wait = start_gather(y, ctx.group)
     parts = [own()]
     everyone = wait()
-    first = dist.get_rank(ctx.group) * len(y)
+    first = ctx.group.rank() * len(y)
     for others in (everyone[:first], everyone[first + len(y) :]):
         if len(others):
             options = {"scale": ctx.scale, "unit_norm": ctx.unit_norm}
@@ -71,7 +70,7 @@ class _Symmetric(torch.autograd.Function):
         group: Group,
     ) -> Tensor:
         ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
-        ctx.excluded = dist.get_rank(group) * len(x) if exclude_self else None
+        ctx.excluded = group.rank() * len(x) if exclude_self else None
         options = {"scale": scale, "exclude_self": exclude_self, "unit_norm": unit_norm}
         lse, everyone = _forward(ctx, x, x, lambda: kernels.self_lse(x, gain, **options)[0])
         ctx.save_for_backward(x, everyone, lse)
@@ -114,7 +113,7 @@ class _Pair(torch.autograd.Function):
         group: Group,
     ) -> Tensor:
         ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
-        rank = dist.get_rank(group)
+        rank = group.rank()
         ctx.excluded = (rank * len(y), rank * len(x)) if exclude_self else (None, None)
         options = {"scale": scale, "excluded": 0 if exclude_self else None, "unit_norm": unit_norm, "columns": False}
         lse, everyone = _forward(ctx, x, y, lambda: kernels.pair_lse(x, y, None, gain, **options)[0])

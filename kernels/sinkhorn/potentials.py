@@ -75,7 +75,7 @@ def _potentials(
     scale = math.log2(math.e) / epsilon
     e = torch.add(scores.new_tensor(-top * scale), scores, alpha=scale).exp2_()
     rows, columns = e.new_ones(e.shape[0]), e.new_empty(e.shape[1])
-    share = e.shape[0] * (1 if group is None else dist.get_world_size(group)) / e.shape[1]
+    share = e.shape[0] * (1 if group is None else group.size()) / e.shape[1]
     for iteration in range(iterations):
         if iteration:
             torch.mv(e, columns, out=rows).reciprocal_()

@@ -96,6 +96,20 @@ def test_a_step_lowers_the_loss_and_every_trained_parameter_has_a_gradient(name,
 
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("name", sorted(_SMALL))
+def test_a_step_in_half_precision_differs_by_rounding_only(name, entropy):
+    """Autocast rounds products; what is kept from step to step stays fp32."""
+    expected = run(build(name, entropy), name).loss
+    method = build(name, entropy)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = run(method, name).loss
+    loss.backward()
+    torch.testing.assert_close(loss.float(), expected, rtol=0.02, atol=0.05)
+    kept = [*method.parameters(), *method.buffers()]
+    assert {x.dtype for x in kept if x.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("name", sorted(_SMALL))
 def test_the_bound_is_finite_detached_and_below_its_ceiling(name, entropy):
     objective = run(build(name, entropy), name)
     bound = objective.bound

@@ -72,8 +72,3 @@ def test_what_cannot_be_drawn_is_one_line_and_status_2(data, capsys, more, messa
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
-
-
-def test_a_report_needs_to_know_of_what(capsys):
-    assert main(["report"]) == 2
-    assert "report needs --views" in capsys.readouterr().err

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,70 +15,64 @@ from . import __version__, checkpoint
 from .batches import in_step, of_all_ranks
 from .build import build_method, doubts
 from .checkpoint import Card
-from .collapse import Watch, spread
+from .collapse import Watch
 from .config import Config, ConfigError
 from .distributed import World
+from .durable import DISK_ERRORS
 from .engine import Engine, global_batch
 from .evaluate.evaluator import Evaluation, Evaluator
+from .guard import Diverged, Finding, Guard
+from .interruption import Interrupted, Signals, asked
 from .methods import Method
-from .methods.base import Objective, Step
-from .pipelines import Batch, Loader, Splits, open_source
+from .metrics import Meter, metrics_line
+from .pipelines import Batch, DataError, Loader, Splits, open_source
 from .progress import DataNotes, Display
 from .provenance import provenance
-from .recorder import Recorder, epoch_line, output_folder, read_summary
+from .recorder import Recorder, epoch_line, output_folder, read_summary, write_summary
+from .report.command import report
+from .spikes import Spikes, told
+from .watchdog import Watchdog
 from .weights import start_from
 
 _COLLAPSED_RANK = 2
 _BEFORE = -1  # the number of the epoch that a method may see before the first
 
 
-class Diverged(RuntimeError):
-    """The loss is no longer a number."""
-
-
 class Collapsed(RuntimeError):
     """The representation has collapsed, and the run was asked to stop then."""
-
-
-class Interrupted(RuntimeError):
-    """SIGTERM arrived; a checkpoint was published."""
-
-
-@dataclass
-class _Meter:
-    """Images, time and waiting since the last logged step."""
-
-    images: int = 0
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    def figures(self) -> dict[str, float]:
-        """Images a second and the fraction of the time spent waiting for data."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        return {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
 
 
 def train(config: Config, world: World, splits: Splits | None = None) -> dict[str, Any]:
     """Train, and return what ``summary.json`` holds.
 
     ``splits`` are images that no path names, such as those of ``source_from_dataset``; ``data_path`` is then not read.
-    Raises ConfigError or DataError for what cannot be run, Diverged where the loss is not finite, Interrupted after
-    SIGTERM. Collective: every rank calls it.
+    Raises ConfigError or DataError for what cannot be run or has no room on the disk, Diverged where loss or gradient
+    stay not finite, Collapsed, Interrupted after a signal, and Crashed for any other error, if this is the only rank:
+    of several, one that fails ends its process and thereby the others. Collective: every rank calls it.
     """
     with ExitStack() as stack:
-        stop = stack.enter_context(_sigterm())
+        signals = stack.enter_context(Signals())
         stack.enter_context(DataNotes())
-        run = _Run(config, world, splits)
-        stack.callback(run.close)
-        return run.train(stop)
+        watchdog = stack.enter_context(Watchdog(world, config.train.watchdog_minutes))
+        try:
+            run = _Run(config, world, splits, watchdog)
+            stack.callback(run.close)
+            return run.train(signals)
+        except (ConfigError, DataError, Diverged, Collapsed, Interrupted):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                what = error.filename or "a file of the run"
+                raise ConfigError(f"{what} cannot be written: {error.strerror}; make room, then start again") from None
+            raise watchdog.crashed(error) from error
 
 
 class _Run:
-    def __init__(self, config: Config, world: World, splits: Splits | None) -> None:
+    def __init__(self, config: Config, world: World, splits: Splits | None, watchdog: Watchdog) -> None:
         t = config.train
-        self.config, self.world = config, world
+        self.config, self.world, self.watchdog = config, world, watchdog
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output = output_folder(config, world)
+        self.output = watchdog.folder = output_folder(config, world)
         self.origin = provenance(config) if world.is_main else {}  # the others write no card
         self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
         self.loader = Loader(
@@ -105,7 +97,9 @@ class _Run:
         if t.init_from is not None:
             start_from(method, Path(t.init_from))
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
-        self.watch = Watch(steps_per_epoch)
+        self.rollbacks = 0
+        self.guard = Guard(self.engine, t.max_skipped_steps)
+        self.watch, self.spikes = Watch(steps_per_epoch), Spikes()
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
         self.last = min(self.engine.total_steps, t.limit_steps or self.engine.total_steps)
 
@@ -113,19 +107,18 @@ class _Run:
     def method(self) -> Method:
         return self.engine.method
 
-    def train(self, stop: list[int]) -> dict[str, Any]:
+    def train(self, signals: Signals) -> dict[str, Any]:
         t, main = self.config.train, self.world.is_main
         found, notes = checkpoint.choose(t.resume, self.output, self.world)
         if found is not None:  # before any work: a wrong checkpoint is known from its card
             notes += checkpoint.changes(checkpoint.check(found, self._card(0)), self._card(0))
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
-        done = 0 if found is None else checkpoint.restore(self.engine, found, self._card(0))
+        done = 0 if found is None else self._restore(found)
         self.last = max(self.last, done)
         if done == self.last and (summary := read_summary(self.output)) and summary.get("steps") == done:
             return summary  # finished before: nothing to train, and its times stay what they were
         display = Display(self.last, done) if main else None
         with ExitStack() as stack:
-            recorder = stack.enter_context(Recorder(self.output, resumed_at=done)) if main else None
             if main:
                 (self.output / "config.yaml").write_text(self.config.to_yaml())
             if display:
@@ -134,22 +127,61 @@ class _Run:
                     display.note(line)
                 stack.enter_context(display)
             started = time.perf_counter()
-            final = self._loop(done, stop, recorder, display)
+            final = self._loops(done, signals, display)
             seconds = time.perf_counter() - started
             evaluation = self._evaluate(self.last)
             summary = self._summary(final, evaluation, untrained.knn_top1, pixels, seconds, self.last - done)
-            if recorder:
-                recorder.summary(summary)
+            if main:
+                write_summary(self.output, summary)
+            if display and done < self.last:
+                report([self.output], images=0)  # what was logged; the pictures take time and the data
+                display.note(f"{self.output}/report.html shows it; fasttrain report {self.output} adds pictures")
         return summary
 
-    def _loop(self, done: int, stop: list[int], recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
+    def _restore(self, found: Path) -> int:
+        """Take everything from a checkpoint, what the guard counted and the order of the data too; returns its step."""
+        card, done = checkpoint.read_card(found), checkpoint.restore(self.engine, found, self._card(0))
+        self.guard.skipped, self.guard.row = card.skipped_steps, 0
+        self._order(card.rollbacks)
+        return done
+
+    def _order(self, rollbacks: int) -> None:
+        """See the data as if the seed were higher by the rollbacks, which checkpoints hold."""
+        self.rollbacks = rollbacks
+        self.loader.seed = (self.config.train.seed + rollbacks) % 2**63
+
+    def _loops(self, done: int, signals: Signals, display: Display | None) -> dict[str, Any]:
+        """The loop, and after a divergence the loop again from the last checkpoint, in another order of the data."""
+        while True:
+            try:
+                with Recorder(self.output, resumed_at=done) if self.world.is_main else nullcontext() as recorder:
+                    return self._loop(done, signals, recorder, display)
+            except Diverged as error:
+                if self.rollbacks >= self.config.train.rollback:
+                    raise
+                found, notes = checkpoint.choose("auto", self.output, self.world)
+                if found is None:
+                    raise
+                rollbacks = self.rollbacks + 1
+                done = self._restore(found)
+                self._order(rollbacks)
+                if display:
+                    for line in notes:
+                        display.note(line)
+                    display.note(f"{error}: rolled back to step {done} ({rollbacks} of {self.config.train.rollback})")
+
+    def _loop(self, done: int, signals: Signals, recorder: Recorder | None, display: Display | None) -> dict[str, Any]:
         t, engine = self.config.train, self.engine
         micro_steps = t.gradient_accumulation_steps
         if not done and self.method.needs_first_pass:
             engine.first_pass(in_step(self.loader, _BEFORE))
-        meter, past = _Meter(), recorder.past if recorder else []
+        meter, past = Meter(), recorder.past if recorder else []
         logged = past[-1] if past else {}
-        epoch_values = [line for line in past if line["step"] > done - done % engine.steps_per_epoch]
+        epoch_start = done - done % engine.steps_per_epoch
+        epoch_values = [
+            values for values in past if values["step"] > epoch_start and values.get("grad_norm", 0) is not None
+        ]
+        self.watchdog.step_done()
         while done < self.last:
             epoch, offset = divmod(done, engine.steps_per_epoch)
             if not offset:
@@ -161,39 +193,41 @@ class _Run:
                 evaluate = evaluate and done + 1 < self.last  # after the last step all is evaluated anyway
                 log = done == 0 or (done + 1) % t.log_every == 0 or done + 1 == self.last or evaluate
                 step = engine.step_at(done, measure=log)
-                for _ in range(micro_steps):
-                    batch = self._next(batches, meter)
-                    objective = engine.micro_step(batch, step)
-                    engine.update(step)
-                    meter.images += len(batch.indices) * self.world.size
+                micro_batches = (self._next(batches, meter) for _ in range(micro_steps))
+                objective, found = self.guard.step(micro_batches, step, signals)
                 done += 1
+                self.watchdog.step_done()
                 if log:
-                    logged = self._values(step, objective, meter)
-                    epoch_values.append(logged)
-                    if evaluate and math.isfinite(logged["loss"]):
+                    logged = metrics_line(engine, step, objective, found, self.guard.skipped, meter)
+                    if found.fault is None:
+                        epoch_values.append(logged)
+                    if evaluate and not self.guard.row:
                         evaluation = self._evaluate(done)
                         logged = logged | {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
-                    meter = _Meter()
+                    meter = Meter()
                 if log and recorder:
                     recorder.step(logged)
                 if display:
                     display.step(done, logged if log else None)
-                if log:
-                    self._judge(logged, display)
+                self._judge(done, found, logged, display)
                 if last_of_epoch and recorder:
                     recorder.epoch(epoch_line(epoch, done, epoch_values))
-                self._save(done, last_of_epoch, stopping=bool(stop))
+                self._save(done, last_of_epoch, found.stop if self.world.size > 1 else asked(signals.counts))
                 if done >= self.last:
                     break
             epoch_values = []
             batches.close()
         return logged
 
-    def _judge(self, logged: dict[str, Any], display: Display | None) -> None:
-        """Stop a run that has no future, and say early when one begins to collapse."""
-        step = logged["step"]
-        if not math.isfinite(logged["loss"]):
-            raise Diverged(f"the loss is {logged['loss']} at step {step}; lower --lr or set --clip_grad")
+    def _judge(self, step: int, found: Finding, logged: dict[str, Any], display: Display | None) -> None:
+        """Stop a run that has no future, and say early what points to one: skipped steps, spikes, a collapse."""
+        if found.fault is not None and display:
+            display.note(f"skipped: {found.fault}")
+        self.guard.judge(found)
+        if found.fault is None and (spike := self.spikes.look(found.terms["loss"])) and display:
+            display.note(told(spike, step, found.terms, logged))
+        if logged.get("step") != step or found.fault is not None:
+            return
         if (what := self.watch.look(logged)) and display:
             display.note(f"step {step}: collapsing: {what}; {self._against_collapse()}")
         if self.config.train.stop_on_collapse and self.watch.hopeless:
@@ -203,59 +237,42 @@ class _Run:
         return "lower --lr" if self.config.entropy else "try --entropy, or a lower --lr"
 
     def _evaluate(self, done: int) -> Evaluation:
-        evaluation = self.evaluator.backbone(self.method.backbone)
+        with self.watchdog.suspended():
+            evaluation = self.evaluator.backbone(self.method.backbone)
         if not evaluation.finite:
             raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
         return evaluation
 
-    def _next(self, batches: Iterator[Batch], meter: _Meter) -> Batch:
-        asked = time.perf_counter()
+    def _next(self, batches: Iterator[Batch], meter: Meter) -> Batch:
+        since = time.perf_counter()
         batch = next(batches)
-        meter.waited += time.perf_counter() - asked
+        meter.waited += time.perf_counter() - since
+        meter.images += len(batch.indices) * self.world.size
         return batch
 
-    def _values(self, step: Step, objective: Objective, meter: _Meter) -> dict[str, Any]:
-        """The line of metrics.jsonl for a finished step, averaged over ranks."""
-        bound, rows = objective.bound, objective.projections
-        assert bound is not None
-        assert rows is not None
-        shape = spread(rows)
-        local = [objective.loss.detach(), bound.entropy, bound.reconstruction, bound.deficit]
-        means = self.engine.mean([*map(float, local), *shape.values()])
-        loss, entropy, reconstruction, deficit = means[:4]
-        return {
-            "step": step.index + 1,
-            "epoch": (step.index + 1) / step.per_epoch,
-            "loss": loss,
-            "entropy": entropy,
-            "entropy_max": bound.entropy_max,
-            "reconstruction": reconstruction,
-            "information": entropy - reconstruction,
-            "deficit": deficit,
-            **dict(zip(shape, means[4:], strict=True)),
-            **self.engine.schedules(step),
-            **meter.figures(),
-        }
+    def _save(self, done: int, last_of_epoch: bool, stopping: signal.Signals | None) -> None:
+        """Publish a checkpoint where one is due: by epochs, by steps, at the end, or because of a signal on any rank.
 
-    def _save(self, done: int, last_of_epoch: bool, *, stopping: bool) -> None:
-        """Publish a checkpoint where one is due: by epochs, by steps, at the end, or because of SIGTERM on any rank."""
+        Not while steps are being skipped: what they could not be made from would take the last good one's place.
+        """
         t = self.config.train
-        stopping = self.engine.mean([float(stopping)])[0] > 0 if self.world.size > 1 else stopping
         keep = last_of_epoch and done // self.engine.steps_per_epoch % t.saveckp_freq == 0
         due = bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0
-        if keep or due or stopping or done == self.last:
+        if ((keep or due) and not self.guard.row) or stopping or done == self.last:
             if not self.engine.finite():  # the last good checkpoint stays the last
                 raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
             folder = self.output / "checkpoints"
             checkpoint.publish(self.engine, folder, self._card(done), keep=keep, newest=t.keep)
         if stopping and done < self.last:
-            raise Interrupted(f"stopped by SIGTERM at step {done}; --resume auto --output_dir {self.output} goes on")
+            raise Interrupted(stopping, done, self.output)
 
     def _card(self, step: int) -> Card:
         c = self.config
         t, size, stage = c.train, self.world.size, self.engine.stage
-        batch = global_batch(t, self.world)
-        return Card(c.method, c.entropy, t.arch, t.optimizer, step, size, stage, __version__, batch, self.origin)
+        batch, counts = global_batch(t, self.world), (self.guard.skipped, self.rollbacks)
+        return Card(
+            c.method, c.entropy, t.arch, t.optimizer, step, size, stage, __version__, batch, self.origin, *counts
+        )
 
     def _introduce(self, display: Display, done: int, untrained: float | None, pixels: float | None) -> None:
         c, t, engine = self.config, self.config.train, self.engine
@@ -317,6 +334,8 @@ class _Run:
             "reconstruction": logged.get("reconstruction"),
             "information": information,
             "deficit": logged.get("deficit"),
+            "skipped_steps": self.guard.skipped,
+            "rollbacks": self.rollbacks,
             "collapsed": self.watch.collapsed or evaluation.rankme < _COLLAPSED_RANK,
         }
 
@@ -328,14 +347,3 @@ class _Run:
 
 def _title(config: Config) -> str:
     return config.method + ("+ER" if config.entropy else "")
-
-
-@contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """A list that a SIGTERM fills, so that the loop can finish its step and publish a checkpoint."""
-    received: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,31 @@
+"""Where a run ended: every weight, buffer and moment of its newest checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fasttrain import saved_state
+from fasttrain.checkpoint import read_card
+
+State = dict[str, torch.Tensor]
+
+
+def ended(output: Path) -> State:
+    """Tensors by name, whole, whatever the stage and the number of ranks that wrote them."""
+    folder = output / "checkpoints"
+    newest = folder / (folder / "latest").read_text().strip()
+    card = read_card(newest)
+    saved = saved_state.read(newest, card.zero_stage, card.world_size, ())
+    found = dict(saved.buffers) | {name: torch.cat(parts) for name, parts in saved.weights.items()}
+    for name, moments in saved.moments.items():
+        for key, value in moments.items():
+            found[f"{name} {key}"] = torch.cat(value) if isinstance(value, list) else torch.as_tensor(value)
+    return found
+
+
+def same(output: Path, expected: State) -> bool:
+    """Whether a run ended where another did, to the last bit."""
+    found = ended(output)
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)

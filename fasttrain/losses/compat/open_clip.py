@@ -1,0 +1,82 @@
+"""The contrastive loss with the interface of open_clip 3 (CLIP, arXiv 2103.00020, figure 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...kernels import bidirectional_logsumexp, row_logsumexp
+from ...kernels.backend import Backend
+from ...kernels.checks import check_pair
+from ...kernels.collectives import Group, mean_over_ranks
+from ...kernels.contrastive import row_dots
+from ..base import gather_detached
+
+
+class ClipLoss(nn.Module):
+    """InfoNCE from images to texts and back, as ``open_clip.loss.ClipLoss``, in nats; no logits are stored.
+
+        l = (1 / 2B) sum_i [log sum_j exp(s <x_i, y_j>) + log sum_j exp(s <y_i, x_j>)] - (1 / B) sum_i s <x_i, y_i>
+
+    Arguments mean what they do there. With ``world_size`` above 1 the sums run over the rows of all ranks of the
+    default process group; ``local_loss`` returns the loss of this rank's rows, else all ranks return that of all rows;
+    without ``gather_with_grad`` no gradient comes from other ranks' losses, so that features get 1 / ``world_size`` of
+    the global batch's gradient, or with ``local_loss`` that of their own rows' softmax alone. ``cache_labels`` has
+    nothing to cache. Raises ValueError for ``use_horovod``.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        if use_horovod:
+            raise ValueError("use_horovod=True is not supported; leave it out and use torch.distributed")
+        self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
+        self.rank, self.world_size = rank, world_size
+        self.backend = backend
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Loss of two matrices [B, D] whose rows belong together, a scalar; a dictionary of it with ``output_dict``.
+
+        ``logit_scale`` is 1 / temperature, a number or a scalar with gradient. A ``logit_bias``, the same for all
+        logits, changes nothing. Raises ValueError for shapes or types that differ.
+        """
+        check_pair(image_features, text_features, "image_features", "text_features", least_dim=2, same_rows=True)
+        x, y = image_features, text_features
+        group = dist.group.WORLD if self.world_size > 1 else None
+        if group is None:
+            rows, columns = bidirectional_logsumexp(x, y, scale=logit_scale, backend=self.backend)
+            loss = (rows + columns).mean() / 2 - (logit_scale * row_dots(x, y)).mean()
+        elif self.local_loss and not self.gather_with_grad:
+            loss = (self._against_fixed(x, y, logit_scale, group) + self._against_fixed(y, x, logit_scale, group)) / 2
+        else:
+            if not self.gather_with_grad:
+                x, y = (torch.lerp(z.detach(), z, 1 / self.world_size) for z in (x, y))  # the same rows, less gradient
+            both = self._over_ranks(x, y, logit_scale, group) + self._over_ranks(y, x, logit_scale, group)
+            loss = both.mean() / 2 - (logit_scale * row_dots(x, y)).mean()
+            if not self.local_loss:
+                loss = mean_over_ranks(loss, group)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _over_ranks(self, x: Tensor, y: Tensor, scale: float | Tensor, group: Group) -> Tensor:
+        return row_logsumexp(x, y, scale=scale, backend=self.backend, group=group)
+
+    def _against_fixed(self, x: Tensor, y: Tensor, scale: float | Tensor, group: Group) -> Tensor:
+        lse = row_logsumexp(x, gather_detached(y, group), scale=scale, backend=self.backend)
+        return (lse - scale * row_dots(x, y.detach())).mean()

@@ -1,0 +1,68 @@
+"""A process group of any size with one process in it, which sends nothing and writes down what it would send."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Message:
+    """A collective operation: its kind, its bytes, and what it is for.
+
+    ``bytes`` are those of the largest tensor of it: what is reduced, what is gathered of all ranks, what is scattered.
+    """
+
+    kind: str
+    bytes: int
+    about: str
+
+
+class _Sent(dist.distributed_c10d.Work):
+    def wait(self, timeout: Any = None) -> bool:
+        return True
+
+
+class PlannedGroup(dist.ProcessGroup):
+    """Rank 0 of ``size``. What is received is not a number: for tensors without numbers only."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)  # type: ignore[call-arg]
+        self.messages: list[Message] = []
+        self.about = "loss and centre"
+
+    def _send(self, kind: str, tensor: Tensor) -> _Sent:
+        self.messages.append(Message(kind, tensor.nbytes, self.about))
+        return _Sent()
+
+    def allreduce(self, tensors: Sequence[Tensor], options: object = None) -> _Sent:  # type: ignore[override]
+        """Note an all-reduce."""
+        return self._send("all_reduce", tensors[0])
+
+    def broadcast(self, tensors: Sequence[Tensor], options: object = None) -> _Sent:  # type: ignore[override]
+        """Note a broadcast."""
+        return self._send("broadcast", tensors[0])
+
+    def all_gather_single(self, output: Tensor, input: Tensor, options: object = None) -> _Sent:
+        """Note an all-gather into one tensor."""
+        return self._send("all_gather", output)
+
+    def _allgather_base(self, output: Tensor, input: Tensor, opts: Any = None) -> _Sent:
+        return self.all_gather_single(output, input)  # its name before torch 2.14
+
+    @contextmanager
+    def topic(self, about: str) -> Iterator[None]:
+        """What is sent within is ``about`` something else."""
+        before, self.about = self.about, about
+        yield
+        self.about = before
+
+
+def planned_group(size: int) -> PlannedGroup | None:
+    """Rank 0 of ``size`` ranks, None for one. No process group is started, and one that is there is left alone."""
+    return None if size == 1 else PlannedGroup(0, size)

@@ -1,0 +1,111 @@
+"""GPUs and the links between them, from data sheets. Nothing here was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import ConfigError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU on its board of eight."""
+
+    name: str
+    memory: float
+    """Bytes that torch reports as the device's total, by public error messages; less than the box says."""
+    flops: float
+    """Dense products in bf16 or fp16 with fp32 sums, operations a second."""
+    flops_fp32: float
+    """fp32 without tensor cores, as torch computes products unless it is told otherwise."""
+    bandwidth: float
+    """Memory, bytes a second."""
+    nvlink: float
+    """To the other GPUs of the node, bytes a second and direction."""
+    network: float
+    """InfiniBand out of a DGX node of 8, bytes a second and direction, all its adapters together."""
+
+
+# NVIDIA's data sheets: A100 (2021: SXM4 40 and 80 GB, 312 TFLOP/s bf16, 19.5 fp32, 1,555 and 2,039 GB/s, NVLink 600
+# GB/s both ways), H100 SXM (2022: 989, 67, 3.35 TB/s, 900 GB/s), H200 SXM (2023: as H100, 4.8 TB/s), HGX B200 (2025:
+# 2,250 dense, 75, 7.7 TB/s, 1.8 TB/s). DGX A100: 8 x HDR InfiniBand of 200 Gb/s; DGX H100, H200, B200: 8 x NDR of 400.
+_A100 = {"flops": 312e12, "flops_fp32": 19.5e12, "nvlink": 300e9, "network": 8 * 25e9}
+_HOPPER = {"flops": 989e12, "flops_fp32": 67e12, "nvlink": 450e9, "network": 8 * 50e9}
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100-40", memory=39.4 * GIB, bandwidth=1.555e12, **_A100),
+        Gpu("a100-80", memory=79.1 * GIB, bandwidth=2.039e12, **_A100),
+        Gpu("h100", memory=79.1 * GIB, bandwidth=3.35e12, **_HOPPER),
+        Gpu("h200", memory=139.8 * GIB, bandwidth=4.8e12, **_HOPPER),
+        Gpu(
+            "b200",
+            memory=178.3 * GIB,
+            flops=2250e12,
+            flops_fp32=75e12,
+            bandwidth=7.7e12,
+            nvlink=900e9,
+            network=8 * 50e9,
+        ),
+    )
+}
+
+
+def gpu_named(name: str) -> Gpu:
+    """The GPU of that name. Raises ConfigError for one that is not in the table."""
+    if name not in GPUS:
+        raise ConfigError(f"--gpu {name!r} is unknown; choose one of {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """So many nodes with so many GPUs each, the links between them, and what is taken for granted of all of it."""
+
+    gpu: Gpu
+    nodes: int = 1
+    gpus_per_node: int = 8
+    flops_fraction: float = 0.5
+    """Of the peak, for what products are bound by."""
+    bandwidth_fraction: float = 0.8
+    """Of the memory's bandwidth, for everything else."""
+    link_fraction: float = 0.8
+    """Of the links' bandwidth."""
+    latency: float = 30e-6
+    """Seconds a collective operation takes however small it is."""
+    reserve: float = 3 * GIB
+    """Bytes for the CUDA context, NCCL, libraries' workspaces, the allocator's gaps and DALI's buffers."""
+
+    @property
+    def world(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def usable(self) -> float:
+        """Bytes of a GPU that a run may fill."""
+        return self.gpu.memory - self.reserve
+
+    @property
+    def link(self) -> float:
+        """Bytes a second and direction of the slowest link of a ring through all GPUs.
+
+        With several nodes NCCL runs as many rings as a node has adapters, so together they have all of its network.
+        """
+        within = self.gpu.nvlink
+        return within if self.nodes == 1 else min(within, self.gpu.network * self.gpus_per_node / 8)
+
+    def seconds(self, kind: str, bytes: float, messages: int = 1) -> float:
+        """Time of collective operations by rings: an all-reduce passes the data twice, all others once."""
+        if self.world == 1:
+            return 0.0
+        passes = 2 if kind == "all_reduce" else 1
+        share = (self.world - 1) / self.world
+        return passes * share * bytes / (self.link * self.link_fraction) + messages * self.latency
+
+    def roofline(self, flops: float, bytes: float, precision: str) -> float:
+        """Seconds of an operator that is bound by products or by memory, whichever takes longer."""
+        peak = self.gpu.flops_fp32 if precision == "fp32" else self.gpu.flops
+        return max(flops / (peak * self.flops_fraction), bytes / (self.gpu.bandwidth * self.bandwidth_fraction))

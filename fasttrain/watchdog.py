@@ -1,0 +1,155 @@
+"""A rank that fails, or a step that hangs, ends all ranks within seconds and says why; collectives would wait on."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from .distributed import World
+
+_KEY = "fasttrain/end"  # in the process group's store: "<status> <crash or hang> <rank>" of the first rank that ends
+_PERIOD = 0.5  # seconds between looks at the store
+_LINGER = 4 * _PERIOD  # before a rank goes that said why, since the store may go with it
+CRASHED = 1  # exit status
+
+
+class Crashed(RuntimeError):
+    """An unexpected error; its traceback was written."""
+
+
+def first_to_end(world: World, status: int = CRASHED, kind: str = "crash") -> bool:
+    """Whether no rank has said before why all end: then this one is to say it, and the others go without a word.
+
+    Every other rank's watchdog ends its process with ``status``.
+    """
+    if world.size == 1 or not dist.is_initialized():
+        return world.is_main
+    mine = f"{status} {kind} {world.rank}"
+    try:
+        # A connection of its own: another thread may be waiting on the process group's.
+        return bool(_get_default_store().clone().compare_set(_KEY, "", mine).decode() == mine)
+    except RuntimeError:  # the store went with the rank that held it
+        return True
+
+
+def linger(world: World) -> None:
+    """Stay until the other ranks have seen that this one ends."""
+    if world.size > 1 and dist.is_initialized():
+        time.sleep(_LINGER)
+
+
+class Watchdog:
+    """A thread beside the training of one rank, started when it is entered.
+
+    If no step finishes for ``minutes`` (0: never mind) it writes the stacks of all threads into ``rank-N.log`` and ends
+    the process with status 1; if another rank has failed it ends the process with that rank's status. Time under
+    :meth:`suspended` does not count. ``leave`` ends the process, without the cleaning up that waits for other ranks.
+    """
+
+    def __init__(self, world: World, minutes: float, *, leave: Callable[[int], None] = os._exit) -> None:
+        self.world, self.limit, self.leave = world, minutes * 60, leave
+        self.folder: Path | None = None
+        """The run's folder, once it is known."""
+        self._since: float | None = None
+        self._store = _get_default_store().clone() if world.size > 1 else None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="fasttrain-watchdog", daemon=True)
+
+    def step_done(self) -> None:
+        """A step has finished, or the first one begins."""
+        self._since = time.monotonic()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """For work between steps that may take long."""
+        self._since, before = None, self._since
+        try:
+            yield
+        finally:
+            self._since = None if before is None else time.monotonic()
+
+    def crashed(self, error: BaseException) -> Crashed:
+        """Write the traceback and say in one line which rank failed and why.
+
+        On one rank the line is in what is returned, to be raised; on several the process ends here.
+        """
+        first = str(error).strip().partition("\n")[0]
+        what = f"rank {self.world.rank} failed: {type(error).__name__}{': ' if first else ''}{first}"
+        if self.world.size == 1 or first_to_end(self.world):
+            text = "".join(traceback.format_exception(error))
+            what = f"{what}; {self._record('its traceback is', lambda fd: os.write(fd, text.encode()))}"
+            if self.world.size > 1:
+                self._say(what)
+        if self.world.size > 1:
+            linger(self.world)
+            self.leave(CRASHED)
+        return Crashed(what)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_PERIOD):
+            if self.limit and self._since is not None and time.monotonic() - self._since > self.limit:
+                where = self._record("the stacks of all threads are", faulthandler.dump_traceback)
+                if first_to_end(self.world, CRASHED, "hang"):
+                    rank, minutes = self.world.rank, self.limit / 60
+                    self._say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
+                linger(self.world)
+                return self.leave(CRASHED)
+            if end := self._end_elsewhere():
+                status, kind, _ = end.split()
+                if kind == "hang":
+                    self._record("stacks", faulthandler.dump_traceback)
+                _flush()
+                return self.leave(int(status))
+
+    def _end_elsewhere(self) -> str | None:
+        if self._store is None:
+            return None
+        try:
+            return self._store.get(_KEY).decode() if self._store.check([_KEY]) else None
+        except RuntimeError:  # the rank that held the store has ended; what it breaks will be seen
+            return None
+
+    def _record(self, what: str, write: Callable[[int], object]) -> str:
+        """Write into ``rank-N.log``, or to stderr where there is no such folder; says where ``what`` is."""
+        try:
+            if self.folder is None:
+                raise FileNotFoundError
+            path = self.folder / f"rank-{self.world.rank}.log"
+            with path.open("a") as log:
+                log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, rank {self.world.rank}, {what} below\n")
+                log.flush()
+                write(log.fileno())
+            return f"{what} in {path}"
+        except OSError:  # a full disk too
+            write(2)
+            return f"{what} above"
+
+    def _say(self, line: str) -> None:
+        print(f"fasttrain: {line}", file=sys.stderr)
+        _flush()
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()

@@ -1,0 +1,48 @@
+"""Every example runs against the library that it is for, in a process of its own, and its loss falls."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+_HERE = ["accelerate_moco", "compiled", "huggingface_trainer", "lightly_simclr", "open_clip_loss"]
+_RANKS = ["bare_deepspeed", "fsdp2"]
+_HEAVY = ["stable_pretraining_simclr"]  # its package brings some gigabytes: tested where it is installed
+
+
+def _losses(*command):
+    # Not in the root of the clone, where transformers would take the folder kernels/ for a package of that name.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=_EXAMPLES, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return ast.literal_eval(next(line for line in done.stdout.splitlines() if line.startswith("[")))
+
+
+def _falls(losses, steps):
+    assert len(losses) == steps
+    assert mean(losses[-10:]) < mean(losses[5:15]) - 0.1
+
+
+def test_all_are_here():
+    scripts = {path.stem for path in _EXAMPLES.glob("*.py")}
+    assert scripts == {"digits", *_HERE, *_RANKS, *_HEAVY}
+
+
+@pytest.mark.parametrize("name", [*_HERE, *_HEAVY])
+def test_on_one_process(name):
+    if name in _HEAVY:
+        pytest.importorskip("stable_pretraining")
+    _falls(_losses("-c", f"import {name}; print({name}.main(40))"), 40)
+
+
+@pytest.mark.parametrize("name", _RANKS)
+def test_on_two_ranks(name):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    _falls(_losses(*launch, f"{name}.py", "--steps", "40"), 40)

@@ -1,0 +1,66 @@
+"""The batch script, with stand-ins for SLURM's commands that start two tasks on this machine."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import flags, lines, write_images
+
+_ROOT = Path(__file__).parents[2]
+_SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks+=($!); done
+if [ -n "${WARN_AFTER:-}" ]; then
+  until [ -s "$WARN_AFTER" ]; do sleep 0.02; done
+  kill -USR1 "${tasks[@]}"
+fi
+worst=0
+for task in "${tasks[@]}"; do wait "$task"; status=$?; ((status > worst)) && worst=$status; done
+exit "$worst"
+"""
+_SCONTROL = """#!/usr/bin/env bash
+if [ "$1 $2" = "show hostnames" ]; then echo localhost; else echo "$@" >>"$REQUEUED"; fi
+"""
+
+
+@pytest.fixture
+def batch(tmp_path, monkeypatch):
+    """Runs the script in a job of the number given; its exit status, and what was queued again."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("srun", _SRUN), ("scontrol", _SCONTROL)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("REQUEUED", str(tmp_path / "requeued"))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "localhost")
+    monkeypatch.setenv("PYTHONPATH", str(_ROOT))
+
+    def run(*arguments, **environment):
+        script = [str(part) for part in (_ROOT / "examples/slurm.sh", *arguments)]
+        done = subprocess.run(script, cwd=_ROOT, env=os.environ | environment, timeout=240, check=False)
+        requeued = tmp_path / "requeued"
+        return done.returncode, requeued.read_text().splitlines() if requeued.exists() else []
+
+    return run
+
+
+def test_a_job_that_is_warned_is_queued_again_and_goes_on(batch, tmp_path):
+    data, output = write_images(tmp_path / "data"), tmp_path / "run"
+    long = flags(data, output, "--epochs", 300, "--knn_every", 0, "--num_workers", 1)
+    job = str(os.getpid())
+    status, requeued = batch(*long, SLURM_JOB_ID=job, WARN_AFTER=str(output / "metrics.jsonl"))
+    assert (status, requeued) == (138, [f"requeue {job}"])
+    stopped = lines(output / "metrics.jsonl")[-1]["step"]
+    assert 0 < stopped < 600
+    status, requeued = batch(*long, "--limit_steps", stopped + 2, SLURM_JOB_ID=job)
+    assert (status, requeued) == (0, [f"requeue {job}"])
+    assert [line["step"] for line in lines(output / "metrics.jsonl")] == list(range(1, stopped + 3))
+
+
+def test_a_job_that_cannot_begin_is_not_queued_again(batch, tmp_path):
+    status, requeued = batch("--method", "dine", SLURM_JOB_ID=str(os.getpid()))
+    assert (status, requeued) == (2, [])

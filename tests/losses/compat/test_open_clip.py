@@ -1,0 +1,74 @@
+"""ClipLoss does what open_clip's does: values and gradients, on one process and on two in all four of its modes."""
+
+import pytest
+import torch
+import torch.multiprocessing
+from open_clip.loss import ClipLoss as Theirs
+from torch.nn.functional import normalize
+
+from fasttrain.distributed import _free_port
+from fasttrain.losses.compat.open_clip import ClipLoss
+
+_MODES = [(local, grad) for local in (False, True) for grad in (False, True)]
+
+
+def _rows(seed, count=6, dim=8, norm=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return norm * normalize(torch.randn(count, dim, dtype=torch.float64, generator=generator), dim=1)
+
+
+def _found(loss, x, y, scale, **options):
+    leaves = [t.clone().requires_grad_() for t in (x, y, torch.tensor(scale, dtype=torch.float64))]
+    value = loss(*leaves, **options)
+    value.backward()
+    return [value.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("norm", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 14.0, 100.0])
+def test_one_process(scale, norm):
+    x, y = _rows(0, norm=norm), _rows(1, norm=norm)
+    for ours, theirs in zip(_found(ClipLoss(), x, y, scale), _found(Theirs(), x, y, scale), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_a_bias_of_all_logits_and_a_dictionary():
+    x, y = _rows(0), _rows(1)
+    bias = torch.tensor(-10.0, dtype=torch.float64)
+    ours, theirs = (loss(x, y, 10.0, logit_bias=bias, output_dict=True) for loss in (ClipLoss(), Theirs()))
+    assert ours.keys() == theirs.keys()
+    torch.testing.assert_close(ours["contrastive_loss"], theirs["contrastive_loss"])
+
+
+def _rank(rank, port, folder):
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    x, y = (_rows(seed, 12).chunk(2)[rank] for seed in (0, 1))
+    found = {}
+    for local, grad in _MODES:
+        options = {"local_loss": local, "gather_with_grad": grad, "rank": rank, "world_size": 2}
+        found[local, grad] = [_found(kind(**options), x, y, 14.0) for kind in (ClipLoss, Theirs)]
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    torch.multiprocessing.spawn(_rank, (_free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("local", "grad"), _MODES)
+def test_two_processes(two_ranks, local, grad):
+    for found in two_ranks:
+        ours, theirs = found[local, grad]
+        for one, other in zip(ours[:3], theirs[:3], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+    # The scale's gradient is averaged by the trainer: only the mean over ranks counts.
+    ours, theirs = (sum(found[local, grad][kind][3] for found in two_ranks) for kind in (0, 1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_horovod_is_refused():
+    with pytest.raises(ValueError, match="use_horovod=True is not supported"):
+        ClipLoss(use_horovod=True)

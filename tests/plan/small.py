@@ -1,0 +1,31 @@
+"""A small run to plan, and its method on the device ``meta``."""
+
+import torch
+
+from fasttrain.build import build_method
+from fasttrain.config import resolve
+from fasttrain.plan.weights import Weight
+
+_FEW = {
+    "cmc": {"negatives": 64},
+    "deepcluster": {"nmb_prototypes": 16, "out_dim": 16},
+    "dino": {"out_dim": 64},
+    "infomin": {"queue_length": 64},
+    "moco": {"queue_length": 64},
+    "swav": {"nmb_prototypes": 16},
+}
+IMAGES = 640
+
+
+def configured(name, **values):
+    return resolve(name, {"recipe": "cifar", "batch_size_per_gpu": 8, **_FEW.get(name, {}), **values})
+
+
+def built(config, world=1, device="meta"):
+    torch.manual_seed(0)
+    with torch.device(device):
+        return build_method(config, images=IMAGES, world_size=world)
+
+
+def weight(numel, group="decay", teacher=False, sent=4, name=None):
+    return Weight(name or f"{group}.{numel}", numel, group, teacher, sent)

@@ -1,0 +1,137 @@
+"""A step on shapes keeps what a real one keeps, for every method; ranks, BatchNorm and precision are seen."""
+
+import gc
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fasttrain import methods
+from fasttrain.methods.base import Step
+from fasttrain.plan.ledger import Kept
+from fasttrain.plan.trace import trace
+
+from .small import IMAGES, built, configured
+
+
+def _traced(config, world=1, **options):
+    options = {"precision": "fp32", **options}
+    return trace(built(config, world), config.views, config.train.batch_size_per_gpu, world=world, **options)
+
+
+def _real(config, precision):
+    """What autograd keeps in a forward pass that happens."""
+    method = built(config, device="cpu")
+    batch = config.train.batch_size_per_gpu
+    views = [torch.randn(n, batch, config.views.channels, size, size) for size, n in config.views.groups]
+    kept = Kept(method, views)
+    low = precision == "bf16"
+    with kept.counting(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        method(views, Step(0, 1, 1, measure=False), torch.arange(batch) % IMAGES)
+    return sum(kept.total(place) for place in ("network", "loss"))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_keeps_what_a_real_step_keeps(name):
+    config = configured(name, arch="conv_small")
+    traced = _traced(config)
+    # Real: the CPU's kernels keep a few small matrices that the GPU's form again.
+    assert traced.kept + traced.kept_by_loss == pytest.approx(_real(config, "fp32"), rel=0.03)
+    assert traced.flops > 0
+    assert traced.messages == ()
+
+
+@pytest.mark.parametrize(("arch", "precision"), [("vit_tiny", "fp32"), ("vit_tiny", "bf16"), ("resnet18", "bf16")])
+def test_keeps_what_real_networks_keep(arch, precision):
+    config = configured("simclr", arch=arch, patch_size=8, batch_size_per_gpu=4)
+    traced = _traced(config, precision=precision)
+    assert traced.kept + traced.kept_by_loss + traced.weight_copies == pytest.approx(_real(config, precision), rel=0.01)
+
+
+def test_precision_and_stage_3_change_what_is_kept():
+    config = configured("simclr", arch="vit_tiny", patch_size=8)
+    single, low, sharded = (
+        _traced(config, precision=precision, stage=stage)
+        for precision, stage in (("fp32", 3), ("bf16", 0), ("bf16", 3))
+    )
+    assert low.kept < 0.8 * single.kept
+    assert single.weight_copies == 0
+    linear = [m.weight.numel() for m in built(config).modules() if isinstance(m, torch.nn.Linear)]
+    assert low.weight_copies == pytest.approx(2 * sum(linear), rel=0.02)  # biases are not needed again
+    assert low.flops == single.flops == sharded.flops
+    # DeepSpeed's linear layer keeps no copy of its weight, but its input as it came, which after LayerNorm is fp32.
+    assert sharded.weight_copies < 0.01 * low.weight_copies
+    assert low.kept < sharded.kept < single.kept
+
+
+def test_recomputed_blocks_keep_what_they_begin_with():
+    config = configured("simclr", arch="vit_tiny", patch_size=8, activation_checkpointing=True, drop_path_rate=0)
+    plain = _traced(configured("simclr", arch="vit_tiny", patch_size=8, drop_path_rate=0))
+    traced, sharded = (_traced(config, stage=stage) for stage in (0, 3))
+    assert traced.flops > 1.2 * plain.flops  # a third forward pass, but for the patches and the head
+    assert traced.kept == sharded.kept < 0.2 * plain.kept
+    assert traced.uses == plain.uses
+    method = built(config, device="cpu")
+    views = [torch.randn(n, 8, config.views.channels, size, size) for size, n in config.views.groups]
+    before = _alive()
+    with Kept(method, views).counting():  # makes what autograd keeps visible
+        objective = method(views, Step(0, 1, 1, measure=False), torch.arange(8))
+    real = sum(size for storage, size in _alive().items() if storage not in before)
+    assert objective.loss.requires_grad
+    assert traced.kept + traced.kept_by_loss == pytest.approx(real, rel=0.03)
+
+
+def _alive():
+    """Bytes of every storage of a tensor with numbers that Python knows; other tests may have left ones without."""
+    gc.collect()
+    tensors = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and type(x) is not FakeTensor)
+    found = [x.untyped_storage() for x in tensors if x.device.type == "cpu"]
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+def test_what_is_kept_grows_with_the_batch_alone():
+    config = configured("dino", arch="conv_small")
+    method = built(config)
+    few, more, most = (trace(method, config.views, b, precision="fp32", world=1) for b in (4, 8, 16))
+    assert most.kept - more.kept == 2 * (more.kept - few.kept)
+    assert most.inputs == 4 * few.inputs
+
+
+def test_ranks_gather_rows_and_synchronise_batch_norm():
+    config = configured("mocov3", arch="conv_small")
+    one, many = (_traced(config, world) for world in (1, 64))
+    assert many.kept == one.kept
+    assert many.kept_by_loss > one.kept_by_loss + 64 * 8 * 4  # the keys of all ranks
+    method = built(config, 64)
+    layers = [m.num_features for m in method.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    statistics = [m for m in many.messages if m.about == "BatchNorm statistics"]
+    gathered = {m.bytes for m in statistics if m.kind == "all_gather"}
+    assert gathered == {64 * 4 * (2 * channels + 1) for channels in layers}
+    assert {m.bytes for m in statistics if m.kind == "all_reduce"} <= {4 * 2 * channels for channels in layers}
+    assert sum(m.kind == "all_gather" for m in statistics) > sum(m.kind == "all_reduce" for m in statistics)  # teacher
+    assert any(m.about == "loss and centre" and m.kind == "all_gather" for m in many.messages)
+
+
+def test_moco_s_batch_norm_stays_on_its_rank():
+    traced = _traced(configured("moco", arch="conv_small"), world=4)
+    assert {m.about for m in traced.messages} == {"loss and centre"}
+
+
+def test_uses_go_forward_and_then_back_without_the_teacher():
+    config = configured("dino", arch="conv_small")
+    uses = _traced(config).uses
+    trained = [names for names in uses if names[0].startswith("student.")]
+    assert trained == trained[::-1]
+    teacher = [index for index, names in enumerate(uses) if names[0].startswith("teacher.")]
+    assert len(uses) == len(trained) + len(teacher)
+    assert teacher == list(range(len(trained) // 2, len(trained) // 2 + len(teacher)))
+
+
+def test_the_method_is_left_as_it_is():
+    config = configured("swav", arch="conv_small")
+    method = built(config, 4)
+    before = {name: x.device for name, x in method.state_dict().items()}
+    trace(method, config.views, 8, precision="bf16", world=4)
+    assert {name: x.device for name, x in method.state_dict().items()} == before
+    assert method.group is None
+    assert not any(m._forward_pre_hooks for m in method.modules())

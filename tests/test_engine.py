@@ -1,0 +1,37 @@
+"""The engine chooses the lowest stage whose model state fits, and refuses what DeepSpeed gets wrong."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fasttrain import engine
+from fasttrain.config import ConfigError, TrainConfig
+from fasttrain.distributed import World
+
+_CPU = torch.device("cpu")
+_TWO = World(rank=0, local_rank=0, size=2, local_size=1)
+
+
+@pytest.mark.parametrize(("bytes_a_parameter", "stage"), [(20, 0), (18, 1), (17.9, 2), (16, 2), (15.9, 3), (1, 3)])
+def test_the_lowest_stage_that_takes_half_the_memory(monkeypatch, bytes_a_parameter, stage):
+    # On two ranks a parameter takes 20, 12 + 12/2, 8 + 16/2 and 24/2 bytes.
+    monkeypatch.setattr(engine, "_memory", lambda device: 2 * bytes_a_parameter * 1000)
+    assert engine.zero_stage(TrainConfig(), 1000, _TWO, _CPU) == stage
+
+
+def test_ranks_share_the_memory_of_their_machine(monkeypatch):
+    monkeypatch.setattr(engine, "_memory", lambda device: 2 * 20 * 1000)
+    assert engine.zero_stage(TrainConfig(), 1000, dataclasses.replace(_TWO, local_size=2), _CPU) == 3
+
+
+def test_one_rank_has_nothing_to_share(monkeypatch):
+    monkeypatch.setattr(engine, "_memory", lambda device: 1)
+    alone = World(rank=0, local_rank=0, size=1, local_size=1)
+    assert engine.zero_stage(TrainConfig(), 1000, alone, _CPU) == 0
+    assert engine.zero_stage(TrainConfig(zero_stage=2), 1000, alone, _CPU) == 2
+
+
+def test_fp16_on_shards_is_refused():
+    with pytest.raises(ConfigError, match="--precision fp16 cannot be used with --zero_stage 2"):
+        engine.zero_stage(TrainConfig(zero_stage=2, precision="fp16"), 1000, _TWO, _CPU)

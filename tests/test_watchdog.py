@@ -1,0 +1,96 @@
+"""The watchdog of one rank; how ranks bring each other down is in test_failing_ranks.py."""
+
+import threading
+import time
+
+import pytest
+
+from fasttrain import watchdog
+from fasttrain.distributed import World
+from fasttrain.watchdog import Crashed, Watchdog
+
+_ONE = World(0, 1, 0, 1)
+_SECOND = 1 / 60
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(watchdog, "_PERIOD", 0.01)
+
+
+class _Left:
+    """In place of ``os._exit``: what it was called with, and when."""
+
+    def __init__(self):
+        self.status, self.happened = None, threading.Event()
+
+    def __call__(self, status):
+        self.status = status
+        self.happened.set()
+
+
+def _hang_in_here(left):
+    assert left.happened.wait(30)
+
+
+def test_a_hang_leaves_the_stacks_of_all_threads_one_line_and_status_1(tmp_path, capsys):
+    left = _Left()
+    with Watchdog(_ONE, 0.2 * _SECOND, leave=left) as dog:
+        dog.folder = tmp_path
+        dog.step_done()
+        _hang_in_here(left)
+    assert left.status == 1
+    log = (tmp_path / "rank-0.log").read_text()
+    assert "in _hang_in_here" in log
+    assert "in _watch" in log  # the other threads too
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fasttrain: rank 0 finished no step for 0.00333333 minutes (--watchdog_minutes); ")
+    assert line.endswith(f"the stacks of all threads are in {tmp_path / 'rank-0.log'}")
+
+
+def test_without_a_folder_the_stacks_go_to_stderr(capfd):
+    left = _Left()
+    with Watchdog(_ONE, 0.1 * _SECOND, leave=left) as dog:
+        dog.step_done()
+        _hang_in_here(left)
+    err = capfd.readouterr().err
+    assert "in _hang_in_here" in err
+    assert err.endswith("the stacks of all threads are above\n")
+
+
+def test_steps_and_long_work_between_them_are_no_hang():
+    left = _Left()
+    with Watchdog(_ONE, 0.5 * _SECOND, leave=left) as dog:
+        time.sleep(0.7)  # before the first step
+        dog.step_done()
+        for _ in range(10):
+            time.sleep(0.1)
+            dog.step_done()
+        with dog.suspended():
+            time.sleep(0.7)
+        time.sleep(0.1)
+    assert left.status is None
+
+
+def test_0_minutes_never_end_a_run():
+    left = _Left()
+    with Watchdog(_ONE, 0, leave=left) as dog:
+        dog.step_done()
+        time.sleep(0.2)
+    assert left.status is None
+
+
+def test_an_error_on_the_only_rank_is_told_and_its_traceback_kept(tmp_path):
+    left = _Left()
+    with Watchdog(_ONE, 30, leave=left) as dog:
+        dog.folder = tmp_path
+        try:
+            raise RuntimeError("it broke\nin many words")
+        except RuntimeError as error:
+            crashed = dog.crashed(error)
+    assert isinstance(crashed, Crashed)
+    path = tmp_path / "rank-0.log"
+    assert str(crashed) == f"rank 0 failed: RuntimeError: it broke; its traceback is in {path}"
+    assert "in many words" in path.read_text()
+    assert "Traceback (most recent call last)" in path.read_text()
+    assert left.status is None
