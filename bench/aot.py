@@ -171,7 +171,7 @@ def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants | absent, attrs=divisible)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=options)
-    registers, spilled = _resources(compiled.asm["cubin"])
+    registers, spilled = resources(compiled.asm["cubin"])
     assembly = compiled.asm["ptx"]
     threads = tile.warps * 32
     shared = compiled.metadata.shared
@@ -210,7 +210,7 @@ def _kind(name: str, case: Case) -> str:
     return "fp32" if name in ("scale", "teacher_scale") else "i32"
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
+def resources(cubin: bytes) -> tuple[int, int]:
     """Registers a thread and bytes of local memory, by the cuobjdump of the Triton wheel."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

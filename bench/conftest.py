@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import measure
 import pytest
@@ -36,6 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kernel benchmarks")
     group.addoption("--threads", type=int, default=2, help="threads of torch, OpenMP and MKL (default 2)")
     group.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where the tensors are")
+    for name in ("cifar10", "imagenet"):
+        group.addoption(f"--{name}", type=Path, metavar="DIR", help="folder of JPEGs, for the loader's benchmark")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,7 +78,19 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 @pytest.fixture
-def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Any, str, Any], None]:
+def not_run(request: pytest.FixtureRequest) -> Callable[[str, str, str, str], NoReturn]:
+    """Skips, and says why at the end."""
+
+    def skip(operation: str, case: str, contestant: str, reason: str) -> NoReturn:
+        entry = {"operation": operation, "case": case, "contestant": contestant, "reason": reason}
+        request.config.stash[_RECORD].not_run.append(entry)
+        pytest.skip(f"not run: {reason}")
+
+    return skip
+
+
+@pytest.fixture
+def race(benchmark: Any, request: pytest.FixtureRequest, not_run: Any) -> Callable[[Any, str, Any], None]:
     """Times one contestant in one case: agreement with ours first, then memory, then time."""
     from peers import OURS, NotRun, check_agreement
 
@@ -88,9 +103,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Any, str, 
             step = operation.step(name, case)
             found = step()
         except NotRun as reason:
-            entry = {"operation": operation.name, "case": case.name, "contestant": name, "reason": str(reason)}
-            record.not_run.append(entry)
-            pytest.skip(f"not run: {reason}")
+            not_run(operation.name, case.name, name, str(reason))
         if name != OURS:
             check_agreement(found, operation.step(OURS, case)(), name)
         del found

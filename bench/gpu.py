@@ -11,6 +11,8 @@
 4. losses        NT-Xent, InfoNCE, a queue, both directions, entropy: beside eager torch, torch.compile and libraries
 5. prototypes    cross-entropy, entropies and Sinkhorn against fp64, and races, as in 2
 6. prototype_losses    DINO's class tokens and patches, as in 4
+7. views         the photometric kernel against fp64, as in 2
+8. data          the loader: nvJPEG's decoding, the crops, the finished views, and the kernel alone
 
 Times are the GPU's own, with an empty L2 cache, contestants in turn. Each part starts nothing more once its share of
 the budget is spent; what was left out is named. The JSON is written as rows come, so a run that is cut leaves what it
@@ -40,7 +42,7 @@ _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temper
 
 def parts() -> tuple[Part, ...]:
     """What is run, family by family: all that decides whether kernels are right, then tiles, then what users see."""
-    from gpu_parts import checks, losses, prototypes, similarity
+    from gpu_parts import checks, losses, prototypes, similarity, views
 
     return (
         Part(
@@ -52,16 +54,18 @@ def parts() -> tuple[Part, ...]:
             checks.is_wrong,
         ),
         Part("tiles", similarity.tiles, similarity.tile_table, 0.5),
-        Part("losses", losses.losses, losses.losses_table, 0.75),
+        Part("losses", losses.losses, losses.losses_table, 0.7),
         Part(
             "prototypes",
             prototypes.correctness,
             checks.correctness_table,
-            0.92,
+            0.85,
             checks.check_failures,
             checks.is_wrong,
         ),
-        Part("prototype_losses", prototypes.losses, prototypes.losses_table, 1.0),
+        Part("prototype_losses", prototypes.losses, prototypes.losses_table, 0.9),
+        Part("views", views.correctness, checks.correctness_table, 0.93, checks.check_failures, checks.is_wrong),
+        Part("data", views.data, views.data_table, 1.0, views.data_failures),
     )
 
 
@@ -131,6 +135,7 @@ def environment() -> dict[str, Any]:
         "nvidia_smi_after": nvidia_smi(_CLOCKS, gpu),
         "commit": measure.commit(),
         "kernels_sha256": sources_digest(ROOT / "kernels"),
+        "pipelines_sha256": sources_digest(ROOT / "pipelines"),
     }
 
 
@@ -197,7 +202,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="start nothing more after (540)")
     parser.add_argument("--output", type=Path, metavar="PATH", help="the JSON (bench/results/<GPU>.json)")
-    names = ("correctness", "tiles", "losses", "prototypes", "prototype_losses")
+    names = ("correctness", "tiles", "losses", "prototypes", "prototype_losses", "views", "data")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="run only these")
     return parser.parse_args(arguments)
 

@@ -21,6 +21,8 @@ _PACKAGES = (
     "pykeops",
     "info-nce-pytorch",
     "inf-cl",
+    "nvidia-dali-cuda130",
+    "torchvision",
 )
 
 

@@ -1,12 +1,14 @@
-"""From a view recipe to a DALI graph: decode once, then make each view.
+"""The DALI part of making views: decode once, then take each view as far as only DALI can.
 
-A view is cropped, turned, jittered, blurred, put through RandAugment, solarised, converted, flipped and normalised.
-The same definition runs on CPU and GPU. The graph holds no random state: every parameter comes in as an argument.
-What measuring taught (2 cores, DALI 2.4, 32-pixel views):
+A view is cropped, turned, jittered, blurred, put through RandAugment, solarised, converted, flipped and normalised. It
+leaves the graph, as 8-bit pixels, after the last operator that is the graph's: RandAugment (colours and blur are in it
+too then), rotation, or the crop. All the rest is ``photometric``, and large plain crops on the CPU are ``crops``. The
+graph holds no random state: every parameter comes in as an argument.
+What measuring taught (one core, DALI 2.4):
 - One feed for each argument is as fast as it gets; packing them and slicing inside the graph was 18 % slower.
 - Queues deeper than 2 and DALI's other operator concurrency policies changed nothing.
-- An operator costs a pass over the pixels, so a view has none that it does not use. Microseconds an image: rotate 43,
-  resize 31 (cubic; linear 21), colour 26, decode 23, blur 37 (16 where it only copies), solarise and normalise 10 each.
+- On the CPU DALI's operators run pixel by pixel. Milliseconds an image for DINO's 2 x 224 + 8 x 96, cubic: decode 1.1,
+  crops 5.9, then colours, blur, solarise and normalise together 10; ``crops`` takes 0.8 and ``photometric`` 1.2.
 """
 
 from __future__ import annotations
@@ -17,25 +19,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import color, rand_augment
+from . import rand_augment
+from .photometric.draws import radius
 from .sources import DataError
 from .views import Parameters, View, ViewRecipe
 
 _COLORS = ("brightness", "contrast", "saturation", "hue")
-_NEVER = 256  # solarisation threshold that no 8-bit value reaches
+_SMALL = 48  # pixels: up to this size a call of torch a crop costs more than DALI's pixels
 Feed = list[Any]  # the images, then one array [B, ...] an argument, in the order of `arguments`
 
 
-def arguments(recipe: ViewRecipe) -> list[tuple[int, str]]:
+def in_graph(view: View, device: str) -> bool:
+    """Whether a view is cropped, or more, by the graph; the others are cut from the decoded images."""
+    only_there = view.rotate > 0 or view.rand_augment > 0 or view.jigsaw > 0  # a jigsaw cuts between pixels
+    return device != "cpu" or view.size <= _SMALL or only_there
+
+
+def arguments(recipe: ViewRecipe, device: str) -> list[tuple[int, str]]:
     """View number and name of every argument the graph takes, in the order in which it takes them."""
-    return [(number, name) for number, view in enumerate(recipe.each) for name in _names(view, recipe.channels)]
+    views = [(number, view) for number, view in enumerate(recipe.each) if in_graph(view, device)]
+    return [(number, name) for number, view in views for name in _names(view, recipe.channels)]
 
 
-def feed(recipe: ViewRecipe, images: Sequence[NDArray[np.uint8]], drawn: Parameters) -> Feed:
+def feed(recipe: ViewRecipe, images: Sequence[NDArray[np.uint8]], drawn: Parameters, device: str = "cpu") -> Feed:
     """Arrange one batch for the graph: encoded bytes or pixels [H, W, C], and the parameters of their views."""
     alike = images[0].ndim == 3 and len({image.shape for image in images}) == 1
     batch = np.stack(images) if alike else list(images)  # DALI takes one array in a tenth of the time of a list
-    return [batch, *(_array(recipe.each[v], drawn, v, name) for v, name in arguments(recipe))]
+    return [batch, *(_array(recipe.each[v], drawn, v, name) for v, name in arguments(recipe, device))]
 
 
 def build(
@@ -48,7 +58,10 @@ def build(
     threads: int = 2,
     prefetch: int = 2,
 ) -> Any:
-    """Build the pipeline. Its outputs are the views one by one, float32 [B, size, size, C].
+    """Build the pipeline of a recipe.
+
+    Its outputs are uint8: the views that are made in it, one by one, [B, size, size, C]; and at the end, where there
+    are other views, the B decoded images.
 
     ``source`` gives the feed of the next batch, at most ``batch_size`` images, or raises StopIteration. The images
     are the bytes of files where ``encoded``, else pixels with the recipe's channels. ``device`` is "cpu" or "cuda",
@@ -57,7 +70,8 @@ def build(
     dali = require_dali()
     from nvidia.dali import fn
 
-    names = arguments(recipe)
+    names = arguments(recipe, device)
+    views = [(number, view) for number, view in enumerate(recipe.each) if in_graph(view, device)]
 
     def define() -> tuple[Any, ...]:
         layout = ["" if encoded else "HWC"] + [""] * len(names)
@@ -66,8 +80,9 @@ def build(
             images = _decode(images, recipe.channels, device)
         elif device != "cpu":
             images = images.gpu()
-        given = [{name: fed[i] for i, (v, name) in enumerate(names) if v == k} for k in range(recipe.n_views)]
-        return tuple(_view(recipe, view, images, given[k]) for k, view in enumerate(recipe.each))
+        given = {k: {name: fed[i] for i, (v, name) in enumerate(names) if v == k} for k, _ in views}
+        made = tuple(_view(recipe, view, images, given[k]) for k, view in views)
+        return made + (images,) * (len(views) < recipe.n_views)
 
     # With conditionals DALI rewrites this function and what it calls, so that an ``if`` may ask for a node's values.
     # It does not know all of Python: no ``zip(strict=True)`` and no ``match`` in there.
@@ -134,18 +149,17 @@ def _decode(encoded: Any, channels: int, device: str) -> Any:
 def _names(view: View, channels: int) -> list[str]:
     """Arguments that a view needs; what is not named here is not in the graph."""
     brightness, contrast, saturation, hue = (strength > 0 and view.jitter_p > 0 for strength in view.jitter)
+    augmented = view.rand_augment > 0
     used = {
         "start": True,
         "end": True,
         "angle": view.rotate > 0,
-        "brightness": brightness,
-        "contrast": contrast,
-        "saturation": channels == 3 and (saturation or view.grey > 0),
-        "hue": channels == 3 and hue,
-        "sigma": view.blur > 0,
-        "window": view.blur > 0,
-        "threshold": view.solarize > 0,
-        "mirror": view.flip > 0,
+        "brightness": augmented and brightness,
+        "contrast": augmented and contrast,
+        "saturation": augmented and channels == 3 and (saturation or view.grey > 0),
+        "hue": augmented and channels == 3 and hue,
+        "sigma": augmented and view.blur > 0,
+        "window": augmented and view.blur > 0,
     }
     return [name for name, wanted in used.items() if wanted] + rand_augment.names(view.rand_augment)
 
@@ -159,12 +173,8 @@ def _array(view: View, drawn: Parameters, number: int, name: str) -> NDArray[Any
             array = getattr(drawn, name)[number]
         case "sigma":
             array = np.where(sigma > 0, sigma, np.float32(1))
-        case "window":  # three sigmas to either side; a window of 1 leaves the image as it is
-            array = (2 * np.ceil(3 * sigma) + 1).astype(np.int32)
-        case "threshold":
-            array = np.where(drawn.solarize[number], 128, _NEVER).astype(np.int32)
-        case "mirror":
-            array = drawn.flip[number].astype(np.int32)
+        case "window":  # a window of 1 leaves the image as it is
+            array = 2 * radius(sigma) + 1
         case "brightness" | "contrast" | "saturation" | "hue":
             column = drawn.color[number, :, _COLORS.index(name)]
             array = np.ascontiguousarray(column * np.float32(360 if name == "hue" else 1))  # turns to degrees
@@ -175,7 +185,7 @@ def _array(view: View, drawn: Parameters, number: int, name: str) -> NDArray[Any
 
 
 def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) -> Any:
-    """One view from the decoded images."""
+    """One view from the decoded images, 8-bit pixels."""
     from nvidia.dali import fn, types
 
     kind = types.INTERP_CUBIC if recipe.interpolation == "cubic" else types.INTERP_LINEAR
@@ -191,15 +201,4 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
         x = fn.brightness_contrast(x, **jitter)
     if "sigma" in given:
         x = fn.gaussian_blur(x, sigma=given["sigma"], window_size=given["window"])
-    x = rand_augment.graph(x, given, view.rand_augment, view.size, recipe.channels)
-    if "threshold" in given:
-        x = color.solarize(x, given["threshold"])
-    unit = color.unit(recipe.color_space)
-    return fn.crop_mirror_normalize(
-        color.convert(x, recipe.color_space),
-        mirror=given.get("mirror", 0),
-        mean=[unit * value for value in recipe.mean],
-        std=[unit * value for value in recipe.std],
-        dtype=types.FLOAT,
-        output_layout="HWC",
-    )
+    return rand_augment.graph(x, given, view.rand_augment, view.size, recipe.channels)

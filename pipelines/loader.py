@@ -1,16 +1,17 @@
 """The loader: which images, in which order, read ahead, through the DALI graph, out as torch tensors.
 
 Files are read and parameters drawn by a few Python threads, some batches ahead; DALI works on ``prefetch`` batches in
-threads of its own while the caller trains. All waiting is on locks, nothing spins. There is no state to save: the
-batches are a function of (seed, epoch, step) alone. A thread prepares whole batches rather than files, since handing
-over 256 small files one by one costs more than reading them.
+threads of its own, and on the CPU the same few threads make the views of another ``prefetch``, while the caller trains.
+All waiting is on locks, nothing spins. There is no state to save: the batches are a function of (seed, epoch, step)
+alone. A thread prepares whole batches rather than files, since handing over 256 small files one by one costs more than
+reading them.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,9 @@ from torch import Tensor
 from . import graph
 from .bad_images import BadImages
 from .headers import BadImageError, decodable, image_size
+from .making import make_views
 from .sources import DataError, Source
-from .views import ViewRecipe, draw_parameters, epoch_order
+from .views import Parameters, ViewRecipe, draw_parameters, epoch_order
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 Indices = NDArray[np.int64]
@@ -45,6 +47,7 @@ class _Prepared:
     wanted: Indices  # [B]; in evaluation some may be padding
     actual: Indices  # [B]
     kept: NDArray[np.bool_]  # [B] rows that the caller sees
+    drawn: Parameters
     feed: graph.Feed
 
 
@@ -92,10 +95,13 @@ class Loader:
         self.steps_per_epoch = len(source) // total if drop_last else -(-len(source) // total)
         self._bad = BadImages(source, max_bad_fraction, None if shuffle else -(-len(source) // world_size))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fasttrain-read")
+        # On a GPU a batch is made by the caller: it only starts kernels, on the stream that will use their results.
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="fasttrain-make") if self.device == "cpu" else None
         self._pipeline: Any = None
         self._steps: Iterator[tuple[int, Indices]] = iter(())
         self._ahead: deque[tuple[int, Future[_Prepared]]] = deque()  # being read
         self._running: deque[tuple[int, _Prepared]] = deque()  # in the graph
+        self._made: deque[Future[Batch]] = deque()  # views that are being made
         self._active: Generator[Batch, None, None] | None = None
 
     @property
@@ -112,6 +118,8 @@ class Loader:
     def close(self) -> None:
         """Stop the threads and let go of the graph's memory."""
         self._end_epoch()
+        if self._maker is not None:
+            self._maker.shutdown()
         self._pool.shutdown(cancel_futures=True)
         self._pipeline = None
 
@@ -120,8 +128,8 @@ class Loader:
         try:
             self._read_ahead()
             self._schedule()
-            for _ in range(start_step, self.steps_per_epoch):
-                yield self._next()
+            for step in range(start_step, self.steps_per_epoch):
+                yield self._take(self.steps_per_epoch - step)
         finally:
             self._drain()
 
@@ -131,6 +139,17 @@ class Loader:
         order = epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
         steps = [order[step * total : (step + 1) * total] for step in range(self.steps_per_epoch)]
         return [np.array_split(step, self.world_size)[self.rank] for step in steps]
+
+    def _take(self, left: int) -> Batch:
+        """Return the next batch of ``left``; some more are being made meanwhile."""
+        if self._maker is None:
+            return self._next()
+        while len(self._made) < min(left, self.prefetch):
+            self._made.append(self._maker.submit(self._next))
+        batch = self._made.popleft().result()
+        if left > self.prefetch:
+            self._made.append(self._maker.submit(self._next))
+        return batch
 
     def _next(self) -> Batch:
         """Take the oldest batch out of the graph and put a new one in, so that it works on while the caller trains."""
@@ -194,7 +213,7 @@ class Loader:
         kept = np.full(len(actual), True) if self.drop_last else (actual == padded) & (len(wanted) > 0)
         heights, widths = np.array(sizes).T
         drawn = draw_parameters(self.recipe, self.seed, epoch, actual, heights, widths)
-        return _Prepared(wanted, actual, kept, graph.feed(self.recipe, images, drawn))
+        return _Prepared(wanted, actual, kept, drawn, graph.feed(self.recipe, images, drawn, self.device))
 
     def _read_good(self, i: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:
         """Read image ``i``, or another that is not bad: its number, content, and (height, width)."""
@@ -232,16 +251,9 @@ class Loader:
         return bool(refused)
 
     def _batch(self, prepared: _Prepared, outputs: Any) -> Batch:
-        """Copy the graph's outputs into tensors that live on."""
-        from nvidia.dali.plugin.pytorch import feed_ndarray
-
-        stream, rest, groups = self._stream(), iter(outputs), []
-        for size, count in self.recipe.groups:
-            shape = (count, len(prepared.actual), size, size, self.recipe.channels)
-            group = torch.empty(shape, device=self.device)
-            for view in group:
-                feed_ndarray(next(rest).as_tensor(), view, cuda_stream=stream)
-            groups.append(self._keep(prepared, group, 1).permute(0, 1, 4, 2, 3))
+        """Make tensors that live on from the graph's outputs."""
+        made = make_views(self.recipe, outputs, prepared.drawn, device=self.device, pool=self._pool, parts=self.threads)
+        groups = [self._keep(prepared, group, 1).permute(0, 1, 4, 2, 3) for group in made]
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[prepared.actual])
         indices = torch.from_numpy(prepared.actual).to(self.device)
         labels = None if labels is None else self._keep(prepared, labels.to(self.device), 0)
@@ -261,6 +273,10 @@ class Loader:
         for _, future in self._ahead:
             future.cancel()
         self._ahead.clear()
+        for batch in self._made:
+            batch.cancel()
+        wait(self._made)
+        self._made.clear()
         try:
             while self._pipeline is not None:
                 self._pipeline.share_outputs()

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .color import solarize
-
 COUNTERS = 5  # uniform numbers an operation takes
 MOST = 5  # operations a view may have
 _LEVELS, _DEVIATION = 10.0, 0.5
@@ -144,7 +142,10 @@ def _move(x: Any, context: _Context) -> Any:
 
 
 def _solarize(x: Any, context: _Context) -> Any:
-    return solarize(x, context.amount)
+    """Invert the values from a threshold up: x ^ 255 is 255 - x for eight bits."""
+    from nvidia.dali import types
+
+    return x ^ ((x >= _beside(x, context.amount)) * types.Constant(255, dtype=types.UINT8))
 
 
 def _solarize_add(x: Any, context: _Context) -> Any:

@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from fasttrain.pipelines import DataError, Parameters, View, ViewRecipe, draw_parameters, graph
+from fasttrain.pipelines.making import make_views
 from fasttrain.pipelines.rand_augment import MOST
 
 S = 48  # pixels of the test images and views
@@ -43,6 +44,13 @@ def neutral(images, views=1):
     )
 
 
+def make(recipe, images, parameters):
+    """All views of decoded images, [B, size, size, C] each."""
+    fed = graph.feed(recipe, images, parameters)
+    outputs = graph.build(recipe, len(images), lambda: fed, encoded=False, prefetch=1).run()
+    return [view.numpy() for group in make_views(recipe, outputs, parameters, device="cpu") for view in group]
+
+
 def render(images, view=EVERYTHING, interpolation="cubic", **changes):
     """Pixels [B, size, size, C] in 0..255 of the first view, with some of the neutral parameters changed."""
     channels = images[0].shape[-1]
@@ -51,9 +59,7 @@ def render(images, view=EVERYTHING, interpolation="cubic", **changes):
     parameters = neutral(images)
     given = {k: np.broadcast_to(np.asarray(v, getattr(parameters, k).dtype), getattr(parameters, k).shape).copy()
              for k, v in changes.items()}  # fmt: skip
-    fed = graph.feed(recipe, images, dataclasses.replace(parameters, **given))
-    pipeline = graph.build(recipe, len(images), lambda: fed, encoded=False, prefetch=1)
-    return np.asarray(pipeline.run()[0].as_array())
+    return make(recipe, images, dataclasses.replace(parameters, **given))[0]
 
 
 def chw(image):
@@ -168,12 +174,11 @@ def test_normalisation_and_several_views():
     recipe = ViewRecipe((View(S, 2), View(16, local=True)), 1, (0.4,), (0.2,))
     parameters = neutral(images, views=3)
     parameters.flip[1] = True
-    fed = graph.feed(recipe, images, parameters)
-    first, second, third = graph.build(recipe, 3, lambda: fed, encoded=False, prefetch=1).run()
+    first, second, third = make(recipe, images, parameters)
     expected = (np.stack(images) / 255 - 0.4) / 0.2
-    np.testing.assert_allclose(first.as_array(), expected, atol=1e-4)
-    np.testing.assert_allclose(second.as_array(), expected[:, :, ::-1], atol=1e-4)
-    assert third.as_array().shape == (3, 16, 16, 1)
+    np.testing.assert_allclose(first, expected, atol=1e-4)
+    np.testing.assert_allclose(second, expected[:, :, ::-1], atol=1e-4)
+    assert third.shape == (3, 16, 16, 1)
 
 
 def test_jigsaw_patches_are_where_the_flipped_crop_has_them():
@@ -183,11 +188,10 @@ def test_jigsaw_patches_are_where_the_flipped_crop_has_them():
     recipe = ViewRecipe(views, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     parameters = draw_parameters(recipe, 0, 0, np.arange(4), np.full(4, 96), np.full(4, 96))
     assert len(set(parameters.flip[1])) == 2
-    fed = graph.feed(recipe, [image] * 4, parameters)
-    patches = graph.build(recipe, 4, lambda: fed, encoded=False, prefetch=1).run()[1:]
+    patches = make(recipe, [image] * 4, parameters)[1:]
     for i, patch in enumerate(patches):
         row, column = divmod(i, 3)
-        pixels = np.asarray(patch.as_array(), float)
+        pixels = patch.astype(float)
         for one, flip in zip(pixels, parameters.flip[1], strict=True):
             x = (191 - one[..., 0] if flip else one[..., 0] + 1) / 2  # in the flipped crop, which is the whole image
             y = (one[..., 1] + 1) / 2
@@ -198,24 +202,28 @@ def test_jigsaw_patches_are_where_the_flipped_crop_has_them():
 
 
 def test_graph_has_no_operator_that_its_views_do_not_use():
-    operators = {"Rotate", "ColorTwist", "BrightnessContrast", "GaussianBlur", "ArithmeticGenericOp"}
+    operators = {"Rotate", "ColorTwist", "BrightnessContrast", "GaussianBlur", "Resize"}
 
     def used(view, channels=3):
         recipe = ViewRecipe((view,), channels, (0.5,) * channels, (0.5,) * channels)
         text = graph.build(recipe, 1, lambda: graph.Feed(), encoded=False).serialize()
         return {name for name in operators if name.encode() in text}
 
-    assert used(View(S)) == set()
-    assert used(View(S, jitter=(0.4, 0.4, 0, 0))) == {"BrightnessContrast"}
-    assert used(View(S, grey=0.2)) == {"ColorTwist"}
-    assert used(EVERYTHING) == operators - {"BrightnessContrast"}
-    assert used(EVERYTHING, channels=1) == operators - {"ColorTwist"}
+    everything = dataclasses.replace(EVERYTHING, rand_augment=1)
+    assert used(dataclasses.replace(EVERYTHING, size=96, rotate=0)) == set()
+    assert used(View(S)) == {"Resize"}
+    assert used(EVERYTHING) == {"Resize", "Rotate"}
+    assert used(View(S, rand_augment=1, jitter=(0.4, 0.4, 0, 0))) == {"Resize", "BrightnessContrast"}
+    assert used(View(S, rand_augment=1, grey=0.2)) == {"Resize", "ColorTwist"}
+    assert used(everything) == operators - {"BrightnessContrast"}
+    assert used(everything, channels=1) == operators - {"ColorTwist"}
 
 
-def test_arguments_of_a_bare_view():
-    recipe = ViewRecipe((View(S, flip=0), View(S, blur=0.1)))
-    names = [(0, "start"), (0, "end"), (1, "start"), (1, "end"), (1, "sigma"), (1, "window"), (1, "mirror")]
-    assert graph.arguments(recipe) == names
+def test_arguments_are_those_of_the_views_in_the_graph():
+    recipe = ViewRecipe((View(S, blur=0.1), View(96, blur=0.1), View(96, rotate=3)))
+    box = ["start", "end"]
+    assert graph.arguments(recipe, "cpu") == [(0, name) for name in box] + [(2, name) for name in [*box, "angle"]]
+    assert graph.arguments(recipe, "cuda") == [(v, name) for v in (0, 1, 2) for name in [*box, "angle"][: 2 + (v > 1)]]
 
 
 def test_missing_dali_is_said_in_one_line(monkeypatch):

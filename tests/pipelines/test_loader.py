@@ -123,6 +123,29 @@ def test_restart_is_bit_identical(open_loader, start):
     assert all(same(a, b) for a, b in zip(straight[start:], again, strict=True))
 
 
+def test_large_views_are_the_same_after_a_restart_on_any_threads_and_ranks(open_loader, folder):
+    """Views beyond the graph, with windows of every size, so that images meet others in a piece than before."""
+    view = View(56, jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, blur=0.8, solarize=0.3)
+    recipe, source = ViewRecipe((view, View(80, 2, blur=0.5, local=True))), FolderSource(folder)
+    straight = list(open_loader(source, recipe, 4, threads=1).epoch(3))
+    assert len(straight) == 3
+    for options in ({"threads": 3}, {"prefetch": 4, "threads": 2}, {}):
+        again = open_loader(source, recipe, 4, **options).epoch(3, start_step=1)
+        assert all(same(a, b) for a, b in zip(straight[1:], again, strict=True))
+    ranks = [open_loader(source, recipe, 2, rank=rank, world_size=2).epoch(3) for rank in range(2)]
+    for whole, *parts in zip(straight, *ranks, strict=True):
+        for k, views in enumerate(whole.views):
+            assert torch.equal(torch.cat([part.views[k] for part in parts], 1), views)
+
+
+def test_batches_are_not_written_to_again(open_loader, folder):
+    batches = open_loader(FolderSource(folder), COLOR, 2).epoch(0)
+    first = next(batches)
+    kept = [views.clone() for views in first.views]
+    list(batches)
+    assert all(torch.equal(a, b) for a, b in zip(first.views, kept, strict=True))
+
+
 def test_an_abandoned_epoch_leaves_no_trace(open_loader, folder):
     loader = open_loader(FolderSource(folder), COLOR, 2)
     expected = list(loader.epoch(5))
@@ -402,7 +425,7 @@ def test_a_failure_that_no_file_explains_is_not_hidden(open_loader, folder):
 
     loader._pipeline.share_outputs = fail
     with pytest.raises(RuntimeError, match="the device is gone"):
-        next(batches)
+        list(batches)  # the next ones are made already
     assert len(list(loader.epoch(1))) == 3
 
 
@@ -427,13 +450,13 @@ def test_missing_dali(monkeypatch):
 
 
 def test_reading_is_ahead_of_the_caller(open_loader):
-    source, read = arrays(), []
+    source, read = arrays(40), []
     inner = source.read
     source.read = lambda i: read.append(i) or inner(i)
     batches = open_loader(source, GREY, 2, prefetch=2, threads=2).epoch(0)
     next(batches)
-    # One batch is out and two are in the graph; the rest waits for its turn: the whole epoch would be 20 images.
-    assert 6 <= len(read) <= 2 * (1 + 2 + 2 + 2)
+    # One batch is out, two are being made and two are in the graph; the rest waits for its turn, of 40 images.
+    assert 6 <= len(read) <= 2 * (1 + 2 + 2 + 2 + 2)
 
 
 def test_close_ends_the_threads():

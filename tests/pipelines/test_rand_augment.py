@@ -6,7 +6,7 @@ from timm.data import auto_augment as timm_ops
 
 from fasttrain.pipelines import View, ViewRecipe, draw_parameters, graph
 from fasttrain.pipelines.rand_augment import MOST, OPERATIONS
-from tests.pipelines.test_graph import S, pictures, render
+from tests.pipelines.test_graph import S, make, pictures, render
 from tests.pipelines.test_views import assert_probability
 
 N = 30000
@@ -208,9 +208,7 @@ def test_a_random_batch_is_the_same_in_parts():
     def views(indices):
         size = np.full(len(indices), S)
         chosen = [images[i] for i in indices]
-        fed = graph.feed(recipe, chosen, draw_parameters(recipe, 0, 0, indices, size, size))
-        pipeline = graph.build(recipe, len(indices), lambda: fed, encoded=False, prefetch=1)
-        return np.asarray(pipeline.run()[0].as_array())
+        return make(recipe, chosen, draw_parameters(recipe, 0, 0, indices, size, size))[0]
 
     whole = views(np.arange(24))
     assert (np.concatenate([views(np.arange(9)), views(np.arange(9, 24))]) == whole).all()
@@ -224,8 +222,8 @@ def test_a_recipe_without_it_builds_the_graph_of_before():
     assert b"Split" not in plain
     assert b"Merge" not in plain
     assert b"Split" in augmented
-    assert graph.arguments(ViewRecipe((View(S),))) == [(0, "start"), (0, "end"), (0, "mirror")]
-    assert [name for _, name in graph.arguments(ViewRecipe((VIEW,)))][3:] == [
+    assert graph.arguments(ViewRecipe((View(S),)), "cpu") == [(0, "start"), (0, "end")]
+    assert [name for _, name in graph.arguments(ViewRecipe((VIEW,)), "cpu")][2:] == [
         *("branch0", "amount0", "matrix0", "branch1", "amount1", "matrix1")
     ]
 

@@ -1,0 +1,159 @@
+"""Who takes part in the loader's benchmark: ours, and others' transforms in torch's DataLoader, with the same views.
+
+A contestant is ``make(case, folder, threads) -> batches``, an endless iterator of the number of images in each batch,
+whose views then exist as fp32 tensors. Images are drawn again and again from one folder, so that no side has an end of
+an epoch to wait at. Peers get ``threads`` worker processes of one thread each; ours as many threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import OURS, NotRun
+
+_MANY = 10**6  # images of an epoch
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe of ours and the data set that it is for."""
+
+    name: str
+    method: str
+    recipe: str
+    batch: int
+    folder: str  # the command's option for it
+
+    def views(self) -> Any:
+        """The recipe's views, a ViewRecipe."""
+        from fasttrain.config import resolve
+
+        return resolve(self.method, {"recipe": self.recipe, "data_path": "-"}).views
+
+
+CASES = (
+    Case("CIFAR-10, SimCLR 2 x 32", "simclr", "cifar", 256, "cifar10"),
+    Case("ImageNet, DINO 2 x 224 + 8 x 96", "dino", "imagenet", 32, "imagenet"),
+)
+Make = Callable[[Case, Path, int], Iterator[int]]
+
+
+def ours(case: Case, folder: Path, threads: int) -> Iterator[int]:
+    from fasttrain.pipelines import FolderSource, Loader
+
+    class Endless(FolderSource):
+        """The folder's images over and over."""
+
+        def __len__(self) -> int:
+            return _MANY
+
+        def read(self, i: int) -> Any:
+            return super().read(i % len(self.paths))
+
+    source = Endless(folder)
+    source.labels = None
+    loader = Loader(source, case.views(), case.batch, threads=threads)
+    epoch = 0
+    while True:
+        for batch in loader.epoch(epoch):
+            yield len(batch.indices)
+        epoch += 1
+
+
+def lightly(case: Case, folder: Path, threads: int) -> Iterator[int]:
+    """Lightly's own transforms, as its examples use them, with the recipe's settings."""
+    from lightly.data import LightlyDataset
+    from lightly.transforms import DINOTransform, SimCLRTransform
+
+    recipe = case.views()
+    normalize = {"mean": list(recipe.mean), "std": list(recipe.std)}
+    if case.method == "simclr":
+        transform: Any = SimCLRTransform(32, cj_strength=0.5, gaussian_blur=0.0, normalize=normalize)
+    else:
+        transform = DINOTransform(n_local_views=8, normalize=normalize)
+    return _loaded(LightlyDataset(str(folder), transform=transform), case, threads)
+
+
+def torchvision(case: Case, folder: Path, threads: int) -> Iterator[int]:
+    """Torchvision's transforms v2 on 8-bit tensors, its fastest form."""
+    import torch
+    from torchvision.transforms import v2
+
+    recipe = case.views()
+    mode = v2.InterpolationMode.BICUBIC if recipe.interpolation == "cubic" else v2.InterpolationMode.BILINEAR
+
+    def transform(view: Any) -> Any:
+        steps = [
+            v2.RandomResizedCrop(view.size, view.scale, view.ratio, mode, antialias=True),
+            v2.RandomHorizontalFlip(view.flip),
+            v2.RandomApply([v2.ColorJitter(*view.jitter)], view.jitter_p),
+            v2.RandomGrayscale(view.grey),
+        ]
+        if view.blur:
+            window = 2 * int(-(-3 * view.blur_sigma[1] // 1)) + 1
+            steps.append(v2.RandomApply([v2.GaussianBlur(window, view.blur_sigma)], view.blur))
+        if view.solarize:
+            steps.append(v2.RandomSolarize(128, view.solarize))
+        return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(recipe.mean, recipe.std)])
+
+    return _loaded(_Decoded(folder, [transform(view) for view in recipe.each]), case, threads)
+
+
+def kornia(case: Case, folder: Path, threads: int) -> Iterator[int]:
+    """Kornia's augmentations, image by image: images of several sizes make no batch before the crop."""
+    try:
+        import kornia.augmentation as K
+    except ModuleNotFoundError as error:
+        raise NotRun(f"{error.name} is not installed") from error
+    import torch
+
+    recipe = case.views()
+
+    def transform(view: Any) -> Any:
+        mode = "BICUBIC" if recipe.interpolation == "cubic" else "BILINEAR"
+        size, window = (view.size, view.size), 2 * int(-(-3 * view.blur_sigma[1] // 1)) + 1
+        augment = K.AugmentationSequential(
+            K.RandomResizedCrop(size, view.scale, view.ratio, resample=mode, cropping_mode="resample"),
+            K.RandomHorizontalFlip(p=view.flip),
+            K.ColorJitter(*view.jitter, p=view.jitter_p),
+            K.RandomGrayscale(p=view.grey),
+            K.RandomGaussianBlur((window, window), view.blur_sigma, p=view.blur),
+            K.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=view.solarize),
+            K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std)),
+        )
+        return lambda image: augment(image[None].float() / 255)[0]
+
+    return _loaded(_Decoded(folder, [transform(view) for view in recipe.each]), case, threads)
+
+
+CONTESTANTS: dict[str, Make] = {OURS: ours, "lightly": lightly, "torchvision": torchvision, "kornia": kornia}
+
+
+class _Decoded:
+    """A data set of image files, decoded by torchvision and put through each of the transforms."""
+
+    def __init__(self, folder: Path, transforms: list[Any]) -> None:
+        self.paths = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> list[Any]:
+        from torchvision.io import ImageReadMode, decode_image
+
+        image = decode_image(self.paths[i], ImageReadMode.RGB)
+        return [transform(image) for transform in self.transforms]
+
+
+def _loaded(dataset: Any, case: Case, workers: int) -> Iterator[int]:
+    from torch.utils.data import DataLoader, RandomSampler
+
+    sampler = RandomSampler(dataset, replacement=True, num_samples=_MANY)
+    loader = DataLoader(dataset, case.batch, sampler=sampler, num_workers=workers, drop_last=True)
+    for batch in loader:
+        views = batch[0] if isinstance(batch[0], list) else batch  # lightly gives labels and names too
+        yield len(views[0])

@@ -1,0 +1,50 @@
+"""Starts the Triton kernel of the photometric pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .draws import Draws, Look
+from .triton import LAB, RGB, YCBCR, finish_kernel
+
+BLOCK, WARPS = 256, 4
+_SPACES = {"rgb": RGB, "ycbcr": YCBCR, "lab": LAB}
+
+
+def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
+    """Write the views of 8-bit ``pixels`` [B, S, S, C] to ``out`` of the same shape, in its floating point type.
+
+    As ``reference.finish`` but for the last bit: sums are fp32. Both tensors are contiguous and on the GPU.
+    """
+    given = torch.from_numpy(packed(draws, pixels.shape[-1])).to(pixels.device, non_blocking=True)
+    color, space = draws.matrix is not None, _SPACES[look.color_space]
+    if not draws.sigma.any():
+        _launch(pixels, given, out, look, COLOR=color, BLUR=False, DOWN=False, FINISH=True, SPACE=space)
+        return
+    halfway = torch.empty_like(pixels)
+    _launch(pixels, given, halfway, look, COLOR=color, BLUR=True, DOWN=True, FINISH=False, SPACE=RGB)
+    _launch(halfway, given, out, look, COLOR=False, BLUR=True, DOWN=False, FINISH=True, SPACE=space)
+
+
+def packed(draws: Draws, channels: int) -> NDArray[np.float32]:
+    """One row an image [B, 3 + C C + C]: solarised, flipped, sigma, matrix row by row, offset."""
+    count = len(draws.flip)
+    matrix = np.zeros((count, channels, channels), np.float32) if draws.matrix is None else draws.matrix
+    offset = np.zeros((count, channels), np.float32) if draws.offset is None else draws.offset
+    flags = np.stack([draws.solarize, draws.flip, draws.sigma], 1)
+    return np.concatenate([flags, matrix.reshape(count, -1), offset], 1).astype(np.float32)
+
+
+def _launch(pixels: Tensor, given: Tensor, out: Tensor, look: Look, **switches: Any) -> None:
+    count, size, _, channels = pixels.shape
+    scale, shift = ([float(v) for v in np.resize(values, 3)] for values in (look.scale, look.shift))
+    grid = (triton.cdiv(size * size, BLOCK), count)
+    finish_kernel[grid](
+        pixels, given, out, size, *scale, *shift, C=channels, BLOCK=BLOCK, num_warps=WARPS, **switches
+    )  # fmt: skip

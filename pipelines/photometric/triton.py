@@ -1,0 +1,137 @@
+"""The Triton kernel of the photometric pass, which launch.py starts; the symbols are those of ``draws.Draws``.
+
+A program makes some pixels of one image. Without blur one launch does it all. With it there are two: the first gives
+each pixel its colour, again for every neighbour above and below, and blurs down the columns into 8 bits; the second
+blurs along the rows and finishes. What a neighbour costs is the image's own window, so images without blur cost one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+RGB, YCBCR, LAB = 0, 1, 2
+
+
+@triton.jit
+def finish_kernel(
+    p_pixels,  # uint8 [B, S, S, C]
+    p_draws,  # fp32 [B, 3 + C C + C]
+    p_out,  # uint8, or with FINISH floating point, [B, S, S, C]
+    size, scale0, scale1, scale2, shift0, shift1, shift2,
+    C: tl.constexpr, COLOR: tl.constexpr, BLUR: tl.constexpr, DOWN: tl.constexpr, FINISH: tl.constexpr,
+    SPACE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Colours, a blur in one direction, and the rest; each where its switch is on."""
+    image = tl.program_id(1).to(tl.int64)
+    first = image * size * size * C
+    own = p_draws + image * (3 + C * C + C)
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = places < size * size
+    y, x = places // size, places % size
+    if BLUR:
+        sigma = tl.load(own + 2)
+        reach = tl.ceil(3 * sigma).to(tl.int32)
+        steep = 0.5 * _LOG2E / (tl.maximum(sigma, 1e-6) * tl.maximum(sigma, 1e-6))
+        r = tl.zeros([BLOCK], tl.float32)
+        g = tl.zeros([BLOCK], tl.float32)
+        b = tl.zeros([BLOCK], tl.float32)
+        total = 0.0
+        for k in range(-reach, reach + 1):
+            if DOWN:
+                at = _mirrored(y + k, size) * size + x
+            else:
+                at = y * size + _mirrored(x + k, size)
+            weight = tl.exp2(-steep * (k * k))
+            r1, g1, b1 = _pixel(p_pixels + first, own, at, inside, C, COLOR)
+            r += weight * r1
+            g += weight * g1
+            b += weight * b1
+            total += weight
+        r, g, b = _bits(r / total), _bits(g / total), _bits(b / total)
+    else:
+        r, g, b = _pixel(p_pixels + first, own, places, inside, C, COLOR)
+    if FINISH:
+        if tl.load(own) > 0:
+            r, g, b = tl.minimum(r, 255 - r), tl.minimum(g, 255 - g), tl.minimum(b, 255 - b)
+        r, g, b = _convert(r, g, b, SPACE)
+        r, g, b = r * scale0 + shift0, g * scale1 + shift1, b * scale2 + shift2
+        places = y * size + tl.where(tl.load(own + 1) > 0, size - 1 - x, x)
+    to = p_out + first + places * C
+    kind = p_out.dtype.element_ty
+    tl.store(to, r.to(kind), mask=inside)
+    if C == 3:
+        tl.store(to + 1, g.to(kind), mask=inside)
+        tl.store(to + 2, b.to(kind), mask=inside)
+
+
+@triton.jit
+def _pixel(p_image, own, at, inside, C: tl.constexpr, COLOR: tl.constexpr):
+    """Channels of pixels, in fp32; one channel is all three."""
+    r = tl.load(p_image + at * C, mask=inside, other=0).to(tl.float32)
+    g, b = r, r
+    if C == 3:
+        g = tl.load(p_image + at * C + 1, mask=inside, other=0).to(tl.float32)
+        b = tl.load(p_image + at * C + 2, mask=inside, other=0).to(tl.float32)
+    if COLOR:
+        m, o = own + 3, own + 3 + C * C
+        if C == 3:
+            r1 = tl.load(m) * r + tl.load(m + 1) * g + tl.load(m + 2) * b + tl.load(o)
+            g1 = tl.load(m + 3) * r + tl.load(m + 4) * g + tl.load(m + 5) * b + tl.load(o + 1)
+            b1 = tl.load(m + 6) * r + tl.load(m + 7) * g + tl.load(m + 8) * b + tl.load(o + 2)
+            r, g, b = _bits(r1), _bits(g1), _bits(b1)
+        else:
+            r = _bits(tl.load(m) * r + tl.load(o))
+            g, b = r, r
+    return r, g, b
+
+
+@triton.jit
+def _bits(v):
+    """To the nearest of 0..255."""
+    return tl.minimum(tl.maximum(tl.floor(v + 0.5), 0.0), 255.0)
+
+
+@triton.jit
+def _mirrored(at, size):
+    """A line goes on in its reflection, without the edge, as often as needed."""
+    at = tl.abs(at) % tl.maximum(1, 2 * size - 2)
+    return tl.minimum(at, tl.abs(2 * size - 2 - at))
+
+
+@triton.jit
+def _convert(r, g, b, SPACE: tl.constexpr):
+    """To the colour space, with the numbers of ../color.py."""
+    if SPACE == 1:
+        y = _cut(0.299 * r + 0.587 * g + 0.114 * b + 0.015625)
+        cb = _cut(-0.168736 * r - 0.331264 * g + 0.5 * b + 128.015625)
+        cr = _cut(0.5 * r - 0.418688 * g - 0.081312 * b + 128.015625)
+        r, g, b = y, cb, cr
+    if SPACE == 2:
+        r, g, b = _linear(r), _linear(g), _linear(b)
+        x = _f((0.412453 * r + 0.357580 * g + 0.180423 * b) * (1 / 0.95047))
+        y = _f(0.212671 * r + 0.715160 * g + 0.072169 * b)
+        z = _f((0.019334 * r + 0.119193 * g + 0.950227 * b) * (1 / 1.08883))
+        r, g, b = 116 * y - 16, 500 * (x - y), 200 * (y - z)
+    return r, g, b
+
+
+@triton.jit
+def _cut(v):
+    return tl.minimum(tl.maximum(tl.floor(v), 0.0), 255.0)
+
+
+@triton.jit
+def _linear(v):
+    """Light of an 8-bit sRGB value."""
+    v = v * (1 / 255)
+    curve = tl.exp2(2.4 * tl.log2((v + 0.055) * (1 / 1.055)))
+    return tl.where(v > 0.04045, curve, v * (1 / 12.92))
+
+
+@triton.jit
+def _f(t):
+    """Lab's cube root, a straight line near 0."""
+    root = tl.exp2(tl.log2(tl.maximum(t, 0.008856)) * (1 / 3))
+    return tl.where(t > 0.008856, root, 7.787 * t + 16 / 116)

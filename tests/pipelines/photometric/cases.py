@@ -1,0 +1,38 @@
+"""Random pixels and parameters on which the implementations of the photometric pass are compared."""
+
+import numpy as np
+from PIL import Image
+
+from fasttrain.pipelines.color import LAB_MEAN, LAB_STD, normalisation
+from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
+
+
+def look(space="rgb", channels=3):
+    """Values 0 to 255 come out as they are; Lab in its own units."""
+    unit = 1.0 if space == "lab" else 1 / 255
+    return Look(space, *normalisation(space, (0.0,) * channels, (unit,) * channels))
+
+
+def normalised():
+    return Look("lab", *normalisation("lab", LAB_MEAN, LAB_STD))
+
+
+def pixels(count, size, channels=3, seed=0):
+    """Smooth pictures and, in every third place, noise."""
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    for k in range(count):
+        if k % 3 and size > 5:
+            coarse = Image.fromarray(made[k, :5, :5].squeeze())
+            made[k] = np.array(coarse.resize((size, size), Image.Resampling.BICUBIC)).reshape(made[k].shape)
+    return made
+
+
+def draws(count, channels=3, *, colored=True, blurred=True, seed=0):
+    """Everything at random; a third is not blurred."""
+    rng = np.random.default_rng(seed)
+    color = np.stack([*rng.uniform(0.4, 1.6, (3, count)), rng.uniform(-0.2, 0.2, count)], 1).astype(np.float32)
+    color[::4, 2] = 0
+    matrix, offset = color_matrix(color, channels) if colored else (None, None)
+    sigma = np.where(rng.random(count) < 2 / 3, rng.uniform(0.1, 2.5, count), 0) * blurred
+    return Draws(matrix, offset, sigma.astype(np.float32), rng.random(count) < 0.4, rng.random(count) < 0.5)

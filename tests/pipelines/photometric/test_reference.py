@@ -1,0 +1,118 @@
+"""The definition, and the CPU's form of it, against torchvision; figures are mean absolute differences of 255."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as tv
+
+from fasttrain.pipelines.color import YIQ, normalisation
+from fasttrain.pipelines.photometric import cpu, reference
+from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
+from tests.pipelines.photometric import cases
+
+
+def by_reference(pixels, draws, look):
+    return reference.finish(torch.from_numpy(pixels), draws, look)
+
+
+def by_cpu(pixels, draws, look):
+    out, scratch = np.empty(pixels.shape, np.float32), cpu.Scratch()
+    cpu.finish(pixels, draws, look, out, scratch)
+    return torch.from_numpy(out)
+
+
+def of(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, **changes):
+    """Draws that do the same to all images."""
+    color = np.tile(np.array([brightness, contrast, saturation, hue], np.float32), (len(images), 1))
+    matrix, offset = color_matrix(color, images.shape[-1])
+    no = np.zeros(len(images), bool)
+    return dataclasses.replace(Draws(matrix, offset, np.zeros(len(images), np.float32), no, no), **changes)
+
+
+@pytest.fixture(params=[by_reference, by_cpu])
+def finish(request):
+    return lambda images, draws: request.param(images, draws, cases.look(channels=images.shape[-1]))
+
+
+@pytest.fixture(params=[24, 96, 224])
+def images(request):
+    """Noise and two smooth pictures."""
+    return cases.pixels(3, request.param)
+
+
+def theirs(images, operation):
+    chw = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return operation(chw).permute(0, 2, 3, 1).double()
+
+
+def assert_close(ours, expected, mean):
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().mean() < mean
+
+
+def test_grey(finish, images):
+    assert_close(finish(images, of(images, saturation=0)), theirs(images, lambda x: tv.rgb_to_grayscale(x, 3)), 0.7)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.7, 2.0])
+def test_blur(finish, images, sigma):
+    window = 2 * int(np.ceil(3 * sigma)) + 1
+    draws = of(images, sigma=np.full(len(images), sigma, np.float32))
+    assert_close(finish(images, draws), theirs(images, lambda x: tv.gaussian_blur(x, [window] * 2, [sigma] * 2)), 0.8)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0])
+def test_blur_does_not_depend_on_how_wide_its_window_is(finish, images, sigma):
+    """Three sigmas to either side, against the fixed window of BYOL's and SimCLR's code, a tenth of the view."""
+    draws = of(images, sigma=np.full(len(images), sigma, np.float32))
+    window = max(23, images.shape[1] // 10 | 1)
+    assert_close(finish(images, draws), theirs(images, lambda x: tv.gaussian_blur(x, [window] * 2, [sigma] * 2)), 1.0)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+def test_brightness_and_saturation(finish, images, factor):
+    assert_close(finish(images, of(images, factor)), theirs(images, lambda x: tv.adjust_brightness(x, factor)), 0.7)
+    ours = finish(images, of(images, saturation=factor))
+    assert_close(ours, theirs(images, lambda x: tv.adjust_saturation(x, factor)), 0.7)
+
+
+def test_solarisation_is_exact(finish, images):
+    draws = of(images, solarize=np.ones(len(images), bool))
+    draws = dataclasses.replace(draws, matrix=None, offset=None)
+    assert_close(finish(images, draws), theirs(images, lambda x: tv.solarize(x, 128)), 1e-5)
+
+
+def test_flip_is_exact(finish, images):
+    draws = dataclasses.replace(of(images, flip=np.ones(len(images), bool)), matrix=None, offset=None)
+    assert_close(finish(images, draws), theirs(images, tv.hflip), 1e-5)
+
+
+def test_neutral_colours_change_nothing(finish, images):
+    assert_close(finish(images, of(images)), torch.from_numpy(images).double(), 1e-5)
+
+
+@pytest.mark.parametrize("part", [1 / 12, -1 / 12])
+def test_a_turn_of_hue_keeps_luma_and_goes_torchvisions_way(finish, part):
+    """In YIQ's plane of chroma; torchvision turns in HSV, whose circle is a hexagon."""
+    patches = np.full((1, 8, 8, 3), (150, 110, 100), np.uint8)
+    ours = YIQ @ finish(patches, of(patches, hue=part))[0, 0, 0].numpy()
+    expected = YIQ @ theirs(patches, lambda x: tv.adjust_hue(x, part))[0, 0, 0].numpy()
+    before = YIQ @ patches[0, 0, 0]
+
+    def turn(after):
+        return np.degrees(np.angle(complex(*after[1:]) / complex(*before[1:])))
+
+    assert abs(ours[0] - before[0]) < 1
+    assert abs(abs(turn(ours)) - 30) < 3
+    assert turn(ours) * turn(expected) > 0
+    assert abs(turn(ours) - turn(expected)) < 25
+
+
+def test_views_are_normalised():
+    images = cases.pixels(2, 16)
+    look = Look("rgb", *normalisation("rgb", (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)))
+    expected = (torch.from_numpy(images) / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.3, 0.1])
+    for finish in (by_reference, by_cpu):
+        torch.testing.assert_close(finish(images, of(images), look).float(), expected, atol=2e-5, rtol=1e-5)
