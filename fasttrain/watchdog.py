@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
@@ -28,17 +29,18 @@ class Crashed(RuntimeError):
     """An unexpected error; its traceback was written."""
 
 
-def first_to_end(world: World, status: int = CRASHED, kind: str = "crash") -> bool:
+def first_to_end(world: World, status: int = CRASHED, kind: str = "crash", *, store: Any = None) -> bool:
     """Whether no rank has said before why all end: then this one is to say it, and the others go without a word.
 
-    Every other rank's watchdog ends its process with ``status``.
+    Every other rank's watchdog ends its process with ``status``. A thread beside the training needs its own connection
+    to the ``store``, opened while the rank that holds it was there: the training may wait on the process group's, and
+    a new one would be tried for half an hour.
     """
     if world.size == 1 or not dist.is_initialized():
         return world.is_main
     mine = f"{status} {kind} {world.rank}"
     try:
-        # A connection of its own: another thread may be waiting on the process group's.
-        return bool(_get_default_store().clone().compare_set(_KEY, "", mine).decode() == mine)
+        return bool((store or _get_default_store()).compare_set(_KEY, "", mine).decode() == mine)
     except RuntimeError:  # the store went with the rank that held it
         return True
 
@@ -100,7 +102,7 @@ class Watchdog:
         while not self._stopped.wait(_PERIOD):
             if self.limit and self._since is not None and time.monotonic() - self._since > self.limit:
                 where = self._record("the stacks of all threads are", faulthandler.dump_traceback)
-                if first_to_end(self.world, CRASHED, "hang"):
+                if first_to_end(self.world, CRASHED, "hang", store=self._store):
                     rank, minutes = self.world.rank, self.limit / 60
                     self._say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
                 linger(self.world)
