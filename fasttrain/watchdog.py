@@ -66,6 +66,7 @@ class Watchdog:
         self._since: float | None = None
         self._store = _get_default_store().clone() if world.size > 1 else None
         self._stopped = threading.Event()
+        self._told = threading.Lock()  # held by the thread that says why this process ends
         self._thread = threading.Thread(target=self._watch, name="fasttrain-watchdog", daemon=True)
 
     def step_done(self) -> None:
@@ -88,7 +89,7 @@ class Watchdog:
         """
         first = str(error).strip().partition("\n")[0]
         what = f"rank {self.world.rank} failed: {type(error).__name__}{': ' if first else ''}{first}"
-        if self.world.size == 1 or first_to_end(self.world):
+        if self.world.size == 1 or (self._told.acquire(blocking=False) and first_to_end(self.world)):
             text = "".join(traceback.format_exception(error))
             what = f"{what}; {self._record('its traceback is', lambda fd: os.write(fd, text.encode()))}"
             if self.world.size > 1:
@@ -102,7 +103,7 @@ class Watchdog:
         while not self._stopped.wait(_PERIOD):
             if self.limit and self._since is not None and time.monotonic() - self._since > self.limit:
                 where = self._record("the stacks of all threads are", faulthandler.dump_traceback)
-                if first_to_end(self.world, CRASHED, "hang", store=self._store):
+                if self._told.acquire(blocking=False) and first_to_end(self.world, CRASHED, "hang", store=self._store):
                     rank, minutes = self.world.rank, self.limit / 60
                     self._say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
                 linger(self.world)

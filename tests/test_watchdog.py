@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -99,6 +100,20 @@ def test_where_the_rank_that_held_the_store_is_gone_a_rank_ends_at_once(monkeypa
     thread.start()
     thread.join(60)
     assert ended == [True]
+
+
+def test_a_rank_that_nobody_hears_says_once_why_it_ends(tmp_path, capsys, monkeypatch):
+    """Stopped and continued after the others were gone, it told of a hang and of the connection that it had lost."""
+    monkeypatch.setattr(watchdog, "first_to_end", lambda *_, **__: True)  # as where the store is gone
+    monkeypatch.setattr(watchdog, "_get_default_store", lambda: SimpleNamespace(clone=lambda: None))
+    left = _Left()
+    with Watchdog(World(1, 2, 1, 2), 0.1 * _SECOND, leave=left) as dog:
+        dog.folder = tmp_path
+        dog.step_done()
+        _hang_in_here(left)
+        dog.crashed(RuntimeError("connection closed"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fasttrain: rank 1 finished no step")
 
 
 def test_an_error_on_the_only_rank_is_told_and_its_traceback_kept(tmp_path):
