@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,13 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
     parser.add_argument("--show", action="store_true", help="print what is there; run nothing")
     options = parser.parse_args()
     if not options.show:
         _in_own_namespace()
         if not FAKETIME.is_file():
             raise SystemExit(f"{FAKETIME} is not there; type: apt-get install faketime")
-        run_all(plan(options.seed, options.trials), RESULTS)
+        run_all(plan(options.seed, options.trials), RESULTS, options.jobs)
     rows = read(RESULTS)
     print(table(rows))
     for row in rows:
@@ -52,19 +54,24 @@ def main() -> None:
     write_into(DOCS, table(rows))
 
 
-def run_all(trials: Sequence[Trial], path: Path) -> None:
-    """Make the trials that ``path`` does not hold, writing it after each."""
-    work = Path(tempfile.gettempdir(), f"fasttrain-faults-{os.getpid()}")
-    for trial in trials:
-        rows = read(path)
-        if any((row["trial"], row["seed"]) == (trial.number, trial.seed) for row in rows):
-            continue
-        faults = ", ".join(f"{fault.kind} at {fault.step}" for fault in trial.faults)
-        print(f"[{trial.number + 1}/{len(trials)}] {trial.setting}: {faults}", flush=True)
-        found = run_trial(trial, baseline(SETTINGS[trial.setting]), work)
-        for row in found:
-            print(f"    {row['fault']}: {'ok' if row['ok'] else row['wrong']}", flush=True)
-        write(path, [*rows, *({"commit": commit(), **row} for row in found)])
+def run_all(trials: Sequence[Trial], path: Path, jobs: int = 1) -> None:
+    """Make the trials that ``path`` does not hold, ``jobs`` at a time, writing it after each."""
+    done = {(row["trial"], row["seed"]) for row in read(path)}
+    missing = [trial for trial in trials if (trial.number, trial.seed) not in done]
+    with ThreadPoolExecutor(jobs) as pool, tempfile.TemporaryDirectory(prefix="fasttrain-faults-") as work:
+        settings = [SETTINGS[name] for name in dict.fromkeys(trial.setting for trial in missing)]
+        baselines = {setting.name: pool.submit(baseline, setting) for setting in settings}
+
+        def make(trial: Trial) -> tuple[Trial, list[Row]]:
+            return trial, run_trial(trial, baselines[trial.setting].result(), Path(work, str(trial.number)))
+
+        for made in as_completed([pool.submit(make, trial) for trial in missing]):
+            trial, found = made.result()
+            print(f"trial {trial.number} of {len(trials)}, {trial.setting}", flush=True)
+            for row in found:
+                print(f"    {row['fault']}: {'ok' if row['ok'] else row['wrong']}", flush=True)
+            rows = [*read(path), *({"commit": commit(), **row} for row in found)]
+            write(path, sorted(rows, key=lambda row: (row["seed"], row["trial"])))
 
 
 def baseline(setting: Setting) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from oracle import checkpoints, last_whole, logged, same_history, same_weights, under_way
+from oracle import broken, last_whole, logged, same_history, same_weights, under_way
 from PIL import Image
 from plan import (
     DAMAGED,
@@ -138,13 +138,12 @@ def _meet(course: Course, fault: Fault, before: list[Row]) -> Row | None:
         again, same = course.finish()
         row["again"] = {"statuses": again, "said": _lines_of_ours(same.said())}
         row["wrong"] += wrong_end(fault.kind, again, same.said())
-    broken = {step for step, good in checkpoints(course.output).items() if not good}
     if fault.kind in DAMAGED:
-        course.damaged |= broken
+        course.damaged |= broken(course.output)
         row["mend"] = mend
     else:
         mend()
-        row["wrong"] += [f"checkpoint {step} is not whole" for step in sorted(broken - course.damaged)]
+        row["wrong"] += [f"checkpoint {step} is not whole" for step in sorted(broken(course.output) - course.damaged)]
     row["due"] = due(fault.kind, row["moment"]["step"], course.base)
     return row
 

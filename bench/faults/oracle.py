@@ -28,8 +28,14 @@ def whole(checkpoint: Path) -> bool:
 
 
 def checkpoints(output: Path) -> dict[int, bool]:
-    """The published checkpoints of a run by their steps, and whether they are whole."""
+    """The checkpoints of a run by their steps, and whether they are whole."""
     return {int(path.name[5:]): whole(path) for path in sorted((output / "checkpoints").glob("step-*"))}
+
+
+def broken(output: Path) -> set[int]:
+    """Checkpoints that have a card and are not whole; without one, a folder is what is left of an old checkpoint."""
+    cards = {int(path.parent.name[5:]) for path in (output / "checkpoints").glob("step-*/fasttrain.json")}
+    return {step for step, good in checkpoints(output).items() if not good} & cards
 
 
 def last_whole(output: Path) -> int:
