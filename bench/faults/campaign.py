@@ -67,7 +67,7 @@ def run_all(trials: Sequence[Trial], path: Path, jobs: int = 1) -> None:
 
         for made in as_completed([pool.submit(make, trial) for trial in missing]):
             trial, found = made.result()
-            print(f"trial {trial.number} of {len(trials)}, {trial.setting}", flush=True)
+            print(f"trial {trial.number}, {trial.setting}", flush=True)
             for row in found:
                 print(f"    {row['fault']}: {'ok' if row['ok'] else row['wrong']}", flush=True)
             rows = [*read(path), *({"commit": commit(), **row} for row in found)]

@@ -33,6 +33,8 @@ from strikes import FAKETIME, spoil, strike
 
 Row = dict[str, Any]
 _BATCH = 16
+_LONG = 1800
+"""Seconds for a start that nothing strikes: on a busy core it takes minutes, and none has hung."""
 _STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138}
 _STAYS = (FULL, READ_ONLY, IMAGES, DATA)
 """Faults that may still be there when the run is started again, which must then say so once more."""
@@ -79,7 +81,7 @@ class Course:
     def finish(self) -> tuple[list[int | None], Ranks]:
         """The command, up to its own end."""
         ranks = self.start()
-        return ranks.end(600)[0], ranks
+        return ranks.end(_LONG)[0], ranks
 
 
 def run_trial(trial: Trial, baseline: Path, folder: Path) -> list[Row]:
@@ -104,7 +106,7 @@ def run_trial(trial: Trial, baseline: Path, folder: Path) -> list[Row]:
 
 def _end(course: Course, rows: list[Row], baseline: Path) -> None:
     """Let the run finish, and compare it with the one that had no faults."""
-    statuses, ranks = _go_on(course, rows[-1:], lambda ranks: (ranks.end(600)[0], ranks))
+    statuses, ranks = _go_on(course, rows[-1:], lambda ranks: (ranks.end(_LONG)[0], ranks))
     finished = set(statuses) == {0}
     equal = finished and same_weights(course.output, baseline)
     history = finished and same_history(course.output, baseline)
