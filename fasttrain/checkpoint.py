@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -20,6 +21,7 @@ from .engine import Engine
 from .saved_state import client_state, misfit, place, read, trained_names
 
 _CARD = "fasttrain.json"
+_TAG = re.compile(r"step-\d+")
 
 
 class SaveError(ConfigError):
@@ -76,7 +78,7 @@ def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int
     def finish() -> None:
         files = {name: total for part in written for name, total in part.items()}
         content = asdict(card) | {"keep": keep, "files": files}
-        write_text(hidden / _CARD, json.dumps(content, indent=1))
+        write_text(hidden / _CARD, json.dumps(content | {"crc32": _crc32(content)}, indent=1))
         if (folder / tag).exists():
             os.replace(folder / tag, folder / f".{tag}.old.part")
         os.replace(hidden, folder / tag)
@@ -123,7 +125,8 @@ def find(resume: str, output_dir: Path) -> Path | None:
         if (folder / _CARD).is_file():
             return folder
         if (folder / "latest").is_file():
-            return folder / ((folder / "latest").read_text().strip() or "latest")
+            named = (folder / "latest").read_text(errors="replace").strip()
+            return folder / (named if _TAG.fullmatch(named) else "latest")
         if complete := _complete(folder):
             return complete[-1]
     if resume == "auto":
@@ -136,14 +139,16 @@ def find(resume: str, output_dir: Path) -> Path | None:
 def choose(resume: str, output_dir: Path, world: World) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, every file of it verified, and lines that say what was passed over.
 
-    With ``auto`` a broken one is passed over for the newest older one that is whole; one that was asked for by its path
-    is refused with ConfigError, and so it is if none is whole. Collective: the ranks share the reading.
+    With ``auto`` a broken one is passed over for the newest older one that is whole, one that is not there for the
+    newest of all; one that was asked for by its path is refused with ConfigError, and so it is if none is whole.
+    Collective: the ranks share the reading.
     """
     found = find(resume, output_dir)
     passed: list[str] = []
     candidates = [] if found is None else [found]
     if found is not None and resume == "auto" and found.parent.is_dir():
-        candidates += [path for path in reversed(_complete(found.parent)) if path.name < found.name]
+        others = [path for path in reversed(_complete(found.parent)) if path != found]
+        candidates += [path for path in others if path.name < found.name or not found.is_dir()]
     for path in candidates:
         problem = _problem(path, world)
         if problem is None:
@@ -158,7 +163,8 @@ def _problem(path: Path, world: World) -> str | None:
     """What is wrong with a checkpoint's files, or None; every rank reads its share of them."""
     content = _content(path)
     if not content:
-        return f"it has no readable {_CARD}" if path.is_dir() else "it is not there"
+        there = f"it has no readable {_CARD}" if path.is_dir() else "it names no checkpoint"
+        return there if path.exists() else "it is not there"
     mine = sorted(content.get("files", {}).items())[world.rank :: world.size]
     problems = (difference(path / name, Sum(*expected)) for name, expected in mine)
     found = everyone(world, next((problem for problem in problems if problem), None))
@@ -168,7 +174,7 @@ def _problem(path: Path, world: World) -> str | None:
 def read_card(path: Path) -> Card:
     """The card of a checkpoint folder. Raises ConfigError if it cannot be read."""
     try:
-        content = json.loads((path / _CARD).read_text())
+        content = _read(path)
         known = [f.name for f in fields(Card) if f.name in content or f.default is f.default_factory is MISSING]
         return Card(**{name: content[name] for name in known})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -291,7 +297,21 @@ def _complete(folder: Path) -> list[Path]:
 def _content(path: Path) -> dict[str, Any]:
     """What a checkpoint's card says; nothing where it cannot be read."""
     try:
-        content = json.loads((path / _CARD).read_text())
+        return _read(path)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a checkpoint's card says. Raises OSError or ValueError where that is not what was written."""
+    content = json.loads((path / _CARD).read_text())
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    if content.pop("crc32", None) not in (None, _crc32(content)):
+        raise ValueError("its checksum differs")
+    return content
+
+
+def _crc32(content: dict[str, Any]) -> str:
+    """The sum of a card's content: a wrong digit in it could change the run, and nothing else would notice."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"

@@ -55,6 +55,7 @@ def prepare_environment() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of ranks that end we say one line, without C++ frames
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if has_nvidia_device() else "cpu")
     _keep_freed_memory()
 

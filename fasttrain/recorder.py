@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .config import Config, ConfigError
 from .distributed import World
+from .durable import write_text
 
 
 def output_folder(config: Config, world: World) -> Path:
@@ -83,7 +84,7 @@ def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str,
 
 def write_summary(folder: Path, values: dict[str, Any]) -> None:
     """summary.json."""
-    (folder / "summary.json").write_text(json.dumps(_finite(values), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(_finite(values), indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -101,7 +102,7 @@ def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     kept = [line for line in lines if line.get("step", 0) <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # killed, or on a full disk: all stays
     return kept
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
@@ -28,17 +29,18 @@ class Crashed(RuntimeError):
     """An unexpected error; its traceback was written."""
 
 
-def first_to_end(world: World, status: int = CRASHED, kind: str = "crash") -> bool:
+def first_to_end(world: World, status: int = CRASHED, kind: str = "crash", *, store: Any = None) -> bool:
     """Whether no rank has said before why all end: then this one is to say it, and the others go without a word.
 
-    Every other rank's watchdog ends its process with ``status``.
+    Every other rank's watchdog ends its process with ``status``. A thread beside the training needs its own connection
+    to the ``store``, opened while the rank that holds it was there: the training may wait on the process group's, and
+    a new one would be tried for half an hour.
     """
     if world.size == 1 or not dist.is_initialized():
         return world.is_main
     mine = f"{status} {kind} {world.rank}"
     try:
-        # A connection of its own: another thread may be waiting on the process group's.
-        return bool(_get_default_store().clone().compare_set(_KEY, "", mine).decode() == mine)
+        return bool((store or _get_default_store()).compare_set(_KEY, "", mine).decode() == mine)
     except RuntimeError:  # the store went with the rank that held it
         return True
 
@@ -64,6 +66,7 @@ class Watchdog:
         self._since: float | None = None
         self._store = _get_default_store().clone() if world.size > 1 else None
         self._stopped = threading.Event()
+        self._told = threading.Lock()  # held by the thread that says why this process ends
         self._thread = threading.Thread(target=self._watch, name="fasttrain-watchdog", daemon=True)
 
     def step_done(self) -> None:
@@ -86,7 +89,7 @@ class Watchdog:
         """
         first = str(error).strip().partition("\n")[0]
         what = f"rank {self.world.rank} failed: {type(error).__name__}{': ' if first else ''}{first}"
-        if self.world.size == 1 or first_to_end(self.world):
+        if self.world.size == 1 or (self._told.acquire(blocking=False) and first_to_end(self.world)):
             text = "".join(traceback.format_exception(error))
             what = f"{what}; {self._record('its traceback is', lambda fd: os.write(fd, text.encode()))}"
             if self.world.size > 1:
@@ -100,7 +103,7 @@ class Watchdog:
         while not self._stopped.wait(_PERIOD):
             if self.limit and self._since is not None and time.monotonic() - self._since > self.limit:
                 where = self._record("the stacks of all threads are", faulthandler.dump_traceback)
-                if first_to_end(self.world, CRASHED, "hang"):
+                if self._told.acquire(blocking=False) and first_to_end(self.world, CRASHED, "hang", store=self._store):
                     rank, minutes = self.world.rank, self.limit / 60
                     self._say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
                 linger(self.world)

@@ -222,6 +222,35 @@ def test_a_latest_that_names_nothing_is_an_error(tmp_path):
         choose("auto", tmp_path, World(0, 1, 0, 1))
 
 
+@pytest.mark.parametrize("content", [b"", b"rtep-00000001", b"step-00000009", b"step-00000000", b"\xff\0", b"../x\ny"])
+def test_a_latest_that_is_broken_leaves_the_newest_complete_one(engine, tmp_path, content):
+    """One wrong bit in it had a run refused whose checkpoints were whole; a byte that is no text was an error."""
+    for step in (1, 2):
+        publish(engine, tmp_path, replace(_CARD, step=step), keep=True)
+    (tmp_path / "latest").write_bytes(content)
+    found, (line,) = choose("auto", tmp_path, engine.world)
+    assert found == tmp_path / "step-00000002"
+    assert re.fullmatch(r"checkpoint .* is broken: it (is not there|names no .*); going on from step-00000002", line), (
+        line
+    )
+    with pytest.raises(ConfigError, match="is broken: it "):
+        choose(str(tmp_path), tmp_path, engine.world)
+
+
+@pytest.mark.parametrize("name", ["step", "rollbacks", "version", "files"])
+def test_a_wrong_digit_in_a_card_is_found(engine, tmp_path, name):
+    """With another step the schedules would be others, and nothing else would notice."""
+    publish(engine, tmp_path, replace(_CARD, step=1), keep=False)
+    path = tmp_path / "step-00000001" / "fasttrain.json"
+    text = path.read_text()
+    start = re.search(r"\d", text[text.index(f'"{name}"') :]).start() + text.index(f'"{name}"')
+    path.write_text(text[:start] + str((int(text[start]) + 1) % 10) + text[start + 1 :])
+    with pytest.raises(ConfigError, match=r"it has no readable fasttrain.json"):
+        choose("auto", tmp_path, engine.world)
+    with pytest.raises(ConfigError, match=r"no readable fasttrain.json \(its checksum differs\)"):
+        read_card(path.parent)
+
+
 def test_without_latest_the_newest_complete_one_is_meant(tmp_path):
     """A process killed between renaming the first checkpoint and naming it left a run that began anew."""
     for step in (1, 2):
@@ -278,7 +307,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(engine, tmp_path):
     publish(engine, tmp_path, replace(_CARD, step=2), keep=False)
     path = tmp_path / "step-00000002"
     card = json.loads((path / "fasttrain.json").read_text())
-    for name in ("files", "batch", "origin"):
+    for name in ("files", "batch", "origin", "crc32"):
         del card[name]
     (path / "fasttrain.json").write_text(json.dumps(card))
     states = torch.load(path / "mp_rank_00_model_states.pt", weights_only=True)

@@ -9,6 +9,7 @@ from fasttrain.distributed import World, initialise, prepare_environment, world_
 
 _READ = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 _SET = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TRITON_DEFAULT_FP_FUSION", "DEEPSPEED_LOG_LEVEL", "DS_ACCELERATOR")
+_SET += ("TORCH_CPP_LOG_LEVEL",)
 
 
 @pytest.fixture

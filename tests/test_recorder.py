@@ -1,8 +1,11 @@
 """The files of a run: what is written, and what a resumed run keeps of it."""
 
+import errno
 import json
 import math
+import os
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fasttrain.recorder import Recorder, write_summary
@@ -86,3 +89,18 @@ def test_files_are_closed_when_a_run_fails(tmp_path):
         pass
     assert recorder._metrics.closed
     assert recorder._log.closed
+
+
+def test_a_full_disk_at_the_start_of_a_resumed_run_leaves_its_history(tmp_path, monkeypatch):
+    """The file was emptied before it was written anew: with no room, or killed in between, nothing was left of it."""
+    with Recorder(tmp_path) as recorder:
+        for step in (1, 2, 3):
+            recorder.step(_line(step))
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        Recorder(tmp_path, resumed_at=2)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]

@@ -1,9 +1,14 @@
 """The watchdog of one rank; how ranks bring each other down is in test_failing_ranks.py."""
 
+import subprocess
+import sys
 import threading
 import time
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
 from fasttrain import watchdog
 from fasttrain.distributed import World
@@ -78,6 +83,37 @@ def test_0_minutes_never_end_a_run():
         dog.step_done()
         time.sleep(0.2)
     assert left.status is None
+
+
+def test_where_the_rank_that_held_the_store_is_gone_a_rank_ends_at_once(monkeypatch):
+    """A new connection was tried for as long as the store's timeout, half an hour, after a kill -9 of rank 0."""
+    serve = "import torch.distributed as d; s = d.TCPStore('127.0.0.1', 0, None, True, wait_for_workers=False)"
+    serve = f"{serve}; print(s.port, flush=True); import time; time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", serve], stdout=subprocess.PIPE, text=True) as holder:
+        port = int(holder.stdout.readline())
+        store = dist.TCPStore("127.0.0.1", port, None, False, timeout=timedelta(seconds=300))
+        holder.kill()
+    monkeypatch.setattr(watchdog, "_get_default_store", lambda: store)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(watchdog.first_to_end(World(1, 2, 1, 2))), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert ended == [True]
+
+
+def test_a_rank_that_nobody_hears_says_once_why_it_ends(tmp_path, capsys, monkeypatch):
+    """Stopped and continued after the others were gone, it told of a hang and of the connection that it had lost."""
+    monkeypatch.setattr(watchdog, "first_to_end", lambda *_, **__: True)  # as where the store is gone
+    monkeypatch.setattr(watchdog, "_get_default_store", lambda: SimpleNamespace(clone=lambda: None))
+    left = _Left()
+    with Watchdog(World(1, 2, 1, 2), 0.1 * _SECOND, leave=left) as dog:
+        dog.folder = tmp_path
+        dog.step_done()
+        _hang_in_here(left)
+        dog.crashed(RuntimeError("connection closed"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fasttrain: rank 1 finished no step")
 
 
 def test_an_error_on_the_only_rank_is_told_and_its_traceback_kept(tmp_path):

@@ -1,0 +1,144 @@
+"""Does a run survive? Faults at random moments strike small runs of the real command, which then go on.
+
+python bench/faults/campaign.py            # 30 runs, 4 faults each; goes on where it was interrupted
+python bench/faults/campaign.py --show     # the table of what is there
+
+Needs Linux, ``unshare`` and ``mount`` (for a disk that is full or read-only, in a mount namespace of its own), and
+``apt-get install faketime`` for the clock that jumps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from course import Course, run_trial
+from plan import SETTINGS, Setting, Trial, plan
+from starts import ROOT
+from strikes import FAKETIME
+
+RESULTS = Path(__file__).parent / "results" / "faults.json"
+DOCS = ROOT / "docs" / "reliability.md"
+_BEGIN, _END = "<!-- campaign -->\n", "<!-- end -->\n"
+_NAMESPACE = "FASTTRAIN_FAULTS_NAMESPACE"
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Make the trials that are missing, print the table and write it into the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    parser.add_argument("--show", action="store_true", help="print what is there; run nothing")
+    options = parser.parse_args()
+    if not options.show:
+        _in_own_namespace()
+        if not FAKETIME.is_file():
+            raise SystemExit(f"{FAKETIME} is not there; type: apt-get install faketime")
+        run_all(plan(options.seed, options.trials), RESULTS, options.jobs)
+    rows = read(RESULTS)
+    print(table(rows))
+    for row in rows:
+        if not row["ok"]:
+            print(f"trial {row['trial']}, {row['setting']}, {row['fault']}: {'; '.join(row['wrong'])}")
+    write_into(DOCS, table(rows))
+
+
+def run_all(trials: Sequence[Trial], path: Path, jobs: int = 1) -> None:
+    """Make the trials that ``path`` does not hold, ``jobs`` at a time, writing it after each."""
+    done = {(row["trial"], row["seed"]) for row in read(path)}
+    missing = [trial for trial in trials if (trial.number, trial.seed) not in done]
+    with ThreadPoolExecutor(jobs) as pool, tempfile.TemporaryDirectory(prefix="fasttrain-faults-") as work:
+        settings = [SETTINGS[name] for name in dict.fromkeys(trial.setting for trial in missing)]
+        baselines = {setting.name: pool.submit(baseline, setting) for setting in settings}
+
+        def make(trial: Trial) -> tuple[Trial, list[Row]]:
+            return trial, run_trial(trial, baselines[trial.setting].result(), Path(work, str(trial.number)))
+
+        for made in as_completed([pool.submit(make, trial) for trial in missing]):
+            trial, found = made.result()
+            print(f"trial {trial.number}, {trial.setting}", flush=True)
+            for row in found:
+                print(f"    {row['fault']}: {'ok' if row['ok'] else row['wrong']}", flush=True)
+            rows = [*read(path), *({"commit": commit(), **row} for row in found)]
+            write(path, sorted(rows, key=lambda row: (row["seed"], row["trial"])))
+
+
+def baseline(setting: Setting) -> Path:
+    """The output of a setting's run without faults, made once on this machine for a state of the trainer."""
+    folder = Path(tempfile.gettempdir(), "fasttrain-faults-baselines", commit(), setting.name.replace(" ", "-"))
+    if not (folder / "disk" / "run" / "summary.json").is_file():
+        statuses, ranks = Course(setting, folder).finish()
+        if set(statuses) != {0}:
+            raise SystemExit(f"the run of {setting.name} without faults ended with {statuses}: {ranks.said()[-1:]}")
+    return folder / "disk" / "run"
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of the result file, none if it is not there."""
+    rows: list[Row] = json.loads(path.read_text())["faults"] if path.is_file() else []
+    return rows
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Replace the result file in one step."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"faults": rows}, indent=1) + "\n")
+    part.replace(path)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a kind of fault, and one for all."""
+    head = "fault | times | during a save | refused once | steps lost, median (most) | ended the same to the last bit"
+    lines = [f"| {head} |", "|---|" + "---:|" * 5]
+    for kind in [*dict.fromkeys(row["fault"] for row in rows), None]:
+        of_kind = [row for row in rows if kind in (row["fault"], None)]
+        lost = [row["steps_lost"] for row in of_kind if row["steps_lost"] is not None]
+        cells = [
+            str(kind or "**all**"),
+            str(len(of_kind)),
+            str(sum(row["moment"]["saving"] for row in of_kind)),
+            str(sum("refused" in row for row in of_kind)),
+            f"{median(lost):g} ({max(lost)})" if lost else "",
+            f"{sum(row['equal'] and row['ok'] for row in of_kind)}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_into(path: Path, text: str) -> None:
+    """Replace the table in the documentation."""
+    before, found, rest = path.read_text().partition(_BEGIN)
+    _, ended, after = rest.partition(_END)
+    if not (found and ended):
+        raise SystemExit(f"{path} has no place for the table, between {_BEGIN.strip()} and {_END.strip()}")
+    path.write_text(before + _BEGIN + text + _END + after)
+
+
+def commit() -> str:
+    """The last commit that touched the trainer."""
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%h", "--", "fasttrain", "kernels", "pipelines"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _in_own_namespace() -> None:
+    """Go on in a mount namespace of this process, so that whatever is mounted goes with it."""
+    if not os.environ.get(_NAMESPACE):
+        os.environ[_NAMESPACE] = "1"
+        root = [] if os.geteuid() == 0 else ["--map-root-user"]
+        os.execvp("unshare", ["unshare", "--mount", *root, sys.executable, *sys.argv])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""One trial: a run that is struck, goes on, is struck again, and must end as if nothing had happened."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from oracle import broken, last_whole, logged, same_history, same_weights, under_way
+from PIL import Image
+from plan import (
+    DAMAGED,
+    DATA,
+    EVERY,
+    FROZEN,
+    FULL,
+    IMAGES,
+    KILLED,
+    READ_ONLY,
+    SETTINGS,
+    STEPS,
+    STOPPED,
+    Fault,
+    Setting,
+    Trial,
+)
+from starts import Ranks
+from strikes import FAKETIME, spoil, strike
+
+Row = dict[str, Any]
+_BATCH = 16
+_LONG = 1800
+"""Seconds for a start that nothing strikes: on a busy core it takes minutes, and none has hung."""
+_STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138}
+_STAYS = (FULL, READ_ONLY, IMAGES, DATA)
+"""Faults that may still be there when the run is started again, which must then say so once more."""
+
+
+class Course:
+    """A run's folder, its images, and the starts that are made of it."""
+
+    def __init__(self, setting: Setting, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self.setting, self.folder = setting, folder
+        self.output, self.images, self.clock = folder / "disk" / "run", folder / "images", folder / "clock"
+        (folder / "disk").mkdir(parents=True)
+        self.starts = self.base = 0
+        self.damaged: set[int] = set()
+        if setting.images:
+            write_images(self.images)
+        if setting.images == "some dead":
+            spoil(self.images, draw=0, fraction=0.05)
+
+    @property
+    def flags(self) -> list[str]:
+        """The command's flags."""
+        s = self.setting
+        given = f"--batch_size_per_gpu {_BATCH // s.ranks} --epochs 6 --limit_steps {STEPS} --log_every 1 --knn_every 0"
+        given += f" --saveckp_freq_steps {EVERY} --keep 3 --watchdog_minutes 0.5"
+        if s.images:
+            given += f" --recipe cifar --data_path {self.images}"
+        if s.images == "good":
+            given += " --max_bad_fraction 0"
+        return [*s.flags, *given.split(), "--output_dir", str(self.output)]
+
+    def start(self) -> Ranks:
+        """The command, once more."""
+        self.starts += 1
+        environment = {}
+        if self.setting.faked_clock:
+            if not self.clock.exists():
+                self.clock.write_text("+0")
+            environment = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self.clock)}
+            environment |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        return Ranks(self.flags, self.setting.ranks, self.folder / f"start-{self.starts}", environment)
+
+    def finish(self) -> tuple[list[int | None], Ranks]:
+        """The command, up to its own end."""
+        ranks = self.start()
+        return ranks.end(_LONG)[0], ranks
+
+
+def run_trial(trial: Trial, baseline: Path, folder: Path) -> list[Row]:
+    """A row for each fault of a trial that struck. ``baseline`` is the output of the same run without faults."""
+    setting = SETTINGS[trial.setting]
+    course = Course(setting, folder)
+    if setting.in_memory:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder / "disk")], check=True)
+    rows: list[Row] = []
+    try:
+        for fault in trial.faults:
+            if not (row := _meet(course, fault, rows[-1:])):
+                break
+            what = {"trial": trial.number, "seed": trial.seed, "setting": setting.name, "ranks": setting.ranks}
+            rows.append(what | {"flags": " ".join(course.flags[:-2])} | row)
+        _end(course, rows, baseline)
+    finally:
+        if setting.in_memory:
+            subprocess.run(["umount", "--lazy", str(folder / "disk")], check=True)
+    return rows
+
+
+def _end(course: Course, rows: list[Row], baseline: Path) -> None:
+    """Let the run finish, and compare it with the one that had no faults."""
+    statuses, ranks = _go_on(course, rows[-1:], lambda ranks: (ranks.end(_LONG)[0], ranks))
+    finished = set(statuses) == {0}
+    equal = finished and same_weights(course.output, baseline)
+    history = finished and same_history(course.output, baseline)
+    for row in rows:
+        row |= {"finished": finished, "equal": equal, "same_history": history}
+        row["wrong"] += [] if finished else [f"the last start ended with {statuses}: {ranks.said()[-1:]}"]
+        row["wrong"] += [] if equal or not finished else ["the final weights differ"]
+        row["wrong"] += [] if history or not finished else ["metrics.jsonl or log.txt differ"]
+        row["ok"] = not row["wrong"]
+
+
+def _meet(course: Course, fault: Fault, before: list[Row]) -> Row | None:
+    """Go on, strike, see how it ends; None where the run was over before the fault's moment."""
+
+    def until_struck(ranks: Ranks) -> Ranks | None:
+        return ranks if _await(course, ranks, fault) else None
+
+    ranks = _go_on(course, before, until_struck)
+    if ranks is None:
+        return None
+    mend = strike(fault, ranks, course.output, course.images, course.clock)
+    saving = under_way(course.output)
+    statuses, seconds = ranks.end()
+    saving = saving or under_way(course.output)
+    said = ranks.said()
+    row: Row = {"fault": fault.kind, "moment": {"step": logged(course.output), "saving": saving}}
+    row["moment"] |= {"asked": fault.step, "delay": fault.delay, "rank": fault.rank, "draw": fault.draw}
+    row |= {"statuses": statuses, "said": _lines_of_ours(said), "seconds_to_end": round(seconds, 1)}
+    row["wrong"] = wrong_end(fault.kind, statuses, said)
+    if fault.kind in _STAYS and fault.draw >= 0.5:
+        again, same = course.finish()
+        row["again"] = {"statuses": again, "said": _lines_of_ours(same.said())}
+        row["wrong"] += wrong_end(fault.kind, again, same.said())
+    if fault.kind in DAMAGED:
+        course.damaged |= broken(course.output)
+        row["mend"] = mend
+    else:
+        mend()
+        row["wrong"] += [f"checkpoint {step} is not whole" for step in sorted(broken(course.output) - course.damaged)]
+    row["due"] = due(fault.kind, row["moment"]["step"], course.base)
+    return row
+
+
+def _go_on(course: Course, before: list[Row], then: Callable[[Ranks], Any]) -> Any:
+    """Start again and do ``then``; the row of the fault before learns what came of it.
+
+    A start that is refused, for no checkpoint is whole, is made again once the checkpoint is mended.
+    """
+    expected = last_whole(course.output)
+    ranks = course.start()
+    found = then(ranks)
+    for row in before:
+        mend = row.pop("mend", None)
+        if ranks.resumed() is None and mend and not ranks.running:
+            statuses, said = ranks.end()[0], ranks.said()
+            row["refused"] = _lines_of_ours(said)
+            row["wrong"] += wrong_end(FULL, statuses, said)
+            row["wrong"] += [f"refused, but checkpoint {expected} is whole"] if expected else []
+            mend()
+            course.damaged.clear()
+            return _go_on(course, before, then)
+        row["resumed_from"], row["steps_lost"] = ranks.resumed(), None
+        if ranks.resumed() is None:
+            row["wrong"].append(f"the next start ended: {ranks.said()[-1:]}")
+            continue
+        row["steps_lost"] = row["moment"]["step"] - row["resumed_from"]
+        row["wrong"] += wrong_resume(row, expected)
+    course.base = ranks.resumed() or 0
+    return found
+
+
+def wrong_end(kind: str, statuses: list[int | None], said: list[str]) -> list[str]:
+    """What is wrong with how a run ended after a fault: its statuses by rank, and its lines on stderr."""
+    ours = _lines_of_ours(said)
+    wrong = ["a rank did not end"] if None in statuses else []
+    if any(line.startswith("Traceback") for line in said):
+        wrong.append("a traceback was printed")
+    ended = [status for status in statuses if status != -9]  # was not killed from outside
+    if kind in (KILLED[0], FROZEN):
+        most = len(statuses) if kind == FROZEN else 1  # what stood still was not there to hear of it
+        if 0 in ended or (ended and not 1 <= len(ours) <= most):
+            wrong.append(f"the other ranks ended with {ended} and {len(ours)} lines")
+    elif kind in _STATUS or kind in _STAYS:
+        expected = _STATUS.get(kind, 2)
+        if set(statuses) != {expected} or len(ours) != 1:
+            wrong.append(f"ended with {statuses} and {len(ours)} lines instead of {expected} and one")
+    elif ended:
+        wrong.append(f"ended with {statuses}, killed")
+    return wrong
+
+
+def due(kind: str, step: int, base: int) -> int | None:
+    """The step of the checkpoint that must be there after a fault, for a run that had gone on from step ``base``.
+
+    The one of ``step`` itself may have been under way. None where the fault is to the checkpoints.
+    """
+    if kind in DAMAGED:
+        return None
+    return step if kind in STOPPED else max(base, (step - 1) // EVERY * EVERY)
+
+
+def wrong_resume(row: Row, expected: int) -> list[str]:
+    """What is wrong with the step a run went on from."""
+    found = row["resumed_from"]
+    wrong = [] if found == expected else [f"went on from step {found} instead of {expected}"]
+    if row["due"] is not None and found < row["due"]:
+        wrong.append(f"went on from step {found}, but step {row['due']} was to be kept")
+    return wrong
+
+
+def _await(course: Course, ranks: Ranks, fault: Fault) -> bool:
+    """Wait for a fault's moment; False where the run ended before."""
+    if fault.step:
+        target = max(fault.step, logged(course.output) + 1)
+        while ranks.running and logged(course.output) < target:
+            time.sleep(0.004)
+        while fault.saving and ranks.running and not under_way(course.output):
+            time.sleep(0.0005)
+    time.sleep(fault.delay)
+    return ranks.running
+
+
+def _lines_of_ours(said: list[str]) -> list[str]:
+    return [line for line in said if line.startswith("fasttrain: ")]
+
+
+def write_images(folder: Path) -> None:
+    """Noise of 32 x 32 pixels in two classes, 160 images to train on and 32 held out."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 160), ("val", 32)):
+        for i in range(count):
+            path = folder / split / ("cat", "dog")[i % 2] / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)

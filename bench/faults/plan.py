@@ -1,0 +1,117 @@
+"""Which faults strike which runs, and when: drawn from a seed, so that the same campaign can be made again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STEPS = 48
+"""Steps of an uninterrupted run."""
+EVERY = 5
+"""Steps between checkpoints."""
+FAULTS = 4
+"""Faults that one run meets, each after it has gone on from the one before."""
+
+KILLED = ("kill -9 of one rank", "kill -9 of all ranks")
+STOPPED = ("SIGTERM", "SIGINT", "SIGUSR1")
+DAMAGED = ("flipped bit", "cut file", "emptied file", "lost file")
+"""Done to a file of the newest checkpoint, or to ``latest``, after all ranks were killed."""
+FROZEN, FULL, READ_ONLY = "frozen rank", "full disk", "read-only folder"
+CLOCK, IMAGES, DATA = "clock jump", "dead images", "lost data folder"
+ON_TIME = (*KILLED, *STOPPED)
+"""Kinds that may strike while a checkpoint is being written."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run of the command, and what can happen to it beside signals."""
+
+    name: str
+    flags: tuple[str, ...]
+    kinds: tuple[str, ...] = (*KILLED, *KILLED, *STOPPED, *DAMAGED, READ_ONLY)
+    ranks: int = 1
+    images: str | None = None
+    """Files instead of the embedded digits: ``good``, or ``some dead`` from the start."""
+    in_memory: bool = False
+    """The output folder is a small file system of its own, which can be filled."""
+    faked_clock: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: what, and its moment."""
+
+    kind: str
+    step: int
+    """Strikes once this step is logged; 0: while the run starts."""
+    saving: bool
+    """Waits for the next checkpoint to be under way."""
+    delay: float
+    """Seconds after that."""
+    rank: int
+    draw: float
+    """In [0, 1), for what the kind leaves open: which file, which byte, how far the clock jumps."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run with its faults."""
+
+    number: int
+    seed: int
+    setting: str
+    faults: tuple[Fault, ...]
+
+
+def _setting(method: str, flags: str, *, name: str = "", **more: object) -> Setting:
+    return Setting(name or method, ("--method", method, *flags.split()), **more)  # type: ignore[arg-type]
+
+
+_DISK = (*KILLED, *STOPPED, FULL, FULL, FULL)
+_DATA = (*KILLED, IMAGES, IMAGES, DATA)
+_CLOCK = (CLOCK, CLOCK, *KILLED, "SIGTERM")
+_DINO = "--hidden_dim 32 --bottleneck_dim 8 --out_dim 64"
+_TWO = (*KILLED, *KILLED, *STOPPED, *DAMAGED, READ_ONLY, FROZEN)
+
+SETTINGS = {
+    made.name: made
+    for made in (
+        _setting("simclr", "--hidden_dim 32 --out_dim 8"),
+        _setting(
+            "dino", "--hidden_dim 32 --bottleneck_dim 8 --out_dim 64 --entropy --zero_stage 2", kinds=_TWO, ranks=2
+        ),
+        _setting("simsiam", "--dim 32 --pred_dim 8 --zero_stage 1", kinds=_DISK, in_memory=True),
+        _setting("byol", "--hidden_dim 32 --out_dim 8", kinds=_DATA, images="good"),
+        _setting("moco", "--out_dim 8 --queue_length 64 --zero_stage 3", kinds=_TWO, ranks=2),
+        _setting("deepcluster", "--nmb_prototypes 6 --hidden_dim 32 --out_dim 8", images="some dead"),
+        _setting("swav", "--nmb_prototypes 16 --hidden_dim 32 --out_dim 8", kinds=_CLOCK, faked_clock=True),
+        _setting("mocov3", "--hidden_dim 32 --out_dim 8 --zero_stage 1", kinds=_DISK, ranks=2, in_memory=True),
+        _setting("infomin", "--out_dim 8 --queue_length 64 --zero_stage 3"),
+        _setting("simclr", "--hidden_dim 32 --out_dim 8 --entropy", name="simclr on two", kinds=_TWO, ranks=2),
+        _setting("cmc", "--out_dim 8 --negatives 16", kinds=_DATA, images="good"),
+    )
+}
+
+
+def plan(seed: int, trials: int) -> list[Trial]:
+    """The campaign's trials, the settings in turn; a longer campaign begins as a shorter one does."""
+    names = list(SETTINGS)
+    return [_trial(seed, number, SETTINGS[names[number % len(names)]]) for number in range(trials)]
+
+
+def _trial(seed: int, number: int, setting: Setting) -> Trial:
+    rng = random.Random(f"{seed} {number}")
+    # The last faults leave room for a checkpoint to be under way before the run is over.
+    steps = sorted(rng.sample(range(1, STEPS - EVERY, 2), FAULTS))
+    if rng.random() < 0.2:
+        steps[0] = 0
+    return Trial(number, seed, setting.name, tuple(_fault(rng, step, setting) for step in steps))
+
+
+def _fault(rng: random.Random, step: int, setting: Setting) -> Fault:
+    kinds: Sequence[str] = setting.kinds if step else KILLED
+    kind = rng.choice([kind for kind in kinds if setting.ranks > 1 or kind != KILLED[0]])
+    saving = step > 0 and kind in ON_TIME and rng.random() < 0.6
+    delay = rng.uniform(0, 0.03 if saving else 0.1 if step else 8)
+    return Fault(kind, step, saving, delay, rng.randrange(setting.ranks), rng.random())

@@ -1,0 +1,81 @@
+"""The real command, its ranks started as ``srun`` starts them: no launcher ends the others when one is gone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TRAINER = str(ROOT / "fasttrain/run.py")
+
+
+class Ranks:
+    """Processes of one start of the command; what they print lies in ``logs``."""
+
+    def __init__(self, flags: Sequence[str], count: int, logs: Path, environment: dict[str, str]) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        port = str(_free_port())
+        base = {name: value for name, value in os.environ.items() if name not in _LAUNCHER} | environment
+        base |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.logs, self.processes = logs, []
+        for rank in range(count):
+            values = (rank, count, rank, count, "127.0.0.1", port)
+            own = dict(zip(_LAUNCHER, map(str, values), strict=True)) if count > 1 else {}
+            with (logs / f"out-{rank}").open("wb") as out, (logs / f"err-{rank}").open("wb") as err:
+                command = [sys.executable, _TRAINER, *flags]
+                self.processes.append(
+                    subprocess.Popen(
+                        command, env=base | own, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                    )
+                )
+
+    @property
+    def running(self) -> bool:
+        """Whether every rank is still there."""
+        return all(process.poll() is None for process in self.processes)
+
+    def kill(self, ranks: Sequence[int] | None = None, number: int = signal.SIGKILL) -> None:
+        """Send a signal to some ranks, or to all."""
+        for rank, process in enumerate(self.processes):
+            if ranks is None or rank in ranks:
+                process.send_signal(number)
+
+    def end(self, seconds: float = 120) -> tuple[list[int | None], float]:
+        """Wait for all ranks; their statuses, None for one that did not end by itself, and the seconds it took."""
+        started = time.monotonic()
+        statuses: list[int | None] = []
+        for process in self.processes:
+            try:
+                statuses.append(process.wait(max(started + seconds - time.monotonic(), 0.1)))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                statuses.append(None)
+        return statuses, time.monotonic() - started
+
+    def said(self) -> list[str]:
+        """The lines of all ranks' stderr."""
+        texts = [(self.logs / f"err-{rank}").read_text(errors="replace") for rank in range(len(self.processes))]
+        return [line for text in texts for line in text.splitlines() if line.strip()]
+
+    def resumed(self) -> int | None:
+        """The step that the run went on from, once it has said so: 0 for a fresh start."""
+        out = (self.logs / "out-0").read_text(errors="replace")
+        if found := re.search(r"^resumed after step (\d+)$", out, re.MULTILINE):
+            return int(found[1])
+        return 0 if "k-NN before training" in out else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
