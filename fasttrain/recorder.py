@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,7 @@ class Recorder:
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
         self._log = (folder / "log.txt").open("a", buffering=1)
         self._board = SummaryWriter(str(folder), purge_step=resumed_at)
+        self._hook = threading.excepthook
 
     def step(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the numbers in TensorBoard."""
@@ -61,14 +63,23 @@ class Recorder:
         self._log.write(json.dumps(_finite(values)) + "\n")
 
     def __enter__(self) -> Recorder:
+        threading.excepthook = self._of_a_thread
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._log.close()
-        self._board.close()
+        try:
+            self._metrics.close()
+            self._log.close()
+            self._board.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _of_a_thread(self, unhandled: threading.ExceptHookArgs) -> None:
+        """Print an error of another thread, but not of TensorBoard's: it is raised here again, at the next number."""
+        if not type(unhandled.thread).__module__.startswith("tensorboard."):
+            self._hook(unhandled)
 
 
 def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str, Any]:

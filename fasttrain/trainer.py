@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def train(config: Config, world: World, splits: Splits | None = None) -> dict[st
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                what = error.filename or "a file of the run"
+                what = os.fsdecode(error.filename or "a file of the run")  # TensorBoard's names are bytes
                 raise ConfigError(f"{what} cannot be written: {error.strerror}; make room, then start again") from None
             raise watchdog.crashed(error) from error
 

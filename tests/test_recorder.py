@@ -4,9 +4,11 @@ import errno
 import json
 import math
 import os
+import threading
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fasttrain.recorder import Recorder, write_summary
 from tests.small_runs import lines
@@ -89,6 +91,28 @@ def test_files_are_closed_when_a_run_fails(tmp_path):
         pass
     assert recorder._metrics.closed
     assert recorder._log.closed
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_in_tensorboards_thread_is_raised_and_not_printed(tmp_path, monkeypatch, capsys):
+    """Its traceback came before the line that says what to do."""
+    before = threading.excepthook
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", b"events")
+
+    def log(recorder):
+        with recorder:
+            recorder.step(_line(1))
+            recorder._board.file_writer.event_writer._async_writer._worker.join()
+            recorder.step(_line(2))
+
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        log(recorder)
+    assert threading.excepthook is before
+    assert capsys.readouterr().err == ""
 
 
 def test_a_full_disk_at_the_start_of_a_resumed_run_leaves_its_history(tmp_path, monkeypatch):
