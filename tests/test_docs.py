@@ -1,0 +1,226 @@
+"""The documentation: it builds without a warning, its commands parse, its figures and messages are the real ones."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from fasttrain import cli
+from fasttrain.evaluate import command as evaluation
+from fasttrain.export import command as exporting
+from fasttrain.plan import command as planning
+from fasttrain.report import command as reporting
+from fasttrain.report import views
+
+_ROOT = Path(__file__).parent.parent
+_DOCS = sorted((_ROOT / "docs").glob("*.md"))
+_PAGES = [_ROOT / "README.md", *_DOCS]
+_LATER = {"data.md"}
+"""Pages that have their place in the navigation before they are written."""
+_PARTIAL = {"fasttrain report --views"}
+"""Commands that a sentence names without the flags that go with them."""
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in _DOCS:
+        folder = "" if page.stem == "index" else page.stem
+        assert (tmp_path / "site" / folder / "index.html").is_file()
+    api = (tmp_path / "site/api/index.html").read_text()
+    names = ["fasttrain.train", "fasttrain.Result.report", "fasttrain.losses.NTXentLoss", "fasttrain.kernels.nt_xent"]
+    assert [name for name in names if f'id="{name}"' not in api] == []
+    assert not re.search(r":(?:class|func|meth|mod):", api)
+
+
+def test_every_page_has_its_place_in_the_navigation():
+    pages = [page for entry in yaml.safe_load((_ROOT / "mkdocs.yml").read_text())["nav"] for page in entry.values()]
+    there = {page.name for page in _DOCS}
+    assert there - set(pages) == set()
+    assert set(pages) - there <= _LATER
+
+
+def test_the_readme_leads_to_every_page():
+    readme = (_ROOT / "README.md").read_text()
+    assert [page.name for page in _DOCS if f"(docs/{page.name})" not in readme] == []
+
+
+def _shell_commands(text):
+    """Simple commands of the bash blocks, as lists of words; what stands for something else (``...``) is left out."""
+    for block in re.findall(r"^ *```bash\n(.*?)^ *```$", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.shlex(line, posix=True, punctuation_chars="&;|")
+            words.whitespace_split = True
+            command = []
+            for word in [*words, ";"]:
+                if set(word) <= set("&;|"):
+                    yield command
+                    command = []
+                elif word != "...":
+                    command.append(word)
+
+
+def _ours(words):
+    """What ``fasttrain`` is given by a command, its launcher taken off; None for the commands of others."""
+    for start in ("fasttrain/run.py", "examples/slurm.sh"):
+        if start in words:
+            return ["train", *words[words.index(start) + 1 :]]
+    if "fasttrain" in words:
+        return words[words.index("fasttrain") + 1 :]
+    return None
+
+
+def _commands(page):
+    text = page.read_text()
+    found = list(_shell_commands(text))
+    # In a sentence, where it is whole: without choices, and options left open.
+    spans = re.findall(r"`(fasttrain (?:train|plan|eval|export|report|doctor) [^`\n]*-[^`\n]*|--method [^`\n]*)`", text)
+    for span in spans:
+        if span not in _PARTIAL and not set("|[…") & set(span) and not re.search(r" M\b|\.\.\.", span):
+            found.append(shlex.split(span if span.startswith("fasttrain") else f"fasttrain train {span}"))
+    return [words for words in map(_ours, found) if words]
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    """The commands parse and check what they are given, and stop there."""
+    picture = SimpleNamespace(save=lambda path: None)
+    monkeypatch.setattr(evaluation, "_evaluate", lambda given: 0)
+    monkeypatch.setattr("fasttrain.backbones.open_backbone", lambda given: SimpleNamespace(name="it"))
+    monkeypatch.setattr(exporting, "_publish", lambda path, write: "")
+    monkeypatch.setattr(planning, "forecast", lambda *given: SimpleNamespace(chosen=0))
+    monkeypatch.setattr(planning, "show", lambda found: None)
+    monkeypatch.setattr(planning, "_write", lambda path, found: None)
+    monkeypatch.setattr(reporting, "report", lambda runs, output, images: (Path("report.html"), 0))
+    monkeypatch.setattr(views, "contact_sheet", lambda config, count: picture)
+
+
+def _status(words):
+    """The exit status of ``fasttrain`` with these words."""
+    if words[0] == "train":
+        words = [*words, "--print_config"]
+    try:
+        return cli.main(words)
+    except SystemExit as end:  # --help
+        return end.code
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+def test_every_command_parses(page, nothing_runs, capsys):
+    wrong = []
+    for words in _commands(page):
+        if _status(words) != 0:
+            wrong.append((shlex.join(words), capsys.readouterr().err))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("words", ["train --method dino --entropie", "eval runs/it --metric knn", "export x", "report"])
+def test_a_wrong_command_would_be_seen(words, nothing_runs):
+    assert _status(words.split()) == 2
+
+
+def test_commands_are_found_in_all_their_forms():
+    text = """
+```bash
+python3 -m venv .venv && . .venv/bin/activate && deepspeed --no_ssh fasttrain/run.py --method dino ...  # so
+torchrun --nproc_per_node 2 --no-python fasttrain eval 'a b'; sbatch examples/slurm.sh --method byol
+```
+"""
+    found = [words for words in map(_ours, _shell_commands(text)) if words]
+    assert found == [["train", "--method", "dino"], ["eval", "a b"], ["train", "--method", "byol"]]
+    assert len(_commands(_ROOT / "README.md")) > 8
+    assert len(_commands(_ROOT / "docs" / "scaling.md")) > 8
+
+
+def test_scripts_that_commands_name_are_there():
+    named = {word for page in _PAGES for words in _shell_commands(page.read_text()) for word in words}
+    scripts = {word for word in named if re.fullmatch(r"(bench|examples|fasttrain)/[\w/]+\.(py|sh)", word)}
+    assert len(scripts) > 3
+    assert [script for script in sorted(scripts) if not (_ROOT / script).is_file()] == []
+
+
+def _flags():
+    """All flags of all commands."""
+    from fasttrain import methods
+    from fasttrain.command_line import _parser
+
+    parsers = [planning._parser(), *(_parser(methods.load(name)) for name in methods.names())]
+    known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+    sources = [_ROOT / "fasttrain" / name / "command.py" for name in ("evaluate", "export", "report")]
+    text = "".join(path.read_text() for path in [*sources, _ROOT / "fasttrain" / "backbones.py"])
+    return known | set(re.findall(r'add_argument\("(--\w+)"', text)) | {"--views"}
+
+
+def test_flags_that_take_the_place_of_others_exist():
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|$", (_ROOT / "docs" / "migration.md").read_text(), re.M)
+    named = {flag for cell in rows for flag in re.findall(r"`(--\w+)", cell)}
+    assert len(named) > 40
+    assert named - _flags() == set()
+
+
+def test_imports_that_take_the_place_of_others_work():
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|$", (_ROOT / "docs" / "migration.md").read_text(), re.M)
+    imports = {line for cell in rows for line in re.findall(r"`(from fasttrain[^`]*)`", cell)}
+    assert len(imports) > 6
+    for line in imports:
+        exec(line, {})
+
+
+def _templates():
+    """Every text in the sources, with ``…`` for what is filled in."""
+    for folder in ("fasttrain", "kernels", "pipelines"):
+        for path in (_ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                    yield re.sub("…+", "…", "".join(parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_every_message_is_in_the_code():
+    page = (_ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = [" ".join(message.split()) for message in re.findall(r"^- `([^`]+)`:", page, re.M)]
+    assert len(messages) == len(re.findall(r"^- ", page, re.M)) > 40
+    templates = set(_templates())
+    assert [message for message in messages if not any(message in template for template in templates)] == []
+
+
+def _rows(page, table):
+    text = (_ROOT / "docs" / page).read_text().partition(f"<!-- {table} -->\n")[2]
+    rows = [[cell.strip(" `") for cell in line[1:-1].split("|")] for line in text.split("\n\n")[0].splitlines()[2:]]
+    return {name: cells for name, *cells in rows}
+
+
+def test_the_measured_table_is_what_was_measured():
+    results = json.loads((_ROOT / "bench/results/kernels-cpu.json").read_text())["results"]
+    rows = _rows("kernels.md", "kernels-cpu")
+    assert len(rows) > 12
+    for case, cells in rows.items():
+        ours, peers = results[case]["ours"], results[case]["peers"]
+        wanted = [f"{ours['seconds']['min'] * 1e3:.3g} ms, {ours['peak_bytes'] / 2**20:.3g} MiB"]
+        for name in ("eager", "torch.compile", "lightly"):
+            peer = peers.get(name)
+            wanted.append(f"{peer['ratio']['median']:.2g}x, {peer['peak_ratio']:.3g}x" if peer else "")
+        assert cells == wanted, case
+
+
+def test_the_bound_s_table_is_what_runs_gave():
+    runs = json.loads((_ROOT / "bench/evidence/results/learns-digits.json").read_text())["runs"]
+    first = {run["run"]: run for run in runs if run["seed"] == 0}
+    rows = _rows("idea.md", "learns-digits")
+    assert len(rows) == 10
+    for method, cells in rows.items():
+        both = (first[method], first[f"{method}+er"])
+        wanted = [
+            text for r in both for text in (f"{r['information']:.2f}", f"{r['deficit']:.2f}", f"{r['knn_top1']:.3f}")
+        ]
+        assert cells == wanted, method
