@@ -56,7 +56,7 @@ def test_a_collapse_is_said_recorded_and_stops_a_run_that_asks_for_it(data, tmp_
     more += ["--freeze_last_layer", 0, "--warmup_epochs", 0, "--lr", 0.3, "--epochs", 12]
     assert _run("dino", data, tmp_path / "on", *more) == 0
     captured = capsys.readouterr()
-    assert captured.out.count("collapsing: ") == 1
+    assert 1 <= captured.out.count("collapsing: ") <= 3  # again only after it had got better
     assert json.loads((tmp_path / "on" / "summary.json").read_text())["collapsed"] is True
     assert _run("dino", data, tmp_path / "stop", *more, "--stop_on_collapse") == 3
     err = capsys.readouterr().err

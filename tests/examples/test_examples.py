@@ -14,10 +14,14 @@ _HERE = ["accelerate_moco", "compiled", "huggingface_trainer", "lightly_simclr",
 _RANKS = ["bare_deepspeed", "fsdp2"]
 _HEAVY = ["stable_pretraining_simclr"]  # its package brings some gigabytes: tested where it is installed
 
+_NOT_THEIRS = {"PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
 
 def _losses(*command):
-    # Not in the root of the clone, where transformers would take the folder kernels/ for a package of that name.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    # Not in the root of the clone, where transformers would take the folder kernels/ for a package of that name; and
+    # without what tests of this process have told DeepSpeed of ranks.
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_THEIRS}
+    environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
         [sys.executable, *command], cwd=_EXAMPLES, env=environment, capture_output=True, text=True, timeout=300
     )
