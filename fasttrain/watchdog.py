@@ -21,6 +21,7 @@ from .distributed import World
 
 _KEY = "fasttrain/end"  # in the process group's store: "<status> <crash or hang> <rank>" of the first rank that ends
 _PERIOD = 0.5  # seconds between looks at the store
+_PATIENCE = 5.0  # seconds for an answer of the store, whose machine may be out of reach
 _LINGER = 4 * _PERIOD  # before a rank goes that said why, since the store may go with it
 CRASHED = 1  # exit status
 
@@ -39,10 +40,19 @@ def first_to_end(world: World, status: int = CRASHED, kind: str = "crash", *, st
     if world.size == 1 or not dist.is_initialized():
         return world.is_main
     mine = f"{status} {kind} {world.rank}"
-    try:
-        return bool((store or _get_default_store()).compare_set(_KEY, "", mine).decode() == mine)
-    except RuntimeError:  # the store went with the rank that held it
-        return True
+    first: list[bool] = []
+
+    def ask() -> None:
+        try:
+            first.append(bool((store or _get_default_store()).compare_set(_KEY, "", mine).decode() == mine))
+        except RuntimeError:  # the store went with the rank that held it
+            first.append(True)
+
+    # Where the link to the store's machine is cut, TCP waits for it much longer than anybody should.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE)
+    return first[0] if first else True
 
 
 def linger(world: World) -> None:
@@ -65,9 +75,13 @@ class Watchdog:
         """The run's folder, once it is known."""
         self._since: float | None = None
         self._store = _get_default_store().clone() if world.size > 1 else None
+        self._end: str | None = None
+        """Why all ranks are to end, once one has said so."""
         self._stopped = threading.Event()
         self._told = threading.Lock()  # held by the thread that says why this process ends
         self._thread = threading.Thread(target=self._watch, name="fasttrain-watchdog", daemon=True)
+        # Apart, since an answer may never come.
+        self._listener = threading.Thread(target=self._listen, name="fasttrain-listener", daemon=True)
 
     def step_done(self) -> None:
         """A step has finished, or the first one begins."""
@@ -108,20 +122,20 @@ class Watchdog:
                     self._say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
                 linger(self.world)
                 return self.leave(CRASHED)
-            if end := self._end_elsewhere():
-                status, kind, _ = end.split()
+            if self._end is not None:
+                status, kind, _ = self._end.split()
                 if kind == "hang":
                     self._record("stacks", faulthandler.dump_traceback)
                 _flush()
                 return self.leave(int(status))
 
-    def _end_elsewhere(self) -> str | None:
-        if self._store is None:
-            return None
-        try:
-            return self._store.get(_KEY).decode() if self._store.check([_KEY]) else None
-        except RuntimeError:  # the rank that held the store has ended; what it breaks will be seen
-            return None
+    def _listen(self) -> None:
+        while self._store is not None and self._end is None and not self._stopped.wait(_PERIOD):
+            try:
+                if self._store.check([_KEY]):
+                    self._end = self._store.get(_KEY).decode()
+            except RuntimeError:  # the rank that held the store has ended; what it breaks will be seen
+                return
 
     def _record(self, what: str, write: Callable[[int], object]) -> str:
         """Write into ``rank-N.log``, or to stderr where there is no such folder; says where ``what`` is."""
@@ -144,6 +158,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
+        self._listener.start()
         return self
 
     def __exit__(
@@ -151,6 +166,7 @@ class Watchdog:
     ) -> None:
         self._stopped.set()
         self._thread.join()
+        self._listener.join(_PATIENCE)
 
 
 def _flush() -> None:

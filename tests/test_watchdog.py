@@ -102,6 +102,23 @@ def test_where_the_rank_that_held_the_store_is_gone_a_rank_ends_at_once(monkeypa
     assert ended == [True]
 
 
+def test_a_store_that_cannot_be_reached_keeps_no_rank(tmp_path, capsys, monkeypatch):
+    """The link to the first rank's machine was cut: a look at the store did not come back, and no hang was seen."""
+    never = threading.Event()
+    silent = SimpleNamespace(check=lambda _: never.wait(), compare_set=lambda *_: never.wait())
+    monkeypatch.setattr(watchdog, "_get_default_store", lambda: SimpleNamespace(clone=lambda: silent))
+    monkeypatch.setattr(watchdog, "_PATIENCE", 0.1)
+    monkeypatch.setattr(watchdog, "_LINGER", 0)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    left = _Left()
+    with Watchdog(World(1, 2, 1, 2), 0.1 * _SECOND, leave=left) as dog:
+        dog.folder = tmp_path
+        dog.step_done()
+        _hang_in_here(left)
+    assert left.status == 1
+    assert capsys.readouterr().err.startswith("fasttrain: rank 1 finished no step")
+
+
 def test_a_rank_that_nobody_hears_says_once_why_it_ends(tmp_path, capsys, monkeypatch):
     """Stopped and continued after the others were gone, it told of a hang and of the connection that it had lost."""
     monkeypatch.setattr(watchdog, "first_to_end", lambda *_, **__: True)  # as where the store is gone

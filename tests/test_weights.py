@@ -1,5 +1,7 @@
 """Weights of timm, lightly and facebookresearch/dino are read under timm's names, whole or not at all."""
 
+import argparse
+
 import pytest
 import timm
 import torch
@@ -63,6 +65,7 @@ def test_dino_s_full_checkpoints(vit, tmp_path, key):
     content = {
         "student": _prefixed(vit, "module.backbone.") | head,
         "epoch": 1,
+        "args": argparse.Namespace(arch="vit_tiny", lr=5e-4, local_crops_scale=(0.05, 0.4)),
         "dino_loss": {"center": torch.ones(1, 5)},
     }
     if key == "teacher":
