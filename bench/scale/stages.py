@@ -60,10 +60,10 @@ def distance(one: Run, other: Run) -> dict[str, float]:
     for part in ("student.", "teacher."):
         names = [n for n in one[2] if n.startswith(part) and " " not in n and one[2][n].is_floating_point()]
         if names:
-            before, end, end_2 = (
+            before, end, there = (
                 torch.cat([s[n].double().flatten() for n in names]) for s in (one[1], one[2], other[2])
             )
-            found[part.rstrip(".")] = float((end_2 - end).norm() / (end - before).norm())
+            found[part.rstrip(".")] = float((there - end).norm() / (end - before).norm())
     return found
 
 
