@@ -5,7 +5,7 @@ import copy
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from digits import TwoViews, network
+from digits import TwoViews, batches, network
 
 from fasttrain.losses import NTXentLoss
 
@@ -20,18 +20,15 @@ def main(steps: int = 100) -> list[float]:
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     student, teacher, criterion, optimizer, loader = accelerator.prepare(student, teacher, criterion, optimizer, loader)
     losses: list[float] = []
-    while len(losses) < steps:
-        for x0, x1, _ in loader:
-            loss = criterion(student(x0), teacher(x1))
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            with torch.no_grad():
-                for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                    kept.lerp_(new, 0.05)
-            losses.append(loss.item())
-            if len(losses) == steps:
-                break
+    for x0, x1, _ in batches(loader, steps):
+        loss = criterion(student(x0), teacher(x1))
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+        with torch.no_grad():
+            for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
+                kept.lerp_(new, 0.05)
+        losses.append(loss.item())
     return losses
 
 

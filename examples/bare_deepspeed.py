@@ -8,7 +8,7 @@ import argparse
 import deepspeed
 import torch
 import torch.distributed as dist
-from digits import TwoViews, network
+from digits import TwoViews, batches, network
 from torch.utils.data import DataLoader, DistributedSampler
 
 from fasttrain.losses import InfoNCELoss
@@ -28,14 +28,11 @@ def main(steps: int = 100) -> list[float]:
     data = TwoViews()
     loader = DataLoader(data, batch_size=32, sampler=DistributedSampler(data), drop_last=True)
     losses: list[float] = []
-    while len(losses) < steps:
-        for x0, x1, _ in loader:
-            loss = criterion(*engine(torch.cat([x0, x1]).to(engine.device)).chunk(2))
-            engine.backward(loss)
-            engine.step()
-            losses.append(loss.item())
-            if len(losses) == steps:
-                break
+    for x0, x1, _ in batches(loader, steps):
+        loss = criterion(*engine(torch.cat([x0, x1]).to(engine.device)).chunk(2))
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
     if dist.get_rank() == 0:
         print(losses)
     return losses

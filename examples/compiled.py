@@ -1,7 +1,7 @@
 """torch.compile over network and loss together: the reductions are torch operators, so the graph has no break."""
 
 import torch
-from digits import TwoViews, network
+from digits import TwoViews, batches, network
 
 from fasttrain.losses import NTXentLoss
 
@@ -17,15 +17,12 @@ def main(steps: int = 60) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = torch.utils.data.DataLoader(TwoViews(), batch_size=64, shuffle=True, drop_last=True)
     losses: list[float] = []
-    while len(losses) < steps:
-        for x0, x1, _ in loader:
-            loss = loss_of(x0, x1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            if len(losses) == steps:
-                break
+    for x0, x1, _ in batches(loader, steps):
+        loss = loss_of(x0, x1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
     return losses
 
 

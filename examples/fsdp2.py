@@ -8,7 +8,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from digits import TwoViews, network
+from digits import TwoViews, batches, network
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
@@ -30,15 +30,12 @@ def main(steps: int = 100) -> list[float]:
     data = TwoViews()
     loader = DataLoader(data, batch_size=32, sampler=DistributedSampler(data), drop_last=True)
     losses: list[float] = []
-    while len(losses) < steps:
-        for x0, x1, _ in loader:
-            loss = criterion(*model(torch.cat([x0, x1]).to(device)).chunk(2))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            if len(losses) == steps:
-                break
+    for x0, x1, _ in batches(loader, steps):
+        loss = criterion(*model(torch.cat([x0, x1]).to(device)).chunk(2))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
     if dist.get_rank() == 0:
         print(losses)
     dist.destroy_process_group()

@@ -2,7 +2,7 @@
 
 import open_clip
 import torch
-from digits import TwoViews
+from digits import TwoViews, batches
 
 from fasttrain.losses.compat.open_clip import ClipLoss  # was: from open_clip.loss import ClipLoss
 
@@ -19,16 +19,13 @@ def main(steps: int = 60) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = torch.utils.data.DataLoader(TwoViews(), batch_size=64, shuffle=True, drop_last=True)
     losses: list[float] = []
-    while len(losses) < steps:
-        for images, _, labels in loader:
-            image_features, text_features, logit_scale = model(images.expand(-1, 3, -1, -1), tokens[labels])
-            loss = criterion(image_features, text_features, logit_scale)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            if len(losses) == steps:
-                break
+    for images, _, labels in batches(loader, steps):
+        image_features, text_features, logit_scale = model(images.expand(-1, 3, -1, -1), tokens[labels])
+        loss = criterion(image_features, text_features, logit_scale)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
     return losses
 
 
