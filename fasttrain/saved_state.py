@@ -40,6 +40,14 @@ class Saved:
     grad_scaler: Mapping[str, Any] | None
     """The dynamic loss scale of fp16."""
 
+    def whole(self) -> dict[str, Tensor]:
+        """Every buffer, weight and moment under its name, its parts joined, whoever wrote them."""
+        found = dict(self.buffers) | {name: torch.cat(parts) for name, parts in self.weights.items()}
+        for name, moments in self.moments.items():
+            for key, value in moments.items():
+                found[f"{name} {key}"] = torch.cat(value) if isinstance(value, list) else torch.as_tensor(value)
+        return found
+
 
 def client_state(engine: Engine) -> dict[str, Any]:
     """What DeepSpeed does not save by itself, for its ``save_checkpoint``."""

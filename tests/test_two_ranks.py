@@ -174,12 +174,7 @@ _RANK_LOCAL = {False: (), True: ("running_", "num_batches")}  # MoCo's BatchNorm
 
 def _contents(folder, stage, ranks):
     """Weights, buffers and moments of a checkpoint, whole."""
-    saved = saved_state.read(folder, stage, ranks, ())
-    found = dict(saved.buffers) | {name: torch.cat(parts) for name, parts in saved.weights.items()}
-    for name, moments in saved.moments.items():
-        for key, value in moments.items():
-            found[f"{name} {key}"] = torch.cat(value) if isinstance(value, list) else torch.as_tensor(value)
-    return found
+    return saved_state.read(folder, stage, ranks, ()).whole()
 
 
 def test_one_rank_s_full_disk_is_every_rank_s_error_and_no_one_waits(results):
