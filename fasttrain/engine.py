@@ -22,11 +22,11 @@ from .methods.base import Objective, Step
 from .optimizers import Role, create_optimizer, parameter_groups
 from .pipelines import Batch
 from .schedules import cosine, warmup_cosine
-from .sharding import find_shards, held_back, inner
+from .sharding import find_shards, held_back, inner, share_weights
 
 # Bytes of model state a parameter that every rank has, and that ranks share: fp32 weight, gradient, two Adam moments,
-# teacher; and from stage 1 on the weights a second time, of which DeepSpeed's optimizer has its shard.
-_STATE_BYTES = {0: (20, 0), 1: (12, 12), 2: (8, 16), 3: (0, 24)}
+# teacher; and at stages 1 and 2 the weights a second time, of which DeepSpeed's optimizer has its shard.
+_STATE_BYTES = {0: (20, 0), 1: (12, 12), 2: (8, 16), 3: (0, 20)}
 _BUCKET = 500_000_000  # elements that are reduced at once, at most: DeepSpeed's default
 
 
@@ -59,6 +59,7 @@ class Engine:
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=method, optimizer=optimizer, config=deepspeed_config(train, stage, self.precision, trained)
         )
+        share_weights(self.optimizer, stage)
         shards = find_shards(self.optimizer, stage) if needs_norms(train) else None
         stepped = inner(self.optimizer)
         if shards is not None and isinstance(stepped, LayerwiseOptimizer):

@@ -63,6 +63,21 @@ def shares(optimizer: Any, stage: int) -> list[tuple[Tensor, list[Share]]]:
     return found
 
 
+def share_weights(optimizer: Any, stage: int) -> None:
+    """Let stage 3 step a rank's shards of the weights themselves, not copies of them: all are fp32.
+
+    DeepSpeed 0.19.8 means to, but compares a torch.device with the name of one, and so copies. What is offloaded lies
+    elsewhere and has to be a copy.
+    """
+    if stage < 3:
+        return
+    for held, stepped in zip(
+        optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
+        if (held.dtype, held.device) == (stepped.dtype, stepped.device) and not optimizer.offload_optimizer:
+            stepped.data = held.data
+
+
 def find_shards(zero: Any, stage: int) -> Shards | None:
     """The shards of DeepSpeed's optimizer ``zero``; None at stage 0, which shards nothing.
 

@@ -15,7 +15,7 @@ _TWO = World(rank=0, local_rank=0, size=2, local_size=1)
 
 @pytest.mark.parametrize(("bytes_a_parameter", "stage"), [(20, 0), (18, 1), (17.9, 2), (16, 2), (15.9, 3), (1, 3)])
 def test_the_lowest_stage_that_takes_half_the_memory(monkeypatch, bytes_a_parameter, stage):
-    # On two ranks a parameter takes 20, 12 + 12/2, 8 + 16/2 and 24/2 bytes.
+    # On two ranks a parameter takes 20, 12 + 12/2, 8 + 16/2 and 20/2 bytes.
     monkeypatch.setattr(engine, "_memory", lambda device: 2 * bytes_a_parameter * 1000)
     assert engine.zero_stage(TrainConfig(), 1000, _TWO, _CPU) == stage
 

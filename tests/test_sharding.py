@@ -8,7 +8,7 @@ import torch
 from fasttrain import sharding
 from fasttrain.config import ConfigError
 from fasttrain.layerwise import Lars
-from fasttrain.sharding import find_shards, inner, parameter_by_parameter
+from fasttrain.sharding import find_shards, inner, parameter_by_parameter, share_weights
 
 
 def test_the_parts_of_a_parameter_smaller_than_the_world():
@@ -47,3 +47,17 @@ def test_stage_0_shards_nothing():
     optimizer = Lars([torch.ones(1)])
     assert find_shards(optimizer, 0) is None
     assert inner(optimizer) is optimizer
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offload", "shared"), [("float32", False, True), ("bfloat16", False, False), ("float32", True, False)]
+)
+def test_stage_3_steps_the_weights_themselves_unless_they_have_to_be_copied(dtype, offload, shared):
+    held, stepped = torch.zeros(4, dtype=getattr(torch, dtype)), torch.zeros(4, requires_grad=True)
+    zero = SimpleNamespace(
+        fp16_partitioned_groups_flat=[held], fp32_partitioned_groups_flat=[stepped], offload_optimizer=offload
+    )
+    share_weights(zero, 3)
+    with torch.no_grad():
+        stepped += 1
+    assert (held == int(shared)).all()

@@ -41,7 +41,7 @@ def parts(
     )
     shard = shard_elements(weights, zero)
     state = 0 if zero.offload else update.state * shard // elements
-    master = 4 * shard if stage and not zero.offload else 0
+    master = 4 * shard if stage in (1, 2) and not zero.offload else 0
     buckets, copy = _buckets(elements, sent, zero)
     during = copy if stage >= 2 else 0
     step = copy if zero.offload else max(copy, update.temporary * shard // elements + (4 * shard if stage else 0))
