@@ -1,6 +1,6 @@
 """The loader and each peer in turn: images a second, ratios between neighbours in time, memory.
 
-    pip install -e '.[bench]'
+    pip install -e '.[bench]' kornia
     python bench/paired_data.py --cifar10 DIR --imagenet DIR        # folders of JPEGs; one of them is enough
 
 CIFAR-10 with SimCLR's two views and ImageNet with DINO's ten, each with the published recipe. Ours is the Loader with

@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from fasttrain import cli
+from fasttrain import cli, methods
+from fasttrain.config import resolve
 from fasttrain.evaluate import command as evaluation
 from fasttrain.export import command as exporting
+from fasttrain.pipelines import View
 from fasttrain.plan import command as planning
 from fasttrain.report import command as reporting
 from fasttrain.report import views
@@ -22,8 +24,6 @@ from fasttrain.report import views
 _ROOT = Path(__file__).parent.parent
 _DOCS = sorted((_ROOT / "docs").glob("*.md"))
 _PAGES = [_ROOT / "README.md", *_DOCS]
-_LATER = {"data.md"}
-"""Pages that have their place in the navigation before they are written."""
 _PARTIAL = {"fasttrain report --views"}
 """Commands that a sentence names without the flags that go with them."""
 
@@ -44,8 +44,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 def test_every_page_has_its_place_in_the_navigation():
     pages = [page for entry in yaml.safe_load((_ROOT / "mkdocs.yml").read_text())["nav"] for page in entry.values()]
     there = {page.name for page in _DOCS}
-    assert there - set(pages) == set()
-    assert set(pages) - there <= _LATER
+    assert there == set(pages)
 
 
 def test_the_readme_leads_to_every_page():
@@ -149,7 +148,6 @@ def test_scripts_that_commands_name_are_there():
 
 def _flags():
     """All flags of all commands."""
-    from fasttrain import methods
     from fasttrain.command_line import _parser
 
     parsers = [planning._parser(), *(_parser(methods.load(name)) for name in methods.names())]
@@ -224,3 +222,57 @@ def test_the_bound_s_table_is_what_runs_gave():
             text for r in both for text in (f"{r['information']:.2f}", f"{r['deficit']:.2f}", f"{r['knn_top1']:.3f}")
         ]
         assert cells == wanted, method
+
+
+def _number(view, first):
+    return f"view {first}" if view.count == 1 else f"views {first} to {first + view.count - 1}"
+
+
+def test_the_views_are_those_of_the_published_recipes():
+    wanted = {}
+    for method in methods.names():
+        recipe, first = resolve(method, {"recipe": "imagenet"}).views, 0
+        for view in recipe.views:
+            more = ["local"] * view.local + [f"jigsaw {view.jigsaw} x {view.jigsaw}"] * bool(view.jigsaw)
+            more += [f"RandAugment {view.rand_augment}"] * bool(view.rand_augment)
+            more += [recipe.color_space] * (recipe.color_space != "rgb") + [recipe.interpolation]
+            chances = [f"{p:g}" if p else "" for p in (view.grey, view.blur, view.solarize)]
+            jitter = " ".join(f"{s:g}" for s in view.jitter) if any(view.jitter) else ""
+            area = f"{100 * view.scale[0]:g} to {100 * view.scale[1]:g} %"
+            wanted[f"{method}, {_number(view, first)}"] = [str(view.size), area, jitter, *chances, ", ".join(more)]
+            assert (view.flip, view.jitter_p, view.ratio, view.blur_sigma) == (0.5, 0.8, (3 / 4, 4 / 3), (0.1, 2.0))
+            first += view.count
+    assert _rows("data.md", "views") == wanted
+
+
+def test_the_view_s_keys_are_those_that_a_view_has():
+    keys = re.findall(r"^\| (`[^|]*`) \|", (_ROOT / "docs/data.md").read_text().partition("without it |\n")[2], re.M)
+    assert {name.strip("` ") for cell in keys for name in cell.split(",")} == set(View.__dataclass_fields__)
+
+
+def test_the_loader_s_table_is_what_was_measured():
+    results = json.loads((_ROOT / "bench/results/data-cpu.json").read_text())["results"]
+    wanted = {}
+    for case, sides in results.items():
+        for who, side in sides.items():
+            speed, cpu = side["images_per_s"]["median"], side["cpu_ms_per_image"]["median"]
+            ratio = "{median:.1f}x ({min:.1f} to {max:.1f})".format(**side["ratio"]) if "ratio" in side else ""
+            wanted[f"{case}: {who}"] = [f"{speed:,.0f}", f"{cpu:.2g}", f"{side['memory_mib']:.0f}", ratio]
+    assert _rows("data.md", "data-cpu") == wanted
+
+
+def test_the_table_of_start_up_is_what_was_measured():
+    results = json.loads((_ROOT / "bench/results/data-index.json").read_text())
+    wanted = {
+        name: [f"{found['images']:,}", f"{found.get('cpu_seconds', found['seconds']):.2g}"]
+        + [f"{found[key]:.0f}" for key in ("held_mib", "peak_mib")]
+        for name, found in results.items()
+        if isinstance(found, dict)
+    }
+    assert _rows("data.md", "data-index") == wanted
+
+
+def test_the_views_of_an_example_are_accepted():
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (_ROOT / "docs/data.md").read_text(), re.M | re.S)
+    config = resolve("dino", {"data_path": "-"}, yaml.safe_load(block))
+    assert (config.views.n_views, config.views.n_global) == (6, 2)

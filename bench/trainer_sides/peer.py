@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from fasttrain.config import Config
 from fasttrain.networks import create_backbone
+from fasttrain.pipelines import ViewRecipe
 
 from .clock import Side
 
@@ -36,7 +37,7 @@ class Peer(Side):
     def __init__(self, config: Config) -> None:
         t = config.train
         torch.manual_seed(t.seed)
-        dataset = LightlyDataset(t.data_path, transform=_transform(config))
+        dataset = LightlyDataset(t.data_path, transform=transform(config.method, config.views))
         self.loader = DataLoader(
             dataset, batch_size=t.batch_size_per_gpu, shuffle=True, drop_last=True, num_workers=_WORKERS
         )
@@ -183,9 +184,9 @@ class _BYOL(Model):
 MODELS: dict[str, type[Model]] = {"simclr": _SimCLR, "swav": _SwaV, "dino": _DINO, "byol": _BYOL}
 
 
-def _transform(config: Config) -> Any:
+def transform(method: str, recipe: ViewRecipe) -> Any:
     """The method's transform with the recipe's views: same sizes, areas, colours, grey and flips, no blur."""
-    views = config.views.views
+    views = recipe.views
     first, last = views[0], views[-1]
     jitter = dict(zip(("cj_bright", "cj_contrast", "cj_sat", "cj_hue"), first.jitter, strict=True))
     shared = {
@@ -194,17 +195,17 @@ def _transform(config: Config) -> Any:
         "cj_strength": 1.0,
         "random_gray_scale": first.grey,
         "hf_prob": first.flip,
-        "normalize": {"mean": list(config.views.mean), "std": list(config.views.std)},
+        "normalize": {"mean": list(recipe.mean), "std": list(recipe.std)},
     }
-    if config.method == "byol":
+    if method == "byol":
         each = [
             BYOLView1Transform(v.size, min_scale=v.scale[0], gaussian_blur=0.0, solarization_prob=v.solarize, **shared)
             for v in views
         ]
         return BYOLTransform(*each)
-    if config.method == "simclr":
+    if method == "simclr":
         return SimCLRTransform(first.size, min_scale=first.scale[0], gaussian_blur=0.0, **shared)
-    if config.method == "swav":
+    if method == "swav":
         low, high = zip(*(view.scale for view in views), strict=True)
         counts = tuple(view.count for view in views)
         sizes = tuple(view.size for view in views)

@@ -6,6 +6,7 @@ from pathlib import Path
 import data_side
 import paired_data
 import pytest
+import torch
 from peers import OURS, loaders
 from PIL import Image
 
@@ -63,6 +64,33 @@ def test_lightly_has_our_views(case, monkeypatch, tmp_path):
         assert tuple(crop.ratio) == pytest.approx(view.ratio)
         (blur,) = (p for p in other.transform.transforms if type(p).__name__ == "GaussianBlur")
         assert tuple(blur.sigmas) == View(1).blur_sigma == view.blur_sigma
+
+
+@pytest.mark.parametrize("sizes", [[(32, 32)] * 3, [(40, 36), (33, 50), (41, 41)]])
+@pytest.mark.parametrize("case", loaders.CASES, ids=lambda case: case.folder)
+def test_kornia_makes_our_views_of_a_batch(case, sizes, monkeypatch, tmp_path):
+    pytest.importorskip("kornia")
+    given = []
+    monkeypatch.setattr(loaders, "_loaded", lambda dataset, *rest: given.append(dataset))
+    grey = (120, 120, 120)  # stays one colour whatever is drawn
+    for k, size in enumerate(sizes):
+        Image.new("RGB", size, grey).save(tmp_path / f"{k}.jpg", quality=100)
+    loaders.kornia(case, tmp_path, 1)
+    views, mine = given[0].__getitems__([0, 1, 2]), case.views()
+    assert [tuple(view.shape) for view in views] == [(3, 3, view.size, view.size) for view in mine.each]
+    for view, recipe in zip(views, mine.each, strict=True):
+        values = view * torch.tensor(mine.std).view(-1, 1, 1) + torch.tensor(mine.mean).view(-1, 1, 1)
+        bright = recipe.jitter[0]
+        low, high = 120 / 255 * (1 - bright) - 0.01, 120 / 255 * (1 + bright) + 0.01
+        assert low <= values.mean() <= high or recipe.solarize
+        assert values.std((1, 2, 3)).max() < 0.02
+
+
+def test_a_batch_of_kornia_s_is_counted_as_its_images(tmp_path):
+    pytest.importorskip("kornia")
+    for k in range(4):
+        Image.new("RGB", (32, 32), (k, 90, 200)).save(tmp_path / f"{k}.jpg")
+    assert next(loaders.kornia(loaders.CASES[0], tmp_path, 0)) == loaders.CASES[0].batch
 
 
 def test_ours_runs_and_answers(tmp_path):
