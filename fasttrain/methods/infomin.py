@@ -53,7 +53,7 @@ class InfoMin(MoCo):
             return (1 - s.beta) * mean + s.beta * self.contrast(shuffled, key, queue)
 
         objective = self.objective(step, loss, lambda: self.twin(queries, key, queue, step))
-        self.queue.enqueue(key)
+        self.enqueue(key)
         return objective
 
     def _joined(self, patches: Sequence[Tensor]) -> Tensor:

@@ -56,7 +56,7 @@ class MoCo(Method):
         backbone = network(task.views.channels)
         self.student = Branch(backbone, moco_head(width_of(backbone), settings))
         self.teacher = make_teacher(self.student)
-        self.queue = MemoryBankModule((settings.queue_length, settings.out_dim), True, feature_dim_first=False)
+        self.queue = MemoryBankModule((settings.queue_length, settings.out_dim), feature_dim_first=False)
 
     def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
         """Mean InfoNCE of the queries; the keys enter the queue afterwards."""
@@ -68,8 +68,12 @@ class MoCo(Method):
             lambda: torch.stack([self.contrast(q, key, queue) for q in queries]).mean(),
             lambda: self.twin(queries, key, queue, step),
         )
-        self.queue.enqueue(key)
+        self.enqueue(key)
         return objective
+
+    def enqueue(self, key: Tensor) -> None:
+        """The keys of all ranks enter the queue of each."""
+        self.queue.enqueue(gather_detached(key, self.group))
 
     def contrast(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
         """InfoNCE of one view's queries, mean over the rows (equation 1)."""

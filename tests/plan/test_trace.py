@@ -115,6 +115,8 @@ def test_ranks_gather_rows_and_synchronise_batch_norm():
 def test_moco_s_batch_norm_stays_on_its_rank():
     traced = _traced(configured("moco", arch="conv_small"), world=4)
     assert {m.about for m in traced.messages} == {"loss and centre"}
+    # Images on their way to other ranks, their keys on the way back, and all keys into everyone's queue.
+    assert [m.kind for m in traced.messages] == ["all_gather"] * 3
 
 
 def test_uses_go_forward_and_then_back_without_the_teacher():
