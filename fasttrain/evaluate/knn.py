@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .nearest import Nearest
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ def knn(
     Each of the k neighbours of highest cosine votes for its class with weight exp(cosine / temperature). Exact, in
     chunks of queries, so that at most chunk x N similarities exist. A k beyond N is cut to N.
     """
-    bank = F.normalize(bank.float(), dim=1)
+    nearest = Nearest(bank)
     classes = int(torch.cat([bank_labels, query_labels]).max()) + 1
     correct = {k: [0, 0] for k in ks}
     for start in range(0, len(queries), chunk):
-        rows, labels = queries[start : start + chunk].float(), query_labels[start : start + chunk]
-        cosines, neighbours = (F.normalize(rows, dim=1) @ bank.T).topk(min(max(ks), len(bank)), dim=1)
+        rows, labels = queries[start : start + chunk], query_labels[start : start + chunk]
+        cosines, neighbours = nearest(rows, max(ks))
         weights, voted = ((cosines - 1) / temperature).exp(), bank_labels[neighbours]
         votes, counted = torch.zeros(len(rows), classes, device=rows.device), 0
         for k in sorted(ks):
