@@ -55,7 +55,7 @@ def run_all(runs: Sequence[Run], path: Path, *, show: bool = False) -> list[Row]
     With ``show`` nothing is trained. A row that other flags made is replaced.
     """
     if not show:
-        with _alone():
+        with alone():
             for number, run in enumerate(runs, 1):
                 held = {_run_of(row): row for row in read(path)}
                 if run in held:
@@ -122,7 +122,7 @@ def _run_of(row: Row) -> Run:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Two trainings at once on a few cores are many times slower than one after the other."""
     with Path(tempfile.gettempdir(), "fasttrain-campaign.lock").open("w") as lock:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -58,6 +58,24 @@ def drops(
         axes.set_title(title)
         axes.set_ylabel("points lost")
     panels[0].legend(frameon=False)
+    _save(figure, path)
+
+
+def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], families: Mapping[str, str], path: Path) -> None:
+    """Entropy, its ceiling and reconstruction over the steps: a column a family, the twins below."""
+    figure, panels = plt.subplots(2, len(families), figsize=(9, 5), sharex=True, sharey="col", layout="constrained")
+    for column, (family, method) in zip(panels.T, families.items(), strict=True):
+        for axes, twin, label in zip(column, ("", "+er"), ("", ", with --entropy"), strict=True):
+            run = runs[method + twin]
+            axes.plot(run["step"], run["entropy_max"], color="gray", linestyle="--", linewidth=1, label="its ceiling")
+            axes.plot(run["step"], run["entropy"], color=_TWIN, label="entropy")
+            axes.plot(run["step"], run["reconstruction"], color=_BASE, label="reconstruction")
+            axes.fill_between(run["step"], run["reconstruction"], run["entropy"], color=_TWIN, alpha=0.12)
+            axes.set_title(f"{family}: {method}{label}", fontsize=9)
+        column[-1].set_xlabel("step")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("nats")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3, loc="outside lower center", frameon=False)
     _save(figure, path)
 
 

@@ -76,7 +76,7 @@ def test_where_the_images_lie_does_not_matter(trained, tmp_path):
 
 
 def test_two_campaigns_do_not_run_at_once(trained, tmp_path):
-    with campaign._alone(), pytest.raises(SystemExit, match="another campaign is training"):
+    with campaign.alone(), pytest.raises(SystemExit, match="another campaign is training"):
         run_all(RUNS, tmp_path / "r.json")
 
 
