@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +70,8 @@ def test_work_is_done_side_by_side_and_matched_to_its_item(run, workers):
 
 def test_a_worker_that_dies_is_not_waited_for(run):
     run.workers = 1
-    with pytest.raises(WorkerLost, match="in one of: 3"):
-        list(run.side_by_side(os._exit, [3]))
+    with pytest.raises(WorkerLost, match="in one of: 9"):
+        list(run.side_by_side(signal.raise_signal, [9]))
 
 
 def _ends(run, *parts):
