@@ -13,10 +13,6 @@ and a, b around 0; or 8-bit ITU-R BT.601 over the full range, as PIL's ``convert
 COLOR_SPACES: tuple[str, ...] = get_args(ColorSpace)
 Floats = NDArray[np.float32]
 
-# Middle and half of the range that sRGB covers in Lab: with them, CMC's two networks see values in [-1, 1].
-LAB_MEAN = (50.0, 6.025, -6.6895)
-LAB_STD = (50.0, 92.208, 101.1675)
-
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 """RGB to luma and two differences (FCC 1953): hue is their angle, saturation their length."""
 _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
-Corner = NDArray[np.float32]
 
 
 def crop(

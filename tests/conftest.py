@@ -37,3 +37,27 @@ def dino_run(images, tmp_path_factory):
 
     vit = ("--arch", "vit_tiny", "--patch_size", 16, "--local_crops_number", 0, "--momentum_teacher", 0.5, "--lr", 0.1)
     return train_few_steps(images, tmp_path_factory.mktemp("dino") / "run", *vit, method="dino")
+
+
+@pytest.fixture
+def one_thread():
+    """As in the processes that tests start: sums then have one order, and spinning threads cost nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def straight(images, tmp_path_factory):
+    """Two epochs of four steps in one go, as a user starts them; flags with dashes, and what a launcher injects."""
+    from tests.small_runs import flags, start
+
+    output = tmp_path_factory.mktemp("runs") / "straight"
+    given = [a.replace("_", "-") if a.startswith("--") else a for a in flags(images, output, "--knn_every", 1)]
+    process = start([*given, "--local_rank=0"])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return output, out

@@ -1,11 +1,20 @@
 """A data set and flags so small that a whole run takes a fraction of a second."""
 
 import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from fasttrain.recorder import Recorder
+
+_ROOT = Path(__file__).parent.parent
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # left behind by runs in this process
 _TIMED = {"images_per_s", "data_wait", "train_images_per_s", "train_data_wait"}
 SMALL = {"recipe": "cifar", "batch_size_per_gpu": 8, "epochs": 2, "log_every": 1, "hidden_dim": 32, "out_dim": 8}
 
@@ -74,3 +83,30 @@ def train_few_steps(data, output, *more, method="simclr"):
     short = ("--limit_steps", 2, "--knn_every", 0, "--num_workers", 1, "--recipe", "cifar", *more)
     assert main(flags(data, output, *short, method=method)) == 0
     return output
+
+
+def start(arguments, *program):
+    """The command in a process of its own, as a user starts it, or another program with these arguments."""
+    environment = {k: v for k, v in os.environ.items() if k not in _LAUNCHER}
+    environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*(program or (sys.executable, "fasttrain/run.py")), *arguments]
+    return subprocess.Popen(
+        command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@contextmanager
+def when_logged(step, action):
+    """Do something once a step's line is written."""
+    write = Recorder.step
+
+    def written(self, values):
+        write(self, values)
+        if values["step"] == step:
+            action()
+
+    Recorder.step = written
+    try:
+        yield
+    finally:
+        Recorder.step = write

@@ -1,6 +1,7 @@
 """The engine chooses the lowest stage whose model state fits, and refuses what DeepSpeed gets wrong."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from fasttrain import engine
 from fasttrain.config import ConfigError, TrainConfig
 from fasttrain.distributed import World
+from fasttrain.methods.base import Step
 
 _CPU = torch.device("cpu")
 _TWO = World(rank=0, local_rank=0, size=2, local_size=1)
@@ -35,3 +37,12 @@ def test_one_rank_has_nothing_to_share(monkeypatch):
 def test_fp16_on_shards_is_refused():
     with pytest.raises(ConfigError, match="--precision fp16 cannot be used with --zero_stage 2"):
         engine.zero_stage(TrainConfig(zero_stage=2, precision="fp16"), 1000, _TWO, _CPU)
+
+
+def test_the_learning_rate_falls_to_a_tenth_at_each_drop():
+    """CMC's schedule: a linear start, then whole until an epoch at which it falls; no cosine."""
+    method = SimpleNamespace(momentum=lambda step: None)
+    settings = TrainConfig(lr_drops=(2.0, 3.0), warmup_epochs=0.5)
+    run = SimpleNamespace(train=settings, steps_per_epoch=4, total_steps=16, peak_lr=0.4, method=method)
+    rates = [engine.Engine.schedules(run, Step(index, 16, 4))["lr"] for index in range(16)]
+    assert rates == pytest.approx([0.2, *[0.4] * 7, *[0.04] * 4, *[0.004] * 4])

@@ -124,16 +124,6 @@ def _name(requirement):
     return requirement.lower()
 
 
-def test_every_package_and_every_recipe_is_installed():
-    setup = tomllib.loads((_ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    there = {_module(path).rpartition(".")[0] for path in _FILES}
-    assert set(setup["packages"]) == there
-    (pattern,) = [p for p in setup["package-data"]["fasttrain"] if p.endswith(".yaml")]
-    recipes = set((_ROOT / "fasttrain").rglob("*.yaml"))
-    assert recipes == set((_ROOT / "fasttrain").glob(pattern))
-    assert len(recipes) > 3
-
-
 def test_no_file_is_longer_than_350_lines():
     lengths = {str(path.relative_to(_ROOT)): len(path.read_text().splitlines()) for path in _FILES}
     assert {name: length for name, length in lengths.items() if length > 350} == {}

@@ -115,3 +115,8 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less():
 def test_batch_norm_is_not_recomputed(arch):
     with pytest.raises(ValueError, match="would count BatchNorm's statistics twice"):
         checkpoint_activations(create_backbone(arch))
+
+
+def test_a_network_that_keeps_all_activations_is_refused():
+    with pytest.raises(ValueError, match="Linear cannot checkpoint its activations; take a ViT"):
+        checkpoint_activations(torch.nn.Linear(2, 2))

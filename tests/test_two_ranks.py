@@ -52,6 +52,7 @@ def results(checkpoints):
         "vmf_reconstruction",
         "prototype_entropy",
         "sinkhorn",
+        "sinkhorn_of_scores_far_apart",
     ],
 )
 def test_reductions_and_their_gradients_equal_one_process(results, name):

@@ -86,6 +86,7 @@ def kernel_gradients(world):
     scores = torch.rand(BATCH, 6, generator=generator)
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     found["sinkhorn"] = (gathered(kernels.sinkhorn(scores[rows], group=group), world),)
+    found["sinkhorn_of_scores_far_apart"] = (gathered(kernels.sinkhorn(100 * scores[rows], group=group), world),)
     return found
 
 

@@ -50,6 +50,7 @@ def _report(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
     images = f"images in the map of features (default: {_IMAGES}); 0 leaves out all that needs the data"
     parser.add_argument("--images", type=int, default=_IMAGES, metavar="N", help=images)
+    parser.add_argument("--views", action="store_true", help="with a training's flags: a contact sheet of its views")
     given = parser.parse_args([underscored(a) for a in arguments])
     if not given.runs:
         raise ConfigError("report of what? give the folders of runs, or --views and a training's flags")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -45,7 +43,5 @@ def _logsumexp_over_ranks(x: Tensor, group: Group | None) -> Tensor:
 
 def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None) -> Tensor:
     """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32."""
-    if iterations < 1 or not epsilon > 0 or math.isinf(epsilon):
-        raise ValueError(f"sinkhorn needs iterations >= 1 and a positive epsilon, got {iterations} and {epsilon}")
     center = sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
     return ((scores.float() - center) / epsilon).softmax(1)

@@ -18,7 +18,8 @@ def evaluated(tmp_path, images):
     def run(*arguments):
         file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
         data = [] if "--data_path" in arguments else ["--data_path", images]
-        flags = [*arguments, *data, *_QUICK, "--cache", tmp_path / "cache", "--output", file]
+        cache = [] if "--cache" in arguments else ["--cache", tmp_path / "cache"]
+        flags = [*arguments, *data, *_QUICK, *cache, "--output", file]
         assert main(["eval", *map(str, flags)]) == 0
         return json.loads(file.read_text())
 
@@ -61,16 +62,18 @@ def test_teacher_and_student_differ(dino_run, evaluated):
     assert found[0]["lidar"] != found[1]["lidar"]
 
 
-def test_a_stock_timm_network_and_the_same_weights_exported_are_the_same(evaluated, tmp_path, capsys):
-    """Three ways to one network: timm's own, our export by itself, and our export in timm's."""
-    file = tmp_path / "resnet.safetensors"
-    stock = ["--timm", "resnet18", "--seed", "4"]
+@pytest.mark.parametrize(("name", "size"), [("resnet18", ["--size", "32"]), ("test_vit", [])])
+def test_a_stock_timm_network_and_the_same_weights_exported_are_the_same(evaluated, tmp_path, name, size):
+    """Three ways to one network: timm's own, our export by itself, and our export in timm's; no features are shared."""
+    file = tmp_path / "stock.safetensors"
+    stock = ["--timm", name, "--seed", "4"]
     assert main(["export", *stock, "--format", "timm", "--output", str(file)]) == 0
-    size = ["--size", "32", "--seed", "4"]
-    found = [evaluated(*source, *size) for source in (stock, [file], ["--timm", "resnet18", "--pretrained", file])]
-    assert _figures(found[0]) == _figures(found[1]) == _figures(found[2])
+    same = [*size, "--seed", "4", "--cache", "none"]
+    found = [evaluated(*source, *same) for source in (stock, [file], ["--timm", name, "--pretrained", file])]
+    assert [(one["extracted"], one["cached"]) for one in found] == [(32 + 8 + 4, 0)] * 3
+    assert _figures(found[0]) == _figures(found[1]) == _figures(found[2])  # to the last digit
     assert found[0]["knn"]["10"]["top1"] > 0
-    other = evaluated("--timm", "resnet18", "--size", "32", "--seed", "5")
+    other = evaluated("--timm", name, *size, "--seed", "5")
     assert other["rankme"] != found[0]["rankme"]
 
 

@@ -138,3 +138,9 @@ def test_inputs_that_cannot_be_used_are_named(arguments, message):
 def test_prototypes_of_another_dimension_are_named():
     with pytest.raises(ValueError, match=r"prototypes must be \[K, D = 3\], got \(7, 4\)"):
         SwaVLoss()([draw(4, 3)] * 2, [], prototypes=draw(7, 4))
+
+
+def test_prototypes_without_an_iteration_are_refused():
+    views = [draw(4, 8), draw(4, 8, seed=1)]
+    with pytest.raises(ValueError, match="prototypes need sinkhorn_iterations of at least 1"):
+        SwaVLoss(sinkhorn_iterations=0)(views, [], prototypes=draw(5, 8))

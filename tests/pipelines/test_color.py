@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from fasttrain.pipelines import View, ViewRecipe, evaluation_view
-from fasttrain.pipelines.color import LAB_MEAN, LAB_STD
+from tests.pipelines.photometric.cases import LAB_MEAN, LAB_STD
 from tests.pipelines.test_graph import make, neutral
 
 S = 16

@@ -42,6 +42,15 @@ def test_orientation_turns_the_size(kind, orientation):
     assert image_size(encode(kind, exif=turned(orientation))) == expected
 
 
+@pytest.mark.parametrize("cut", range(4, 26))
+def test_a_broken_exif_block_turns_nothing(cut):
+    """What the block says counts only if its entry is whole; the picture can be used either way."""
+    block = turned(6).tobytes()
+    assert image_size(encode("JPEG", exif=block)) == (30, 20)
+    assert image_size(encode("JPEG", exif=block[:cut])) == (20, 30)
+    assert image_size(encode("JPEG", exif=b"Exif\0\0XX" + block[8:])) == (20, 30)
+
+
 @pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.99])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_truncated_files(kind, fraction):

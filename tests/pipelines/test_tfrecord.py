@@ -56,6 +56,15 @@ def test_what_comes_first_counts_and_what_is_missing(tmp_path):
     assert indexed(path).labels.tolist() == [4, UNLABELLED, UNLABELLED]
 
 
+def test_a_name_after_its_feature(tmp_path):
+    """Protobuf lets the fields of a message come in any order."""
+    record = example(image=b"picture", label=7)
+    name, value = b"\x0a\x05label", b"\x12\x05\x1a\x03\x0a\x01\x07"
+    assert name + value in record
+    path = write_tfrecord(tmp_path / "a.tfrecord", [record.replace(name + value, value + name)])
+    assert (contents(path), indexed(path).labels.tolist()) == ([b"picture"], [7])
+
+
 def test_numbers_with_a_field_each(tmp_path):
     """As writers of the older protocol put them; proto3 packs them into one."""
     packed, unpacked = b"\x1a\x03\x0a\x01\x07", b"\x1a\x02\x08\x07"
@@ -76,7 +85,7 @@ def test_every_cut_leaves_what_is_whole(tmp_path):
     while at < len(data):
         at += 16 + struct.unpack_from("<Q", data, at)[0]
         lengths.append(at)
-    for cut in range(0, len(data), 61):
+    for cut in sorted({*range(0, len(data), 61), *(length + 5 for length in lengths[:-1])}):
         path.write_bytes(data[:cut])
         count = sum(cut >= length for length in lengths)
         found = indexed(path)

@@ -130,6 +130,15 @@ def test_a_broken_header_ends_the_shard(tmp_path):
     assert indexed(path).damage == f"no tar header at byte {at}; the 2 image(s) before it are used"
 
 
+def test_a_size_that_is_no_number_ends_the_shard(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples(range(3)))
+    at = indexed(path).offsets[2] - 512
+    data = bytearray(path.read_bytes())
+    data[at + 124 : at + 136] = b"of no matter"
+    path.write_bytes(data)
+    assert indexed(path).damage == f"no tar header at byte {at}; the 2 image(s) before it are used"
+
+
 def test_a_packed_shard(tmp_path):
     path = write_tar(tmp_path / "a.tar", samples(range(3)))
     path.write_bytes(gzip.compress(path.read_bytes()))

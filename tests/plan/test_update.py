@@ -34,10 +34,11 @@ def test_state_and_traffic_of_the_optimizers(optimizer, moments, moved):
     assert update.messages == ()
 
 
-def test_clipping_reads_and_writes_the_gradients():
+@pytest.mark.parametrize("each", [False, True])
+def test_clipping_reads_and_writes_the_gradients(each):
     plain, clipped = (
         trace_update(built(config), config.train, world=1)
-        for config in (configured("dino", arch="conv_small", clip_grad=clip) for clip in (0, 1))
+        for config in (configured("dino", arch="conv_small", clip_grad=clip, clip_each=each) for clip in (0, 1))
     )
     trained, _ = _counted(built(configured("dino", arch="conv_small")))
     assert clipped.moved - plain.moved == pytest.approx(3 * trained, rel=0.01)

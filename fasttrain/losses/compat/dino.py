@@ -9,6 +9,8 @@ from ...kernels.backend import Backend
 from ...kernels.checks import check_positive, check_rows
 from ..dino import CenteredCrossEntropy
 
+__all__ = ["DINOLoss"]
+
 _TEACHER_VIEWS = 2
 
 

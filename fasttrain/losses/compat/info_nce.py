@@ -13,6 +13,8 @@ from ...kernels.checks import check_pair, check_positive
 from ...kernels.contrastive import row_dots
 from ..base import at_least_single, unit_pair, unit_rows
 
+__all__ = ["InfoNCE", "info_nce"]
+
 Reduction = Literal["none", "sum", "mean"]
 NegativeMode = Literal["unpaired", "paired"]
 

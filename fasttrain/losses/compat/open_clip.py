@@ -13,6 +13,8 @@ from ...kernels.collectives import Group, mean_over_ranks
 from ...kernels.contrastive import row_dots
 from ..base import gather_detached
 
+__all__ = ["ClipLoss"]
+
 
 class ClipLoss(nn.Module):
     """InfoNCE from images to texts and back, as ``open_clip.loss.ClipLoss``, in nats; no logits are stored.

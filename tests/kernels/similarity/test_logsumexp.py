@@ -121,6 +121,12 @@ def test_the_same_bits_every_time():
         (torch.zeros(3, 4), torch.zeros(3, 4), {"scale": math.nan}, "scale must be finite, got nan"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"scale": torch.ones(2)}, r"scale must be one number.*\(2,\)"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"bias": torch.zeros(4)}, r"bias must be one number a row of y, \[3\]"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(3, 4),
+            {"bias": torch.zeros(3), "group": object()},
+            "bias does not cross ranks",
+        ),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"backend": "cuda"}, "backend must be one of auto, triton, cpu, eager"),
     ],
 )

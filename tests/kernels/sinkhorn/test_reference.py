@@ -44,3 +44,11 @@ def test_half_precision_scores_of_one_stay_finite():
 def test_refuses_settings_that_mean_nothing(options):
     with pytest.raises(ValueError, match="sinkhorn"):
         sinkhorn(torch.rand(3, 3), **options)
+    with pytest.raises(ValueError, match="sinkhorn"):
+        sinkhorn(1e6 * torch.rand(3, 3), **options)  # where the definition itself stands in
+
+
+@pytest.mark.parametrize("scores", [torch.rand(3), torch.rand(0, 3), torch.ones(3, 3, dtype=torch.long)])
+def test_refuses_scores_of_another_shape_or_type(scores):
+    with pytest.raises(ValueError, match="scores must be floating point"):
+        sinkhorn(scores)

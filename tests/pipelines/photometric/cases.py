@@ -3,8 +3,12 @@
 import numpy as np
 from PIL import Image
 
-from fasttrain.pipelines.color import LAB_MEAN, LAB_STD, normalisation
+from fasttrain.pipelines.color import normalisation
 from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
+
+# As in CMC's recipe.
+LAB_MEAN = (50.0, 6.025, -6.6895)
+LAB_STD = (50.0, 92.208, 101.1675)
 
 
 def look(space="rgb", channels=3):
