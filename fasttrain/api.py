@@ -98,6 +98,7 @@ def train(
         from .pipelines import open_source
         from .recorder import output_folder
         from .trainer import train as run
+        from .watchdog import starting
     except ModuleNotFoundError as error:
         raise ImportError(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'") from error
 
@@ -108,7 +109,8 @@ def train(
     values = {name: os.fspath(path) for name, path in paths.items() if path is not None} | settings
     values |= {} if entropy is None else {"entropy": entropy}
     chosen = resolve(method, values, None if config is None else read_yaml(Path(config)))
-    initialise(world)
+    with starting(world, chosen.train.watchdog_minutes):
+        initialise(world)
     output = output_folder(chosen, world)
     chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, output_dir=str(output)))
     t = chosen.train

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fasttrain.interruption import Interrupted
         from fasttrain.pipelines import DataError
         from fasttrain.trainer import Collapsed, train
-        from fasttrain.watchdog import Crashed, first_to_end, linger
+        from fasttrain.watchdog import Crashed, first_to_end, linger, starting
     except ModuleNotFoundError as error:
         return _fail(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'")
 
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if world.is_main:
                 print(config.to_yaml(), end="")
             return 0
-        initialise(world)
+        with starting(world, config.train.watchdog_minutes):
+            initialise(world)
         summary = train(config, world)
     except (ConfigError, DataError, KeyboardInterrupt) as error:  # maybe on this rank alone
         stopped = isinstance(error, KeyboardInterrupt)

@@ -36,6 +36,7 @@ from .watchdog import Watchdog
 from .weights import start_from
 
 _COLLAPSED_RANK = 2
+_BOUND = ("entropy", "entropy_max", "reconstruction", "information", "deficit")
 _BEFORE = -1  # the number of the epoch that a method may see before the first
 
 
@@ -99,6 +100,8 @@ class _Run:
             start_from(method, Path(t.init_from))
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.rollbacks = 0
+        self.good = "never"
+        """Where a rollback goes, as ``--resume`` has it; not to what another run has left in the folder."""
         self.guard = Guard(self.engine, t.max_skipped_steps)
         self.watch, self.spikes = Watch(steps_per_epoch), Spikes()
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
@@ -113,6 +116,7 @@ class _Run:
         found, notes = checkpoint.choose(t.resume, self.output, self.world)
         if found is not None:  # before any work: a wrong checkpoint is known from its card
             notes += checkpoint.changes(checkpoint.check(found, self._card(0)), self._card(0))
+            self.good = t.resume
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
         done = 0 if found is None else self._restore(found)
         self.last = max(self.last, done)
@@ -160,7 +164,7 @@ class _Run:
             except Diverged as error:
                 if self.rollbacks >= self.config.train.rollback:
                     raise
-                found, notes = checkpoint.choose("auto", self.output, self.world)
+                found, notes = checkpoint.choose(self.good, self.output, self.world)
                 if found is None:
                     raise
                 rollbacks = self.rollbacks + 1
@@ -264,6 +268,7 @@ class _Run:
                 raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
             folder = self.output / "checkpoints"
             checkpoint.publish(self.engine, folder, self._card(done), keep=keep, newest=t.keep)
+            self.good = "auto"
         if stopping and done < self.last:
             raise Interrupted(stopping, done, self.output)
 
@@ -313,7 +318,6 @@ class _Run:
         steps: int,
     ) -> dict[str, Any]:
         c, t = self.config, self.config.train
-        information = logged.get("information")
         return {
             "method": c.method,
             "entropy_objective": c.entropy,
@@ -330,11 +334,7 @@ class _Run:
             "knn_top1_untrained": untrained,
             "knn_top1_pixels": pixels,
             "rankme": evaluation.rankme,
-            "entropy": logged.get("entropy"),
-            "entropy_max": logged.get("entropy_max"),
-            "reconstruction": logged.get("reconstruction"),
-            "information": information,
-            "deficit": logged.get("deficit"),
+            **{name: logged.get(name) for name in _BOUND},
             "skipped_steps": self.guard.skipped,
             "rollbacks": self.rollbacks,
             "collapsed": self.watch.collapsed or evaluation.rankme < _COLLAPSED_RANK,

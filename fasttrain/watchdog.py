@@ -61,6 +61,33 @@ def linger(world: World) -> None:
         time.sleep(_LINGER)
 
 
+@contextmanager
+def starting(world: World, minutes: float, *, leave: Callable[[int], None] = os._exit) -> Iterator[None]:
+    """For the start of the process group: if it takes longer than ``minutes`` (0: never mind) this process ends.
+
+    It says so in a line, whatever the rank: where one never came, the others cannot agree on who speaks.
+    """
+
+    def end() -> None:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        print(
+            f"fasttrain: rank {world.rank} waited {minutes:g} minutes (--watchdog_minutes) at {where} for all "
+            f"{world.size} ranks to start; look at what the others say, then start all of them",
+            file=sys.stderr,
+        )
+        _flush()
+        leave(CRASHED)
+
+    timer = threading.Timer(minutes * 60, end)
+    timer.daemon = True
+    if world.size > 1 and minutes:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Watchdog:
     """A thread beside the training of one rank, started when it is entered.
 

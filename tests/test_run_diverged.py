@@ -109,6 +109,9 @@ def test_rollbacks_come_to_an_end_and_need_a_checkpoint(images, tmp_path, capsys
     assert captured.err.startswith("fasttrain: the loss is nan at step 4 (entropy nan, ")
     assert main(flags(images, tmp_path / "none", *given)) == 3
     assert "rolled back" not in capsys.readouterr().out
+    # What another run has left in the folder is not gone back to.
+    assert main(flags(images, tmp_path / "run", *given, "--resume", "never")) == 3
+    assert "rolled back" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [[], ["--log_every", "100"]], ids=["every_step", "last_step"])

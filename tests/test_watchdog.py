@@ -1,10 +1,13 @@
 """The watchdog of one rank; how ranks bring each other down is in test_failing_ranks.py."""
 
+import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,8 @@ import torch.distributed as dist
 from fasttrain import watchdog
 from fasttrain.distributed import World
 from fasttrain.watchdog import Crashed, Watchdog
+
+_ROOT = Path(__file__).parent.parent
 
 _ONE = World(0, 1, 0, 1)
 _SECOND = 1 / 60
@@ -61,6 +66,36 @@ def test_without_a_folder_the_stacks_go_to_stderr(capfd):
     err = capfd.readouterr().err
     assert "in _hang_in_here" in err
     assert err.endswith("the stacks of all threads are above\n")
+
+
+def test_a_rank_whose_others_never_start_says_so_and_ends(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    alone = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    given = ["--method", "dino", "--watchdog_minutes", "0.01", "--output_dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "fasttrain/run.py", *given],
+        env=os.environ | alone,
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
+    where = f"rank 1 waited 0.01 minutes (--watchdog_minutes) at 127.0.0.1:{port} for all 2 ranks to start"
+    assert said == [f"fasttrain: {where}; look at what the others say, then start all of them"]
+
+
+def test_ranks_that_start_in_time_are_left_alone():
+    ended = []
+    for size, minutes in ((2, 1e-3), (2, 0), (1, 1e-3)):
+        with watchdog.starting(World(0, 0, size, size), minutes, leave=ended.append):
+            time.sleep(0.0 if size == 2 and minutes else 0.2)
+    time.sleep(0.2)
+    assert ended == []
 
 
 def test_steps_and_long_work_between_them_are_no_hang():
