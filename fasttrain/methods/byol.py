@@ -29,7 +29,7 @@ from .base import (
 
 
 @dataclass(frozen=True)
-class BYOLSettings:
+class BYOLSettings(er.SphereSettings):
     """BYOL's own settings, as in its official code for ResNet-50 at batch 4096."""
 
     hidden_dim: int = flag(4096, "width of the hidden layer of projection head and predictor")
@@ -39,7 +39,6 @@ class BYOLSettings:
     entropy_of: Literal["prediction", "projection"] = flag(
         "prediction", "of which variable the twin raises the entropy"
     )
-    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
 
 
 class BYOL(Method):
@@ -67,7 +66,7 @@ class BYOL(Method):
         return self.objective(
             step,
             lambda: 4 - 4 * torch.stack([(p * t).sum(1).mean() for p, t in pairs]).mean(),
-            lambda: er.sphere(variables, pairs, kappa=self.settings.kappa, group=self.group, measure=step.measure),
+            lambda: er.sphere(variables, pairs, self.settings, group=self.group, measure=step.measure),
         )
 
 

@@ -22,7 +22,7 @@ _LUMINANCE, _CHROMA = 1, 2  # channels of L and ab, or of Y and CbCr
 
 
 @dataclass(frozen=True)
-class CMCSettings:
+class CMCSettings(er.SphereSettings):
     """CMC's own settings, as in its official code with the softmax objective."""
 
     temperature: float = flag(0.07, "temperature of InfoNCE")
@@ -30,7 +30,6 @@ class CMCSettings:
     mlp: bool = flag(False, "a head of two layers (CMC v2) in place of one")
     negatives: int = flag(16384, "images drawn from the memory as negatives; 0: the batch's other images, no memory")
     memory_momentum: float = flag(0.5, "momentum of an image's row in the memory")
-    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
 
 
 class CMC(Method):
@@ -84,7 +83,7 @@ class CMC(Method):
             lambda: er.sphere(
                 [z for pair in pairs for z in pair],
                 pairs,
-                kappa=self.settings.kappa,
+                self.settings,
                 group=self.group,
                 measure=step.measure,
             ),

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..flags import flag
 from ..kernels import log_vmf_normalizer, prototype_terms, row_logsumexp, vmf_entropy, vmf_reconstruction
 from ..kernels.collectives import Group, mean_over_ranks
 from ..losses import Bound
@@ -23,11 +24,19 @@ from ..losses.entropy_reconstruction import sphere_bound
 from .base import Objective
 
 
+@dataclass(frozen=True)
+class SphereSettings:
+    """What methods whose bound is on the sphere have in common."""
+
+    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
+    entropy_leave_one_out: bool = flag(False, "leave a row's kernel on itself out of the twin's entropy")
+
+
 def sphere(
     variables: Sequence[Tensor] | Tensor,
     pairs: Sequence[tuple[Tensor, Tensor]],
+    settings: SphereSettings,
     *,
-    kappa: float,
     group: Group | None,
     support: Tensor | None = None,
     measure: bool,
@@ -37,12 +46,17 @@ def sphere(
     ``variables`` carry gradient: their entropy (Joe's average) is what rises. ``pairs`` are (query, target), each
     [B, D]; detach the targets that the method does not train through. The kernels stand on the variable's own rows
     or, if it is given, on the rows of ``support`` [Q, D], which has no gradient.
+
+    A row's kernel on itself has no gradient but is most of the density in a batch that is spread out, and so takes most
+    of the force out of the entropy, the more so the smaller the batch. The paper's estimate has it;
+    ``settings.entropy_leave_one_out`` leaves it out.
     """
+    kappa, alone = settings.kappa, settings.entropy_leave_one_out
     entropy_of = partial(vmf_entropy, kappa=kappa, normalizer="none", group=group)
     rec_of = partial(vmf_reconstruction, kappa=kappa, normalizer="none", group=group)
     reconstruction = torch.stack([rec_of(query, target) for query, target in pairs]).mean()
     if support is None:
-        entropies = [entropy_of(z) for z in variables]
+        entropies = [entropy_of(z, leave_one_out=alone) for z in variables]
     else:
         entropies = [_entropy_against(z, support, kappa, group) for z in variables]
     entropy = torch.stack(entropies).mean()

@@ -21,7 +21,7 @@ from .base import Branch, Method, Network, Objective, Step, Task, slice_views, w
 
 
 @dataclass(frozen=True)
-class MoCoSettings:
+class MoCoSettings(er.SphereSettings):
     """MoCo's own settings, as in its official code for v2; v1 is --mlp false --temperature 0.07."""
 
     temperature: float = flag(0.2, "temperature of InfoNCE; 0.07 in v1")
@@ -32,7 +32,6 @@ class MoCoSettings:
     momentum_teacher: float = flag(0.999, "the key encoder's momentum at the start")
     momentum_teacher_end: float = flag(0.999, "the key encoder's momentum at the end (cosine)")
     entropy_support: Literal["batch", "queue"] = flag("batch", "where the twin's kernels stand: batch or queue")
-    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
 
 
 class MoCo(Method):
@@ -52,6 +51,10 @@ class MoCo(Method):
             raise ValueError(
                 f"--queue_length {settings.queue_length} is not a multiple of the batch, {task.batch} on all ranks; "
                 f"use {max(settings.queue_length // task.batch, 1) * task.batch}"
+            )
+        if settings.entropy_leave_one_out and settings.entropy_support == "queue":
+            raise ValueError(
+                "--entropy_leave_one_out: no row has a kernel in the queue; leave out --entropy_support queue"
             )
         backbone = network(task.views.channels)
         self.student = Branch(backbone, moco_head(width_of(backbone), settings))
@@ -84,7 +87,7 @@ class MoCo(Method):
         s = self.settings
         pairs = [(query, key) for query in queries]
         support = queue if s.entropy_support == "queue" else None
-        return er.sphere(queries, pairs, kappa=s.kappa, group=self.group, support=support, measure=step.measure)
+        return er.sphere(queries, pairs, s, group=self.group, support=support, measure=step.measure)
 
     @torch.no_grad()
     def keys(self, views: Sequence[Tensor], step: Step) -> Tensor:

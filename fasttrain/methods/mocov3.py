@@ -29,7 +29,7 @@ from .base import (
 
 
 @dataclass(frozen=True)
-class MoCoV3Settings:
+class MoCoV3Settings(er.SphereSettings):
     """MoCo v3's own settings, with the names of its official code; the temperature is that of ResNet-50."""
 
     temperature: float = flag(1.0, "temperature; the authors take 0.2 for ViTs")
@@ -38,7 +38,6 @@ class MoCoV3Settings:
     stop_grad_conv1: bool = flag(True, "leave a ViT's patch projection at its random start, for stability")
     momentum_teacher: float = flag(0.99, "the momentum encoder's momentum at the start")
     momentum_teacher_end: float = flag(1.0, "the momentum encoder's momentum at the end (cosine)")
-    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
 
 
 class MoCoV3(Method):
@@ -70,7 +69,7 @@ class MoCoV3(Method):
         return self.objective(
             step,
             lambda: 2 * torch.stack([self._contrast(q, k) for q, k in pairs]).mean(),
-            lambda: er.sphere(predictions, pairs, kappa=self.settings.kappa, group=self.group, measure=step.measure),
+            lambda: er.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
         )
 
     def _contrast(self, query: Tensor, keys: Tensor) -> Tensor:

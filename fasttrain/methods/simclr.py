@@ -16,13 +16,12 @@ from .base import Branch, Method, Network, Objective, Step, Task, width_of
 
 
 @dataclass(frozen=True)
-class SimCLRSettings:
+class SimCLRSettings(er.SphereSettings):
     """SimCLR's own settings, as in the paper for ResNet-50 at batch 4096."""
 
     temperature: float = flag(0.1, "temperature of NT-Xent")
     hidden_dim: int = flag(2048, "width of the projection head's hidden layer")
     out_dim: int = flag(128, "dimension of the projection")
-    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
 
 
 class SimCLR(Method):
@@ -47,7 +46,7 @@ class SimCLR(Method):
         return self.objective(
             step,
             lambda: torch.stack([self._nt_xent(a, b) for a, b in pairs]).mean(),
-            lambda: er.sphere(z, pairs, kappa=self.settings.kappa, group=self.group, measure=step.measure),
+            lambda: er.sphere(z, pairs, self.settings, group=self.group, measure=step.measure),
         )
 
     def _nt_xent(self, a: Tensor, b: Tensor) -> Tensor:

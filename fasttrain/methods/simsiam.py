@@ -15,13 +15,12 @@ from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, u
 
 
 @dataclass(frozen=True)
-class SimSiamSettings:
+class SimSiamSettings(er.SphereSettings):
     """SimSiam's own settings, as in its official code for ResNet-50."""
 
     dim: int = flag(2048, "width of the projection head, and dimension of the projection")
     pred_dim: int = flag(512, "width of the predictor's hidden layer")
     fix_pred_lr: bool = flag(True, "keep the predictor's learning rate at its peak")
-    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
 
 
 class SimSiam(Method):
@@ -50,5 +49,5 @@ class SimSiam(Method):
         return self.objective(
             step,
             lambda: -torch.stack([(p * t).sum(1).mean() for p, t in pairs]).mean(),
-            lambda: er.sphere(predictions, pairs, kappa=self.settings.kappa, group=self.group, measure=step.measure),
+            lambda: er.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
         )

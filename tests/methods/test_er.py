@@ -11,7 +11,7 @@ from fasttrain.methods import er
 def test_sphere_loss_is_constant_free_and_equals_the_written_out_bound():
     z = normalize(torch.randn(3, 8, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
     pairs = [(0, 1), (0, 2), (1, 2)]
-    objective = er.sphere(z, [(z[a], z[b]) for a, b in pairs], kappa=10.0, group=None, measure=True)
+    objective = er.sphere(z, [(z[a], z[b]) for a, b in pairs], er.SphereSettings(), group=None, measure=True)
     constant = -log_vmf_normalizer(128, 10.0)
     entropy = sum(constant + math.log(8) - (10 * v @ v.T).logsumexp(1).mean() for v in z) / 3
     rec = sum(constant - 10 * (z[a] * z[b]).sum(1).mean() for a, b in pairs) / 3
@@ -23,10 +23,20 @@ def test_sphere_loss_is_constant_free_and_equals_the_written_out_bound():
     assert objective.bound.deficit.item() == pytest.approx(log_sphere_area(128) - free.item(), abs=1e-5)
 
 
+def test_the_loss_can_leave_out_a_row_s_kernel_on_itself():
+    z = normalize(torch.randn(2, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    settings = er.SphereSettings(kappa=4.0, entropy_leave_one_out=True)
+    objective = er.sphere(z, [(z[0], z[1])], settings, group=None, measure=True)
+    others = ~torch.eye(8, dtype=torch.bool)
+    entropy = sum(math.log(7) - (4 * v @ v.T)[others].view(8, 7).logsumexp(1).mean() for v in z) / 2
+    assert objective.loss.item() == pytest.approx((-4 * (z[0] * z[1]).sum(1).mean() - entropy).item(), abs=1e-6)
+    assert objective.bound.entropy.item() == pytest.approx(objective.bound.unbiased_entropy.item(), abs=1e-6)
+
+
 def test_kernels_may_stand_on_a_queue_that_gets_no_gradient():
     generator = torch.Generator().manual_seed(0)
     z, queue = (normalize(torch.randn(n, 6, generator=generator), dim=1).requires_grad_() for n in (5, 12))
-    objective = er.sphere([z], [(z, z.detach())], kappa=10.0, group=None, support=queue, measure=True)
+    objective = er.sphere([z], [(z, z.detach())], er.SphereSettings(), group=None, support=queue, measure=True)
     written = -10 * (z * z.detach()).sum(1).mean() - (math.log(12) - (10 * z @ queue.detach().T).logsumexp(1).mean())
     torch.testing.assert_close(objective.loss, written)
     (found,) = torch.autograd.grad(objective.loss, z, retain_graph=True)

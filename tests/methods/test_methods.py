@@ -227,6 +227,11 @@ def test_a_queue_that_the_batch_does_not_divide_is_refused_with_one_that_it_does
         build("moco", False, queue_length=70)
 
 
+def test_a_queue_has_no_row_s_own_kernel_to_leave_out():
+    with pytest.raises(ValueError, match="--entropy_leave_one_out: no row has a kernel in the queue"):
+        build("moco", True, entropy_support="queue", entropy_leave_one_out=True)
+
+
 def test_infomin_needs_its_jigsaw():
     with pytest.raises(ValueError, match="infomin needs a jigsaw view"):
         build("infomin", False, views=recipe())
