@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 _KEPT = ["knn_top1", "knn_top1_untrained", "knn_top1_pixels", "rankme", "entropy", "entropy_max", "reconstruction"]
 _KEPT += ["information", "deficit", "collapsed", "dataset", "epochs", "steps", "seconds", "images_per_s"]
 Row = dict[str, Any]
+Key = tuple[str, int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Run:
         return [sys.executable, str(ROOT / "fasttrain/run.py"), *flags]
 
     @property
+    def key(self) -> Key:
+        """What tells it from other runs, and finds its row."""
+        return self.name, self.seed, self.flags
+
+    @property
     def all_flags(self) -> tuple[str, ...]:
         """The flags with the place of the images."""
         return self.flags if self.data is None else (*self.flags, "--data_path", self.data)
@@ -57,14 +63,14 @@ def run_all(runs: Sequence[Run], path: Path, *, show: bool = False) -> list[Row]
     if not show:
         with alone():
             for number, run in enumerate(runs, 1):
-                held = {_run_of(row): row for row in read(path)}
-                if run in held:
+                held = {_key(row): row for row in read(path)}
+                if run.key in held:
                     continue
                 print(f"[{number}/{len(runs)}] {run.name}, seed {run.seed}", flush=True)
-                others = [row for r, row in held.items() if (r.name, r.seed) != (run.name, run.seed)]
+                others = [row for key, row in held.items() if key[:2] != run.key[:2]]
                 write(path, [*others, _train(run)])
-    wanted = set(runs)
-    return [row for row in read(path) if _run_of(row) in wanted]
+    wanted = {run.key for run in runs}
+    return [row for row in read(path) if _key(row) in wanted]
 
 
 def read(path: Path) -> list[Row]:
@@ -117,8 +123,8 @@ def _train(run: Run) -> Row:
     return what | kept | {"peak_bytes_at_most": peak}
 
 
-def _run_of(row: Row) -> Run:
-    return Run(row["run"], row["seed"], tuple(row["flags"]))
+def _key(row: Row) -> Key:
+    return row["run"], row["seed"], tuple(row["flags"])
 
 
 @contextmanager

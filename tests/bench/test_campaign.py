@@ -45,6 +45,15 @@ def test_what_is_done_is_not_done_again(trained, tmp_path):
     assert len(json.loads(path.read_text())["runs"]) == 3
 
 
+def test_a_run_of_another_kind_is_found_again_too(trained, tmp_path):
+    class Special(Run):
+        pass
+
+    for _ in range(2):
+        rows = run_all([Special("dino special", 0)], tmp_path / "r.json")
+    assert len(trained) == len(rows) == 1
+
+
 def test_a_campaign_that_breaks_keeps_what_it_had(trained, tmp_path, monkeypatch):
     path, train = tmp_path / "r.json", campaign._train
 
