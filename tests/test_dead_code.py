@@ -8,7 +8,7 @@ from fasttrain import methods
 from fasttrain.export import command as export
 
 _ROOT = Path(__file__).parent.parent
-_LINKS = ["*/fasttrain/kernels/*", "*/fasttrain/pipelines/*"]  # the same files once more
+_LINKS = [f"{_ROOT}/fasttrain/{folder}/*" for folder in ("kernels", "pipelines")]  # the same files once more
 _USED_FROM_OUTSIDE = {
     "_check_input_dim": "torch's BatchNorm calls it",
     "allreduce": "torch.distributed calls it",
