@@ -70,12 +70,10 @@ def starting(world: World, minutes: float, *, leave: Callable[[int], None] = os.
 
     def end() -> None:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        print(
-            f"fasttrain: rank {world.rank} waited {minutes:g} minutes (--watchdog_minutes) at {where} for all "
-            f"{world.size} ranks to start; look at what the others say, then start all of them",
-            file=sys.stderr,
+        _say(
+            f"rank {world.rank} waited {minutes:g} minutes (--watchdog_minutes) at {where} for all "
+            f"{world.size} ranks to start; look at what the others say, then start all of them"
         )
-        _flush()
         leave(CRASHED)
 
     timer = threading.Timer(minutes * 60, end)
@@ -134,7 +132,7 @@ class Watchdog:
             text = "".join(traceback.format_exception(error))
             what = f"{what}; {self._record('its traceback is', lambda fd: os.write(fd, text.encode()))}"
             if self.world.size > 1:
-                self._say(what)
+                _say(what)
         if self.world.size > 1:
             linger(self.world)
             self.leave(CRASHED)
@@ -146,7 +144,7 @@ class Watchdog:
                 where = self._record("the stacks of all threads are", faulthandler.dump_traceback)
                 if self._told.acquire(blocking=False) and first_to_end(self.world, CRASHED, "hang", store=self._store):
                     rank, minutes = self.world.rank, self.limit / 60
-                    self._say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
+                    _say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
                 linger(self.world)
                 return self.leave(CRASHED)
             if self._end is not None:
@@ -179,10 +177,6 @@ class Watchdog:
             write(2)
             return f"{what} above"
 
-    def _say(self, line: str) -> None:
-        print(f"fasttrain: {line}", file=sys.stderr)
-        _flush()
-
     def __enter__(self) -> Watchdog:
         self._thread.start()
         self._listener.start()
@@ -194,6 +188,11 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()
         self._listener.join(_PATIENCE)
+
+
+def _say(line: str) -> None:
+    print(f"fasttrain: {line}", file=sys.stderr)
+    _flush()
 
 
 def _flush() -> None:

@@ -16,7 +16,6 @@ import gc
 import inspect
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from environments import environments
 
 ROOT = Path(__file__).parents[2]
 BATCH, IMAGES, RANKS = 8, 64, 2
@@ -313,18 +314,11 @@ def check(cases: list[Case]) -> list[dict[str, Any]]:
 
 def on_two_ranks(cases: list[Case]) -> list[dict[str, Any]]:
     """What rank 0 measured, case by case, all in one pair of processes."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         command = [sys.executable, "-W", "ignore", __file__, "--measure", json.dumps(cases), "--output", str(path)]
         common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPSPEED_LOG_LEVEL": "error"}
-        common |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = [
-            subprocess.Popen(command, cwd=ROOT, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(RANKS)
-        ]
+        ranks = [subprocess.Popen(command, cwd=ROOT, env=os.environ | common | one) for one in environments(RANKS)]
         try:
             ended = [rank.wait(timeout=600) for rank in ranks]
         finally:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+
+from environments import environments
 
 ROOT = Path(__file__).parents[2]
 _RESULT = ROOT / "bench/results/weak.json"
@@ -28,13 +29,13 @@ _FLAGS = ["--epochs", "30", "--knn_every", "0", "--precision", "fp32", "--num_wo
 _FLAGS += ["--batch_size_per_gpu", str(_BATCH), "--limit_steps", str(_STEPS), "--log_every", str(_LOGGED)]
 
 
-def start(method: str, output: Path, core: int, *flags: str, ranks: dict[str, str] | None = None) -> subprocess.Popen:
+def start(method: str, output: Path, core: int, *flags: str, rank: dict[str, str] | None = None) -> subprocess.Popen:
     """The command as one rank, pinned to a core."""
     command = ["taskset", "-c", str(core), sys.executable, "fasttrain/run.py", *_METHODS[method], *_FLAGS, *flags]
     return subprocess.Popen(
         [*command, "--output_dir", str(output)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (ranks or {}),
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (rank or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -59,13 +60,10 @@ def alone(method: str, folder: Path, count: int = 1) -> float:
 
 def together(method: str, folder: Path, stage: int) -> float:
     """Two ranks of one run."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     output = folder / f"zero-{stage}"
     runs = [
-        start(method, output, r, "--zero_stage", str(stage), ranks=common | {"RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(2)
+        start(method, output, core, "--zero_stage", str(stage), rank=environment)
+        for core, environment in enumerate(environments(2))
     ]
     return seconds_a_step(runs, [output], 2 * _BATCH)
 
