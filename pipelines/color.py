@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 """RGB to luma and two differences (FCC 1953): hue is their angle, saturation their length."""
+_LUMA = YIQ[0].astype(np.float32)
 _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = np.array([0.95047, 1.0, 1.08883])  # XYZ of D65, 2 degree observer
 RELATIVE_XYZ: Floats = (_XYZ / _WHITE[:, None]).astype(np.float32)
@@ -36,6 +37,11 @@ def normalisation(color_space: ColorSpace, mean: tuple[float, ...], std: tuple[f
     unit = 1.0 if color_space == "lab" else 255.0
     spread = np.array(std, np.float64)
     return (1 / (unit * spread)).astype(np.float32), (-np.array(mean, np.float64) / spread).astype(np.float32)
+
+
+def luma(channels: int) -> Floats:
+    """Weights [C] of a pixel's channels in its grey: BT.601's, or 1 of the only channel."""
+    return _LUMA if channels == 3 else np.ones(1, np.float32)
 
 
 def linear_light() -> Floats:

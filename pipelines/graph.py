@@ -194,11 +194,13 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
     x = fn.resize(images, size=size, roi_start=given["start"], roi_end=given["end"], interp_type=kind, antialias=True)
     if "angle" in given:
         x = fn.rotate(x, angle=given["angle"], keep_size=True, fill_value=0)
-    jitter = {name: given[name] for name in _COLORS if name in given}
+    jitter = {name: given[name] for name in ("brightness", "saturation", "hue") if name in given}
     if "saturation" in jitter or "hue" in jitter:
         x = fn.color_twist(x, **jitter)
     elif jitter:
         x = fn.brightness_contrast(x, **jitter)
+    if "contrast" in given:  # DALI's is about 128
+        x = rand_augment.contrast(x, given["contrast"], recipe.channels)
     if "sigma" in given:
         x = fn.gaussian_blur(x, sigma=given["sigma"], window_size=given["window"])
     return rand_augment.graph(x, given, view.rand_augment, view.size, recipe.channels)

@@ -101,6 +101,14 @@ def graph(x: Any, given: dict[str, Any], count: int, size: int, channels: int) -
     return x
 
 
+def contrast(x: Any, factor: Any, channels: int) -> Any:
+    """Scale the distance of 8-bit pixels [size, size, C] from their mean grey by ``factor``, a node of scalars."""
+    from nvidia.dali import fn, math
+
+    middle = math.floor(fn.reductions.mean(_grey(x, channels), axis_names="HW", keep_dims=True) + 0.5)
+    return _blend(middle, x, _beside(x, factor))
+
+
 def _choose(branch: Any, low: int, high: int, x: Any, context: _Context) -> Any:
     """Send every image into its branch: DALI turns an ``if`` on a node into a split and a merge of the batch."""
     if low == high:
@@ -173,11 +181,7 @@ def _color(x: Any, context: _Context) -> Any:
 
 
 def _contrast(x: Any, context: _Context) -> Any:
-    from nvidia.dali import fn, math
-
-    grey = _grey(x, context.channels)
-    middle = math.floor(fn.reductions.mean(grey, axis_names="HW", keep_dims=True) + 0.5)
-    return _blend(middle, x, _beside(x, context.amount))
+    return contrast(x, context.amount, context.channels)
 
 
 def _sharpness(x: Any, context: _Context) -> Any:

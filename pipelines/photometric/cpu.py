@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light
+from ..color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light, luma
 from .draws import Draws, Look, radius
 
 _PIXELS = 40_000  # of a piece: its planes fit into a second-level cache of 1 MiB
@@ -58,11 +58,12 @@ def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scr
     planes: Planes = scratch("planes", (channels, n, size * size), np.uint16)
     light: Floats = scratch("light", planes.shape, np.float32)
     source = np.moveaxis(pixels.reshape(n, size * size, channels), -1, 0)
-    if draws.matrix is None or draws.offset is None:
+    if draws.matrix is None or draws.mean_share is None:
         planes[...] = source
     else:
         light[...] = source
-        _mix(light, draws.matrix, draws.offset + np.float32(0.5), planes, scratch)
+        offset = draws.mean_share * _mean_grey(light) + np.float32(0.5)
+        _mix(light, draws.matrix, np.repeat(offset[:, None], channels, 1), planes, scratch)
     reach = int(radius(draws.sigma[0]))
     if reach:
         planes = _blur(planes, draws.sigma, reach, size, scratch)
@@ -73,6 +74,13 @@ def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scr
     for channel, value in enumerate(light):
         value *= look.scale[channel]
         np.add(value.reshape(n, size, size)[:, :, columns], look.shift[channel], out=out[..., channel])
+
+
+def _mean_grey(light: Floats) -> Floats:
+    """Mean luma [n] of planes [C, n, S * S]; exact up to 256 pixels, where no sum leaves the 24 bits of fp32."""
+    means = light.sum(-1) / np.float32(light.shape[-1])
+    grey: Floats = sum(weight * mean for weight, mean in zip(luma(len(light)), means, strict=True))
+    return grey
 
 
 def _mix(light: Floats, matrix: Floats, offset: Floats, planes: Planes, scratch: Scratch) -> None:

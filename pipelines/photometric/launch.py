@@ -10,6 +10,7 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..color import luma
 from .draws import Draws, Look
 from .triton import LAB, RGB, YCBCR, finish_kernel
 
@@ -24,6 +25,8 @@ def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
     """
     given = torch.from_numpy(packed(draws, pixels.shape[-1])).to(pixels.device, non_blocking=True)
     color, space = draws.matrix is not None, _SPACES[look.color_space]
+    if color:
+        given[:, 3] *= _mean_grey(pixels)
     if not draws.sigma.any():
         _launch(pixels, given, out, look, COLOR=color, BLUR=False, DOWN=False, FINISH=True, SPACE=space)
         return
@@ -33,12 +36,18 @@ def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
 
 
 def packed(draws: Draws, channels: int) -> NDArray[np.float32]:
-    """One row an image [B, 3 + C C + C]: solarised, flipped, sigma, matrix row by row, offset."""
+    """One row an image [B, 4 + C C]: solarised, flipped, sigma, share of the mean grey, matrix row by row."""
     count = len(draws.flip)
     matrix = np.zeros((count, channels, channels), np.float32) if draws.matrix is None else draws.matrix
-    offset = np.zeros((count, channels), np.float32) if draws.offset is None else draws.offset
-    flags = np.stack([draws.solarize, draws.flip, draws.sigma], 1)
-    return np.concatenate([flags, matrix.reshape(count, -1), offset], 1).astype(np.float32)
+    share = np.zeros(count, np.float32) if draws.mean_share is None else draws.mean_share
+    rest = np.stack([draws.solarize, draws.flip, draws.sigma, share], 1)
+    return np.concatenate([rest, matrix.reshape(count, -1)], 1).astype(np.float32)
+
+
+def _mean_grey(pixels: Tensor) -> Tensor:
+    """Mean luma [B]; sums of whole numbers, so that it is the same in any order."""
+    means = pixels.sum((1, 2)).float() / (pixels.shape[1] * pixels.shape[2])
+    return (means * torch.from_numpy(luma(pixels.shape[-1])).to(pixels.device)).sum(1)
 
 
 def _launch(pixels: Tensor, given: Tensor, out: Tensor, look: Look, **switches: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light
+from ..color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light, luma
 from .draws import Draws, Look, radius
 
 
@@ -14,8 +14,9 @@ def finish(pixels: Tensor, draws: Draws, look: Look) -> Tensor:
     views = []
     for i, image in enumerate(pixels.double()):
         x = image
-        if draws.matrix is not None and draws.offset is not None:
-            x = _bits(x @ torch.from_numpy(draws.matrix[i]).double().T + torch.from_numpy(draws.offset[i]))
+        if draws.matrix is not None and draws.mean_share is not None:
+            grey = (x @ torch.from_numpy(luma(x.shape[-1])).double()).mean()
+            x = _bits(x @ torch.from_numpy(draws.matrix[i]).double().T + float(draws.mean_share[i]) * grey)
         reach = int(radius(draws.sigma[i]))
         if reach:
             for _ in range(2):  # down the columns, then along the rows

@@ -17,7 +17,7 @@ RGB, YCBCR, LAB = 0, 1, 2
 @triton.jit
 def finish_kernel(
     p_pixels,  # uint8 [B, S, S, C]
-    p_draws,  # fp32 [B, 3 + C C + C]
+    p_draws,  # fp32 [B, 4 + C C]
     p_out,  # uint8, or with FINISH floating point, [B, S, S, C]
     size, scale0, scale1, scale2, shift0, shift1, shift2,
     C: tl.constexpr, COLOR: tl.constexpr, BLUR: tl.constexpr, DOWN: tl.constexpr, FINISH: tl.constexpr,
@@ -26,7 +26,7 @@ def finish_kernel(
     """Colours, a blur in one direction, and the rest; each where its switch is on."""
     image = tl.program_id(1).to(tl.int64)
     first = image * size * size * C
-    own = p_draws + image * (3 + C * C + C)
+    own = p_draws + image * (4 + C * C)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size * size
     y, x = places // size, places % size
@@ -75,14 +75,14 @@ def _pixel(p_image, own, at, inside, C: tl.constexpr, COLOR: tl.constexpr):
         g = tl.load(p_image + at * C + 1, mask=inside, other=0).to(tl.float32)
         b = tl.load(p_image + at * C + 2, mask=inside, other=0).to(tl.float32)
     if COLOR:
-        m, o = own + 3, own + 3 + C * C
+        m, offset = own + 4, tl.load(own + 3)
         if C == 3:
-            r1 = tl.load(m) * r + tl.load(m + 1) * g + tl.load(m + 2) * b + tl.load(o)
-            g1 = tl.load(m + 3) * r + tl.load(m + 4) * g + tl.load(m + 5) * b + tl.load(o + 1)
-            b1 = tl.load(m + 6) * r + tl.load(m + 7) * g + tl.load(m + 8) * b + tl.load(o + 2)
+            r1 = tl.load(m) * r + tl.load(m + 1) * g + tl.load(m + 2) * b + offset
+            g1 = tl.load(m + 3) * r + tl.load(m + 4) * g + tl.load(m + 5) * b + offset
+            b1 = tl.load(m + 6) * r + tl.load(m + 7) * g + tl.load(m + 8) * b + offset
             r, g, b = _bits(r1), _bits(g1), _bits(b1)
         else:
-            r = _bits(tl.load(m) * r + tl.load(o))
+            r = _bits(tl.load(m) * r + offset)
             g, b = r, r
     return r, g, b
 

@@ -121,10 +121,16 @@ def test_brightness_and_saturation_are_torchvisions(factor):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_contrast_is_about_the_middle_of_the_range(channels):
-    images = pictures(channels=channels)
-    expected = [np.clip((image - 128.0) * 0.6 + 128, 0, 255) for image in images]
-    assert_close(render(images, color=color(contrast=0.6)), np.stack(expected), mean=0.7)
+@pytest.mark.parametrize(("size", "operations"), [(S, 0), (80, 0), (S, 1)])
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+def test_contrast_is_torchvisions(channels, size, operations, factor):
+    """About the view's mean grey, also in DALI's graph, where the views of RandAugment are coloured."""
+    view = View(size, jitter=(0, 0.4, 0, 0), rand_augment=operations)
+    images = [image // 2 for image in pictures(channels=channels)]  # dark, so that the mean is far from 128
+    ours = render(images, view, color=color(contrast=factor))
+    uncolored = np.rint(render(images, view)).astype(np.uint8)
+    expected = [hwc(tv.adjust_contrast(chw(image), factor)) for image in uncolored]
+    assert_close(ours, np.stack(expected), mean=1.0)
 
 
 def test_hue_turns_the_colours_round():

@@ -37,6 +37,6 @@ def draws(count, channels=3, *, colored=True, blurred=True, seed=0):
     rng = np.random.default_rng(seed)
     color = np.stack([*rng.uniform(0.4, 1.6, (3, count)), rng.uniform(-0.2, 0.2, count)], 1).astype(np.float32)
     color[::4, 2] = 0
-    matrix, offset = color_matrix(color, channels) if colored else (None, None)
+    matrix, share = color_matrix(color, channels) if colored else (None, None)
     sigma = np.where(rng.random(count) < 2 / 3, rng.uniform(0.1, 2.5, count), 0) * blurred
-    return Draws(matrix, offset, sigma.astype(np.float32), rng.random(count) < 0.4, rng.random(count) < 0.5)
+    return Draws(matrix, share, sigma.astype(np.float32), rng.random(count) < 0.4, rng.random(count) < 0.5)

@@ -1,6 +1,7 @@
 """The definition, and the CPU's form of it, against torchvision; figures are mean absolute differences of 255."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ def by_cpu(pixels, draws, look):
 def of(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, **changes):
     """Draws that do the same to all images."""
     color = np.tile(np.array([brightness, contrast, saturation, hue], np.float32), (len(images), 1))
-    matrix, offset = color_matrix(color, images.shape[-1])
+    matrix, share = color_matrix(color, images.shape[-1])
     no = np.zeros(len(images), bool)
-    return dataclasses.replace(Draws(matrix, offset, np.zeros(len(images), np.float32), no, no), **changes)
+    return dataclasses.replace(Draws(matrix, share, np.zeros(len(images), np.float32), no, no), **changes)
 
 
 @pytest.fixture(params=[by_reference, by_cpu])
@@ -78,14 +79,33 @@ def test_brightness_and_saturation(finish, images, factor):
     assert_close(ours, theirs(images, lambda x: tv.adjust_saturation(x, factor)), 0.7)
 
 
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+def test_contrast(finish, images, factor):
+    dark = images // 2  # so that the mean is far from 128
+    assert_close(finish(dark, of(dark, contrast=factor)), theirs(dark, lambda x: tv.adjust_contrast(x, factor)), 1.0)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_the_order_of_the_jitters_matters_where_values_are_cut_off_only(order):
+    """torchvision draws it for each view. Nothing here leaves 0..255."""
+    images = (96 + cases.pixels(3, 48).astype(float) / 4).astype(np.uint8)
+    factors = {"brightness": 1.2, "contrast": 0.7, "saturation": 0.8, "hue": 0.0}
+    steps = list(factors)
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+    for k in order:
+        expected = getattr(tv, f"adjust_{steps[k]}")(expected, factors[steps[k]])
+    ours = by_reference(images, of(images, **factors), cases.look())
+    assert (ours - 255 * expected.permute(0, 2, 3, 1)).abs().max() < 0.6
+
+
 def test_solarisation_is_exact(finish, images):
     draws = of(images, solarize=np.ones(len(images), bool))
-    draws = dataclasses.replace(draws, matrix=None, offset=None)
+    draws = dataclasses.replace(draws, matrix=None, mean_share=None)
     assert_close(finish(images, draws), theirs(images, lambda x: tv.solarize(x, 128)), 1e-5)
 
 
 def test_flip_is_exact(finish, images):
-    draws = dataclasses.replace(of(images, flip=np.ones(len(images), bool)), matrix=None, offset=None)
+    draws = dataclasses.replace(of(images, flip=np.ones(len(images), bool)), matrix=None, mean_share=None)
     assert_close(finish(images, draws), theirs(images, tv.hflip), 1e-5)
 
 
