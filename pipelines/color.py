@@ -13,9 +13,7 @@ and a, b around 0; or 8-bit ITU-R BT.601 over the full range, as PIL's ``convert
 COLOR_SPACES: tuple[str, ...] = get_args(ColorSpace)
 Floats = NDArray[np.float32]
 
-YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
-"""RGB to luma and two differences (FCC 1953): hue is their angle, saturation their length."""
-_LUMA = YIQ[0].astype(np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = np.array([0.95047, 1.0, 1.08883])  # XYZ of D65, 2 degree observer
 RELATIVE_XYZ: Floats = (_XYZ / _WHITE[:, None]).astype(np.float32)

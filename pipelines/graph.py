@@ -176,8 +176,7 @@ def _array(view: View, drawn: Parameters, number: int, name: str) -> NDArray[Any
         case "window":  # a window of 1 leaves the image as it is
             array = 2 * radius(sigma) + 1
         case "brightness" | "contrast" | "saturation" | "hue":
-            column = drawn.color[number, :, _COLORS.index(name)]
-            array = np.ascontiguousarray(column * np.float32(360 if name == "hue" else 1))  # turns to degrees
+            array = np.ascontiguousarray(drawn.color[number, :, _COLORS.index(name)])
         case _:
             operation, strength, flip = drawn.operation[number], drawn.strength[number], drawn.flip[number]
             array = rand_augment.array(name, operation, strength, flip, view.size)
@@ -194,8 +193,10 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
     x = fn.resize(images, size=size, roi_start=given["start"], roi_end=given["end"], interp_type=kind, antialias=True)
     if "angle" in given:
         x = fn.rotate(x, angle=given["angle"], keep_size=True, fill_value=0)
-    jitter = {name: given[name] for name in ("brightness", "saturation", "hue") if name in given}
-    if "saturation" in jitter or "hue" in jitter:
+    if "hue" in given:  # DALI's is a turn in YIQ
+        x = _turn(x, given["hue"])
+    jitter = {name: given[name] for name in ("brightness", "saturation") if name in given}
+    if "saturation" in jitter:
         x = fn.color_twist(x, **jitter)
     elif jitter:
         x = fn.brightness_contrast(x, **jitter)
@@ -204,3 +205,21 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
     if "sigma" in given:
         x = fn.gaussian_blur(x, sigma=given["sigma"], window_size=given["window"])
     return rand_augment.graph(x, given, view.rand_augment, view.size, recipe.channels)
+
+
+def _turn(x: Any, hue: Any) -> Any:
+    """Turn the hue in HSV of 8-bit pixels, as ``photometric.reference.turn``."""
+    from nvidia.dali import fn, math, types
+
+    red, green, blue = (fn.cast(x[:, :, k : k + 1], dtype=types.FLOAT) for k in range(3))
+    high = math.max(math.max(red, green), blue)
+    chroma = high - math.min(math.min(red, green), blue)
+    apart, below = green - blue, high - red
+    distance = below + math.abs(apart) + 2.0 * math.min(below, chroma - math.abs(apart))
+    at = distance * (1.0 - 2.0 * (apart < 0.0)) + 6.0 * rand_augment.beside(x, hue) * chroma
+    channels = []
+    for color in (0.0, 2.0, 4.0):
+        way = math.abs(at - color * chroma)
+        way = math.min(way, math.abs(6.0 * chroma - way))
+        channels.append(high - math.min(math.max(way - chroma, 0.0), chroma))
+    return fn.cast(math.floor(fn.cat(*channels, axis=2) + 0.5), dtype=types.UINT8)

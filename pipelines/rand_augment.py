@@ -106,7 +106,7 @@ def contrast(x: Any, factor: Any, channels: int) -> Any:
     from nvidia.dali import fn, math
 
     middle = math.floor(fn.reductions.mean(_grey(x, channels), axis_names="HW", keep_dims=True) + 0.5)
-    return _blend(middle, x, _beside(x, factor))
+    return _blend(middle, x, beside(x, factor))
 
 
 def _choose(branch: Any, low: int, high: int, x: Any, context: _Context) -> Any:
@@ -153,7 +153,7 @@ def _solarize(x: Any, context: _Context) -> Any:
     """Invert the values from a threshold up: x ^ 255 is 255 - x for eight bits."""
     from nvidia.dali import types
 
-    return x ^ ((x >= _beside(x, context.amount)) * types.Constant(255, dtype=types.UINT8))
+    return x ^ ((x >= beside(x, context.amount)) * types.Constant(255, dtype=types.UINT8))
 
 
 def _solarize_add(x: Any, context: _Context) -> Any:
@@ -161,23 +161,23 @@ def _solarize_add(x: Any, context: _Context) -> Any:
     from nvidia.dali import fn, types
 
     below = x < types.Constant(128, dtype=types.UINT8)
-    return x + below * _beside(x, fn.cast(context.amount, dtype=types.UINT8))
+    return x + below * beside(x, fn.cast(context.amount, dtype=types.UINT8))
 
 
 def _posterize(x: Any, context: _Context) -> Any:
     from nvidia.dali import fn, types
 
-    return x & _beside(x, fn.cast(context.amount, dtype=types.UINT8))
+    return x & beside(x, fn.cast(context.amount, dtype=types.UINT8))
 
 
 def _brightness(x: Any, context: _Context) -> Any:
-    return _floor(x * _beside(x, context.amount))
+    return _floor(x * beside(x, context.amount))
 
 
 def _color(x: Any, context: _Context) -> Any:
     if context.channels == 1:
         return x
-    return _blend(_grey(x, context.channels), x, _beside(x, context.amount))
+    return _blend(_grey(x, context.channels), x, beside(x, context.amount))
 
 
 def _contrast(x: Any, context: _Context) -> Any:
@@ -191,7 +191,7 @@ def _sharpness(x: Any, context: _Context) -> Any:
     inner = np.zeros((context.size, context.size, 1), np.float32)
     inner[1:-1, 1:-1] = 1
     smooth = fn.filter(x, types.Constant(_SMOOTH, device=x.device))
-    factor = types.Constant(inner, device=x.device) * (_beside(x, context.amount) - 1.0) + 1.0
+    factor = types.Constant(inner, device=x.device) * (beside(x, context.amount) - 1.0) + 1.0
     return _blend(smooth, x, factor)
 
 
@@ -239,7 +239,7 @@ def _floor(values: Any) -> Any:
     return fn.cast(math.floor(values), dtype=types.UINT8)
 
 
-def _beside(x: Any, scalar: Any) -> Any:
+def beside(x: Any, scalar: Any) -> Any:
     """Bring a scalar to where the pixels are."""
     return scalar.gpu() if x.device == "gpu" else scalar
 

@@ -57,11 +57,11 @@ def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scr
     n, size, _, channels = pixels.shape
     planes: Planes = scratch("planes", (channels, n, size * size), np.uint16)
     light: Floats = scratch("light", planes.shape, np.float32)
-    source = np.moveaxis(pixels.reshape(n, size * size, channels), -1, 0)
-    if draws.matrix is None or draws.mean_share is None:
-        planes[...] = source
-    else:
-        light[...] = source
+    planes[...] = np.moveaxis(pixels.reshape(n, size * size, channels), -1, 0)
+    if draws.hue.any():
+        _turn(planes.view(np.int16), draws.hue, scratch)
+    if draws.matrix is not None and draws.mean_share is not None:
+        light[...] = planes
         offset = draws.mean_share * _mean_grey(light) + np.float32(0.5)
         _mix(light, draws.matrix, np.repeat(offset[:, None], channels, 1), planes, scratch)
     reach = int(radius(draws.sigma[0]))
@@ -74,6 +74,34 @@ def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scr
     for channel, value in enumerate(light):
         value *= look.scale[channel]
         np.add(value.reshape(n, size, size)[:, :, columns], look.shift[channel], out=out[..., channel])
+
+
+def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
+    """Turn the hue of each image by ``hue`` [n] turns in HSV: ``reference.turn`` in whole numbers."""
+    names = ("high", "chroma", "apart", "size", "at", "way", "back")
+    high, chroma, apart, size, at, way, back = (scratch(name, planes.shape[1:], np.int16) for name in names)
+    red, green, blue = planes
+    np.maximum(np.maximum(red, green, out=high), blue, out=high)
+    np.minimum(np.minimum(red, green, out=chroma), blue, out=chroma)
+    np.subtract(high, chroma, out=chroma)
+    below = np.subtract(high, red, out=way)
+    np.abs(np.subtract(green, blue, out=apart), out=size)
+    np.minimum(below, np.subtract(chroma, size, out=at), out=at)
+    at += at
+    at += size
+    at += below
+    apart >>= 15  # -1 where it is negative, else 0: changes the sign there
+    at ^= apart
+    at -= apart
+    step = np.multiply(chroma, 6 * hue[:, None], out=scratch("step", at.shape, np.float32), casting="unsafe")
+    at += np.rint(step, out=step).astype(np.int16)
+    for color, plane in zip((0, 2, 4), planes, strict=True):
+        np.abs(np.subtract(at, np.multiply(chroma, color, out=way), out=way), out=way)
+        np.abs(np.subtract(np.multiply(chroma, 6, out=back), way, out=back), out=back)
+        np.minimum(way, back, out=way)
+        way -= chroma
+        np.minimum(np.maximum(way, 0, out=way), chroma, out=way)
+        np.subtract(high, way, out=plane)
 
 
 def _mean_grey(light: Floats) -> Floats:

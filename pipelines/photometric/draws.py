@@ -1,4 +1,4 @@
-"""What the photometric pass is given: of each image, a colour matrix, a blur, whether solarised, whether flipped."""
+"""What the photometric pass is given: of each image, hue, a colour matrix, a blur, whether solarised and flipped."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..color import YIQ, ColorSpace, normalisation
+from ..color import ColorSpace, luma, normalisation
 from ..views import Parameters, View, ViewRecipe
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to the B images of a view, in this order: matrix, blur, solarisation; the flip commutes with all."""
+    """What happens to the B images of a view, in this order; the flip commutes with all. ``turn`` says what hue is."""
 
+    hue: NDArray[np.float32]  # [B] turns; 0 where it stays
     matrix: NDArray[np.float32] | None  # [B, C, C] of 8-bit values, to the left of a pixel; None where colours stay
     mean_share: NDArray[np.float32] | None  # [B] share of the view's mean grey that is added to the product
     sigma: NDArray[np.float32]  # [B] of the Gaussian, pixels; 0 where there is no blur
@@ -24,9 +25,7 @@ class Draws:
 
     def of(self, rows: NDArray[Any]) -> Draws:
         """The same of some of the images."""
-        matrix = None if self.matrix is None else self.matrix[rows]
-        share = None if self.mean_share is None else self.mean_share[rows]
-        return Draws(matrix, share, self.sigma[rows], self.solarize[rows], self.flip[rows])
+        return Draws(*(None if given is None else given[rows] for given in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -47,31 +46,26 @@ def draws(view: View, channels: int, drawn: Parameters, number: int) -> Draws:
     """What is left to do for view ``number``: RandAugment comes after colours and blur, and has them done before."""
     done = view.rand_augment > 0
     colored = not done and (view.grey > 0 or (view.jitter_p > 0 and any(view.jitter)))
-    matrix, share = color_matrix(drawn.color[number], channels) if colored else (None, None)
+    color = drawn.color[number]
+    matrix, share = color_matrix(color, channels) if colored else (None, None)
+    hue = color[:, 3] if colored and channels == 3 else np.zeros(len(color), np.float32)
     sigma = np.zeros_like(drawn.sigma[number]) if done else drawn.sigma[number]
-    return Draws(matrix, share, sigma, drawn.solarize[number], drawn.flip[number])
+    return Draws(hue, matrix, share, sigma, drawn.solarize[number], drawn.flip[number])
 
 
 def color_matrix(color: NDArray[np.float32], channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Matrix [B, C, C] and share of the mean [B] for 8-bit values, of ``color`` [B, 4] as ``Parameters`` has it.
 
-        x -> b (c (Y^-1 H S Y x - m) + m) = matrix x + share m,  m = mean of the view's luma
+        x -> b (c (s x + (1 - s) l(x) - m) + m) = matrix x + share m
 
-    with brightness b, contrast c, Y from RGB to YIQ, S = diag(1, s, s) and H the turn of I and Q. Saturation 0 is grey,
-    Y's first row. One channel has no hue and no saturation. H and S keep luma, and b scales m with x: so any order of
-    the four is this one, but for values that torchvision cuts off in between.
+    with brightness b, contrast c, saturation s, luma l and m its mean over the view. Saturation 0 is grey; one channel
+    has none. Saturation keeps luma, and b scales m with x: so any order of the three is this one, but for values that
+    torchvision cuts off in between.
     """
-    brightness, contrast, saturation, hue = color.astype(np.float64).T
-    share = (brightness * (1 - contrast)).astype(np.float32)
-    gain = (brightness * contrast)[:, None, None]
-    if channels == 1:
-        return gain.astype(np.float32), share
-    angle = 2 * np.pi * hue
-    turned = np.zeros((len(color), 3, 3))
-    turned[:, 0, 0] = 1
-    turned[:, 1, 1] = turned[:, 2, 2] = saturation * np.cos(angle)
-    turned[:, 1, 2], turned[:, 2, 1] = saturation * np.sin(angle), -saturation * np.sin(angle)
-    return (gain * (np.linalg.inv(YIQ) @ turned @ YIQ)).astype(np.float32), share
+    brightness, contrast, saturation, _ = color.astype(np.float64).T[:, :, None, None]
+    grey = np.tile(luma(channels), (channels, 1))
+    matrix = brightness * contrast * (saturation * np.eye(channels) + (1 - saturation) * grey)
+    return matrix.astype(np.float32), (brightness * (1 - contrast)).astype(np.float32)[:, 0, 0]
 
 
 def radius(sigma: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""Starts the Triton kernel of the photometric pass."""
+"""Starts the Triton kernels of the photometric pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..color import luma
 from .draws import Draws, Look
-from .triton import LAB, RGB, YCBCR, finish_kernel
+from .triton import LAB, RGB, YCBCR, finish_kernel, turn_kernel
 
 BLOCK, WARPS = 256, 4
 _SPACES = {"rgb": RGB, "ycbcr": YCBCR, "lab": LAB}
@@ -25,6 +25,8 @@ def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
     """
     given = torch.from_numpy(packed(draws, pixels.shape[-1])).to(pixels.device, non_blocking=True)
     color, space = draws.matrix is not None, _SPACES[look.color_space]
+    if draws.hue.any():
+        pixels = _turned(pixels, draws)
     if color:
         given[:, 3] *= _mean_grey(pixels)
     if not draws.sigma.any():
@@ -33,6 +35,14 @@ def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
     halfway = torch.empty_like(pixels)
     _launch(pixels, given, halfway, look, COLOR=color, BLUR=True, DOWN=True, FINISH=False, SPACE=RGB)
     _launch(halfway, given, out, look, COLOR=False, BLUR=True, DOWN=False, FINISH=True, SPACE=space)
+
+
+def _turned(pixels: Tensor, draws: Draws) -> Tensor:
+    turned, hue = torch.empty_like(pixels), torch.from_numpy(draws.hue).to(pixels.device, non_blocking=True)
+    count, size = pixels.shape[:2]
+    grid = (triton.cdiv(size * size, BLOCK), count)
+    turn_kernel[grid](pixels, hue, turned, size, BLOCK=BLOCK, num_warps=WARPS)
+    return turned
 
 
 def packed(draws: Draws, channels: int) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ def finish(pixels: Tensor, draws: Draws, look: Look) -> Tensor:
     """Views [B, S, S, C] in fp64 from 8-bit ones [B, S, S, C]; after each of the steps values are 8 bits again."""
     views = []
     for i, image in enumerate(pixels.double()):
-        x = image
+        x = _bits(turn(image, float(draws.hue[i]))) if draws.hue[i] else image
         if draws.matrix is not None and draws.mean_share is not None:
             grey = (x @ torch.from_numpy(luma(x.shape[-1])).double()).mean()
             x = _bits(x @ torch.from_numpy(draws.matrix[i]).double().T + float(draws.mean_share[i]) * grey)
@@ -26,6 +26,25 @@ def finish(pixels: Tensor, draws: Draws, look: Look) -> Tensor:
         x = _convert(x, look) * torch.from_numpy(look.scale) + torch.from_numpy(look.shift)
         views.append(x.flip(1) if draws.flip[i] else x)
     return torch.stack(views)
+
+
+def turn(x: Tensor, hue: float) -> Tensor:
+    """Pixels [..., 3] with their hue in HSV turned by ``hue`` turns, as torchvision's ``adjust_hue`` (Smith 1978).
+
+    HSV's hues are a hexagon of six sides of length C = max - min, with red, green and blue at 0, 2 C and 4 C of its
+    girth. A channel is max up to C from its colour, min from 2 C on, and falls evenly between. A pixel's own distance
+    from red is r + |g - b| + 2 min(r, C - |g - b|) with r = max - red: no cases, nothing is divided.
+    """
+    high, chroma = x.amax(-1), x.amax(-1) - x.amin(-1)
+    apart, below = x[..., 1] - x[..., 2], high - x[..., 0]
+    distance = below + apart.abs() + 2 * torch.minimum(below, chroma - apart.abs())
+    at = torch.where(apart < 0, -distance, distance) + 6 * hue * chroma
+    channels = []
+    for color in (0, 2, 4):
+        way = (at - color * chroma).abs()
+        way = torch.minimum(way, (6 * chroma - way).abs())
+        channels.append(high - torch.minimum((way - chroma).clamp_min(0), chroma))
+    return torch.stack(channels, -1)
 
 
 def weights(sigma: float, reach: int) -> Tensor:

@@ -1,8 +1,9 @@
-"""The Triton kernel of the photometric pass, which launch.py starts; the symbols are those of ``draws.Draws``.
+"""The Triton kernels of the photometric pass, which launch.py starts; the symbols are those of ``draws.Draws``.
 
-A program makes some pixels of one image. Without blur one launch does it all. With it there are two: the first gives
-each pixel its colour, again for every neighbour above and below, and blurs down the columns into 8 bits; the second
-blurs along the rows and finishes. What a neighbour costs is the image's own window, so images without blur cost one.
+Where hue is jittered, ``turn_kernel`` comes first, for the mean grey that contrast is about is of its pixels. A program
+makes some pixels of one image. Without blur one launch does all the rest. With it there are two: the first gives each
+pixel its colour, again for every neighbour above and below, and blurs down the columns into 8 bits; the second blurs
+along the rows and finishes. What a neighbour costs is the image's own window, so images without blur cost one.
 """
 
 from __future__ import annotations
@@ -64,6 +65,26 @@ def finish_kernel(
     if C == 3:
         tl.store(to + 1, g.to(kind), mask=inside)
         tl.store(to + 2, b.to(kind), mask=inside)
+
+
+@triton.jit
+def turn_kernel(p_pixels, p_hue, p_out, size, BLOCK: tl.constexpr):
+    """``reference.turn`` of uint8 [B, S, S, 3] by p_hue, fp32 [B]."""
+    image = tl.program_id(1).to(tl.int64)
+    first = image * size * size * 3
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = places < size * size
+    r, g, b = _pixel(p_pixels + first, p_hue, places, inside, 3, False)
+    high = tl.maximum(tl.maximum(r, g), b)
+    chroma = high - tl.minimum(tl.minimum(r, g), b)
+    apart, below = g - b, high - r
+    distance = below + tl.abs(apart) + 2 * tl.minimum(below, chroma - tl.abs(apart))
+    hue = tl.where(apart < 0, -distance, distance) + 6 * tl.load(p_hue + image) * chroma
+    for color in tl.static_range(3):
+        way = tl.abs(hue - 2 * color * chroma)
+        way = tl.minimum(way, tl.abs(6 * chroma - way))
+        value = high - tl.minimum(tl.maximum(way - chroma, 0.0), chroma)
+        tl.store(p_out + first + places * 3 + color, _bits(value).to(tl.uint8), mask=inside)
 
 
 @triton.jit

@@ -39,4 +39,6 @@ def draws(count, channels=3, *, colored=True, blurred=True, seed=0):
     color[::4, 2] = 0
     matrix, share = color_matrix(color, channels) if colored else (None, None)
     sigma = np.where(rng.random(count) < 2 / 3, rng.uniform(0.1, 2.5, count), 0) * blurred
-    return Draws(matrix, share, sigma.astype(np.float32), rng.random(count) < 0.4, rng.random(count) < 0.5)
+    hue = color[:, 3] * np.float32(colored and channels == 3)
+    solarize, flip = rng.random(count) < 0.4, rng.random(count) < 0.5
+    return Draws(hue, matrix, share, sigma.astype(np.float32), solarize, flip)
