@@ -21,19 +21,16 @@ from fasttrain.pipelines import View
 from fasttrain.plan import command as planning
 from fasttrain.report import command as reporting
 from fasttrain.report import views
+from tests.doc_commands import DOCS, PAGES, commands, ours, shell_commands
 
 _ROOT = Path(__file__).parent.parent
-_DOCS = sorted((_ROOT / "docs").glob("*.md"))
-_PAGES = [_ROOT / "README.md", *_DOCS]
-_PARTIAL = {"fasttrain report --views"}
-"""Commands that a sentence names without the flags that go with them."""
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for page in _DOCS:
+    for page in DOCS:
         folder = "" if page.stem == "index" else page.stem
         assert (tmp_path / "site" / folder / "index.html").is_file()
     api = (tmp_path / "site/api/index.html").read_text()
@@ -44,49 +41,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 def test_every_page_has_its_place_in_the_navigation():
     pages = [page for entry in yaml.safe_load((_ROOT / "mkdocs.yml").read_text())["nav"] for page in entry.values()]
-    there = {page.name for page in _DOCS}
+    there = {page.name for page in DOCS}
     assert there == set(pages)
 
 
 def test_the_readme_leads_to_every_page():
     readme = (_ROOT / "README.md").read_text()
-    assert [page.name for page in _DOCS if f"(docs/{page.name})" not in readme] == []
-
-
-def _shell_commands(text):
-    """Simple commands of the bash blocks, as lists of words; what stands for something else (``...``) is left out."""
-    for block in re.findall(r"^ *```bash\n(.*?)^ *```$", text, re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.shlex(line, posix=True, punctuation_chars="&;|")
-            words.whitespace_split = True
-            command = []
-            for word in [*words, ";"]:
-                if set(word) <= set("&;|"):
-                    yield command
-                    command = []
-                elif word != "...":
-                    command.append(word)
-
-
-def _ours(words):
-    """What ``fasttrain`` is given by a command, its launcher taken off; None for the commands of others."""
-    for start in ("fasttrain/run.py", "examples/slurm.sh"):
-        if start in words:
-            return ["train", *words[words.index(start) + 1 :]]
-    if "fasttrain" in words:
-        return words[words.index("fasttrain") + 1 :]
-    return None
-
-
-def _commands(page):
-    text = page.read_text()
-    found = list(_shell_commands(text))
-    # In a sentence, where it is whole: without choices, and options left open.
-    spans = re.findall(r"`(fasttrain (?:train|plan|eval|export|report|doctor) [^`\n]*-[^`\n]*|--method [^`\n]*)`", text)
-    for span in spans:
-        if span not in _PARTIAL and not set("|[…") & set(span) and not re.search(r" M\b|\.\.\.", span):
-            found.append(shlex.split(span if span.startswith("fasttrain") else f"fasttrain train {span}"))
-    return [words for words in map(_ours, found) if words]
+    assert [page.name for page in DOCS if f"(docs/{page.name})" not in readme] == []
 
 
 @pytest.fixture
@@ -113,10 +74,10 @@ def _status(words):
         return end.code
 
 
-@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_parses(page, nothing_runs, capsys):
     wrong = []
-    for words in _commands(page):
+    for words in commands(page):
         if _status(words) != 0:
             wrong.append((shlex.join(words), capsys.readouterr().err))
     assert wrong == []
@@ -134,14 +95,14 @@ python3 -m venv .venv && . .venv/bin/activate && deepspeed --no_ssh fasttrain/ru
 torchrun --nproc_per_node 2 --no-python fasttrain eval 'a b'; sbatch examples/slurm.sh --method byol
 ```
 """
-    found = [words for words in map(_ours, _shell_commands(text)) if words]
+    found = [words for words in map(ours, shell_commands(text)) if words]
     assert found == [["train", "--method", "dino"], ["eval", "a b"], ["train", "--method", "byol"]]
-    assert len(_commands(_ROOT / "README.md")) > 8
-    assert len(_commands(_ROOT / "docs" / "scaling.md")) > 8
+    assert len(commands(_ROOT / "README.md")) > 8
+    assert len(commands(_ROOT / "docs" / "scaling.md")) > 8
 
 
 def test_scripts_that_commands_name_are_there():
-    named = {word for page in _PAGES for words in _shell_commands(page.read_text()) for word in words}
+    named = {word for page in PAGES for words in shell_commands(page.read_text()) for word in words}
     scripts = {word for word in named if re.fullmatch(r"(bench|examples|fasttrain)/[\w/]+\.(py|sh)", word)}
     assert len(scripts) > 3
     assert [script for script in sorted(scripts) if not (_ROOT / script).is_file()] == []

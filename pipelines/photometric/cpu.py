@@ -78,30 +78,35 @@ def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scr
 
 def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
     """Turn the hue of each image by ``hue`` [n] turns in HSV: ``reference.turn`` in whole numbers."""
-    names = ("high", "chroma", "apart", "size", "at", "way", "back")
-    high, chroma, apart, size, at, way, back = (scratch(name, planes.shape[1:], np.int16) for name in names)
+    names = ("high", "low", "chroma", "at", "way", "back", "top")
+    high, low, chroma, at, way, back, top = (scratch(name, planes.shape[1:], np.int16) for name in names)
     red, green, blue = planes
     np.maximum(np.maximum(red, green, out=high), blue, out=high)
-    np.minimum(np.minimum(red, green, out=chroma), blue, out=chroma)
-    np.subtract(high, chroma, out=chroma)
-    below = np.subtract(high, red, out=way)
-    np.abs(np.subtract(green, blue, out=apart), out=size)
-    np.minimum(below, np.subtract(chroma, size, out=at), out=at)
+    np.minimum(np.minimum(red, green, out=low), blue, out=low)
+    np.subtract(high, low, out=chroma)
+    np.subtract(green, blue, out=way)
+    np.abs(way, out=back)
+    np.subtract(high, red, out=red)
+    np.minimum(red, np.subtract(chroma, back, out=at), out=at)
     at += at
-    at += size
-    at += below
-    apart >>= 15  # -1 where it is negative, else 0: changes the sign there
-    at ^= apart
-    at -= apart
-    step = np.multiply(chroma, 6 * hue[:, None], out=scratch("step", at.shape, np.float32), casting="unsafe")
-    at += np.rint(step, out=step).astype(np.int16)
-    for color, plane in zip((0, 2, 4), planes, strict=True):
-        np.abs(np.subtract(at, np.multiply(chroma, color, out=way), out=way), out=way)
-        np.abs(np.subtract(np.multiply(chroma, 6, out=back), way, out=back), out=back)
-        np.minimum(way, back, out=way)
-        way -= chroma
-        np.minimum(np.maximum(way, 0, out=way), chroma, out=way)
-        np.subtract(high, way, out=plane)
+    at += back
+    at += red
+    way >>= 15  # -1 where green is less than blue, else 0: changes the sign there
+    at ^= way
+    at -= way
+    step: Floats = scratch("step", at.shape, np.float32)
+    step[...] = chroma
+    step *= 6 * hue[:, None]
+    np.copyto(back, np.rint(step, out=step), casting="unsafe")
+    at += back
+    np.add(high, chroma, out=top)
+    girth, two = np.multiply(chroma, 6, out=back), np.add(chroma, chroma, out=chroma)
+    for plane in planes:  # each measures from its own colour, 2 C further on
+        np.abs(at, out=way)
+        np.minimum(way, np.abs(np.subtract(girth, way, out=plane), out=plane), out=way)
+        np.minimum(np.subtract(top, way, out=way), high, out=way)
+        np.maximum(way, low, out=plane)
+        at -= two
 
 
 def _mean_grey(light: Floats) -> Floats:

@@ -25,7 +25,9 @@ class Draws:
 
     def of(self, rows: NDArray[Any]) -> Draws:
         """The same of some of the images."""
-        return Draws(*(None if given is None else given[rows] for given in vars(self).values()))
+        matrix = None if self.matrix is None else self.matrix[rows]
+        share = None if self.mean_share is None else self.mean_share[rows]
+        return Draws(self.hue[rows], matrix, share, self.sigma[rows], self.solarize[rows], self.flip[rows])
 
 
 @dataclass(frozen=True)
