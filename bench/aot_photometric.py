@@ -1,4 +1,4 @@
-"""Compile the photometric kernel for GPUs that are not here, as bench/aot.py does the others.
+"""Compile the photometric kernels for GPUs that are not here, as bench/aot.py does the others.
 
     python bench/aot_photometric.py           # table, and bench/results/aot-photometric.json
     python bench/aot_photometric.py --check   # exit status 1 if it spills; writes nothing
@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fasttrain.pipelines.photometric.launch import BLOCK, WARPS
-from fasttrain.pipelines.photometric.triton import LAB, RGB, YCBCR, finish_kernel
+from fasttrain.pipelines.photometric.triton import LAB, RGB, YCBCR, finish_kernel, turn_kernel
 
 BANDWIDTH = {"A100": 2.0e12, "H100": 3.35e12, "B200": 8.0e12}  # bytes/s
 _VALUES = 512 * 3 * (2 * 224**2 + 8 * 96**2)
@@ -39,17 +39,19 @@ USES: dict[str, tuple[dict[str, object], str]] = {
     "all in one, Lab": (_ALL | {"SPACE": LAB}, "fp32"),
     "all in one, YCbCr": (_ALL | {"SPACE": YCBCR}, "fp32"),
     "all in one, grey": (_ALL | {"C": 1}, "fp32"),
+    "hue": ({"BLOCK": BLOCK}, "u8"),
 }
 
 
 def compile_use(name: str, chip: Chip) -> dict[str, Any]:
     """Compile one use for one chip."""
     constants, kind = USES[name]
-    types = {"p_pixels": "*u8", "p_draws": "*fp32", "p_out": f"*{kind}", "size": "i32"}
-    names = list(finish_kernel.arg_names)
+    kernel = turn_kernel if name == "hue" else finish_kernel
+    types = {"p_pixels": "*u8", "p_draws": "*fp32", "p_hue": "*fp32", "p_out": f"*{kind}", "size": "i32"}
+    names = list(kernel.arg_names)
     signature = {n: "constexpr" if n in constants else types.get(n, "fp32") for n in names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.startswith("p_") or n == "size"}
-    source = ASTSource(fn=finish_kernel, signature=signature, constexprs=constants, attrs=divisible)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     compiled = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options={"num_warps": WARPS})
     registers, spilled = resources(compiled.asm["cubin"])
     found = {"use": name, "chip": chip.name, "registers": registers, "spilled_bytes": spilled}
@@ -57,8 +59,8 @@ def compile_use(name: str, chip: Chip) -> dict[str, Any]:
 
 
 def roofline_ms(chip: Chip, *, blurred: bool) -> float:
-    """Pixels in and views out in fp32; with blur also 8 bits out and in again between."""
-    return 1e3 * _VALUES * (1 + 4 + 2 * blurred) / BANDWIDTH[chip.name]
+    """Pixels in, turned and out again, in twice, for their mean and for views in fp32; 2 more with a blur between."""
+    return 1e3 * _VALUES * (2 + 2 + 4 + 2 * blurred) / BANDWIDTH[chip.name]
 
 
 def main() -> int:

@@ -169,8 +169,11 @@ def _array(view: View, drawn: Parameters, number: int, name: str) -> NDArray[Any
     sigma = drawn.sigma[number]
     array: NDArray[Any]
     match name:
-        case "start" | "end" | "angle":
-            array = getattr(drawn, name)[number]
+        case "start" | "end":
+            box = getattr(drawn, name)[number]
+            array = box if view.jigsaw else box.astype(np.int32)
+        case "angle":
+            array = drawn.angle[number]
         case "sigma":
             array = np.where(sigma > 0, sigma, np.float32(1))
         case "window":  # a window of 1 leaves the image as it is
@@ -190,7 +193,11 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
     kind = types.INTERP_CUBIC if recipe.interpolation == "cubic" else types.INTERP_LINEAR
     size = [view.size, view.size]
     # Anti-aliasing as PIL does it; without, users of DALI lost 1 to 1.5 % accuracy (DALI issues 1507, 2559).
-    x = fn.resize(images, size=size, roi_start=given["start"], roi_end=given["end"], interp_type=kind, antialias=True)
+    resized = {"size": size, "interp_type": kind, "antialias": True}
+    if view.jigsaw:  # its boxes end between pixels
+        x = fn.resize(images, roi_start=given["start"], roi_end=given["end"], **resized)
+    else:  # a region of interest would let pixels beyond the crop into its edges
+        x = fn.resize(fn.slice(images, start=given["start"], end=given["end"], axes=[0, 1]), **resized)
     if "angle" in given:
         x = fn.rotate(x, angle=given["angle"], keep_size=True, fill_value=0)
     if "hue" in given:  # DALI's is a turn in YIQ

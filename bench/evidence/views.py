@@ -11,11 +11,8 @@ The same on both sides (``tests/bench/test_views.py`` asks the objects): size 32
 torchvision's ten attempts, bilinear with antialiasing, flip 0.5, jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey
 0.2, no blur, no rotation, no vertical flip, mean and deviation. What cannot be the same:
 
-- the four jitters: torchvision's come in an order drawn for each view, with 8 bits after each; ours are one matrix,
-  saturation and hue, then contrast, then brightness, with 8 bits at the end;
-- contrast: about the image's mean grey there, about 128 here;
-- hue: a turn in HSV there, in YIQ here;
-- greyscale: after the jitter there; here saturation 0 in it, so contrast and brightness come after;
+- the four jitters: torchvision's come in an order drawn for each view, with 8 bits after each; ours begin with hue,
+  and the others are one matrix, with 8 bits at the end;
 - the JPEG decoder: libjpeg-turbo by PIL there, DALI here;
 - the numbers drawn: torch's generator there, our hash here.
 

@@ -149,13 +149,14 @@ def recipe(case: Case) -> Any:
 
 
 def roofline_seconds(case: Case, chip: Any) -> float | None:
-    """8 bits in and fp32 out a value; a view with blur also writes and reads 8 bits between."""
+    """8 bits in and fp32 out a value; hue and blur write and read 8 bits between, the mean for contrast reads them."""
     from aot_photometric import BANDWIDTH
 
     if chip is None:
         return None
     views = recipe(case).each
-    moved = sum(3 * view.size**2 * (5 + 2 * (view.blur > 0)) for view in views)
+    between = [2 * (view.jitter[3] > 0) + any(view.jitter) + 2 * (view.blur > 0) for view in views]
+    moved = sum(3 * view.size**2 * (5 + more) for view, more in zip(views, between, strict=True))
     return float(case.batch * moved / BANDWIDTH[chip.name])
 
 

@@ -91,6 +91,15 @@ def test_crop_and_resize_are_torchvisions(interpolation, size):
         assert_close(view, hwc(theirs), mean=2)
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+@pytest.mark.parametrize("size", [16, 48, 80])
+def test_nothing_beyond_a_crop_is_in_it(interpolation, size):
+    white = np.full((64, 64, 3), 255, np.uint8)
+    white[5:15, 9:30] = 0
+    view = View(size, flip=0, ratio=(1, 3))
+    assert render([white], view, interpolation, start=[5, 9], end=[15, 30]).max() == 0
+
+
 def test_shrinking_noise_is_antialiased():
     noise = [np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)]
     theirs = tv.resize(chw(noise[0]), [16, 16], InterpolationMode.BICUBIC, antialias=True)

@@ -1,0 +1,48 @@
+"""The commands that the documentation shows, and stand-ins for the files that they name."""
+
+import re
+import shlex
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent
+DOCS = sorted((_ROOT / "docs").glob("*.md"))
+PAGES = [_ROOT / "README.md", *DOCS]
+_PARTIAL = {"fasttrain report --views"}
+"""Commands that a sentence names without the flags that go with them."""
+
+
+def shell_commands(text):
+    """Simple commands of the bash blocks, as lists of words; what stands for something else (``...``) is left out."""
+    for block in re.findall(r"^ *```bash\n(.*?)^ *```$", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.shlex(line, posix=True, punctuation_chars="&;|")
+            words.whitespace_split = True
+            command = []
+            for word in [*words, ";"]:
+                if set(word) <= set("&;|"):
+                    yield command
+                    command = []
+                elif word != "...":
+                    command.append(word)
+
+
+def ours(words):
+    """What ``fasttrain`` is given by a command, its launcher taken off; None for the commands of others."""
+    for start in ("fasttrain/run.py", "examples/slurm.sh"):
+        if start in words:
+            return ["train", *words[words.index(start) + 1 :]]
+    if "fasttrain" in words:
+        return words[words.index("fasttrain") + 1 :]
+    return None
+
+
+def commands(page):
+    """Arguments of ``fasttrain`` in every command of a page, its blocks and its sentences."""
+    text = page.read_text()
+    found = list(shell_commands(text))
+    # In a sentence, where it is whole: without choices, and options left open.
+    spans = re.findall(r"`(fasttrain (?:train|plan|eval|export|report|doctor) [^`\n]*-[^`\n]*|--method [^`\n]*)`", text)
+    for span in spans:
+        if span not in _PARTIAL and not set("|[…") & set(span) and not re.search(r" M\b|\.\.\.", span):
+            found.append(shlex.split(span if span.startswith("fasttrain") else f"fasttrain train {span}"))
+    return [words for words in map(ours, found) if words]
