@@ -39,6 +39,15 @@ def dino_run(images, tmp_path_factory):
     return train_few_steps(images, tmp_path_factory.mktemp("dino") / "run", *vit, method="dino")
 
 
+@pytest.fixture(scope="module")
+def engine():
+    """An engine whose checkpoints can be written and read."""
+    from tests.checkpoints import small_engine
+
+    with small_engine() as made:
+        yield made
+
+
 @pytest.fixture
 def one_thread():
     """As in the processes that tests start: sums then have one order, and spinning threads cost nothing."""

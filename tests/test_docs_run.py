@@ -65,12 +65,16 @@ def _short(command, place):
     """The command's words on the stand-ins, with the flags that make it short."""
     words = [re.sub("^/(data|shared)/", f"{place}/data/", word) for word in shlex.split(command)]
     words = [re.sub(r"\.\.0*(\d+)\}", lambda last: "..000001}", word) for word in words]
+    if re.search("vit_(base|large)", command):
+        words += ["--arch", "vit_tiny"]
+    if words[0] == "eval":
+        words += ["--linear_epochs", "1", "--num_workers", "1"]
+    if "--timm" in words:
+        words += ["--size", "64", "--data_path", f"{place}/data/imagenet"]
     if "--method" in words and words[0] == "train":
         words += _STEP.split()
         if "--data_path" in words:
             words += _SMALL.split()
-        if re.search("vit_(base|large)", command):
-            words += ["--arch", "vit_tiny"]
         words += [word for name, maker in _MADE_BY.items() if maker == command for word in ("--output_dir", name)]
     return words
 
