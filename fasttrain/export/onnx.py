@@ -45,7 +45,8 @@ def write_onnx(backbone: Backbone, path: Path) -> str:
             verbose=False,
         )
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = error.__cause__ or error  # the error itself says in which of torch's steps it was, in colours
+        why = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise ConfigError(
             f"torch cannot write {backbone.blueprint.arch} as ONNX: {why}; choose another --format"
         ) from None

@@ -1,13 +1,17 @@
 """onnxruntime gives the network's features for batches of every size."""
 
+from dataclasses import replace
 from importlib import util
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fasttrain.backbones import from_run, from_timm
 from fasttrain.cli import main
+from fasttrain.config import ConfigError
+from fasttrain.export.onnx import write_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -36,3 +40,22 @@ def test_without_the_packages_a_line_says_what_to_type(simclr_run, tmp_path, cap
     line = "--format onnx needs onnx, onnxruntime, onnxscript; type: pip install 'fasttrain[export]'\n"
     assert capsys.readouterr().err.endswith(line)
     assert list(tmp_path.iterdir()) == []
+
+
+class _Branching(nn.Module):
+    """Which way it goes depends on the pixels."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images if images.sum() > 0 else -images)
+
+
+def test_what_torch_cannot_trace_is_one_line_that_says_why(tmp_path):
+    backbone = from_timm("test_vit")
+    branching = replace(backbone, network=_Branching(backbone.network))
+    why = "torch cannot write test_vit as ONNX: Could not guard on data-dependent .*; choose another"
+    with pytest.raises(ConfigError, match=f"^{why} --format$"):
+        write_onnx(branching, tmp_path / "n.onnx")

@@ -57,3 +57,10 @@ def test_networks_without_such_a_token_are_refused(name, options):
     network = timm.create_model(name, num_classes=0, **options)
     with pytest.raises(ConfigError, match=r"CLS|keeps its attention"):
         attention(network, torch.randn(1, 3, 224, 224))
+
+
+def test_a_layer_that_keeps_its_attention_to_itself_is_refused():
+    network = timm.create_model("test_vit", num_classes=0)
+    del network.blocks[-1].attn.attn_drop
+    with pytest.raises(ConfigError, match="VisionTransformer keeps its attention to itself"):
+        attention(network, torch.randn(1, 3, 160, 160))
