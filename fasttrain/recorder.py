@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tempfile
@@ -21,8 +22,7 @@ from .durable import write_text
 
 def output_folder(config: Config, world: World) -> Path:
     """Where the run is written, the same for all ranks. Raises ConfigError where a file cannot be made there."""
-    name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
-    chosen = [config.train.output_dir or f"runs/{name}"]
+    chosen = [config.train.output_dir or (_new_folder(config) if world.is_main else "")]
     if world.size > 1:
         dist.broadcast_object_list(chosen)
     path = Path(chosen[0])
@@ -35,6 +35,21 @@ def output_folder(config: Config, world: World) -> Path:
         what = "written to" if path.is_dir() else "made"
         raise ConfigError(f"--output_dir {path} cannot be {what}: {error.strerror}; choose another") from None
     return path
+
+
+def _new_folder(config: Config) -> str:
+    """Make a folder that says what runs and since when; a second run of the same second gets its own."""
+    name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        path = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # all ranks meet it again, and say so
+            pass
+        break
+    return str(path)
 
 
 class Recorder:

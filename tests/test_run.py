@@ -182,6 +182,18 @@ def test_the_default_output_folder_says_what_ran(tmp_path, monkeypatch, name, to
     assert path.name.startswith(f"{name}{told}-2")
 
 
+def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    """The second one found the first one's checkpoints in its folder and went on from them."""
+    from fasttrain.command_line import parse
+    from fasttrain.distributed import World
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recorder.time, "strftime", lambda form: "20261127-123456")
+    config, _ = parse(["--method", "dino"])
+    names = [recorder.output_folder(config, World(0, 1, 0, 1)).name for _ in range(3)]
+    assert names == ["dino-20261127-123456", "dino-20261127-123456-2", "dino-20261127-123456-3"]
+
+
 def test_config_reads_back_to_the_same_configuration(straight, capsys):
     file = straight[0] / "config.yaml"
     assert main(["--config", str(file), "--print_config"]) == 0
