@@ -82,7 +82,7 @@ def _short(command, place):
     if "--timm" in words:
         words += ["--size", "64", "--data_path", f"{place}/data/imagenet"]
     if words[0] == "plan":
-        words += ["--arch", "vit_tiny"]
+        words += ["--arch", "conv_small"]
     if words[0] == "train" and "--method" in words:
         dino, own_network, on_digits = "dino" in words, _OWN_NETWORK & set(words), "--data_path" not in words
         words += _STEP.split()
