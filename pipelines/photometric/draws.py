@@ -50,7 +50,7 @@ def draws(view: View, channels: int, drawn: Parameters, number: int) -> Draws:
     colored = not done and (view.grey > 0 or (view.jitter_p > 0 and any(view.jitter)))
     color = drawn.color[number]
     matrix, share = color_matrix(color, channels) if colored else (None, None)
-    hue = color[:, 3] if colored and channels == 3 else np.zeros(len(color), np.float32)
+    hue = np.ascontiguousarray(color[:, 3]) if colored and channels == 3 else np.zeros(len(color), np.float32)
     sigma = np.zeros_like(drawn.sigma[number]) if done else drawn.sigma[number]
     return Draws(hue, matrix, share, sigma, drawn.solarize[number], drawn.flip[number])
 

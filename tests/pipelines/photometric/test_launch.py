@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from fasttrain.distributed import has_nvidia_device
+from fasttrain.pipelines.photometric import reference
+from fasttrain.pipelines.photometric.draws import draws
+from fasttrain.pipelines.views import View, ViewRecipe, draw_parameters
 from tests.pipelines.photometric import cases, stress
 
 DEVICE = "cuda" if has_nvidia_device() else "cpu"  # where there is none, the kernel is interpreted
@@ -44,6 +47,18 @@ def test_images_beside_it_do_not_matter():
     pixels, draws = cases.pixels(6, 16), cases.draws(6)
     whole, rows = by_kernel(pixels, draws, cases.look()), np.array([4, 1])
     assert torch.equal(by_kernel(pixels[rows], draws.of(rows), cases.look()), whole[rows])
+
+
+def test_what_a_recipe_draws_is_what_the_kernel_takes():
+    """Of arrays it takes the memory, whatever their strides."""
+    pixels, view = cases.pixels(5, 16), View(16, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1.0)
+    sizes = np.full(5, 16)
+    drawn = draws(view, 3, draw_parameters(ViewRecipe((view,)), 0, 0, np.arange(5), sizes, sizes), 0)
+    found, expected = (
+        by_kernel(pixels, drawn, cases.look()),
+        reference.finish(torch.from_numpy(pixels), drawn, cases.look()),
+    )
+    assert ((found - expected).abs() > 0.5).double().mean() < 2e-3
 
 
 def test_no_use_spills():
