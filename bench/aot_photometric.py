@@ -47,7 +47,7 @@ def compile_use(name: str, chip: Chip) -> dict[str, Any]:
     """Compile one use for one chip."""
     constants, kind = USES[name]
     kernel = turn_kernel if name == "hue" else finish_kernel
-    types = {"p_pixels": "*u8", "p_draws": "*fp32", "p_hue": "*fp32", "p_out": f"*{kind}", "size": "i32"}
+    types = {"p_pixels": "*u8", "p_draws": "*fp32", "p_out": f"*{kind}", "size": "i32"}
     names = list(kernel.arg_names)
     signature = {n: "constexpr" if n in constants else types.get(n, "fp32") for n in names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.startswith("p_") or n == "size"}

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import rand_augment
-from .photometric.draws import radius
+from .color import luma
+from .photometric.draws import color_matrix, colored, radius
 from .sources import DataError
 from .views import Parameters, View, ViewRecipe
 
-_COLORS = ("brightness", "contrast", "saturation", "hue")
 _SMALL = 48  # pixels: up to this size a call of torch a crop costs more than DALI's pixels
 Feed = list[Any]  # the images, then one array [B, ...] an argument, in the order of `arguments`
 
@@ -148,16 +148,15 @@ def _decode(encoded: Any, channels: int, device: str) -> Any:
 
 def _names(view: View, channels: int) -> list[str]:
     """Arguments that a view needs; what is not named here is not in the graph."""
-    brightness, contrast, saturation, hue = (strength > 0 and view.jitter_p > 0 for strength in view.jitter)
     augmented = view.rand_augment > 0
     used = {
         "start": True,
         "end": True,
         "angle": view.rotate > 0,
-        "brightness": augmented and brightness,
-        "contrast": augmented and contrast,
-        "saturation": augmented and channels == 3 and (saturation or view.grey > 0),
-        "hue": augmented and channels == 3 and hue,
+        "hue": augmented and channels == 3 and view.jitter_p > 0 and view.jitter[3] > 0,
+        "saturation": augmented and channels == 3 and (view.grey > 0 or (view.jitter_p > 0 and view.jitter[2] > 0)),
+        "gain": augmented and colored(view),
+        "mean_share": augmented and colored(view),
         "sigma": augmented and view.blur > 0,
         "window": augmented and view.blur > 0,
     }
@@ -166,7 +165,7 @@ def _names(view: View, channels: int) -> list[str]:
 
 def _array(view: View, drawn: Parameters, number: int, name: str) -> NDArray[Any]:
     """One argument [B, ...] of view ``number`` in DALI's units."""
-    sigma = drawn.sigma[number]
+    sigma, color = drawn.sigma[number], drawn.color[number]
     array: NDArray[Any]
     match name:
         case "start" | "end":
@@ -178,8 +177,11 @@ def _array(view: View, drawn: Parameters, number: int, name: str) -> NDArray[Any
             array = np.where(sigma > 0, sigma, np.float32(1))
         case "window":  # a window of 1 leaves the image as it is
             array = 2 * radius(sigma) + 1
-        case "brightness" | "contrast" | "saturation" | "hue":
-            array = np.ascontiguousarray(drawn.color[number, :, _COLORS.index(name)])
+        case "saturation" | "hue":
+            array = np.ascontiguousarray(color[:, 2 if name == "saturation" else 3])
+        case "gain" | "mean_share":  # of one channel the matrix is brightness times contrast
+            gain, share = color_matrix(color, 1)
+            array = share if name == "mean_share" else gain[:, 0, 0]
         case _:
             operation, strength, flip = drawn.operation[number], drawn.strength[number], drawn.flip[number]
             array = rand_augment.array(name, operation, strength, flip, view.size)
@@ -200,22 +202,31 @@ def _view(recipe: ViewRecipe, view: View, images: Any, given: dict[str, Any]) ->
         x = fn.resize(fn.slice(images, start=given["start"], end=given["end"], axes=[0, 1]), **resized)
     if "angle" in given:
         x = fn.rotate(x, angle=given["angle"], keep_size=True, fill_value=0)
-    if "hue" in given:  # DALI's is a turn in YIQ
+    if "hue" in given:
         x = _turn(x, given["hue"])
-    jitter = {name: given[name] for name in ("brightness", "saturation") if name in given}
-    if "saturation" in jitter:
-        x = fn.color_twist(x, **jitter)
-    elif jitter:
-        x = fn.brightness_contrast(x, **jitter)
-    if "contrast" in given:  # DALI's is about 128
-        x = rand_augment.contrast(x, given["contrast"], recipe.channels)
+    if "gain" in given:
+        x = _mix(x, given, recipe.channels)
     if "sigma" in given:
         x = fn.gaussian_blur(x, sigma=given["sigma"], window_size=given["window"])
     return rand_augment.graph(x, given, view.rand_augment, view.size, recipe.channels)
 
 
+def _mix(x: Any, given: dict[str, Any], channels: int) -> Any:
+    """Give 8-bit pixels their colours but for hue, as ``photometric.draws.color_matrix`` says; 8 bits again."""
+    from nvidia.dali import fn, types
+
+    grey = fn.coord_transform(x, M=[float(weight) for weight in luma(channels)], dtype=types.FLOAT)
+    mean = fn.reductions.mean(grey, axis_names="HW", keep_dims=True)
+    gain = {"brightness": given["gain"], "dtype": types.FLOAT}
+    if "saturation" in given:
+        mixed = fn.color_twist(x, saturation=given["saturation"], **gain)
+    else:
+        mixed = fn.brightness_contrast(x, **gain)
+    return rand_augment.floor(mixed + rand_augment.beside(x, given["mean_share"]) * mean + 0.5)
+
+
 def _turn(x: Any, hue: Any) -> Any:
-    """Turn the hue in HSV of 8-bit pixels, as ``photometric.reference.turn``."""
+    """Turn the hue in HSV of 8-bit pixels, as ``photometric.reference.turn``; DALI's own turns in YIQ."""
     from nvidia.dali import fn, math, types
 
     red, green, blue = (fn.cast(x[:, :, k : k + 1], dtype=types.FLOAT) for k in range(3))
@@ -229,4 +240,4 @@ def _turn(x: Any, hue: Any) -> Any:
         way = math.abs(at - color * chroma)
         way = math.min(way, math.abs(6.0 * chroma - way))
         channels.append(high - math.min(math.max(way - chroma, 0.0), chroma))
-    return fn.cast(math.floor(fn.cat(*channels, axis=2) + 0.5), dtype=types.UINT8)
+    return rand_augment.floor(fn.cat(*channels, axis=2) + 0.5)

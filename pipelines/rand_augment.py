@@ -101,14 +101,6 @@ def graph(x: Any, given: dict[str, Any], count: int, size: int, channels: int) -
     return x
 
 
-def contrast(x: Any, factor: Any, channels: int) -> Any:
-    """Scale the distance of 8-bit pixels [size, size, C] from their mean grey by ``factor``, a node of scalars."""
-    from nvidia.dali import fn, math
-
-    middle = math.floor(fn.reductions.mean(_grey(x, channels), axis_names="HW", keep_dims=True) + 0.5)
-    return _blend(middle, x, beside(x, factor))
-
-
 def _choose(branch: Any, low: int, high: int, x: Any, context: _Context) -> Any:
     """Send every image into its branch: DALI turns an ``if`` on a node into a split and a merge of the batch."""
     if low == high:
@@ -171,7 +163,7 @@ def _posterize(x: Any, context: _Context) -> Any:
 
 
 def _brightness(x: Any, context: _Context) -> Any:
-    return _floor(x * beside(x, context.amount))
+    return floor(x * beside(x, context.amount))
 
 
 def _color(x: Any, context: _Context) -> Any:
@@ -181,7 +173,11 @@ def _color(x: Any, context: _Context) -> Any:
 
 
 def _contrast(x: Any, context: _Context) -> Any:
-    return contrast(x, context.amount, context.channels)
+    from nvidia.dali import fn, math
+
+    grey = _grey(x, context.channels)
+    middle = math.floor(fn.reductions.mean(grey, axis_names="HW", keep_dims=True) + 0.5)
+    return _blend(middle, x, beside(x, context.amount))
 
 
 def _sharpness(x: Any, context: _Context) -> Any:
@@ -229,10 +225,10 @@ def _blend(base: Any, x: Any, factor: Any) -> Any:
     from nvidia.dali import fn, types
 
     base = fn.cast(base, dtype=types.FLOAT)
-    return _floor(base + factor * (x - base))
+    return floor(base + factor * (x - base))
 
 
-def _floor(values: Any) -> Any:
+def floor(values: Any) -> Any:
     """Cut to 8 bits as PIL does: fractions off, and everything to 0..255."""
     from nvidia.dali import fn, math, types
 

@@ -47,12 +47,17 @@ class Look:
 def draws(view: View, channels: int, drawn: Parameters, number: int) -> Draws:
     """What is left to do for view ``number``: RandAugment comes after colours and blur, and has them done before."""
     done = view.rand_augment > 0
-    colored = not done and (view.grey > 0 or (view.jitter_p > 0 and any(view.jitter)))
+    here = colored(view) and not done
     color = drawn.color[number]
-    matrix, share = color_matrix(color, channels) if colored else (None, None)
-    hue = np.ascontiguousarray(color[:, 3]) if colored and channels == 3 else np.zeros(len(color), np.float32)
+    matrix, share = color_matrix(color, channels) if here else (None, None)
+    hue = color[:, 3] if here and channels == 3 else np.zeros(len(color), np.float32)
     sigma = np.zeros_like(drawn.sigma[number]) if done else drawn.sigma[number]
     return Draws(hue, matrix, share, sigma, drawn.solarize[number], drawn.flip[number])
+
+
+def colored(view: View) -> bool:
+    """Whether a view's colours may change."""
+    return view.grey > 0 or (view.jitter_p > 0 and any(view.jitter))
 
 
 def color_matrix(color: NDArray[np.float32], channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -26,7 +26,7 @@ def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
     given = torch.from_numpy(packed(draws, pixels.shape[-1])).to(pixels.device, non_blocking=True)
     color, space = draws.matrix is not None, _SPACES[look.color_space]
     if draws.hue.any():
-        pixels = _turned(pixels, draws)
+        pixels = _turned(pixels, given)
     if color:
         given[:, 3] *= _mean_grey(pixels)
     if not draws.sigma.any():
@@ -37,27 +37,28 @@ def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
     _launch(halfway, given, out, look, COLOR=False, BLUR=True, DOWN=False, FINISH=True, SPACE=space)
 
 
-def _turned(pixels: Tensor, draws: Draws) -> Tensor:
-    turned, hue = torch.empty_like(pixels), torch.from_numpy(draws.hue).to(pixels.device, non_blocking=True)
+def _turned(pixels: Tensor, given: Tensor) -> Tensor:
+    turned = torch.empty_like(pixels)
     count, size = pixels.shape[:2]
     grid = (triton.cdiv(size * size, BLOCK), count)
-    turn_kernel[grid](pixels, hue, turned, size, BLOCK=BLOCK, num_warps=WARPS)
+    turn_kernel[grid](pixels, given, turned, size, BLOCK=BLOCK, num_warps=WARPS)
     return turned
 
 
 def packed(draws: Draws, channels: int) -> NDArray[np.float32]:
-    """One row an image [B, 4 + C C]: solarised, flipped, sigma, share of the mean grey, matrix row by row."""
+    """One row an image [B, 5 + C C]: solarised, flipped, sigma, share of the mean grey, hue, matrix row by row."""
     count = len(draws.flip)
     matrix = np.zeros((count, channels, channels), np.float32) if draws.matrix is None else draws.matrix
     share = np.zeros(count, np.float32) if draws.mean_share is None else draws.mean_share
-    rest = np.stack([draws.solarize, draws.flip, draws.sigma, share], 1)
+    rest = np.stack([draws.solarize, draws.flip, draws.sigma, share, draws.hue], 1)
     return np.concatenate([rest, matrix.reshape(count, -1)], 1).astype(np.float32)
 
 
 def _mean_grey(pixels: Tensor) -> Tensor:
     """Mean luma [B]; sums of whole numbers, so that it is the same in any order."""
     means = pixels.sum((1, 2)).float() / (pixels.shape[1] * pixels.shape[2])
-    return (means * torch.from_numpy(luma(pixels.shape[-1])).to(pixels.device)).sum(1)
+    weighted = [float(weight) * mean for weight, mean in zip(luma(pixels.shape[-1]), means.unbind(1), strict=True)]
+    return torch.stack(weighted).sum(0)
 
 
 def _launch(pixels: Tensor, given: Tensor, out: Tensor, look: Look, **switches: Any) -> None:

@@ -18,7 +18,7 @@ RGB, YCBCR, LAB = 0, 1, 2
 @triton.jit
 def finish_kernel(
     p_pixels,  # uint8 [B, S, S, C]
-    p_draws,  # fp32 [B, 4 + C C]
+    p_draws,  # fp32 [B, 5 + C C], see launch.packed
     p_out,  # uint8, or with FINISH floating point, [B, S, S, C]
     size, scale0, scale1, scale2, shift0, shift1, shift2,
     C: tl.constexpr, COLOR: tl.constexpr, BLUR: tl.constexpr, DOWN: tl.constexpr, FINISH: tl.constexpr,
@@ -27,7 +27,7 @@ def finish_kernel(
     """Colours, a blur in one direction, and the rest; each where its switch is on."""
     image = tl.program_id(1).to(tl.int64)
     first = image * size * size * C
-    own = p_draws + image * (4 + C * C)
+    own = p_draws + image * (5 + C * C)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size * size
     y, x = places // size, places % size
@@ -68,18 +68,18 @@ def finish_kernel(
 
 
 @triton.jit
-def turn_kernel(p_pixels, p_hue, p_out, size, BLOCK: tl.constexpr):
-    """``reference.turn`` of uint8 [B, S, S, 3] by p_hue, fp32 [B]."""
+def turn_kernel(p_pixels, p_draws, p_out, size, BLOCK: tl.constexpr):
+    """``reference.turn`` of uint8 [B, S, S, 3] by the hue in p_draws, fp32 [B, 14]."""
     image = tl.program_id(1).to(tl.int64)
-    first = image * size * size * 3
+    first, own = image * size * size * 3, p_draws + image * 14
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size * size
-    r, g, b = _pixel(p_pixels + first, p_hue, places, inside, 3, False)
+    r, g, b = _pixel(p_pixels + first, own, places, inside, 3, False)
     high = tl.maximum(tl.maximum(r, g), b)
     chroma = high - tl.minimum(tl.minimum(r, g), b)
     apart, below = g - b, high - r
     distance = below + tl.abs(apart) + 2 * tl.minimum(below, chroma - tl.abs(apart))
-    hue = tl.where(apart < 0, -distance, distance) + 6 * tl.load(p_hue + image) * chroma
+    hue = tl.where(apart < 0, -distance, distance) + 6 * tl.load(own + 4) * chroma
     for color in tl.static_range(3):
         way = tl.abs(hue - 2 * color * chroma)
         way = tl.minimum(way, tl.abs(6 * chroma - way))
@@ -96,7 +96,7 @@ def _pixel(p_image, own, at, inside, C: tl.constexpr, COLOR: tl.constexpr):
         g = tl.load(p_image + at * C + 1, mask=inside, other=0).to(tl.float32)
         b = tl.load(p_image + at * C + 2, mask=inside, other=0).to(tl.float32)
     if COLOR:
-        m, offset = own + 4, tl.load(own + 3)
+        m, offset = own + 5, tl.load(own + 3)
         if C == 3:
             r1 = tl.load(m) * r + tl.load(m + 1) * g + tl.load(m + 2) * b + offset
             g1 = tl.load(m + 3) * r + tl.load(m + 4) * g + tl.load(m + 5) * b + offset
