@@ -1,4 +1,4 @@
-"""The commands that the documentation shows, and stand-ins for the files that they name."""
+"""The commands that the documentation shows."""
 
 import re
 import shlex

@@ -84,16 +84,15 @@ def _short(command, place):
     if words[0] == "plan":
         words += ["--arch", "conv_small"]
     if words[0] == "train" and "--method" in words:
-        dino, own_network, on_digits = "dino" in words, _OWN_NETWORK & set(words), "--data_path" not in words
         words += _STEP.split()
-        if dino:
+        if "dino" in words:
             words += ["--out_dim", "512"]
-        if not on_digits:
+        if "--data_path" in words:
             words += ["--global_crops_size", "64"]
-        if dino and not on_digits:
-            words += ["--local_crops_size", "32"]
-        if not own_network and not on_digits:
-            words += ["--arch", "vit_tiny"]
+            if "dino" in words:
+                words += ["--local_crops_size", "32"]
+            if not _OWN_NETWORK & set(words):
+                words += ["--arch", "vit_tiny"]
         words += [word for name, maker in _MADE_BY.items() if maker == command for word in ("--output_dir", name)]
     return words
 

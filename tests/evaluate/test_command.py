@@ -1,17 +1,14 @@
 """``fasttrain eval`` from end to end: the same weights give the same figures, whatever they come in."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from fasttrain.cli import main
+from tests.small_runs import start
 
-_ROOT = Path(__file__).parents[2]
 _QUICK = ["--linear_epochs", "2", "--lidar_images", "4", "--lidar_views", "2", "--num_workers", "1"]
 _OF_THE_CALL = {"network", "checkpoint", "extracted", "cached", "arch"}
 
@@ -50,19 +47,13 @@ def test_a_run(simclr_run, evaluated, capsys):
 def test_two_ranks_share_a_run_s_evaluation(simclr_run, images, evaluated, tmp_path):
     """Under a launcher; the command itself, for what is in the path may be another installation."""
     alone, file = evaluated(simclr_run), tmp_path / "two.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--no-python"]
-    command += [
-        sys.executable,
-        "-c",
-        "import sys; from fasttrain.cli import main; sys.exit(main())",
-        "eval",
-        simclr_run,
-    ]
-    command += ["--data_path", images, *_QUICK, "--cache", "none", "--output", file]
-    environment = os.environ | {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("RankMe") == 1  # rank 0 alone says it
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    program = [sys.executable, "-c", "import sys; from fasttrain.cli import main; sys.exit(main())"]
+    given = ["eval", simclr_run, "--data_path", images, *_QUICK, "--cache", "none", "--output", file]
+    process = start(map(str, given), *launch, *program)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count("RankMe") == 1  # rank 0 alone says it
     together = json.loads(file.read_text())
     assert _rounded(_figures(together)) == _rounded(_figures(alone))
 
