@@ -35,7 +35,7 @@ from triton.compiler import ASTSource
 
 from fasttrain.kernels.prototypes import triton as prototypes
 from fasttrain.kernels.similarity import triton as similarity
-from fasttrain.kernels.similarity.tiles import Tile, attention_tile, backward_tile, forward_tile
+from fasttrain.kernels.similarity.tiles import Tile, attention_tile, backward_tile, forward_tile, prototype_tile
 
 ROOT = Path(__file__).parent.parent
 DIMS = (64, 128, 256, 1024)
@@ -79,7 +79,7 @@ class Use:
             return forward_tile(dim, dtype, columns=bool(self.constants["COLUMNS"]))
         if self.kernel is prototypes.attend_kernel:
             return attention_tile(dim, dtype)
-        return backward_tile(dim, dtype)
+        return backward_tile(dim, dtype) if self.kernel is similarity.lse_bwd_kernel else prototype_tile(dim, dtype)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ _DOTS = {"PRECISION": "tf32x3", "WIDEN": False}
 _LSE = _DOTS | {"EXCLUDE": False, "HAS_GAIN": False, "BOUNDED": True}
 _FORWARD = Use(
     similarity.lse_fwd_kernel,
-    _LSE | {"BLOCKS": 1, "SYMMETRIC": False, "COLUMNS": False, "HAS_BIAS": False},
+    _LSE | {"SYMMETRIC": False, "COLUMNS": False, "HAS_BIAS": False},
     ("p_bias", "p_gain"),
 )
 _BACKWARD = Use(
@@ -130,8 +130,8 @@ _BIAS, _COLS, _MARGINAL = ("p_bias",), ("p_col_lse", "p_col_grad"), ("p_r", "p_g
 USES = {
     "forward rows": _FORWARD,
     "forward rows, running maximum, bias": _FORWARD.but(given=_BIAS, BOUNDED=False, HAS_BIAS=True),
-    "forward symmetric": _FORWARD.but(SYMMETRIC=True, COLUMNS=True, EXCLUDE=True, BLOCKS=8),
-    "forward both directions": _FORWARD.but(COLUMNS=True, BLOCKS=4),
+    "forward symmetric": _FORWARD.but(SYMMETRIC=True, COLUMNS=True, EXCLUDE=True),
+    "forward both directions": _FORWARD.but(COLUMNS=True),
     "backward rows": _BACKWARD,
     "backward symmetric": _BACKWARD.but(given=_COLS, COLS=True, EXCLUDE=True),
     "backward rows, running maximum, bias": _BACKWARD.but(given=_BIAS, BOUNDED=False, ROW_BIAS=True, SUMS=True),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..similarity import launch as similarity
 from ..similarity.launch import kernel_options, splits
-from ..similarity.tiles import Tile, attention_tile, backward_tile
+from ..similarity.tiles import Tile, attention_tile, prototype_tile
 from .cpu import Terms
 from .triton import attend_kernel, columns_kernel, rows_kernel
 
@@ -37,7 +37,10 @@ def terms(
     lse, _ = similarity.pair_lse(h, w, None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False)
     attended = teacher_lse = marginal = energies = nothing
     if teacher is not None and teacher_prototypes is not None:
-        attended, teacher_lse = _attend(*_alike(teacher, teacher_prototypes), w, bias, teacher_scale)
+        # The student's prototypes as they are given: rows that a learnt temperature made fp32 would widen the values
+        # alone, and tiles of two types ask for more shared memory than there is.
+        queries, keys, values = _alike(teacher, teacher_prototypes, student_prototypes)
+        attended, teacher_lse = _attend(queries, keys, values, bias, teacher_scale)
     if weights is not None:
         marginal = h.new_empty(len(w), dtype=torch.float32)
         _columns(h, w, lse, student_scale, weights=weights, marginal=marginal)
@@ -84,7 +87,8 @@ def backward(
     dw = h.new_empty(w.shape, dtype=torch.float32)
     taught = None
     if attended_grad is not None and teacher is not None and teacher_prototypes is not None:
-        taught = (*_alike(teacher, teacher_prototypes), bias, teacher_lse, attended_grad.to(h.dtype))
+        queries, keys = _alike(teacher, teacher_prototypes)
+        taught = (queries, keys, bias, teacher_lse, attended_grad.to(h.dtype))
     _columns(
         h,
         w,
@@ -101,11 +105,11 @@ def backward(
     return dh, dw
 
 
-def _alike(rows: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one type that the kernels multiply in, features side by side."""
-    if rows.dtype != prototypes.dtype or rows.dtype == torch.float16:
-        rows, prototypes = rows.float(), prototypes.float()
-    return similarity.adjacent(rows), similarity.adjacent(prototypes)
+def _alike(*factors: Tensor) -> tuple[Tensor, ...]:
+    """All in one type that the kernels multiply in, features side by side."""
+    if {factor.dtype for factor in factors} not in ({torch.float32}, {torch.bfloat16}):
+        factors = tuple(factor.float() for factor in factors)
+    return tuple(map(similarity.adjacent, factors))
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -140,7 +144,7 @@ def _rows_pass(
 ) -> Tensor:
     """``scale G w`` [N, D], or with ``gradient=False`` the sums of G [N]; G = P (a + r g + c s)."""
     n, dim = h.shape
-    tile = backward_tile(dim, h.dtype)
+    tile = prototype_tile(dim, h.dtype)
     grid, span = _grid(h, len(w), tile, outs=gradient)
     r, g = (None, None) if of_columns is None else of_columns
     dh = h.new_empty(grid[1], n, dim if gradient else 0, dtype=torch.float32)
@@ -170,7 +174,7 @@ def _columns(
 ) -> None:
     """Write ``dw`` [K, D] or ``marginal`` [K]."""
     dim = h.shape[1]
-    tile = backward_tile(dim, h.dtype)
+    tile = prototype_tile(dim, h.dtype)
     outs = 1 if dw is None else triton.cdiv(dim, tile.block_out)
     q, v, bias, teacher_lse, attended_grad = taught or (h, w, None, None, h)
     columns_kernel[(triton.cdiv(len(w), tile.block_m), outs)](

@@ -14,7 +14,7 @@ from .tiles import Tile, backward_tile, forward_tile
 from .triton import lse_bwd_kernel, lse_fwd_kernel
 
 _WANTED_PROGRAMS = 2  # a multiprocessor
-_MOST_SLOTS = 64  # of partial column sums: above that, a program takes several blocks of rows
+_MOST_SLOTS = 64  # of partial column sums: above that, a block of rows has several tiles, and as many launches
 
 
 def pair_lse(
@@ -115,19 +115,21 @@ def _forward(
     tile = forward_tile(dim, x.dtype, columns=columns or symmetric)
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     if columns or symmetric:
-        blocks = triton.cdiv(row_tiles, _MOST_SLOTS)
-        span = blocks * tile.block_m // tile.block_n if symmetric else triton.cdiv(col_tiles, _MOST_SLOTS)
+        tiles = triton.cdiv(row_tiles, _MOST_SLOTS)
+        span = tiles * tile.block_m // tile.block_n if symmetric else triton.cdiv(col_tiles, _MOST_SLOTS)
     else:
-        blocks, span = 1, triton.cdiv(col_tiles, splits(x, row_tiles, col_tiles))
-    grid = (triton.cdiv(row_tiles, blocks), triton.cdiv(col_tiles, span))
+        tiles, span = 1, triton.cdiv(col_tiles, splits(x, row_tiles, col_tiles))
+    grid = (triton.cdiv(row_tiles, tiles), triton.cdiv(col_tiles, span))
     row_sums = x.new_empty(grid[1], n, dtype=torch.float32)
     col_sums = row_sums if symmetric else x.new_empty(grid[0], m if columns else 0, dtype=torch.float32)
-    lse_fwd_kernel[grid](
-        x, y, bias, gain, row_sums, col_sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
-        D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCKS=blocks,
-        SYMMETRIC=symmetric, COLUMNS=columns or symmetric, BOUNDED=bounded, EXCLUDE=excluded is not None,
-        HAS_BIAS=bias is not None, HAS_GAIN=gain is not None, **kernel_options(tile),
-    )  # fmt: skip
+    for number in range(tiles):
+        lse_fwd_kernel[grid](
+            x, y, bias, gain, row_sums, col_sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
+            number, tiles,
+            D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
+            SYMMETRIC=symmetric, COLUMNS=columns or symmetric, BOUNDED=bounded, EXCLUDE=excluded is not None,
+            HAS_BIAS=bias is not None, HAS_GAIN=gain is not None, **kernel_options(tile),
+        )  # fmt: skip
     if not bounded:
         return row_sums.mul_(math.log(2)).logsumexp(0), col_sums
     return row_sums.sum(0).log_(), col_sums.sum(0).log_() if columns else col_sums
@@ -153,11 +155,12 @@ def _backward(
     outs = triton.cdiv(dim, tile.block_out)
     span = triton.cdiv(col_tiles, splits(x, row_tiles * outs, col_tiles))
     grid = (row_tiles, triton.cdiv(col_tiles, span), outs)
+    biased = col_bias is not None or row_bias is not None
     dx = x.new_empty(grid[1], n, dim, dtype=torch.float32)
     total = x.new_empty(grid[1], n if sums else 0, dtype=torch.float32)
-    if excluded is not None or col_bias is not None or row_bias is not None:
-        rows, cols = (None if weights is None else finite_weights(*weights) for weights in (rows, cols))
-    row_lse, row_grad, col_lse, col_grad, unscale = _scaled_weights(rows, cols, x.dtype)
+    rows, cols, unscale = _weights(rows, cols, x.dtype, bounded=bounded, infinite=excluded is not None or biased)
+    row_lse, row_grad = rows or (None, None)
+    col_lse, col_grad = cols or (None, None)
     lse_bwd_kernel[grid](
         x, y, row_bias if col_bias is None else col_bias, gain, row_lse, row_grad, col_lse, col_grad, dx, total,
         n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
@@ -169,18 +172,28 @@ def _backward(
     return (dx, total.sum(0)) if unscale is None else (dx.mul_(unscale), total.sum(0).mul_(unscale))
 
 
-def _scaled_weights(
-    rows: Weights | None, cols: Weights | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The log-sum-exps and their gradients; fp16 holds no G of 1e-8, so there gradients are scaled to 2^14 at most."""
-    row_lse, row_grad = (None, None) if rows is None else (rows[0], rows[1].contiguous())
-    col_lse, col_grad = (None, None) if cols is None else (cols[0], cols[1].contiguous())
-    if dtype != torch.float16:
-        return row_lse, row_grad, col_lse, col_grad, None
-    peaks = [g.abs().amax() for g in (row_grad, col_grad) if g is not None]
-    unscale = torch.stack(peaks).amax().clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-14
-    row_grad, col_grad = (None if g is None else g / unscale for g in (row_grad, col_grad))
-    return row_lse, row_grad, col_lse, col_grad, unscale
+def _weights(
+    rows: Weights | None, cols: Weights | None, dtype: torch.dtype, *, bounded: bool, infinite: bool
+) -> tuple[Weights | None, Weights | None, Tensor | None]:
+    """The log-sum-exps and their gradients as the kernel takes them, and what its results are to be multiplied by.
+
+    Where scores are bounded a gradient comes times e^-lse. That of an empty sum is infinite then, but the kernel uses
+    it for no score; elsewhere it has to be finite. fp16 holds no G of 1e-8: there gradients are 2^14 at most.
+    """
+    unscale = None
+    if dtype == torch.float16:
+        peaks = [weights[1].abs().amax() for weights in (rows, cols) if weights is not None]
+        unscale = torch.stack(peaks).amax().clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-14
+
+    def prepared(weights: Weights | None) -> Weights | None:
+        if weights is None:
+            return None
+        lse, grad = finite_weights(*weights) if infinite and not bounded else weights
+        grad = lse.neg().exp_().mul_(grad) if bounded else grad.contiguous()
+        return lse, grad if unscale is None else grad / unscale
+
+    of_rows = prepared(rows)
+    return of_rows, of_rows if cols is rows else prepared(cols), unscale
 
 
 def splits(x: Tensor, programs: int, tiles: int) -> int:

@@ -1,4 +1,4 @@
-"""The tiles that ship: measured or, until a GPU has been met, compiled without spills (bench/aot.py)."""
+"""The tiles that ship: those of half precision measured on an H100 (bench/gpu.py), all compiled without spills."""
 
 from __future__ import annotations
 
@@ -19,31 +19,48 @@ class Tile:
     stages: int
 
 
+# Rows, columns, warps and stages in half precision, by the features that stay on the chip; 0: rows that are longer.
+_ROWS = {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 3), 0: (128, 128, 8, 3)}
+_COLUMNS = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 3), 0: (128, 64, 8, 2)}
+_BACKWARD = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2), 0: (64, 64, 8, 2)}
+_PROTOTYPES = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2), 0: (64, 64, 8, 2)}
+
+
 def forward_tile(dim: int, dtype: torch.dtype, *, columns: bool = False) -> Tile:
     """For the sums of exponentials; ``columns``: sums over the columns too, which take registers.
 
     Rows of up to 256 features (fp32, whose products take three passes: 64) stay on the chip, longer ones pass by in
-    parts of ``block_d``.
+    parts of 64.
     """
     if dtype == torch.float32:
         return Tile(128, 64, *_features(dim, resident=64, part=32), 8, 2)
-    block_d, _ = _features(dim, resident=256, part=128 if columns else 64)
-    if block_d == 256:
-        return Tile(64 if columns else 128, 64, block_d, block_d, 8, 3)
-    return Tile(128, 64 if columns else 128, block_d, block_d, 8, 2 if columns and dim > 256 else 3)
+    return _half(_COLUMNS if columns else _ROWS, dim)
 
 
 def backward_tile(dim: int, dtype: torch.dtype) -> Tile:
     """For the gradient of the rows, which accumulates in registers: 256 features of it at a time (fp32: 128)."""
-    if dtype == torch.float32:
-        return Tile(64, 32, *_features(dim, resident=64, part=32, out=128), 4, 2)
-    block_d, block_out = _features(dim, resident=256, part=64, out=256)
-    return Tile(64 if block_out == 256 else 128, 64, block_d, block_out, 8, 2)
+    return _accumulating(_BACKWARD, dim, dtype)
+
+
+def prototype_tile(dim: int, dtype: torch.dtype) -> Tile:
+    """For the gradients of DINO's rows and prototypes, which hold more at once."""
+    return _accumulating(_PROTOTYPES, dim, dtype)
 
 
 def attention_tile(dim: int, dtype: torch.dtype) -> Tile:
-    """For attention, which keeps a running maximum beside what it accumulates: as the gradient, with fewer rows."""
-    return replace(backward_tile(dim, dtype), block_m=64)
+    """For attention, which keeps a running maximum beside what it accumulates: with fewer rows."""
+    return replace(prototype_tile(dim, dtype), block_m=64)
+
+
+def _accumulating(table: dict[int, tuple[int, int, int, int]], dim: int, dtype: torch.dtype) -> Tile:
+    if dtype == torch.float32:
+        return Tile(64, 32, *_features(dim, resident=64, part=32, out=128), 4, 2)
+    return _half(table, dim, out=256)
+
+
+def _half(table: dict[int, tuple[int, int, int, int]], dim: int, out: int = 16) -> Tile:
+    rows, columns, warps, stages = table[next((size for size in (64, 128, 256) if dim <= size), 0)]
+    return Tile(rows, columns, *_features(dim, resident=256, part=64, out=out), warps, stages)
 
 
 def _features(dim: int, *, resident: int, part: int, out: int = 16) -> tuple[int, int]:

@@ -9,12 +9,15 @@ Symbols are those of cpu.py; everything is in base 2, on fp32 accumulators:
 Forward: one program a block of rows and a span of columns. The tile of x stays, tiles of y stream by; each sum goes to
 a slot of its own, ``p_rows[span of columns, row]`` and ``p_cols[block of rows, column]``, and torch adds the slots:
 no atomics, the same bits every time. Where x is y only spans on and above the diagonal run: their column sums are the
-row sums of the spans below.
+row sums of the spans below. A block with column sums has as many tiles of rows as there are launches, each adding to
+the slots of the one before. With column sums the tile is transposed, [BLOCK_N, BLOCK_M]: a sum along its second axis
+stays within a quarter of a warp, and is what each step needs; the other is taken once, of the tiles' sum.
 
 Backward: one program a block of rows, a span of columns and a part of the features, dx accumulating in registers. The
 same kernel gives dy with x and y, rows and columns exchanged; and where x is y, G is symmetric, so one pass is all.
 
-BOUNDED: scores known to lie within +-40 nats need no running maximum, see cpu.py.
+BOUNDED: scores known to lie within +-40 nats need no running maximum, see cpu.py; the gradients of the log-sum-exps
+then come times e^-lse, formed once rather than by every program.
 """
 
 from __future__ import annotations
@@ -62,34 +65,74 @@ def base2_scale(scale, p_gain, HAS_GAIN: tl.constexpr):
 
 
 @triton.jit
+def at_edge(
+    column, row, excluded, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, EXCLUDE: tl.constexpr
+):
+    """Whether a tile has scores that do not count: beyond the last column (``ROWS``: or row), or excluded ones.
+
+    Few have, and for the others what a comparison a score would cost is saved.
+    """
+    edge = column + BLOCK_N > M
+    if ROWS:
+        edge = edge | (row + BLOCK_M > N)
+    if EXCLUDE:
+        own = row + excluded  # the column that is left out of the first row
+        edge = edge | ((own < column + BLOCK_N) & (column < own + BLOCK_M))
+    return edge
+
+
+@triton.jit(do_not_specialize=["tile", "tiles"])
 def lse_fwd_kernel(
     p_x, p_y, p_bias, p_gain,
     p_rows,  # [spans, N] sums if BOUNDED, else log2 of them
     p_cols,  # [blocks of rows, M] sums, if COLUMNS; p_rows itself if SYMMETRIC
     N, M, stride_x, stride_y, scale, excluded,
     span,  # tiles of columns a program
+    tile, tiles,  # of rows: which of those in a block it is, and how many are in it
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCKS: tl.constexpr,  # tiles of rows a program
     SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, EXCLUDE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_GAIN: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums of exponentials of a block of rows over a span of columns, and of the columns over the block."""
+    """Sums of exponentials of a tile of rows over a span of columns, and of the columns over the tile."""
     block, part = tl.program_id(0), tl.program_id(1)
     if SYMMETRIC:
         if part < block:
             return
     factor = base2_scale(scale, p_gain, HAS_GAIN)
     features = tl.arange(0, BLOCK_D)
-    for tile in range(BLOCKS):
-        rows = (block * BLOCKS + tile) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = (block * tiles + tile) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
+    if D <= BLOCK_D:
+        x = load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    if COLUMNS:
+        sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for step in range(part * span, tl.minimum((part + 1) * span, tl.cdiv(M, BLOCK_N))):
+        cols = step * BLOCK_N + tl.arange(0, BLOCK_N)
+        edge = at_edge(step * BLOCK_N, first, excluded, N, M, BLOCK_M, BLOCK_N, COLUMNS, EXCLUDE)
         if D <= BLOCK_D:
-            x = load_tile(p_x, rows, features, N, stride_x, D, D != BLOCK_D, WIDEN)
-        top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        for step in range(part * span, tl.minimum((part + 1) * span, tl.cdiv(M, BLOCK_N))):
-            cols = step * BLOCK_N + tl.arange(0, BLOCK_N)
+            y = load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
+        if COLUMNS:
             if D <= BLOCK_D:
-                y = load_tile(p_y, cols, features, M, stride_y, D, D != BLOCK_D, WIDEN)
+                s = tl.dot(y, tl.trans(x), input_precision=PRECISION)
+            else:
+                s = long_dots(
+                    p_y, p_x, cols, rows, M, N, stride_y, stride_x, D, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, WIDEN
+                )
+            e = tl.exp2(s * factor)
+            if edge:
+                keep = (cols < M)[:, None] & (rows < N)[None, :]
+                if EXCLUDE:
+                    keep = keep & (cols[:, None] != (rows + excluded)[None, :])
+                e = tl.where(keep, e, 0.0)
+            sums += e
+            slot = p_cols + block.to(tl.int64) * M + cols
+            mine = (cols < M) & (part > block) if SYMMETRIC else cols < M
+            before = tl.load(slot, mask=mine & (tile > 0), other=0.0)
+            tl.store(slot, before + tl.sum(e, 1), mask=mine)
+        else:
+            if D <= BLOCK_D:
                 s = tl.dot(x, tl.trans(y), input_precision=PRECISION)
             else:
                 s = long_dots(
@@ -98,30 +141,23 @@ def lse_fwd_kernel(
             s = s * factor
             if HAS_BIAS:
                 s += tl.load(p_bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :] * LOG2E
-            keep = (cols < M)[None, :]
-            if COLUMNS:
-                keep = keep & (rows < N)[:, None]
-            if EXCLUDE:
-                keep = keep & (cols[None, :] != (rows + excluded)[:, None])
-            if BOUNDED:
-                e = tl.where(keep, tl.exp2(s), 0.0)
-                total += tl.sum(e, 1)
-            else:
+            if edge:
+                keep = (cols < M)[None, :]
+                if EXCLUDE:
+                    keep = keep & (cols[None, :] != (rows + excluded)[:, None])
                 s = tl.where(keep, s, -float("inf"))
+            if BOUNDED:
+                total += tl.sum(tl.exp2(s), 1)
+            else:
                 new = tl.maximum(top, tl.max(s, 1))
                 shift = tl.where(new == -float("inf"), 0.0, new)
                 total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
                 top = new
-            if COLUMNS:
-                slot = p_cols + block.to(tl.int64) * M + cols
-                mine = (cols < M) & (part > block) if SYMMETRIC else cols < M
-                before = tl.load(slot, mask=mine & (tile > 0), other=0.0)
-                tl.store(slot, before + tl.sum(e, 0), mask=mine)
-        if not BOUNDED:
-            total = top + tl.log2(total)
-        tl.store(p_rows + part.to(tl.int64) * N + rows, total, mask=rows < N)
-        if COLUMNS and BLOCKS > 1:
-            tl.debug_barrier()  # the next tile of rows reads these slots, perhaps by other threads
+    if COLUMNS:
+        total = tl.sum(sums, 0)
+    if not BOUNDED:
+        total = top + tl.log2(total)
+    tl.store(p_rows + part.to(tl.int64) * N + rows, total, mask=rows < N)
 
 
 @triton.jit
@@ -138,8 +174,8 @@ def lse_bwd_kernel(
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of rows from a span of columns."""
-    part = tl.program_id(1)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    part, first = tl.program_id(1), tl.program_id(0) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
     outs = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     factor = base2_scale(scale, p_gain, HAS_GAIN)
     features = tl.arange(0, BLOCK_D)
@@ -148,10 +184,9 @@ def lse_bwd_kernel(
     if ROW_BIAS:
         row_bias = tl.load(p_bias + rows, mask=rows < N, other=0.0).to(tl.float32) * LOG2E
     if ROWS:
-        row_lse = tl.load(p_row_lse + rows, mask=rows < N, other=0.0) * LOG2E
         row_grad = tl.load(p_row_grad + rows, mask=rows < N, other=0.0)
-        if BOUNDED:
-            row_grad = row_grad * tl.exp2(-row_lse)
+        if not BOUNDED:
+            row_lse = tl.load(p_row_lse + rows, mask=rows < N, other=0.0) * LOG2E
     dx = tl.zeros([BLOCK_M, BLOCK_OUT], tl.float32)
     sums = tl.zeros([BLOCK_M], tl.float32)
     for step in range(part * span, tl.minimum((part + 1) * span, tl.cdiv(M, BLOCK_N))):
@@ -170,25 +205,27 @@ def lse_bwd_kernel(
         if ROW_BIAS:
             s += row_bias[:, None]
         if COLS:
-            col_lse = tl.load(p_col_lse + cols, mask=cols < M, other=0.0) * LOG2E
             col_grad = tl.load(p_col_grad + cols, mask=cols < M, other=0.0)
+            if not BOUNDED:
+                col_lse = tl.load(p_col_lse + cols, mask=cols < M, other=0.0) * LOG2E
         if BOUNDED:
             if ROWS and COLS:
-                grad = tl.exp2(s) * (row_grad[:, None] + (col_grad * tl.exp2(-col_lse))[None, :])
+                grad = tl.exp2(s) * (row_grad[:, None] + col_grad[None, :])
             elif ROWS:
                 grad = tl.exp2(s) * row_grad[:, None]
             else:
-                grad = tl.exp2(s) * (col_grad * tl.exp2(-col_lse))[None, :]
+                grad = tl.exp2(s) * col_grad[None, :]
         else:
             grad = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if ROWS:
                 grad += tl.exp2(s - row_lse[:, None]) * row_grad[:, None]
             if COLS:
                 grad += tl.exp2(s - col_lse[None, :]) * col_grad[None, :]
-        keep = (cols < M)[None, :]
-        if EXCLUDE:
-            keep = keep & (cols[None, :] != (rows + excluded)[:, None])
-        grad = tl.where(keep, grad, 0.0)
+        if at_edge(step * BLOCK_N, first, excluded, N, M, BLOCK_M, BLOCK_N, False, EXCLUDE):
+            keep = (cols < M)[None, :]
+            if EXCLUDE:
+                keep = keep & (cols[None, :] != (rows + excluded)[:, None])
+            grad = tl.where(keep, grad, 0.0)
         if SUMS:
             sums += tl.sum(grad, 1)
         dx = tl.dot(grad.to(y.dtype), y, dx, input_precision=PRECISION)

@@ -77,7 +77,7 @@ def test_triton_equals_the_reference(dtype, center):
 @pytest.mark.parametrize("dim", [16, 40])
 def test_triton_gives_the_same_over_many_small_tiles(dim, monkeypatch):
     tile = Tile(16, 16, 16, 16 if dim <= 16 else 32, 4, 1)
-    monkeypatch.setattr(launch, "backward_tile", lambda *args: tile)
+    monkeypatch.setattr(launch, "prototype_tile", lambda *args: tile)
     monkeypatch.setattr(launch, "attention_tile", lambda *args: tile)
     monkeypatch.setattr(launch, "splits", lambda rows, programs, tiles: min(tiles, 3))
     _check("triton", (3, 2, 11, dim, 70), (2,), torch.float32, _DEVICE)
@@ -126,9 +126,10 @@ def test_rows_and_prototypes_of_two_types_reach_the_kernels_in_one():
     given = []
     original = launch._alike
 
-    def spy(rows, prototypes):
-        given.append({x.dtype for x in original(rows, prototypes)})
-        return original(rows, prototypes)
+    def spy(*factors):
+        found = original(*factors)
+        given.append([x.dtype for x in found])
+        return found
 
     student, teacher, ws, wt, _ = _case((2, 2, 3, 16, 20), None, torch.bfloat16, _DEVICE)
     student.requires_grad_()
@@ -139,7 +140,24 @@ def test_rows_and_prototypes_of_two_types_reach_the_kernels_in_one():
             student, teacher, ws, wt, student_temp=temp, teacher_temp=0.1, backend="triton"
         ).backward()
     assert len(given) >= 3
-    assert all(len(types) == 1 for types in given)
+    assert all(len(set(types)) == 1 for types in given)
+
+
+def test_a_learnt_temperature_does_not_widen_the_teachers_product():
+    """On an H100, fp32 values beside bf16 keys asked for 288 KB of shared memory at K = 65,536 and D = 256."""
+    given = []
+    original = launch._attend
+
+    def spy(*tensors):
+        given.append([x.dtype for x in tensors[:3]])
+        return original(*tensors)
+
+    student, teacher, ws, wt, _ = _case((2, 2, 3, 16, 20), None, torch.bfloat16, _DEVICE)
+    temp = torch.tensor(0.1, device=_DEVICE, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_attend", spy)
+        prototype_cross_entropy(student, teacher, ws, wt, student_temp=temp, teacher_temp=0.1, backend="triton")
+    assert given == [[torch.bfloat16] * 3]
 
 
 @pytest.mark.parametrize("kept", [0, 1000])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain.kernels.similarity.tiles import backward_tile, forward_tile
+from fasttrain.kernels.similarity.tiles import backward_tile, forward_tile, prototype_tile
 
 _ROOT = Path(__file__).parents[3]
 
@@ -17,7 +17,8 @@ _ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_are_what_tl_dot_takes(dim, dtype):
     """The compiled kernel wants powers of two from 16 up, which the interpreter does not check."""
-    for tile in (forward_tile(dim, dtype), forward_tile(dim, dtype, columns=True), backward_tile(dim, dtype)):
+    chosen = [kind(dim, dtype) for kind in (forward_tile, backward_tile, prototype_tile)]
+    for tile in (*chosen, forward_tile(dim, dtype, columns=True)):
         for size in (tile.block_m, tile.block_n, tile.block_d, tile.block_out):
             assert size >= 16
             assert size & (size - 1) == 0
