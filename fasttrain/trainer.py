@@ -330,6 +330,7 @@ class _Run:
             "seconds": seconds,
             "images_per_s": steps * global_batch(t, self.world) / seconds,
             "world_size": self.world.size,
+            "gpu_peak_bytes": torch.cuda.max_memory_allocated() if self.engine.device.type == "cuda" else None,
             "knn_top1": evaluation.knn_top1,
             "knn_top1_untrained": untrained,
             "knn_top1_pixels": pixels,

@@ -45,6 +45,7 @@ _SUMMARY = {
     "seconds",
     "images_per_s",
     "world_size",
+    "gpu_peak_bytes",
     "knn_top1",
     "knn_top1_untrained",
     "knn_top1_pixels",
