@@ -12,7 +12,9 @@
 5. prototypes    cross-entropy, entropies and Sinkhorn against fp64, and races, as in 2
 6. prototype_losses    DINO's class tokens and patches, as in 4
 7. views         the photometric kernel against fp64, as in 2
-8. data          the loader: nvJPEG's decoding, the crops, the finished views, and the kernel alone
+8. alike         whole views beside the CPU's of the same draws
+9. data          the loader: nvJPEG's decoding, the crops, the finished views, and the kernel alone
+10. training     fasttrain/run.py on drawn JPEGs: images/s, and what part of a step waits for data
 
 Times are the GPU's own, with an empty L2 cache, contestants in turn. Each part starts nothing more once its share of
 the budget is spent; what was left out is named. The JSON is written as rows come, so a run that is cut leaves what it
@@ -42,30 +44,32 @@ _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temper
 
 def parts() -> tuple[Part, ...]:
     """What is run, family by family: all that decides whether kernels are right, then tiles, then what users see."""
-    from gpu_parts import checks, losses, prototypes, similarity, views
+    from gpu_parts import checks, losses, prototypes, similarity, training, views
 
     return (
         Part(
             "correctness",
             similarity.correctness,
             checks.correctness_table,
-            0.3,
+            0.18,
             checks.check_failures,
             checks.is_wrong,
         ),
-        Part("tiles", similarity.tiles, similarity.tile_table, 0.5),
-        Part("losses", losses.losses, losses.losses_table, 0.7),
+        Part("tiles", similarity.tiles, similarity.tile_table, 0.3),
+        Part("losses", losses.losses, losses.losses_table, 0.45),
         Part(
             "prototypes",
             prototypes.correctness,
             checks.correctness_table,
-            0.85,
+            0.58,
             checks.check_failures,
             checks.is_wrong,
         ),
-        Part("prototype_losses", prototypes.losses, prototypes.losses_table, 0.9),
-        Part("views", views.correctness, checks.correctness_table, 0.93, checks.check_failures, checks.is_wrong),
-        Part("data", views.data, views.data_table, 1.0, views.data_failures),
+        Part("prototype_losses", prototypes.losses, prototypes.losses_table, 0.63),
+        Part("views", views.correctness, checks.correctness_table, 0.66, checks.check_failures, checks.is_wrong),
+        Part("alike", views.alike, views.alike_table, 0.7, views.alike_failures),
+        Part("data", views.data, views.data_table, 0.8, views.data_failures),
+        Part("training", training.training, training.training_table, 1.0, training.training_failures),
     )
 
 
@@ -202,7 +206,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="start nothing more after (540)")
     parser.add_argument("--output", type=Path, metavar="PATH", help="the JSON (bench/results/<GPU>.json)")
-    names = ("correctness", "tiles", "losses", "prototypes", "prototype_losses", "views", "data")
+    names = ("correctness", "tiles", "losses", "prototypes", "prototype_losses", "views", "alike", "data", "training")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="run only these")
     return parser.parse_args(arguments)
 

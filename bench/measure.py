@@ -26,6 +26,9 @@ _PACKAGES = (
 )
 
 
+_LONGEST_LEAD = 0.03  # seconds of work before a call that is timed: longer ones are not held up by their start
+
+
 def prepare(threads: int) -> None:
     """Fix the number of threads of everything that runs here. To be called before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -45,8 +48,8 @@ def seconds_per_call(call: Callable[[], Any], calls: int = 1) -> float:
 class DeviceClock:
     """Seconds of one call by the GPU's own clock, after a call that only warms up and with an empty L2 cache.
 
-    What the host needs to start the call's kernels counts where the GPU has to wait for it, as it does for small sizes.
-    ``call`` must not wait for the device itself.
+    The GPU is kept busy until the host has started all of the call's kernels, as a training step keeps it: what the
+    host needs is ``host_seconds``. ``call`` must not wait for the device itself.
     """
 
     def __init__(self) -> None:
@@ -54,17 +57,35 @@ class DeviceClock:
 
         self._l2 = torch.empty(256 << 20, dtype=torch.int8, device="cuda")  # more than any GPU's
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._clear = min(self._between(self._l2.zero_) for _ in range(3))
 
     def seconds(self, call: Callable[[], Any]) -> float:
+        lead = min(1.5 * _issued(call) + 2e-4, _LONGEST_LEAD)
+        for _ in range(1 + int(lead / self._clear)):
+            self._l2.zero_()
+        return self._between(call)
+
+    def _between(self, call: Callable[[], Any]) -> float:
         import torch
 
-        call()
-        self._l2.zero_()  # while this runs, the host is already at the call
         self._events[0].record()
         call()
         self._events[1].record()
         torch.cuda.synchronize()
         return self._events[0].elapsed_time(self._events[1]) / 1e3
+
+
+def host_seconds(call: Callable[[], Any], times: int = 5) -> float:
+    """Least time in which a call has come back, its kernels started but on a GPU not done."""
+    return min(_issued(call) for _ in range(times))
+
+
+def _issued(call: Callable[[], Any]) -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return seconds_per_call(call)
 
 
 def in_turn(timers: Sequence[Callable[[], float]], *, fewest: int, most: int, seconds: float) -> list[list[float]]:

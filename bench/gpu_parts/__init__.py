@@ -199,5 +199,5 @@ def milliseconds(seconds: float | None) -> str | None:
 
 
 def worker_count() -> int:
-    """Half of the cores, since each compiles with a process of its own; 8 at most, for each holds a GPU context."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+    """Two cores stay free for what the others start; 14 at most, for each holds a GPU context."""
+    return max(1, min(14, len(os.sched_getaffinity(0)) - 2))

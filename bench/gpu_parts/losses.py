@@ -1,9 +1,11 @@
 """The losses on a GPU against their peers: seconds, peak memory, and how near to the roofline ours come.
 
 A row is one operation at one size in one type, a forward and a backward by every contestant in turn, from the same
-tensors. In bf16 these are what a network under autocast hands to its loss, and the loss runs under autocast; fp32 is
-fp32 throughout. ``apart`` is how far a contestant's loss or gradients are from ours: rounding, and for peers that hold
-logits in bf16 a good deal of it. torch.compile comes last, in rows of its own beside ours: it takes seconds a size.
+tensors. Times are the GPU's, which is kept busy until all kernels are started; ``host`` is how long starting them
+takes, and the least time of a program that does nothing else. In bf16 the tensors are what a network under autocast
+hands to its loss, and the loss runs under autocast; fp32 is fp32 throughout. ``apart`` is how far a contestant's loss
+or gradients are from ours: rounding, and for peers that hold logits in bf16 a good deal of it. torch.compile comes
+last, in rows of its own beside ours: it takes seconds a size.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ def hold(race: Race, seconds: Callable[[Step], float]) -> tuple[dict[str, Row], 
         found[name] = {"fault": fault and fault.removeprefix("NotRun: ")}
         if started is None:
             continue
-        steps[name], outputs, found[name]["peak_bytes"] = started
+        steps[name], outputs, found[name]["peak_bytes"], found[name]["host_seconds"] = started
         expected = outputs if name == OURS else expected
         found[name]["apart"] = None if expected is None else _largest(distances(outputs, expected))
         del started, outputs
@@ -136,11 +138,12 @@ def hold(race: Race, seconds: Callable[[Step], float]) -> tuple[dict[str, Row], 
     return found, {name: times for name, times in zip(steps, rounds, strict=True) if name not in faults}
 
 
-def _start(race: Race, name: str, inputs: tuple[Tensor, ...]) -> tuple[Step, tuple[Tensor, ...], int]:
-    """A contestant, what it gives, and its peak memory once it has compiled what it compiles."""
+def _start(race: Race, name: str, inputs: tuple[Tensor, ...]) -> tuple[Step, tuple[Tensor, ...], int, float]:
+    """A contestant, what it gives, and its peak memory and time to start once it has compiled what it compiles."""
     step = race.operation.step(name, race.case, inputs, wait=False)
     outputs = step()
-    return step, outputs, measure.peak_bytes(step, race.case.device)
+    peak = measure.peak_bytes(step, race.case.device)
+    return step, outputs, peak, float(f"{measure.host_seconds(step):.3g}")
 
 
 def _passes(race: Race, inputs: tuple[Tensor, ...]) -> dict[str, Callable[[], Any]]:
@@ -207,12 +210,24 @@ def losses_table(rows: list[Row], names: tuple[str, ...] = (*PEERS, COMPILED)) -
             batch = f"{row['batch']} x {row['columns']}" if row["columns"] else row["batch"]
             line = [row["operation"], batch, row["dim"], row["dtype"]]
             passes = [milliseconds(row.get(f"{name}_seconds", {}).get("min")) for name in ("forward", "backward")]
-            line += [_time(ours), *passes, row["pct_of_roofline"], _mebibytes(ours["peak_bytes"])]
+            line += [_time(ours), *passes, row["pct_of_roofline"], milliseconds(ours.get("host_seconds"))]
+            line += [_mebibytes(ours["peak_bytes"])]
             lines[key] = [*line, *[None] * len(names)]
         for name in names:
             if name in row["contestants"]:
-                lines[key][9 + names.index(name)] = _against(row["contestants"][name], ours)
-    head = ["loss", "B", "D", "type", "ours, ms: min / median", "forward", "backward", "% of roof", "peak, MiB"]
+                lines[key][10 + names.index(name)] = _against(row["contestants"][name], ours)
+    head = [
+        "loss",
+        "B",
+        "D",
+        "type",
+        "ours, ms: min / median",
+        "forward",
+        "backward",
+        "% of roof",
+        "host, ms",
+        "peak, MiB",
+    ]
     return markdown([*head, *(f"{name}: time, memory by ours" for name in names)], lines.values())
 
 

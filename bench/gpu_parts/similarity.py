@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import log2
 from typing import Any
@@ -98,7 +98,7 @@ TILE_KINDS = {  # products and exponentials a score
 }
 TILE_DIMS = (128, 256, 64, 1024)
 TILE_ROWS = {"bf16": 32768, "fp32": 16384}
-_MOST_TILES = 24
+_MOST_TILES = 14
 _SAME = {"bf16": 1e-2, "fp32": 1e-4}  # how far two tiles' results may be apart, as a part of their norm
 
 
@@ -133,22 +133,15 @@ class Trial:
 
 def candidates(group: Group, most: int = _MOST_TILES) -> list[Tile]:
     """The shipped tile, then its nearest neighbours in steps of a factor of two, as far as registers may hold them."""
-    shipped, backward = group.shipped(), group.kind.startswith("backward")
-    padded = max(16, 1 << (group.dim - 1).bit_length())
-    parts = {part: [o for o in (64, 128, 256) if o <= padded] for part in (32, 64, 128) if part < padded}
-    if not backward:  # it writes no features
-        parts = {part: [shipped.block_out] for part in parts}
-    if padded <= 256:  # rows stay on the chip, and the tile of y that was read serves the gradient
-        parts[padded] = [padded]
+    shipped = group.shipped()
+    kept = shipped.block_out if group.kind.startswith("backward") else 0  # beside the scores
     found = [
-        Tile(block_m, block_n, part, out, warps, stages)
-        for part, outs in parts.items()
-        for out in outs
-        for block_m in (32, 64, 128, 256)
-        for block_n in (32, 64, 128, 256)
+        replace(shipped, block_m=block_m, block_n=block_n, warps=warps, stages=stages)
+        for block_m in (64, 128, 256)
+        for block_n in (32, 64, 128)
         for warps in (4, 8)
-        for stages in (2, 3, 4)
-        if block_m % block_n == 0 and block_m * (block_n + out * backward) <= 128 * 32 * warps  # 128 of 255 registers
+        for stages in (2, 3)
+        if block_m % block_n == 0 and block_m * (block_n + kept) <= 128 * 32 * warps  # 128 of 255 registers
     ]
     near = sorted((tile for tile in found if tile != shipped), key=lambda tile: (_steps(tile, shipped), str(tile)))
     return [shipped, *near[: most - 1]]

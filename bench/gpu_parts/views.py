@@ -1,6 +1,7 @@
 """Views on a GPU: whether the photometric kernel is right, and where the loader's time goes.
 
 Right: every use of tests/pipelines/photometric/stress.py against the fp64 reference, in every type.
+Alike: whole views, from nvJPEG on, against the CPU's of the same draws; and once more, to the bit.
 Data: JPEGs drawn here (ImageNet's 500 x 375 at its 110 kB, and CIFAR's 32 x 32), through nvJPEG and onto the GPU, in
 stages that each contain the one before: ``decode``; ``crops``, the DALI graph; ``loader``, the finished views. So the
 augment part of a batch is the loader's time less decode's. ``kernel`` is the photometric kernel by the GPU's own clock,
@@ -20,6 +21,7 @@ import measure
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tests.pipelines.photometric import stress
 
@@ -52,6 +54,59 @@ def checks() -> list[Check]:
 def correctness(run: Run) -> None:
     for _, row in run.side_by_side(run_check, checks()):
         run.add(row)
+
+
+# Alike
+
+_METHODS = ("cmc", "dino", "infomin", "mocov3")  # Lab; multi-crop; RandAugment and jigsaw; solarised
+_LEVELS = 2.0  # of 255, the mean that is allowed between two decoders and two resizers
+
+
+def alike(run: Run) -> None:
+    files = jpegs(32, 375, 500)
+    for method in run.in_time(_METHODS):
+        found, fault = attempt(lambda method=method: distance(recipe(Case(method, "imagenet", 32, 375, 500)), files))
+        run.add({"method": method, "fault": fault, **(found or {})})
+
+
+def distance(own: Any, files: list[bytes], device: str = "cuda") -> dict[str, Any]:
+    """How far a batch's views are from the CPU's, in levels of 8 bits, and whether they come out the same again."""
+    ours, again, expected = (_first(own, files, place) for place in (device, device, "cpu"))
+    levels = torch.tensor(own.std).view(-1, 1, 1) * (1 if own.color_space == "lab" else 255)  # of Lab, its own units
+    apart = [((a - b).abs() * levels) for a, b in zip(ours, expected, strict=True)]
+    values = torch.cat([group.flatten() for group in apart])
+    images = torch.cat([group.flatten(0, 1).mean((1, 2, 3)) for group in apart])
+    return {
+        "mean_levels": float(f"{values.mean():.3g}"),
+        "worst_image_levels": float(f"{images.max():.3g}"),
+        "beyond_16_levels": float(f"{(values > 16).double().mean():.2g}"),
+        "repeats": all(torch.equal(a, b) for a, b in zip(ours, again, strict=True)),
+    }
+
+
+def _first(own: Any, files: list[bytes], device: str) -> list[Tensor]:
+    from fasttrain.pipelines import Loader
+
+    loader = Loader(Files(files), own, len(files), device=device, shuffle=False)
+    try:
+        return [group.cpu() for group in next(loader.epoch(0)).views]
+    finally:
+        loader.close()
+
+
+def alike_table(rows: list[Row]) -> str:
+    names = ("mean_levels", "worst_image_levels", "beyond_16_levels", "repeats")
+    body = [[row["method"], *(row.get(name, row["fault"]) for name in names)] for row in rows]
+    return markdown(["of 255 levels", "mean", "worst image", "share beyond 16", "the same again"], body)
+
+
+def alike_failures(rows: list[Row]) -> list[str]:
+    """A line for each recipe that broke, or whose views are others than the CPU's."""
+    return [
+        f"views of {row['method']}: {row['fault'] or str(row['mean_levels']) + ' levels from the CPU in the mean'}"
+        for row in rows
+        if row["fault"] or row["mean_levels"] > _LEVELS
+    ]
 
 
 # Data

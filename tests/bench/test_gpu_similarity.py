@@ -100,7 +100,7 @@ _GROUPS = [
 def test_candidates_are_what_kernels_and_launchers_take(group):
     found = similarity.candidates(group)
     assert found[0] == group.shipped()
-    assert len(found) == len(set(found)) == 24
+    assert 4 <= len(set(found)) == len(found) <= 14
     for tile in found:
         for size in (tile.block_m, tile.block_n, tile.block_d, tile.block_out):
             assert size >= 16

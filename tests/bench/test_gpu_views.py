@@ -34,6 +34,26 @@ def test_a_wrong_kernel_is_found(monkeypatch):
     assert row["status"] == "wrong"
 
 
+def test_views_are_held_to_the_cpus():
+    files = views.jpegs(4, 40, 50)
+    plain = ViewRecipe((View(32),))
+    found = views.distance(plain, files, "cpu")
+    assert found == {"mean_levels": 0, "worst_image_levels": 0, "beyond_16_levels": 0, "repeats": True}
+    assert views.alike_failures([{"method": "dino", "fault": None, **found}]) == []
+
+
+def test_views_of_other_pixels_are_a_failure(monkeypatch):
+    first = views._first
+    monkeypatch.setattr(
+        views, "_first", lambda own, files, device: [g + (device == "cuda") for g in first(own, files, "cpu")]
+    )
+    found = views.distance(ViewRecipe((View(32),)), views.jpegs(4, 40, 50))
+    assert found["mean_levels"] == pytest.approx(57.3, abs=0.5)  # one standard deviation, 0.225 of 255
+    assert views.alike_failures([{"method": "dino", "fault": None, **found}]) == [
+        f"views of dino: {found['mean_levels']} levels from the CPU in the mean"
+    ]
+
+
 def test_files_are_images_of_the_right_size_and_weight():
     files = views.jpegs(3, 375, 500)
     assert len(set(files)) == 3
