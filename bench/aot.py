@@ -73,31 +73,29 @@ class Use:
         """The same with other switches, and with some of the pointers after all."""
         return Use(self.kernel, self.constants | changed, tuple(n for n in self.absent if n not in given))
 
-    def tile(self, dim: int, dtype: torch.dtype) -> Tile:
-        """The tile that ships for it."""
+    def tile(self, dim: int, dtype: torch.dtype, capability: int) -> Tile:
+        """The tile that ships for it on a chip of this capability (its major number)."""
         if self.kernel is similarity.lse_fwd_kernel:
-            return forward_tile(dim, dtype, columns=bool(self.constants["COLUMNS"]))
-        if self.kernel is prototypes.attend_kernel:
-            return attention_tile(dim, dtype)
-        return backward_tile(dim, dtype) if self.kernel is similarity.lse_bwd_kernel else prototype_tile(dim, dtype)
+            return forward_tile(dim, dtype, capability, columns=bool(self.constants["COLUMNS"]))
+        if self.kernel is similarity.lse_bwd_kernel:
+            return backward_tile(dim, dtype, capability)
+        return attention_tile(dim, dtype) if self.kernel is prototypes.attend_kernel else prototype_tile(dim, dtype)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A use with a type, a dimension, and the tile that ships for them."""
+    """A use with a type and a dimension; each chip has its tile for them."""
 
     name: str
     use: Use
     dtype: str
     dim: int
 
-    @property
-    def tile(self) -> Tile:
-        return self.use.tile(self.dim, TYPES[self.dtype])
+    def tile(self, chip: Chip) -> Tile:
+        return self.use.tile(self.dim, TYPES[self.dtype], chip.capability // 10)
 
-    @property
-    def constants(self) -> dict[str, object]:
-        tile = self.tile
+    def constants(self, chip: Chip) -> dict[str, object]:
+        tile = self.tile(chip)
         blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
         blocks |= {"BLOCK_OUT": tile.block_out, "D": self.dim}
         known = self.use.kernel.arg_names
@@ -158,9 +156,9 @@ def cases(types: tuple[str, ...] = tuple(TYPES), dims: tuple[int, ...] = DIMS) -
 
 def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
     """Compile one case for one chip, and read the resources from the assembler's own report."""
-    kernel, constants, tile = case.use.kernel, case.constants, case.tile
+    kernel, constants, tile = case.use.kernel, case.constants(chip), case.tile(chip)
     names = list(kernel.arg_names)
-    signature = {name: _kind(name, case) for name in names}
+    signature = {name: _kind(name, case, constants) for name in names}
     absent = {name: None for name in names if name.startswith("p_") and signature[name] == "constexpr"}
     # Pointers and sizes are divisible by 16 in every real launch; without saying so loads would be scalar.
     divisible = {
@@ -199,9 +197,9 @@ def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
 _INPUTS = ("p_x", "p_y", "p_q", "p_keys", "p_values", "p_h", "p_w", "p_v", "p_do")
 
 
-def _kind(name: str, case: Case) -> str:
+def _kind(name: str, case: Case, constants: dict[str, object]) -> str:
     """The type of an argument; an absent pointer is a constant."""
-    if name in case.constants or name in case.use.absent:
+    if name in constants or name in case.use.absent:
         return "constexpr"
     if name in _INPUTS:
         return f"*{case.dtype}"
@@ -306,18 +304,19 @@ def faults(results: list[dict[str, Any]]) -> list[str]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = ["| use | type | D | tile | warps, stages | " + " | ".join(c.name for c in CHIPS) + " |"]
-    lines.append("|---|---|---:|---|---|" + "---|" * len(CHIPS))
+    lines = ["| use | type | D | " + " | ".join(c.name for c in CHIPS) + " |"]
+    lines.append("|---|---|---:|" + "---|" * len(CHIPS))
     for first in (r for r in results if r["chip"] == CHIPS[0].name):
         key = ("use", "dtype", "dim")
         same = [r for r in results if all(r[k] == first[k] for k in key)]
         cells = [
+            f"{r['tile']}, {r['warps']} w, {r['stages']} s: "
             f"{r['registers']} r, {r['spilled_bytes']} B, {r['shared_bytes'] >> 10} KB"
             + (" wgmma" if r["wgmma"] else "")
             + (" tcgen05" if r["tcgen05"] else "")
             for r in same
         ]
-        head = [first["use"], first["dtype"], str(first["dim"]), first["tile"], f"{first['warps']}, {first['stages']}"]
+        head = [first["use"], first["dtype"], str(first["dim"])]
         lines.append("| " + " | ".join(head + cells) + " |")
     return "\n".join(lines)
 

@@ -173,6 +173,27 @@ def test_the_measured_table_is_what_was_measured():
         assert cells == wanted, case
 
 
+def test_the_h100_table_is_what_was_measured():
+    parts = json.loads((_ROOT / "bench/results/nvidia-h100-80gb-hbm3.json").read_text())["parts"]
+    measured = [*parts["losses"]["rows"], *parts["prototype_losses"]["rows"]]
+    rows = _rows("kernels.md", "kernels-h100")
+    assert len(rows) == len(measured) > 10
+    for row, (case, cells) in zip(measured, rows.items(), strict=True):
+        assert case.startswith(f"{row['operation']} B={row['batch']} ")
+        ours = row["contestants"]["ours"]
+        wanted = [f"{ours['seconds']['min'] * 1e3:.3g} ms, {ours['peak_bytes'] / 2**20:.3g} MiB"]
+        wanted.append(f"{row['pct_of_roofline']:.2g} %")
+        for name in ("eager", "lightly", "inf-cl"):
+            peer = row["contestants"].get(name)
+            if peer is None:
+                wanted.append("")
+            elif peer["fault"]:
+                wanted.append({"OOM": "out of memory"}[peer["fault"]])
+            else:
+                wanted.append(f"{peer['ratio']:.3g}x, {peer['peak_bytes'] / ours['peak_bytes']:.3g}x")
+        assert cells == wanted, case
+
+
 def test_the_bound_s_table_is_what_runs_gave():
     runs = json.loads((_ROOT / "bench/evidence/results/learns-digits.json").read_text())["runs"]
     rows = _rows("idea.md", "learns-digits")

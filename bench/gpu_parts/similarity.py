@@ -114,10 +114,12 @@ class Group:
         return f"{self.kind}, {self.dtype}, D = {self.dim}"
 
     def shipped(self) -> Tile:
+        """The tile for this machine's GPU."""
         dtype = DTYPES[self.dtype]
+        capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
         if self.kind.startswith("backward"):
-            return backward_tile(self.dim, dtype)
-        return forward_tile(self.dim, dtype, columns=self.kind != "forward")
+            return backward_tile(self.dim, dtype, capability)
+        return forward_tile(self.dim, dtype, capability, columns=self.kind != "forward")
 
 
 @dataclass(frozen=True)

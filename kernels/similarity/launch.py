@@ -112,7 +112,7 @@ def _forward(
     symmetric: bool = False,
 ) -> tuple[Tensor, Tensor]:
     n, m, dim = len(x), len(y), x.shape[1]
-    tile = forward_tile(dim, x.dtype, columns=columns or symmetric)
+    tile = forward_tile(dim, x.dtype, _capability(x), columns=columns or symmetric)
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     if columns or symmetric:
         tiles = triton.cdiv(row_tiles, _MOST_SLOTS)
@@ -150,7 +150,7 @@ def _backward(
     sums: bool = False,
 ) -> tuple[Tensor, Tensor]:
     n, m, dim = len(x), len(y), x.shape[1]
-    tile = backward_tile(dim, x.dtype)
+    tile = backward_tile(dim, x.dtype, _capability(x))
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     outs = triton.cdiv(dim, tile.block_out)
     span = triton.cdiv(col_tiles, splits(x, row_tiles * outs, col_tiles))
@@ -200,6 +200,11 @@ def splits(x: Tensor, programs: int, tiles: int) -> int:
     """Into how many spans the columns are cut, so that few rows still fill the chip."""
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
     return max(1, min(tiles, _WANTED_PROGRAMS * processors // programs))
+
+
+def _capability(x: Tensor) -> int:
+    """The major number of the GPU's compute capability; 0 where kernels are interpreted."""
+    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
 
 
 def kernel_options(tile: Tile) -> dict[str, object]:

@@ -19,27 +19,48 @@ class Tile:
     stages: int
 
 
-# Rows, columns, warps and stages in half precision, by the features that stay on the chip; 0: rows that are longer.
-_ROWS = {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 3), 0: (128, 128, 8, 3)}
-_COLUMNS = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 3), 0: (128, 64, 8, 2)}
-_BACKWARD = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2), 0: (64, 64, 8, 2)}
-_PROTOTYPES = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2), 0: (64, 64, 8, 2)}
+Sizes = dict[int, tuple[int, int, int, int]]
+"""Rows, columns, warps and stages in half precision, by the features that stay on the chip; 0: rows that are longer."""
 
 
-def forward_tile(dim: int, dtype: torch.dtype, *, columns: bool = False) -> Tile:
+@dataclass(frozen=True)
+class _Chip:
+    rows: Sizes
+    columns: Sizes
+    backward: Sizes
+
+
+# By compute capability, its major number; 0 where nothing has been measured. What is best on one may not fit another.
+_CHIPS = {
+    0: _Chip(
+        rows={64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 3), 0: (128, 128, 8, 3)},
+        columns={64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 3), 0: (128, 64, 8, 2)},
+        backward={64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2), 0: (64, 64, 8, 2)},
+    ),
+    9: _Chip(
+        rows={64: (256, 64, 8, 3), 128: (128, 64, 4, 3), 256: (256, 64, 8, 3), 0: (256, 128, 8, 3)},
+        columns={64: (128, 64, 4, 3), 128: (128, 64, 4, 3), 256: (256, 64, 8, 3), 0: (128, 128, 8, 3)},
+        backward={64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 3), 0: (64, 64, 8, 3)},
+    ),
+}
+_PROTOTYPES: Sizes = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2), 0: (64, 64, 8, 2)}
+
+
+def forward_tile(dim: int, dtype: torch.dtype, capability: int = 0, *, columns: bool = False) -> Tile:
     """For the sums of exponentials; ``columns``: sums over the columns too, which take registers.
 
     Rows of up to 256 features (fp32, whose products take three passes: 64) stay on the chip, longer ones pass by in
-    parts of 64.
+    parts of 64. ``capability`` is the major number of the GPU's.
     """
     if dtype == torch.float32:
         return Tile(128, 64, *_features(dim, resident=64, part=32), 8, 2)
-    return _half(_COLUMNS if columns else _ROWS, dim)
+    chip = _chip(capability)
+    return _half(chip.columns if columns else chip.rows, dim)
 
 
-def backward_tile(dim: int, dtype: torch.dtype) -> Tile:
+def backward_tile(dim: int, dtype: torch.dtype, capability: int = 0) -> Tile:
     """For the gradient of the rows, which accumulates in registers: 256 features of it at a time (fp32: 128)."""
-    return _accumulating(_BACKWARD, dim, dtype)
+    return _accumulating(_chip(capability).backward, dim, dtype)
 
 
 def prototype_tile(dim: int, dtype: torch.dtype) -> Tile:
@@ -52,13 +73,17 @@ def attention_tile(dim: int, dtype: torch.dtype) -> Tile:
     return replace(prototype_tile(dim, dtype), block_m=64)
 
 
-def _accumulating(table: dict[int, tuple[int, int, int, int]], dim: int, dtype: torch.dtype) -> Tile:
+def _chip(capability: int) -> _Chip:
+    return _CHIPS.get(capability, _CHIPS[0])
+
+
+def _accumulating(table: Sizes, dim: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(64, 32, *_features(dim, resident=64, part=32, out=128), 4, 2)
     return _half(table, dim, out=256)
 
 
-def _half(table: dict[int, tuple[int, int, int, int]], dim: int, out: int = 16) -> Tile:
+def _half(table: Sizes, dim: int, out: int = 16) -> Tile:
     rows, columns, warps, stages = table[next((size for size in (64, 128, 256) if dim <= size), 0)]
     return Tile(rows, columns, *_features(dim, resident=256, part=64, out=out), warps, stages)
 

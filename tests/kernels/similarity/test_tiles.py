@@ -15,10 +15,11 @@ _ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 64, 100, 128, 200, 256, 257, 1000, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_are_what_tl_dot_takes(dim, dtype):
+@pytest.mark.parametrize("capability", [0, 9, 12])
+def test_are_what_tl_dot_takes(dim, dtype, capability):
     """The compiled kernel wants powers of two from 16 up, which the interpreter does not check."""
-    chosen = [kind(dim, dtype) for kind in (forward_tile, backward_tile, prototype_tile)]
-    for tile in (*chosen, forward_tile(dim, dtype, columns=True)):
+    forward = [forward_tile(dim, dtype, capability, columns=columns) for columns in (False, True)]
+    for tile in (*forward, backward_tile(dim, dtype, capability), prototype_tile(dim, dtype)):
         for size in (tile.block_m, tile.block_n, tile.block_d, tile.block_out):
             assert size >= 16
             assert size & (size - 1) == 0
