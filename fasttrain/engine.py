@@ -59,6 +59,8 @@ class Engine:
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=method, optimizer=optimizer, config=deepspeed_config(train, stage, self.precision, trained)
         )
+        if world.size == 1 and stage == 0:
+            self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy every gradient for nobody
         share_weights(self.optimizer, stage)
         shards = find_shards(self.optimizer, stage) if needs_norms(train) else None
         stepped = inner(self.optimizer)

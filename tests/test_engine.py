@@ -10,6 +10,7 @@ from fasttrain import engine
 from fasttrain.config import ConfigError, TrainConfig
 from fasttrain.distributed import World
 from fasttrain.methods.base import Step
+from tests.checkpoints import small_engine, train
 
 _CPU = torch.device("cpu")
 _TWO = World(rank=0, local_rank=0, size=2, local_size=1)
@@ -46,3 +47,12 @@ def test_the_learning_rate_falls_to_a_tenth_at_each_drop():
     run = SimpleNamespace(train=settings, steps_per_epoch=4, total_steps=16, peak_lr=0.4, method=method)
     rates = [engine.Engine.schedules(run, Step(index, 16, 4))["lr"] for index in range(16)]
     assert rates == pytest.approx([0.2, *[0.4] * 7, *[0.04] * 4, *[0.004] * 4])
+
+
+def test_one_rank_alone_reduces_no_gradients(monkeypatch):
+    """DeepSpeed would flatten and copy all of them: 8 % of a small step."""
+    with small_engine() as alone:
+        monkeypatch.setattr(alone.deepspeed, "allreduce_gradients", lambda: pytest.fail("gradients were reduced"))
+        before = [p.clone() for p in alone.method.student.parameters()]
+        train(alone, 1)
+        assert not all(map(torch.equal, before, alone.method.student.parameters()))
