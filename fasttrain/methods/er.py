@@ -96,13 +96,10 @@ def discrete(
 
     The entropy is that of the student's assignments, all views together: the variable that carries gradient. Both come
     from the same passes over the prototypes; ``measure`` asks for the bound where the objective alone does not need it.
-    Shapes as in :func:`fasttrain.kernels.prototype_cross_entropy`.
+    Shapes as in :func:`fasttrain.kernels.prototype_cross_entropy`. On a GPU in bf16 their products are formed in it.
     """
     reconstruction, entropy = prototype_terms(
-        student,
-        teacher,
-        student_prototypes,
-        teacher_prototypes,
+        *in_product_type(student, teacher, student_prototypes, teacher_prototypes),
         student_temp=student_temp,
         teacher_temp=teacher_temp,
         center=center,
@@ -115,3 +112,17 @@ def discrete(
         return Objective(loss, terms=terms)
     bound = Bound(entropy.detach(), math.log(len(student_prototypes)), reconstruction.detach())
     return Objective(loss, bound, student.detach().flatten(0, 1))
+
+
+def in_product_type(*factors: Tensor) -> tuple[Tensor, ...]:
+    """The factors of large products, as autocast would hand them to a linear layer: in bf16 on a GPU that runs in it.
+
+    Normalised rows leave autocast in fp32, whose products take three passes on tensor cores at half the rate. Sums and
+    exponentials stay fp32. So do the factors on the CPU, which is no faster in bf16, and in fp16, of which the
+    prototypes' kernels make fp32.
+    """
+    return tuple(factor.to(torch.bfloat16) for factor in factors) if _in_bf16(factors[0].device.type) else factors
+
+
+def _in_bf16(device: str) -> bool:
+    return device != "cpu" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16

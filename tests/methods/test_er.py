@@ -53,3 +53,40 @@ def test_discrete_entropy_is_that_of_the_student_and_reaches_it_with_gradient():
     torch.testing.assert_close(objective.bound.entropy, -(p * p.log()).sum().detach())
     objective.loss.backward()
     assert z.grad.abs().sum() > 0
+
+
+def _discrete(student, teacher, prototypes):
+    options = {"student_temp": 0.1, "teacher_temp": 0.04, "center": None, "group": None, "twin": True, "measure": False}
+    return er.discrete(student, teacher, prototypes, prototypes.detach(), **options).loss
+
+
+def _rows_and_prototypes():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 8, 16), (2, 8, 16), (30, 16))
+    return [normalize(torch.randn(shape, generator=generator), dim=-1).requires_grad_() for shape in shapes]
+
+
+def test_where_products_are_bf16_the_factors_are_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(er, "_in_bf16", lambda device: True)
+    student, teacher, prototypes = _rows_and_prototypes()
+    loss = _discrete(student, teacher.detach(), prototypes)
+    rounded = [x.detach().bfloat16().double().requires_grad_() for x in (student, teacher, prototypes)]
+    expected = _discrete(*rounded)  # with the patch, rounded once more to the same
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(loss, student)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cpu_multiplies_in_fp32_under_autocast(dtype):
+    rows = _rows_and_prototypes()
+    with torch.autocast("cpu", dtype):
+        assert er.in_product_type(*rows) == tuple(rows)
+
+
+def test_only_bf16_on_a_gpu_lowers_the_factors(monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    for dtype, lowered in ((torch.bfloat16, True), (torch.float16, False)):
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device, dtype=dtype: dtype)
+        assert er._in_bf16("cuda") is lowered
+        assert not er._in_bf16("cpu")
