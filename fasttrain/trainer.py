@@ -295,14 +295,9 @@ class _Run:
         for line in doubts(c, images=len(self.splits.train), batch=engine.rows):
             display.note(line)
         if untrained is None:
-            display.note(f"no k-NN accuracy: the data has no {self._missing_for_knn()}")
+            display.note(f"no k-NN accuracy: the data has no {self.splits.missing_for_knn}")
         else:
             display.note(f"k-NN before training: untrained network {untrained:.3f}, raw pixels {pixels:.3f}")
-
-    def _missing_for_knn(self) -> str:
-        if self.splits.train.labels is None:
-            return "labels (class sub-folders, or labels in every shard)"
-        return "held-out images (--val_path)" if self.splits.val is None else "labels for its held-out images"
 
     def _unreadable(self) -> int:
         """Images that any rank could not read, and shards of which a part is lost."""

@@ -42,6 +42,15 @@ class Splits:
     val: Source | None
     damaged: Mapping[str, str] = field(default_factory=dict)  # shards of which a part is left out, and why
 
+    @property
+    def missing_for_knn(self) -> str:
+        """What there would have to be for k-NN; empty if nothing is missing."""
+        if self.train.labels is None:
+            return "labels (class sub-folders, or labels in every shard)"
+        if self.val is None:
+            return "held-out images (--val_path)"
+        return "labels for its held-out images" if self.val.labels is None else ""
+
 
 def open_source(data_path: str | None, val_path: str | None = None, *, cache: Path | None = None) -> Splits:
     """Open the data set at ``data_path``; None is the embedded digits.

@@ -17,6 +17,7 @@ _USED_FROM_OUTSIDE = {
     "opts": "an argument of torch.distributed's _allgather_base",
     "out_shape": "an argument that torch's FlopCounterMode passes",
     "_copy_recovery_script": "DeepSpeed's, put out of use",
+    "enable_backward_allreduce": "DeepSpeed reads it",
     "drop_prob": "timm's DropPath reads it",
     "logit_bias": "an argument of open_clip's ClipLoss",
     "__getitem__": "a protocol's: what is asked of data sets",
