@@ -200,6 +200,10 @@ def race_row(
     return row | {"roofline_seconds": total, "pct_of_roofline": percent(total, ours and ours["min"])}
 
 
+_OURS = ("ours, ms: min / median", "forward", "backward", "% of roof", "host, ms", "peak, MiB")
+_HEAD = ("loss", "B", "D", "type", *_OURS)  # then a cell for each peer
+
+
 def losses_table(rows: list[Row], names: tuple[str, ...] = (*PEERS, COMPILED)) -> str:
     """One line a size: torch.compile's own row joins that of the others."""
     lines: dict[tuple[Any, ...], list[Any]] = {}
@@ -215,20 +219,8 @@ def losses_table(rows: list[Row], names: tuple[str, ...] = (*PEERS, COMPILED)) -
             lines[key] = [*line, *[None] * len(names)]
         for name in names:
             if name in row["contestants"]:
-                lines[key][10 + names.index(name)] = _against(row["contestants"][name], ours)
-    head = [
-        "loss",
-        "B",
-        "D",
-        "type",
-        "ours, ms: min / median",
-        "forward",
-        "backward",
-        "% of roof",
-        "host, ms",
-        "peak, MiB",
-    ]
-    return markdown([*head, *(f"{name}: time, memory by ours" for name in names)], lines.values())
+                lines[key][len(_HEAD) + names.index(name)] = _against(row["contestants"][name], ours)
+    return markdown([*_HEAD, *(f"{name}: time, memory by ours" for name in names)], lines.values())
 
 
 def _time(one: Row) -> str | None:
