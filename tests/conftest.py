@@ -1,6 +1,7 @@
 """Threads are set before torch is imported, as the command does it; DeepSpeed stays quiet.
 
-Without a GPU the Triton kernels are interpreted, which Triton decides when it reads them.
+Without a GPU the Triton kernels are interpreted, which Triton decides when it reads them. Workers that test side by side
+(``pytest -n 2``) have a thread each: two teams that spin on the same cores are many times slower than one.
 """
 
 import os
@@ -9,6 +10,8 @@ import pytest
 
 from fasttrain.distributed import has_nvidia_device, prepare_environment
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 prepare_environment()
 if not has_nvidia_device():
     os.environ["TRITON_INTERPRET"] = "1"

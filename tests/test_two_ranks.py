@@ -31,7 +31,7 @@ def results(checkpoints):
     for ranks in (1, 2):
         path = folder / f"{ranks}.pt"
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(2 // ranks)}
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
         subprocess.run([*launch, str(_SCRIPT), str(path)], check=True, env=environment, cwd=_ROOT, timeout=500)
         found.append({**torch.load(path, weights_only=True), "folder": path.with_suffix(".consolidated")})
     return found
