@@ -1,7 +1,7 @@
 """Threads are set before torch is imported, as the command does it; DeepSpeed stays quiet.
 
-Without a GPU the Triton kernels are interpreted, which Triton decides when it reads them. Workers that test side by side
-(``pytest -n 2``) have a thread each: two teams that spin on the same cores are many times slower than one.
+Without a GPU the Triton kernels are interpreted, which Triton decides when it reads them. Workers that test side by
+side (``pytest -n 2``) have a thread each: two teams that spin on the same cores are many times slower than one.
 """
 
 import os

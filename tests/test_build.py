@@ -28,6 +28,8 @@ def test_every_method_is_built_on_a_resnet_and_on_a_vit(method, entropy):
         ("dino", {**_SMALL, "patch_size": 32}, "patch_size 32 does not divide a view of 16 pixels"),
         ("infomin", {**_SMALL, "patch_size": 8}, "patch_size 8 does not divide a view of 12 pixels"),
         ("swav", {"queue_length": 100, "batch_size_per_gpu": 64}, "--queue_length 100 is not a multiple .* use 64"),
+        ("swav", {"sinkhorn_iterations": -1}, "--sinkhorn_iterations must be at least 0, got -1"),
+        ("swav", {"sinkhorn_iterations": 0, "queue_length": 128}, "the queue serves Sinkhorn alone"),
         ("moco", {"batch_size_per_gpu": 100}, "--queue_length 4096 is not a multiple of the batch, 100"),
         ("deepcluster", {"nmb_prototypes": 1001}, "--nmb_prototypes 1001 is more than the 1000 images"),
         ("simclr", {"batch_size_per_gpu": 1}, "BatchNorm needs more than one image a batch"),

@@ -25,14 +25,20 @@ class SwAVSettings:
     out_dim: int = flag(128, "dimension of the projection")
     temperature: float = flag(0.1, "temperature of the predictions")
     epsilon: float = flag(0.05, "temperature of the codes (Sinkhorn's regularisation)")
-    sinkhorn_iterations: int = flag(3, "iterations of Sinkhorn")
+    sinkhorn_iterations: int = flag(
+        3, "iterations of Sinkhorn; 0 for codes that are not balanced (collapses, unless with --entropy)"
+    )
     queue_length: int = flag(0, "projections of each global view kept for Sinkhorn, on all ranks together; 0 for none")
     epoch_queue_starts: float = flag(15.0, "epoch from which the queue is used")
     freeze_prototypes_epochs: float = flag(1.0, "epochs during which the prototypes stay fixed")
 
 
 class SwAV(Method):
-    """Predict the other view's balanced code; the twin drops Sinkhorn, whose equipartition its entropy replaces."""
+    """Predict the other view's balanced code; with its entropy in the objective, the twin can do without Sinkhorn.
+
+    Sinkhorn's equipartition holds the entropy near its ceiling, so that the twin is SwAV, nearly, until
+    ``sinkhorn_iterations`` is 0.
+    """
 
     Settings = SwAVSettings
     settings: SwAVSettings
@@ -47,6 +53,10 @@ class SwAV(Method):
                 f"--queue_length {settings.queue_length} is not a multiple of the batch, {task.batch} on all ranks; "
                 f"use {max(settings.queue_length // task.batch, 1) * task.batch}"
             )
+        if settings.sinkhorn_iterations < 0:
+            raise ValueError(f"--sinkhorn_iterations must be at least 0, got {settings.sinkhorn_iterations}")
+        if settings.queue_length and not settings.sinkhorn_iterations:
+            raise ValueError("the queue serves Sinkhorn alone: with --sinkhorn_iterations 0 give --queue_length 0")
         backbone = network(task.views.channels)
         head = projection_mlp((width_of(backbone), settings.hidden_dim, settings.out_dim))
         self.student = Branch(backbone, head, Prototypes(settings.out_dim, settings.nmb_prototypes))
@@ -65,8 +75,7 @@ class SwAV(Method):
             prototypes,
             student_temp=s.temperature,
             teacher_temp=s.epsilon,
-            # The twin's entropy takes the place of Sinkhorn's equipartition.
-            center=None if self.entropy else self._sinkhorn_centers(codes, prototypes.detach(), step),
+            center=self._sinkhorn_centers(codes, prototypes.detach(), step) if s.sinkhorn_iterations else None,
             group=self.group,
             twin=self.entropy,
             measure=step.measure,

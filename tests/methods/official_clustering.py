@@ -21,9 +21,10 @@ class SwAV(Official):
         predictions = z @ prototypes.T / s.temperature
         with torch.no_grad():
             globals_ = z[: self.count]
-            codes = (globals_ @ prototypes.T / s.epsilon).softmax(-1)
-            if not self.twin:
+            if s.sinkhorn_iterations:
                 codes = self.balanced(globals_, prototypes, step)
+            else:
+                codes = (globals_ @ prototypes.T / s.epsilon).softmax(-1)
         self.codes = codes
         loss = mean(
             mean(cross_entropy(predictions[v], code) for v in range(len(z)) if v != i) for i, code in enumerate(codes)
