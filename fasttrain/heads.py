@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels.normalize import normalize_rows
 from .losses.base import at_least_single
 
 LastNorm = Literal["none", "batch", "scaled", "plain"]
@@ -67,5 +68,5 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """The prototypes as the losses use them [count, dim]."""
-        rows = F.normalize(at_least_single(self.weight), dim=1)
+        rows = normalize_rows(at_least_single(self.weight))
         return rows if self.norm is None else rows * self.norm

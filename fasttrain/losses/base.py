@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_rows
 from ..kernels.collectives import Group, start_gather
 from ..kernels.contrastive import at_least_single as at_least_single
+from ..kernels.normalize import normalize_rows
 
 
 class Loss(nn.Module):
@@ -55,7 +55,7 @@ def unit_rows(x: Tensor, name: str) -> Tensor:
     Raises ValueError that names the argument if it is not floating point [N, D].
     """
     check_rows(x, name)
-    return normalize(at_least_single(x), dim=1).to(x.dtype)
+    return normalize_rows(at_least_single(x)).to(x.dtype)
 
 
 def unit_pair(x: Tensor, y: Tensor, x_name: str, y_name: str) -> tuple[Tensor, Tensor]:

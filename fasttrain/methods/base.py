@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..heads import Prototypes
 from ..kernels.collectives import Group
+from ..kernels.normalize import normalize_rows
 from ..losses import Bound as Bound
 from ..losses.base import at_least_single
 from ..pipelines.views import ViewRecipe
@@ -95,7 +96,7 @@ class Branch(nn.Module):
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Project views grouped by resolution, each [V_g, B, C, H, W], to unit-norm rows [V, B, D] in fp32."""
-        return nn.functional.normalize(self.projections(views), dim=-1)
+        return normalize_rows(self.projections(views))
 
     def projections(self, views: Sequence[Tensor]) -> Tensor:
         """The projections [V, B, D] as the head returns them, in fp32."""
@@ -125,7 +126,7 @@ def slice_views(views: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
 def unit_predictions(predictor: nn.Module, projections: Tensor) -> Tensor:
     """The predictor's outputs for projections [V, B, D], one view at a time, of unit norm, in fp32."""
     predicted = at_least_single(torch.stack([predictor(view) for view in projections]))
-    return nn.functional.normalize(predicted, dim=-1)
+    return normalize_rows(predicted)
 
 
 def other_pairs(queries: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:

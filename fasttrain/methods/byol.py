@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ..flags import flag
 from ..heads import projection_mlp
+from ..kernels.normalize import normalize_rows
 from ..teacher import make_teacher
 from . import er
 from .base import (
@@ -62,7 +62,7 @@ class BYOL(Method):
         with torch.no_grad():
             targets = self.teacher(slice_views(views, 0, self.n_global))
         pairs = other_pairs(predictions, targets)
-        variables = predictions if self.settings.entropy_of == "prediction" else normalize(projections, dim=-1)
+        variables = predictions if self.settings.entropy_of == "prediction" else normalize_rows(projections)
         return self.objective(
             step,
             lambda: 4 - 4 * torch.stack([(p * t).sum(1).mean() for p, t in pairs]).mean(),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from ..flags import flag
 from ..heads import projection_mlp
+from ..kernels.normalize import normalize_rows
 from ..losses import CMCMemoryLoss
 from ..losses.base import at_least_single
 from ..losses.info_nce import symmetric_info_nce
@@ -130,7 +130,7 @@ class SensorBranch(nn.Module):
     def forward(self, *images: Tensor) -> tuple[Tensor, Tensor]:
         """Unit-norm projections [B, D] of what each sensor sees."""
         first, second = (
-            normalize(at_least_single(head(encoder(x))), dim=1)
+            normalize_rows(at_least_single(head(encoder(x))))
             for head, encoder, x in zip(self.heads, self.backbone.encoders, images, strict=True)
         )
         return first, second

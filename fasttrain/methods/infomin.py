@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from ..flags import flag
+from ..kernels.normalize import normalize_rows
 from ..losses.base import at_least_single
 from .base import Network, Objective, Step, Task, slice_views, width_of
 from .moco import MoCo, MoCoSettings, moco_head
@@ -76,4 +76,4 @@ class JigsawHead(nn.Module):
         patches = self.each(features).view(-1, batch, self.joined.out_features).transpose(0, 1)  # [B, P, D]
         order = torch.rand(patches.shape[:2], device=patches.device).argsort(1)
         shuffled = patches.gather(1, order[..., None].expand_as(patches)).flatten(1)
-        return normalize(at_least_single(self.joined(shuffled)), dim=1)
+        return normalize_rows(at_least_single(self.joined(shuffled)))

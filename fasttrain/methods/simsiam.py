@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..flags import flag
 from ..heads import projection_mlp
+from ..kernels.normalize import normalize_rows
 from . import er
 from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, unit_predictions, width_of
 
@@ -44,7 +45,7 @@ class SimSiam(Method):
         """``-mean cos(prediction, projection of another global view)``, equation 2 for two views; or its twin."""
         projections = self.student.projections(views)
         predictions = unit_predictions(self.predictor, projections)
-        targets = torch.nn.functional.normalize(projections[: self.n_global].detach(), dim=-1)
+        targets = normalize_rows(projections[: self.n_global].detach())
         pairs = other_pairs(predictions, targets)
         return self.objective(
             step,
