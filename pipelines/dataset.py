@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .sources import DataError
+from .sources import DataError, content_stamp
 
 _FORMS = "a PIL image, encoded bytes, a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W]"
 log = logging.getLogger("fasttrain.data")
@@ -48,6 +48,10 @@ class DatasetSource:
     def describe(self, i: int) -> str:
         """Name of the data set and number of the item."""
         return f"{self.name} {i}"
+
+    def stamp(self, i: int) -> str:
+        """Hash of the content of item ``i``."""
+        return content_stamp(self.read(i))
 
 
 def source_from_dataset(

@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .sources import DataError
+from .sources import DataError, file_stamp
 
 UNLABELLED = -(2**63)
 _WINDOW = (
@@ -158,6 +158,10 @@ class ShardSource:
         except (OSError, Damaged):
             name = ""  # the file is gone or is another
         return f"{path}: {name or 'image'} at byte {offset}"
+
+    def stamp(self, i: int) -> str:
+        """Path, size and date of the shard, and the image's place in it."""
+        return f"{file_stamp(self._path(i))} {self.offsets[i]} {self.sizes[i]}"
 
     def _path(self, i: int) -> str:
         return self.paths[int(np.searchsorted(self._ends, i, side="right"))]

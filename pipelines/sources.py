@@ -6,6 +6,7 @@ in ``shards.py``, torch data sets in ``dataset.py``; ``opening.py`` finds out wh
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from array import array
@@ -41,6 +42,13 @@ class Source(Protocol):
 
     def describe(self, i: int) -> str:
         """Name of image ``i`` for people: its path, or its number."""
+        ...
+
+    def stamp(self, i: int) -> str:
+        """What is another where image ``i`` may be another: of files their place, size and date, else the content.
+
+        OSError where it cannot be read.
+        """
         ...
 
 
@@ -90,6 +98,10 @@ class FolderSource:
         """Path of file ``i``."""
         return self.paths[i]
 
+    def stamp(self, i: int) -> str:
+        """Path, size and date of file ``i``."""
+        return file_stamp(self.paths[i])
+
 
 class ArraySource:
     """Images in memory, uint8 [N, H, W, C] with 1 or 3 channels, and optional class numbers [N]."""
@@ -123,6 +135,21 @@ class ArraySource:
     def describe(self, i: int) -> str:
         """Name and number, such as ``digit 17``."""
         return f"{self.name} {i}"
+
+    def stamp(self, i: int) -> str:
+        """Hash of the pixels of image ``i``."""
+        return content_stamp(self.images[i])
+
+
+def file_stamp(path: str) -> str:
+    """Path, size and date of a file; OSError where there is none."""
+    status = os.stat(path)
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def content_stamp(content: NDArray[np.uint8]) -> str:
+    """Hash of an image's bytes or pixels, and of their shape."""
+    return f"{content.shape} {hashlib.sha256(content.tobytes()).hexdigest()}"
 
 
 def shard_kind(name: str) -> str | None:

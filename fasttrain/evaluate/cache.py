@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from nvidia.dali import __version__ as dali_version
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .. import pipelines
 from ..config import ConfigError
 from ..distributed import World
 from ..pipelines import Loader, Source, ViewRecipe
@@ -27,8 +31,14 @@ def default_folder() -> Path:
 
 
 def network_digest(network: nn.Module) -> str:
-    """Hash of a network's structure and of every weight."""
+    """Hash of a network's structure, of what its modules keep as plain numbers and names, and of every weight.
+
+    A ViT's heads are such a number: the structure and the weights of three heads and of six are the same.
+    """
     digest = hashlib.sha256(str(network).encode())
+    for name, module in network.named_modules():
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        digest.update(f"{name} {sorted(plain.items())}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -42,17 +52,21 @@ def source_digest(source: Source) -> str:
     if source.labels is not None:
         digest.update(source.labels.tobytes())
     for i in range(count):
-        name = source.describe(i)
-        digest.update(name.encode(errors="surrogateescape"))
-        if source.encoded and os.path.isfile(name):
-            status = os.stat(name)
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-    # Arrays are hashed whole, since they have no dates; of files a few, in case a date lies.
-    for i in range(0, count, max(1, count // _SAMPLED) if source.encoded else 1):
-        try:
+        with suppress(OSError):  # unreadable images are no part of the features
+            digest.update(f"{i} {source.stamp(i)}".encode(errors="surrogateescape"))
+    for i in range(0, count, max(1, count // _SAMPLED)):  # in case a date lies
+        with suppress(OSError):
             digest.update(source.read(i).tobytes())
-        except OSError:  # unreadable images are no part of the features
-            continue
+    return digest.hexdigest()
+
+
+@cache
+def views_digest() -> str:
+    """Hash of the code that makes views, and the version of DALI, which decodes: another code makes other pixels."""
+    folder = Path(pipelines.__file__).parent
+    digest = hashlib.sha256(dali_version.encode())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -110,7 +124,7 @@ class FeatureCache:
         if id(source) not in self._sources:
             self._sources[id(source)] = source_digest(source)
         drawn = seed if any(not view.center for view in recipe.views) else 0
-        parts = (self.digest, self._sources[id(source)], repr(recipe), drawn, self._device.type)
+        parts = (self.digest, self._sources[id(source)], views_digest(), repr(recipe), drawn, self._device.type)
         return self._folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.safetensors"
 
     def _read(self, path: Path | None) -> Features | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,8 @@ def extract_views(backbone: nn.Module, loader: Loader, device: torch.device) -> 
     try:
         for batch in in_step(loader, 0):
             views = batch.views[0].to(device)
-            features = backbone(views.flatten(0, 1)).float()
+            with _exact_convolutions():
+                features = backbone(views.flatten(0, 1)).float()
             rows.append(features.unflatten(0, views.shape[:2]).transpose(0, 1))
             indices.append(batch.indices)
             if batch.labels is not None:
@@ -51,6 +53,17 @@ def extract_views(backbone: nn.Module, loader: Loader, device: torch.device) -> 
     order = _gather(torch.cat(indices).to(device), loader).argsort()  # unreadable images leave gaps
     features = _gather(torch.cat(rows), loader)[order]
     return Features(features, _gather(torch.cat(labels).to(device), loader)[order] if labels else None)
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """fp32 as it is written: cuDNN forms fp32 convolutions in tf32, of 10 bits, unless told otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Subset:
@@ -72,6 +85,10 @@ class Subset:
     def describe(self, i: int) -> str:
         """Name of image ``i`` in the whole source."""
         return self._source.describe(self._indices[i])
+
+    def stamp(self, i: int) -> str:
+        """What is another where image ``i`` may be another."""
+        return self._source.stamp(self._indices[i])
 
 
 def _gather(rows: Tensor, loader: Loader) -> Tensor:

@@ -51,10 +51,18 @@ class FewShot:
     std: float
 
 
-def fit(rows: Tensor, labels: Tensor, penalty: float, *, classes: int, start: Classifier | None = None) -> Classifier:
+def fit(
+    rows: Tensor,
+    labels: Tensor,
+    penalty: float,
+    *,
+    classes: int,
+    bias: bool = True,
+    start: Classifier | None = None,
+) -> Classifier:
     """Minimise mean cross-entropy + penalty / 2 ||weight||^2 over rows [N, D], in fp64, by L-BFGS to convergence.
 
-    The bias is free. This is scikit-learn's LogisticRegression with C = 1 / (penalty N).
+    The bias is free, or 0. This is scikit-learn's LogisticRegression with C = 1 / (penalty N).
     """
     dim = rows.shape[1]
     theta = torch.zeros(classes, dim + 1, dtype=torch.float64, device=rows.device)
@@ -67,16 +75,17 @@ def fit(rows: Tensor, labels: Tensor, penalty: float, *, classes: int, start: Cl
 
     def objective() -> Tensor:
         """The loss, with its gradient in ``theta.grad``; a chunk of rows at a time."""
-        weight, bias = theta.detach()[:, :dim], theta.detach()[:, dim]
+        weight, offset = theta.detach()[:, :dim], theta.detach()[:, dim]
         loss: Tensor = penalty / 2 * weight.square().sum()
-        gradient = torch.cat([penalty * weight, torch.zeros_like(bias)[:, None]], 1)
+        gradient = torch.cat([penalty * weight, torch.zeros_like(offset)[:, None]], 1)
         for x, y in _chunks(rows, labels):
             x = x.double()
-            logs = F.log_softmax(x @ weight.T + bias, dim=1)
+            logs = F.log_softmax(x @ weight.T + offset, dim=1)
             loss = loss - logs.gather(1, y[:, None]).sum() / len(rows)
             error = (logs.exp() - F.one_hot(y, classes)) / len(rows)
             gradient[:, :dim] += error.T @ x
-            gradient[:, dim] += error.sum(0)
+            if bias:
+                gradient[:, dim] += error.sum(0)
         theta.grad = gradient
         return loss
 
@@ -126,16 +135,17 @@ def few_shot(
 ) -> FewShot:
     """Logistic regression on a fraction of the labels, the same of every class and at least one, over several draws.
 
-    As MSN's low-shot evaluation (arXiv 2204.07141, ``logistic_eval.py``): rows centred by the drawn ones, then of unit
-    norm; penalty 0.00025, since so few labels leave none to choose it by.
+    As MSN's low-shot evaluation (arXiv 2204.07141, ``logistic_eval.py``, in cyanure's terms): every row centred by its
+    own mean and of unit norm, no bias; ``penalty`` is of the summed cross-entropy, since so few labels leave none to
+    choose it by. (Cyanure stops at a duality gap of 1e-3; here it is solved to the end.)
     """
     classes = int(torch.cat([labels, query_labels]).max()) + 1
     reached = []
     for draw in range(draws):
         chosen = class_balanced(labels, fraction, seed + draw)
-        mean = rows[chosen].mean(0)
-        few, asked = (F.normalize(x - mean, dim=1) for x in (rows[chosen], queries))
-        reached.append(fit(few, labels[chosen], penalty, classes=classes).accuracy(asked, query_labels).top1)
+        few, asked = (F.normalize(x - x.mean(1, keepdim=True), dim=1) for x in (rows[chosen], queries))
+        classifier = fit(few, labels[chosen], penalty / len(few), classes=classes, bias=False)
+        reached.append(classifier.accuracy(asked, query_labels).top1)
     top1 = torch.tensor(reached, dtype=torch.float64)
     return FewShot(fraction, len(chosen), draws, float(top1.mean()), float(top1.std(correction=0)))
 

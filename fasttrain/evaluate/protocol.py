@@ -146,8 +146,8 @@ def _clean(found: Features) -> Features:
 
 def _spaced(source: Source, count: int) -> Source:
     """``count`` images, evenly spaced, so that all classes are among them."""
-    step = max(1, len(source) // count)
-    return Subset(source, range(0, len(source), step)[:count])
+    count = min(count, len(source))
+    return Subset(source, [k * len(source) // count for k in range(count)])
 
 
 def _missing(splits: Splits) -> str | None:

@@ -1,19 +1,24 @@
 """Features are found again for the same weights, images and view, and for nothing else."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from fasttrain import pipelines
 from fasttrain.config import ConfigError
 from fasttrain.distributed import World
-from fasttrain.evaluate.cache import FeatureCache, default_folder, network_digest, source_digest
+from fasttrain.evaluate.cache import FeatureCache, default_folder, network_digest, source_digest, views_digest
 from fasttrain.evaluate.features import Subset
-from fasttrain.networks import ConvSmall
-from fasttrain.pipelines import View, ViewRecipe
+from fasttrain.networks import ConvSmall, create_backbone
+from fasttrain.pipelines import View, ViewRecipe, open_source
+from fasttrain.pipelines.shards import ShardSource
 from fasttrain.pipelines.sources import ArraySource, FolderSource
+from tests.pipelines.shard_files import example, jpeg, samples, write_tar, write_tfrecord
 from tests.small_runs import write_images
 
 _CLEAN = ViewRecipe((View(size=8, scale=(1, 1), flip=0, center=True),), channels=1, mean=(0,), std=(1,))
@@ -115,6 +120,42 @@ def test_a_network_of_the_same_weights_but_another_structure_is_another():
     one, other = nn.Sequential(*layers), nn.Sequential(layers[0], nn.GELU())
     assert network_digest(one) == network_digest(nn.Sequential(*layers))
     assert network_digest(one) != network_digest(other)
+
+
+def test_heads_are_part_of_a_network():
+    vits = [create_backbone("vit_tiny", img_size=32, num_heads=heads) for heads in (3, 6)]
+    vits[1].load_state_dict(vits[0].state_dict())
+    assert str(vits[0]) == str(vits[1])
+    assert network_digest(vits[0]) != network_digest(vits[1])
+
+
+def test_other_code_for_the_views_makes_other_features(source, network, tmp_path, monkeypatch):
+    assert [_twice(network, source, tmp_path, _RANDOM) for _ in range(2)] == [11, 0]
+    views_digest.cache_clear()
+    copy = shutil.copytree(Path(pipelines.__file__).parent, tmp_path / "pipelines")
+    monkeypatch.setattr(pipelines, "__file__", str(copy / "__init__.py"))
+    assert _twice(network, source, tmp_path, _RANDOM) == 0
+    views_digest.cache_clear()
+    with (copy / "crops.py").open("a") as file:
+        file.write("# as if pixels were others\n")
+    assert _twice(network, source, tmp_path, _RANDOM) == 11
+    views_digest.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["tar", "tfrecord"])
+def test_an_image_that_changes_in_a_shard_changes_the_listing(kind, tmp_path, monkeypatch):
+    path = tmp_path / f"a.{kind}"
+    records = [example(image=jpeg(k), label=k % 3) for k in range(40)]
+    write_tar(path, samples(range(40))) if kind == "tar" else write_tfrecord(path, records)
+    before = source_digest(open_source(str(path)).train)
+    assert source_digest(open_source(str(path)).train) == before
+    monkeypatch.setattr(ShardSource, "describe", None)  # a record's name is found by reading all before it
+    source = open_source(str(path)).train
+    at = int(source.offsets[1]) + 40  # not one of the few whose content is looked at
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    assert source_digest(source) != before
 
 
 def test_the_folder_is_where_caches_are(monkeypatch, tmp_path):

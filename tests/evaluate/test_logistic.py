@@ -61,14 +61,19 @@ def test_the_penalty_is_chosen_without_the_queries():
     assert reached[0] == reached[1]
 
 
-def test_a_few_shots_are_scikit_learn_s_on_the_same_draws():
-    (rows, labels), (queries, wanted) = _blobs(200, 1, spread=1.5), _blobs(100, 2, spread=1.5)
+def test_a_few_shots_are_scikit_learn_s_on_the_same_draws_by_msn_s_protocol():
+    # cyanure: preprocess(columns=False, centering=True) on samples, then sum of losses + 0.00025 / 2 ||w||^2, no bias
+    (rows, labels), (queries, wanted) = (
+        (3 + x, y) for x, y in (_blobs(200, 1, spread=1.5), _blobs(100, 2, spread=1.5))
+    )
     found = few_shot(rows, labels, queries, wanted, fraction=0.1, draws=3)
     scores = []
     for draw in range(3):
         chosen = logistic.class_balanced(labels, 0.1, draw)
-        few, asked = (torch.nn.functional.normalize(x - rows[chosen].mean(0), dim=1) for x in (rows[chosen], queries))
-        scores.append(_scikit(few, labels[chosen], 2.5e-4).score(asked.numpy(), wanted.numpy()))
+        few, asked = (x.numpy() - x.numpy().mean(1, keepdims=True) for x in (rows[chosen], queries))
+        few, asked = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (few, asked))
+        model = LogisticRegression(C=1 / 2.5e-4, fit_intercept=False, tol=1e-10, max_iter=100_000)
+        scores.append(model.fit(few.astype(np.float64), labels[chosen].numpy()).score(asked, wanted.numpy()))
     assert found.images == 20
     assert found.mean == pytest.approx(np.mean(scores), abs=1e-9)
     assert found.std == pytest.approx(np.std(scores), abs=1e-9)

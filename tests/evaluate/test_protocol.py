@@ -9,6 +9,7 @@ import torch
 from fasttrain.backbones import Backbone, Blueprint
 from fasttrain.config import ConfigError
 from fasttrain.distributed import World
+from fasttrain.evaluate import protocol
 from fasttrain.evaluate.alignment import alignment, uniformity
 from fasttrain.evaluate.cache import FeatureCache
 from fasttrain.evaluate.knn import knn_accuracy
@@ -54,6 +55,12 @@ def test_everything_is_measured(backbone):
     assert {"rankme", "alpha_req", "uniformity", "lidar", "alignment"} <= figures.keys()
     assert (figures["lidar_images"], figures["lidar_views"], figures["spectrum_images"]) == (6, 3, 60)
     assert cache.extracted == 60 + 30 + 6
+
+
+def test_the_images_that_are_looked_at_are_spaced_over_all(backbone):
+    few = protocol._spaced(_source(59), 30)
+    assert [len(few), few.describe(0), few.describe(29)] == [30, "array 0", "array 57"]
+    assert len(protocol._spaced(_source(5), 30)) == 5
 
 
 def test_figures_are_those_of_the_clean_and_of_the_augmented_features(backbone):
