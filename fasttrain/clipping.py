@@ -19,6 +19,9 @@ def clip_each_parameter(optimizer: torch.optim.Optimizer, limit: float, shards: 
 
     ``utils.clip_gradients`` of facebookresearch/dino. ``shards`` says which pieces of parameters the optimizer is
     handed, None that they are whole; squared norms of pieces are summed over the ranks, 8 bytes a parameter.
+
+    In fp16 a fused optimizer is handed the gradients times torch's ``grad_scale`` and divides by it in its step: the
+    limit is in the scale of what is handed over.
     """
 
     @torch.no_grad()
@@ -33,7 +36,9 @@ def clip_each_parameter(optimizer: torch.optim.Optimizer, limit: float, shards: 
             squares.index_add_(0, torch.tensor(numbers, device=squares.device), norms.square())
         if shards is not None:
             shards.sum_over_ranks(squares)
-        factors = (limit / (squares.sqrt() + _EPS)).clamp_(max=1).to(gradients[0].dtype).unbind()
+        scale = getattr(optimizer, "grad_scale", None)
+        scale = 1.0 if scale is None else scale.double()
+        factors = (limit * scale / (squares.sqrt() + _EPS * scale)).clamp_(max=1).to(gradients[0].dtype).unbind()
         if pieces:
             torch._foreach_mul_(pieces, [factors[number] for number in numbers])
 

@@ -39,9 +39,11 @@ def spherical_kmeans(
     nearest = _nearest(mine, centroids)
     if group is None:
         return centroids, nearest
-    parts = [nearest.new_empty(bounds[r + 1] - bounds[r]) for r in range(size)]
-    dist.all_gather(parts, nearest, group=group)
-    return centroids, torch.cat(parts)
+    # Parts are of different lengths where the ranks do not divide the rows, which gloo does not gather.
+    everyone = nearest.new_zeros(len(rows))
+    everyone[bounds[rank] : bounds[rank + 1]] = nearest
+    dist.all_reduce(everyone, group=group)
+    return centroids, everyone
 
 
 def _nearest(rows: Tensor, centroids: Tensor) -> Tensor:

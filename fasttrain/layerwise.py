@@ -44,8 +44,12 @@ class _Held:
 
     @property
     def adapts(self) -> bool:
-        """Whether the group's steps are scaled by norms: as in the official codes, where it has weight decay."""
-        return bool(self.group["weight_decay"] != 0)
+        """Whether the group's steps are scaled by norms: where its ``layerwise`` says so, else where it has decay.
+
+        Official codes leave out biases and norms by name or shape, timm those without weight decay. A group that only
+        happens to have none, now or at the end of a schedule, must not turn into SGD at LARS's learning rates.
+        """
+        return bool(self.group.get("layerwise", self.group["weight_decay"] != 0))
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer):
@@ -66,7 +70,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """From now on every tensor of the groups is a flat shard with a layout.
 
         ``sum_over_ranks`` replaces an fp64 tensor by its sum over the ranks that share the parameters. ``step`` calls
-        it once, with 2 numbers for every parameter of the groups with weight decay (16 bytes), and not at all
+        it once, with 2 numbers for every parameter of the groups whose steps are scaled (16 bytes), and not at all
         if there is none.
         """
         self._layouts, self._sum_over_ranks = layouts, sum_over_ranks
@@ -149,8 +153,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 class Lars(LayerwiseOptimizer):
     """LARS with momentum: ``m <- momentum m + r (g + wd w)``, ``w <- w - lr m``, r as in :meth:`_trust_ratios`.
 
-    A group whose ``weight_decay`` wd is 0 is not scaled: r = 1. ``trust_coeff`` is the share of its own norm by which a
-    parameter may move, at a learning rate of 1.
+    A group that is not ``layerwise``, by default one whose ``weight_decay`` wd is 0, is not scaled: r = 1 and wd = 0.
+    ``trust_coeff`` is the share of its own norm by which a parameter may move, at a learning rate of 1.
 
     Raises ValueError for a negative ``lr``, ``momentum`` or ``weight_decay``.
     You, Gitman, Ginsburg, arXiv:1708.03888. The formulas, names and state are those of ``timm.optim.Lars``.
@@ -196,7 +200,8 @@ class Lamb(LayerwiseOptimizer):
     """LAMB: Adam's step u with bias correction and weight decay inside, ``w <- w - lr (|w| / |u|) u``.
 
     ``u = m / (sqrt(v) + eps) + wd w``, with m and v the averages of the gradient and of its square, each divided by
-    what it would be of ones. A group whose ``weight_decay`` wd is 0 is not scaled: u is its step.
+    what it would be of ones. A group that is not ``layerwise``, by default one whose ``weight_decay`` wd is 0, is not
+    scaled: u is its step.
 
     Raises ValueError for a negative ``lr`` or ``weight_decay``.
     You et al., arXiv:1904.00962. The formulas are those of ``timm.optim.Lamb`` with ``max_grad_norm=None`` (the

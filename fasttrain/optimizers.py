@@ -56,6 +56,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trained parameters by :class:`Role`, each group with its ``name`` and its ``weight_decay`` for the schedules.
 
+    ``layerwise`` tells LARS and LAMB whether to scale the group's steps, whatever its weight decay is at the time.
     Biases and one-dimensional tensors get no weight decay unless ``decay_all``; modules named in ``constant_lr`` keep
     the peak learning rate.
     """
@@ -64,7 +65,12 @@ def parameter_groups(
         if parameter.requires_grad:
             roles[_role(name.split("."), parameter, decay_all, constant_lr)].append(parameter)
     return [
-        {"name": role.value, "params": parameters, "weight_decay": weight_decay if role.decays else 0.0}
+        {
+            "name": role.value,
+            "params": parameters,
+            "weight_decay": weight_decay if role.decays else 0.0,
+            "layerwise": role.decays,
+        }
         for role, parameters in roles.items()
         if parameters
     ]

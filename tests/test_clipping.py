@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +40,28 @@ def test_long_gradients_are_cut_short_ones_stay():
         parameter.grad = gradient.clone()
     for found, expected in zip(_clipped(parameters, 0.5), _written_out(gradients, 0.5), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_in_fp16_the_limit_is_of_the_gradient_and_not_of_the_scaled_one(kind):
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])]
+    moved = []
+    for scale in (None, 65536.0):
+        parameters = [torch.zeros_like(g).requires_grad_() for g in gradients]
+        optimizer = kind(parameters, lr=1.0, fused=True)
+        clip_each_parameter(optimizer, 2.0, None)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient * (scale or 1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0, enabled=scale is not None)
+        scaler.scale(torch.ones(()))  # makes the scale's tensor
+        scaler.step(optimizer)
+        moved.append([p.detach().clone() for p in parameters] + [s for p in parameters for s in _moments(optimizer, p)])
+    for one, other in zip(*moved, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+
+
+def _moments(optimizer, parameter):
+    return [value for name, value in optimizer.state[parameter].items() if name.startswith("exp_avg")]
 
 
 def test_a_parameter_without_gradient_is_left_alone():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttrain.layerwise import Lamb, Lars, Piece
+from fasttrain.optimizers import parameter_groups
 from fasttrain.sharding import parameter_by_parameter
 
 STEPS = 4
@@ -83,6 +84,19 @@ def test_a_norm_of_zero_scales_nothing_as_in_timm(name, zero):
         moved.append(weight.detach())
     assert torch.equal(*moved)
     assert moved[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_steps_stay_scaled_where_a_schedule_takes_the_weight_decay_to_zero(name):
+    linear, lr = torch.nn.Linear(4, 2), 4.8
+    before = [parameter.detach().clone() for parameter in linear.parameters()]
+    optimizer = OURS[name](parameter_groups(linear, 0.0), lr=lr)
+    for parameter in linear.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    (weight, bias), share = before, {"lars": 0.001 * lr, "lamb": lr}[name]
+    torch.testing.assert_close((linear.weight - weight).norm() / weight.norm(), torch.tensor(share))
+    torch.testing.assert_close(bias - linear.bias, torch.full((2,), lr))  # as it is, without trust ratio
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -53,6 +53,7 @@ def results(checkpoints):
         "prototype_entropy",
         "sinkhorn",
         "sinkhorn_of_scores_far_apart",
+        "kmeans_of_a_number_of_rows_that_ranks_do_not_divide",
     ],
 )
 def test_reductions_and_their_gradients_equal_one_process(results, name):

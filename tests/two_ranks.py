@@ -16,6 +16,7 @@ from fasttrain import engine as engines
 from fasttrain import kernels, losses
 from fasttrain.build import build_method
 from fasttrain.checkpoint import Card, publish
+from fasttrain.clustering import spherical_kmeans
 from fasttrain.config import resolve
 from fasttrain.distributed import initialise, prepare_environment, world_from_environment
 from fasttrain.engine import Engine
@@ -83,6 +84,9 @@ def kernel_gradients(world):
         if temperature.grad is not None:
             gradients.append(mean(temperature.grad, world))
         found[name] = (mean(value.detach(), world), *gradients)
+    rows = torch.nn.functional.normalize(torch.randn(21, 8, dtype=torch.float64, generator=generator), dim=1)
+    torch.manual_seed(0)
+    found["kmeans_of_a_number_of_rows_that_ranks_do_not_divide"] = spherical_kmeans(rows, 5, group=group)
     scores = torch.rand(BATCH, 6, generator=generator)
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     found["sinkhorn"] = (gathered(kernels.sinkhorn(scores[rows], group=group), world),)

@@ -56,9 +56,11 @@ class DeepCluster(Method):
 
     def __init__(self, network: Network, settings: DeepClusterSettings, task: Task) -> None:
         super().__init__(settings, task)
-        if settings.nmb_prototypes > task.images:
+        seen = task.images // task.batch * task.batch  # an epoch leaves out the last images that fill no batch
+        if settings.nmb_prototypes > seen:
             raise ValueError(
-                f"--nmb_prototypes {settings.nmb_prototypes} is more than the {task.images} images; use fewer clusters"
+                f"--nmb_prototypes {settings.nmb_prototypes} is more than the {seen} images of an epoch; "
+                "use fewer clusters"
             )
         backbone = network(task.views.channels)
         self.student = Branch(backbone, projection_mlp((width_of(backbone), settings.hidden_dim, settings.out_dim)))

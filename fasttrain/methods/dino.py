@@ -99,6 +99,8 @@ class DINO(Method):
     def teacher_temp(self, step: Step) -> float:
         """The teacher's temperature: W values from the first to the last, one for each of the W epochs of warm-up."""
         s = self.settings
+        if int(step.epoch) == 0 and s.warmup_teacher_temp_epochs > 0:  # with W = 1 the first is the only one
+            return s.warmup_teacher_temp
         return linear(int(step.epoch), s.warmup_teacher_temp_epochs - 1, s.warmup_teacher_temp, s.teacher_temp)
 
     @property

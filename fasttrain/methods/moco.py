@@ -47,7 +47,7 @@ class MoCo(Method):
 
     def __init__(self, network: Network, settings: MoCoSettings, task: Task) -> None:
         super().__init__(settings, task)
-        if settings.queue_length % task.batch:
+        if settings.queue_length < 1 or settings.queue_length % task.batch:
             raise ValueError(
                 f"--queue_length {settings.queue_length} is not a multiple of the batch, {task.batch} on all ranks; "
                 f"use {max(settings.queue_length // task.batch, 1) * task.batch}"

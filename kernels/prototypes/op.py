@@ -121,7 +121,7 @@ def _backprop(
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    raise RuntimeError("the fused prototype terms have no second derivative; backend='eager' has")
+    raise RuntimeError("the fused prototype terms have no second derivative; kernels with backend='eager' have")
 
 
 torch.library.register_autograd("fasttrain::prototype_terms", _backprop, setup_context=_save)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..collectives import Group, mean_over_ranks
+from ..contrastive import at_least_single
 
 
 def prototype_cross_entropy(
@@ -32,14 +33,13 @@ def prototype_cross_entropy(
     pairs = views[0] * views[1] - min(views)
     if not pairs:
         raise ValueError(f"no two different views in student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
-    logits = teacher.detach() @ teacher_prototypes.detach().T
+    logits = _scores(teacher.detach(), teacher_prototypes.detach())
     if center is not None:
         logits = logits - (center if center.ndim == 1 else center[:, None])
     targets = (logits / teacher_temp).softmax(-1)
-    predictions = (student @ student_prototypes.T / student_temp).log_softmax(-1)
+    predictions = (_scores(student, student_prototypes) / student_temp).log_softmax(-1)
     # One product of [T, B K] with [B K, S] gives every pair's sum over B and K, equal views on the diagonal.
-    with torch.autocast(student.device.type, enabled=False):  # a sum over B K terms, not a layer: full precision
-        crossed = targets.flatten(1).to(predictions.dtype) @ predictions.flatten(1).T
+    crossed = _scores(targets.flatten(1).to(predictions.dtype), predictions.flatten(1))
     return (crossed.diagonal().sum() - crossed.sum()) / (pairs * batch)
 
 
@@ -57,11 +57,11 @@ def patch_cross_entropy(
 
     Assignments as in :func:`prototype_cross_entropy`, with a center [K] or [1, K].
     """
-    logits = teacher.detach() @ teacher_prototypes.detach().T
+    logits = _scores(teacher.detach(), teacher_prototypes.detach())
     if center is not None:
         logits = logits - center
     targets = (logits / teacher_temp).softmax(-1)
-    return -(targets * (student @ student_prototypes.T / student_temp).log_softmax(-1)).sum(-1)
+    return -(targets * (_scores(student, student_prototypes) / student_temp).log_softmax(-1)).sum(-1)
 
 
 def prototype_entropy(
@@ -72,10 +72,16 @@ def prototype_entropy(
     ``p_i = softmax(features_i prototypes^T / temp)`` for features [N, D] and prototypes [K, D]. The marginal is that
     of all ranks' rows if ``group`` is given. Both stay in log space: uniform rows give log K, equal one-hot rows 0.
     """
-    log_p = (features @ prototypes.T / temp).log_softmax(-1)
+    log_p = (_scores(features, prototypes) / temp).log_softmax(-1)
     p = log_p.exp()
     marginal = mean_over_ranks(p.mean(0), group)
     conditional = mean_over_ranks(-(p * log_p).sum(-1).mean(), group)
     # A prototype that no row chooses underflows to 0, and 0 log 0 = 0: the smallest normal number keeps log finite.
     log_marginal = marginal.clamp_min(torch.finfo(marginal.dtype).tiny).log()
     return -(marginal * log_marginal).sum(), conditional
+
+
+def _scores(rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows columns^T`` outside of autocast, which would round to 8 bits before the exponential."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return at_least_single(rows) @ at_least_single(columns).T

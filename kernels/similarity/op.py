@@ -224,7 +224,7 @@ def _backprop_self(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    raise RuntimeError("the fused log-sum-exp has no second derivative; backend='eager' has")
+    raise RuntimeError("the fused log-sum-exp has no second derivative; kernels with backend='eager' have")
 
 
 torch.library.register_autograd("fasttrain::pair_lse", _backprop_pair, setup_context=_save_pair)

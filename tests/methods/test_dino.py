@@ -35,5 +35,8 @@ def test_momentum_and_temperature_follow_their_schedules():
     method = build("dino", False, warmup_teacher_temp=0.04, teacher_temp=0.08, warmup_teacher_temp_epochs=4.0)
     by_epoch = [method.teacher_temp(Step(index=10 * epoch + 5, total=100, per_epoch=10)) for epoch in range(5)]
     assert by_epoch == pytest.approx([0.04, 0.04 + 0.04 / 3, 0.04 + 0.08 / 3, 0.08, 0.08])  # numpy.linspace, 4 values
+    once = build("dino", False, warmup_teacher_temp=0.04, teacher_temp=0.08, warmup_teacher_temp_epochs=1.0)
+    by_epoch = [once.teacher_temp(Step(index=10 * epoch, total=100, per_epoch=10)) for epoch in range(2)]
+    assert by_epoch == pytest.approx([0.04, 0.08])  # numpy.linspace of 1 value is the first
     assert method.momentum(Step(index=0, total=100, per_epoch=10)) == 0.996
     assert method.momentum(Step(index=100, total=100, per_epoch=10)) == 1.0

@@ -216,6 +216,21 @@ def test_autocast_rounds_nothing():
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+def test_autocast_rounds_nothing_of_the_definitions():
+    student, teacher, ws, wt, center = _case((3, 2, 4, 16, 50), (), torch.float32)
+    temps = {"student_temp": 0.1, "teacher_temp": 0.05, "center": center, "backend": "eager"}
+
+    def values():
+        patches = patch_cross_entropy(student[0], teacher[0], ws, wt, **temps)
+        entropies = prototype_entropy(student[0], ws, temp=0.1, backend="eager")
+        return *prototype_terms(student, teacher, ws, wt, **temps), patches, *entropies
+
+    expected = values()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = values()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_no_logits_are_ever_stored():
     """The largest block of memory beside the prototypes' own gradient, in bytes: 400 rows against 20,000 prototypes."""
     student, teacher, ws, wt, center = _case((10, 2, 40, 8, 20000), (), torch.float32)
