@@ -14,7 +14,7 @@
 #   sbatch examples/slurm.sh --method dino --data_path /data/imagenet
 #
 # Two minutes before its time is up SLURM sends SIGUSR1: every rank ends after the step under way, with a checkpoint and
-# status 138, on which the job is queued again, to go on from there in the same folder.
+# status 138, on which the job is queued again, to go on from there in the same folder, whatever --resume says.
 set -uo pipefail
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -22,11 +22,13 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # of its own, should jobs share a 
 export MASTER_ADDR MASTER_PORT
 
 # fasttrain divides the cores that it sees among the ranks of a node, so each must see the node's.
-srun --kill-on-bad-exit=1 --cpu-bind=none bash -c '
+# The first rank to end with 138 must not have srun kill the others, or its status would be theirs, 143 or 137; where a
+# rank fails, the others end themselves.
+srun --kill-on-bad-exit=0 --cpu-bind=none bash -c '
   export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
   export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
   exec python fasttrain/run.py "$@"
-' fasttrain --output_dir "runs/$SLURM_JOB_ID" "$@"
+' fasttrain --output_dir "runs/$SLURM_JOB_ID" "$@" ${SLURM_RESTART_COUNT:+--resume auto}
 status=$?
 if [ "$status" -eq 138 ]; then
   scontrol requeue "$SLURM_JOB_ID"

@@ -10,7 +10,8 @@ from tests.small_runs import flags, lines, write_images
 
 _ROOT = Path(__file__).parents[2]
 _SRUN = """#!/usr/bin/env bash
-while [[ $1 == --* ]]; do shift; done
+kill=1
+while [[ $1 == --* ]]; do [[ $1 == --kill-on-bad-exit=0 ]] && kill=0; shift; done
 export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks+=($!); done
 if [ -n "${WARN_AFTER:-}" ]; then
@@ -19,6 +20,7 @@ if [ -n "${WARN_AFTER:-}" ]; then
 fi
 worst=0
 for task in "${tasks[@]}"; do wait "$task"; status=$?; ((status > worst)) && worst=$status; done
+((kill && worst)) && worst=137 # the first task that failed had the others killed
 exit "$worst"
 """
 _SCONTROL = """#!/usr/bin/env bash
@@ -49,6 +51,7 @@ def batch(tmp_path, monkeypatch):
 
 
 def test_a_job_that_is_warned_is_queued_again_and_goes_on(batch, tmp_path):
+    """With --kill-on-bad-exit=1 srun killed the ranks that were not through, and returned their status."""
     data, output = write_images(tmp_path / "data"), tmp_path / "run"
     long = flags(data, output, "--epochs", 300, "--knn_every", 0, "--num_workers", 1)
     job = str(os.getpid())
@@ -59,6 +62,10 @@ def test_a_job_that_is_warned_is_queued_again_and_goes_on(batch, tmp_path):
     status, requeued = batch(*long, "--limit_steps", stopped + 2, SLURM_JOB_ID=job)
     assert (status, requeued) == (0, [f"requeue {job}"])
     assert [line["step"] for line in lines(output / "metrics.jsonl")] == list(range(1, stopped + 3))
+    # Queued again, it goes on whatever --resume says: it once began anew every time.
+    again = (*long, "--limit_steps", stopped + 4, "--resume", "never")
+    assert batch(*again, SLURM_JOB_ID=job, SLURM_RESTART_COUNT="1")[0] == 0
+    assert [line["step"] for line in lines(output / "metrics.jsonl")] == list(range(1, stopped + 5))
 
 
 def test_a_job_that_cannot_begin_is_not_queued_again(batch, tmp_path):
