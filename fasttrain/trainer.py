@@ -297,7 +297,8 @@ class _Run:
         if untrained is None:
             display.note(f"no k-NN accuracy: the data has no {self.splits.missing_for_knn}")
         else:
-            display.note(f"k-NN before training: untrained network {untrained:.3f}, raw pixels {pixels:.3f}")
+            raw = "left out: more than 2 GiB" if pixels is None else f"{pixels:.3f}"
+            display.note(f"k-NN before training: untrained network {untrained:.3f}, raw pixels {raw}")
 
     def _unreadable(self) -> int:
         """Images that any rank could not read, and shards of which a part is lost."""

@@ -11,13 +11,15 @@ from torch import nn
 
 from ..config import Config
 from ..distributed import World
-from ..pipelines import Loader, Splits, evaluation_view
-from .features import extract
+from ..pipelines import Loader, Source, Splits, ViewRecipe, evaluation_view
+from .features import Features, Subset, extract
 from .knn import knn_accuracy
 from .spectrum import rankme
 
 _RANKME_ROWS = 25_600  # as in the paper: enough rows for the spectrum of any backbone here
 _PIXEL_SIDE = 32  # raw pixels are compared at this size at most
+_PIXEL_BYTES = 2**31  # of the training images' raw pixels; of more they are not compared
+_DEVICE_SHARE = 1 / 8  # of a GPU's memory that features may take beside the training
 
 
 @dataclass(frozen=True)
@@ -45,39 +47,67 @@ class Evaluator:
             "drop_last": False,
             "max_bad_fraction": config.train.max_bad_fraction,
         }
-        batch = config.train.batch_size_per_gpu
-        views = evaluation_view(recipe, size)
-        pixels = evaluation_view(recipe, min(size, _PIXEL_SIDE))
-        sources = [splits.train] if splits.val is None else [splits.train, splits.val]
-        self._loaders = [Loader(source, views, batch, **options) for source in sources]
-        self._pixel_loaders = [Loader(source, pixels, batch, **options) for source in sources]
+        self._train, self._val, self._options = splits.train, None if splits.missing_for_knn else splits.val, options
+        self._batch = config.train.batch_size_per_gpu
+        self._pixel_views = evaluation_view(recipe, min(size, _PIXEL_SIDE))
+        views, train = evaluation_view(recipe, size), splits.train
+        if self._val is None and len(train) > _RANKME_ROWS:  # the spectrum reads no more of them
+            train = Subset(train, range(0, len(train), math.ceil(len(train) / _RANKME_ROWS)))
+        self._loaders = [self._loader(source, views) for source in (train, self._val) if source is not None]
+        self._bad_pixels: dict[str, str] = {}
+        self._most = math.inf
+        if device.type == "cuda":
+            self._most = torch.cuda.get_device_properties(device).total_memory * _DEVICE_SHARE
 
     def backbone(self, backbone: nn.Module) -> Evaluation:
-        """The features of a network."""
-        return self._evaluate(backbone, self._loaders)
+        """The features of a network: of all images for k-NN, without it of as many as the spectrum is taken of."""
+        found = self._extract(backbone, self._loaders)
+        bank = found[0].features
+        if not all(part.isfinite().all() for part in torch.split(bank, _RANKME_ROWS)):
+            return Evaluation(None, math.nan, finite=False)
+        stride = math.ceil(len(bank) / _RANKME_ROWS)
+        spectrum = rankme(bank[::stride]) if bank.shape[1] <= 8192 else math.nan
+        return Evaluation(_knn(found), spectrum, finite=True)
 
     def pixels(self) -> float | None:
-        """k-NN on the normalised pixels themselves, at most 32 pixels wide."""
-        return self._evaluate(nn.Flatten(), self._pixel_loaders).knn_top1
+        """k-NN on the normalised pixels themselves, at most 32 pixels wide.
 
-    def _evaluate(self, backbone: nn.Module, loaders: list[Loader]) -> Evaluation:
-        found = [extract(backbone, loader, self.device) for loader in loaders]
-        bank = found[0]
-        if not bank.features.isfinite().all():
-            return Evaluation(None, math.nan, finite=False)
-        stride = math.ceil(len(bank.features) / _RANKME_ROWS)
-        spectrum = rankme(bank.features[::stride]) if bank.features.shape[1] <= 8192 else math.nan
-        if len(found) == 1 or bank.labels is None or found[1].labels is None:
-            return Evaluation(None, spectrum, finite=True)
-        top1 = knn_accuracy(bank.features, bank.labels, found[1].features, found[1].labels)
-        return Evaluation(top1, spectrum, finite=True)
+        None where there is no k-NN, or where the training images' pixels would take more than 2 GiB.
+        """
+        view = self._pixel_views.views[0]
+        if self._val is None or len(self._train) * view.size**2 * self._pixel_views.channels * 4 > _PIXEL_BYTES:
+            return None
+        loaders = [self._loader(source, self._pixel_views) for source in (self._train, self._val)]
+        try:
+            return _knn(self._extract(nn.Flatten(), loaders))
+        finally:
+            for loader in loaders:
+                self._bad_pixels |= loader.bad
+                loader.close()
+
+    def _loader(self, source: Source, views: ViewRecipe) -> Loader:
+        return Loader(source, views, self._batch, **self._options)
+
+    def _extract(self, backbone: nn.Module, loaders: list[Loader]) -> list[Features]:
+        return [extract(backbone, loader, self.device, most=self._most) for loader in loaders]
 
     @property
     def bad(self) -> dict[str, str]:
         """Images that could not be read, and why."""
-        return {name: why for loader in (*self._loaders, *self._pixel_loaders) for name, why in loader.bad.items()}
+        return self._bad_pixels | {name: why for loader in self._loaders for name, why in loader.bad.items()}
 
     def close(self) -> None:
         """Free the loaders."""
-        for loader in (*self._loaders, *self._pixel_loaders):
+        for loader in self._loaders:
             loader.close()
+
+
+def _knn(found: list[Features]) -> float | None:
+    """Accuracy on the second of two sets, where the first one's features are; None where there is only one."""
+    if len(found) == 1:
+        return None
+    bank, queries = found
+    assert bank.labels is not None
+    assert queries.labels is not None
+    home = bank.features.device
+    return knn_accuracy(bank.features, bank.labels, queries.features.to(home), queries.labels.to(home))
