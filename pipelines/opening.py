@@ -29,6 +29,7 @@ from .webdataset import TAR
 
 _VAL_DIGITS = 100  # of the 500 embedded digits of each class
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_VALIDATION = ("val", "valid", "validation")
 _TRAINING, _HELD_OUT = re.compile(r"(^|[^a-z])train"), re.compile(r"(^|[^a-z])(val|test)")
 _FORMATS: dict[str, ShardFormat] = {"tar": TAR, "tfrecord": TFRECORD}
 
@@ -56,18 +57,22 @@ def open_source(data_path: str | None, val_path: str | None = None, *, cache: Pa
     """Open the data set at ``data_path``; None is the embedded digits.
 
     A path is a folder of images; a folder of ``.tar`` (WebDataset) or TFRecord shards; or shards by name, one of them
-    or a pattern with ``*``, ``?``, ``[...]`` and ``{000..146}``. A folder with ``train/`` and ``val/`` (or ``test/``)
-    inside is a data set with its split; anything else is training data alone, unless ``val_path`` names the held-out
-    images, in any of these forms. ``cache`` is a folder for the index of shards. Raises DataError.
+    or a pattern with ``*``, ``?``, ``[...]`` and ``{000..146}``. A folder with ``train/`` and ``val/``, ``valid/`` or
+    ``validation/`` (or else ``test/``) inside is a data set with its split; anything else is training data alone, in
+    ``train/`` if that is all there is, unless ``val_path`` names the held-out images, in any of these forms. ``cache``
+    is a folder for the index of shards. Raises DataError.
     """
     if data_path is None:
         if val_path is not None:
             raise DataError(f"a validation folder {val_path} without training data; give --data_path as well")
         return _digits()
     root = Path(data_path).expanduser()
-    held_out = [root / name for name in ("val", "test") if (root / name).is_dir()]
-    train_root = root / "train" if held_out and (root / "train").is_dir() else root
-    val_root = Path(val_path).expanduser() if val_path is not None else held_out[0] if train_root != root else None
+    held_out = _held_out(root)
+    if val_path is None and len([path for path in held_out if path.name in _VALIDATION]) > 1:
+        both = f"{held_out[0]}, {held_out[1]}"
+        raise DataError(f"{root}: holds two held-out splits ({both}); give one of them as val path")
+    train_root = root / "train" if held_out or _train_alone(root) else root
+    val_root = Path(val_path).expanduser() if val_path is not None else held_out[0] if held_out else None
     train = _open(train_root, None, cache)
     val = None if val_root is None else _open(val_root, train.classes, cache)
     name = root.resolve().name if root.is_dir() else train.name
@@ -75,6 +80,17 @@ def open_source(data_path: str | None, val_path: str | None = None, *, cache: Pa
         k: why for source in (train, val) if isinstance(source, ShardSource) for k, why in source.damaged.items()
     }
     return Splits(name, train, val, damaged)
+
+
+def _held_out(root: Path) -> list[Path]:
+    """The folders beside ``train/`` that hold images to evaluate on, the first choice first."""
+    return [root / n for n in (*_VALIDATION, "test") if (root / n).is_dir()] if (root / "train").is_dir() else []
+
+
+def _train_alone(root: Path) -> bool:
+    """Whether ``train/`` is all that there is: taken for a class, it would hide those in it."""
+    shards: list[str] = []
+    return (root / "train").is_dir() and list_folder(str(root), set(), shards) == ([], ["train"]) and not shards
 
 
 def _open(path: Path, classes: Sequence[str] | None, cache: Path | None) -> Source:

@@ -11,7 +11,7 @@ from .shard_files import imagenet_records, samples, write_tar, write_tfrecord
 from .test_sources import names, write
 
 
-@pytest.mark.parametrize("held_out", ["val", "test"])
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test"])
 def test_folder_with_its_split(tmp_path, held_out):
     for file in ("train/a/1.png", "train/b/2.png", "train/c/3.png", f"{held_out}/c/4.png"):
         write(tmp_path / file)
@@ -50,6 +50,37 @@ def test_train_folder_alone_is_not_a_split(tmp_path):
         write(tmp_path / file)
     splits = open_source(str(tmp_path))
     assert (len(splits.train), splits.train.classes, splits.val) == (2, ("extra", "train"), None)
+
+
+@pytest.mark.parametrize("held_out", [None, "one/val", "two"])
+def test_train_folder_alone_is_entered_for_its_classes(tmp_path, held_out):
+    """It was taken for the only class: the data had no labels."""
+    for file in ("one/train/a/1.png", "one/train/b/2.png", *([f"{held_out}/b/3.png"] if held_out else [])):
+        write(tmp_path / file)
+    splits = open_source(str(tmp_path / "one"), str(tmp_path / held_out) if held_out else None)
+    assert (splits.name, splits.train.classes) == ("one", ("a", "b"))
+    assert held_out is None or splits.val.labels.tolist() == [1]
+
+
+def test_train_folder_among_images_or_shards_is_not_entered(tmp_path):
+    for file in ("one/train/1.png", "one/2.png", "two/train/3.png"):
+        write(tmp_path / file)
+    assert len(open_source(str(tmp_path / "one"), str(tmp_path / "two")).train) == 2
+    tars(tmp_path / "two", 0)
+    with pytest.raises(DataError, match="holds images and shards"):
+        open_source(str(tmp_path / "two"), str(tmp_path / "one"))
+
+
+def test_two_held_out_folders_are_refused_unless_one_is_named(tmp_path):
+    """Once ``valid/`` and ``validation/`` were trained on."""
+    for file in ("train/a/1.png", "train/b/2.png", "valid/b/3.png", "validation/a/4.png", "test/a/5.png"):
+        write(tmp_path / file)
+    with pytest.raises(
+        DataError, match=r"holds two held-out splits \(.*valid, .*validation\); give one of them as val"
+    ):
+        open_source(str(tmp_path))
+    splits = open_source(str(tmp_path), str(tmp_path / "valid"))
+    assert (names(splits.train), names(splits.val)) == (["1.png", "2.png"], ["3.png"])
 
 
 def test_missing_path(tmp_path):
