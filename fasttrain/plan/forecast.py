@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..build import build_method
 from ..config import Config, ConfigError, TrainConfig
 from ..engine import least_stage
-from ..methods.moco import MoCoSettings
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster
 from .memory import Part, between_epochs, largest_batch, parts, total
@@ -88,7 +87,8 @@ class Forecast:
 def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
     """Count one step of the run and work out the rest.
 
-    Raises ConfigError for what :func:`build_method` refuses, a batch larger than the data, or fp16 on shards.
+    Raises ConfigError for what :func:`build_method` refuses, a batch larger than the data, fp16 on shards, or one image
+    a GPU where BatchNorm needs two.
     """
     t, world = config.train, cluster.world
     precision = "bf16" if t.precision == "auto" else t.precision
@@ -113,7 +113,12 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
 
     def traces(stage: int) -> tuple[Trace, Trace]:
         """A step as it is asked for, and one whose batch is about the largest that fits."""
-        one = trace(method, config.views, t.batch_size_per_gpu, precision=precision, world=world, stage=stage)
+        try:
+            one = trace(method, config.views, t.batch_size_per_gpu, precision=precision, world=world, stage=stage)
+        except ValueError as error:
+            if t.batch_size_per_gpu > 1:
+                raise
+            raise ConfigError(f"one image a GPU cannot be planned ({error}); raise --batch_size_per_gpu") from None
         batch = _about_the_largest(one, total(needs(one, stage)), cluster.usable)
         return one, trace(method, config.views, batch, precision=precision, world=world, stage=stage)
 
@@ -149,9 +154,12 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
 
 
 def _about_the_largest(one: Trace, needed: int, usable: float) -> int:
-    """A batch that about fills the memory, if what a batch takes were in proportion to it; another than it has."""
+    """A batch that about fills the memory, if what a batch takes were in proportion to it; another than it has.
+
+    Two images at least: of one, a head's BatchNorm refuses to take statistics.
+    """
     an_image = (one.kept + one.kept_by_loss + one.temporary + one.inputs) / one.batch
-    batch = max(int(one.batch + (usable - needed) / an_image), 1)
+    batch = max(int(one.batch + (usable - needed) / an_image), 2)
     return batch if batch != one.batch else batch + 1
 
 
@@ -193,6 +201,5 @@ def _can_recompute(backbone: nn.Module) -> bool:
 
 
 def _accepts(config: Config, batch: int) -> bool:
-    """Whether a method takes a batch of all ranks; MoCo's queue holds a whole number of them."""
-    s = config.settings
-    return not isinstance(s, MoCoSettings) or s.queue_length % batch == 0
+    """Whether a method takes a batch of all ranks: a queue, if it has one, holds a whole number of them."""
+    return int(getattr(config.settings, "queue_length", 0)) % batch == 0
