@@ -63,7 +63,7 @@ class Recorder:
         _drop_after(folder / "log.txt", resumed_at)
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
         self._log = (folder / "log.txt").open("a", buffering=1)
-        self._board = SummaryWriter(str(folder), purge_step=resumed_at)
+        self._board = SummaryWriter(str(folder), purge_step=resumed_at + 1)  # it hides that step too
         self._hook = threading.excepthook
 
     def step(self, values: dict[str, Any]) -> None:
