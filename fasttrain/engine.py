@@ -86,10 +86,12 @@ class Engine:
         torch.manual_seed(hash((self.train.seed, epoch)) % 2**63)
         self.method.start_epoch()
 
-    def micro_step(self, batch: Batch, step: Step) -> Objective:
-        """Forward and backward of one micro-batch."""
-        # Whatever torch draws (stochastic depth) is a function of seed, step and rank, so a resumed run draws the same.
-        torch.manual_seed(hash((self.train.seed, step.index, self.world.rank)) % 2**63)
+    def micro_step(self, batch: Batch, step: Step, number: int = 0) -> Objective:
+        """Forward and backward of the micro-batch of this ``number`` in its step."""
+        # Whatever torch draws (stochastic depth, CMC's negatives) is a function of seed, step, micro-batch and rank, so
+        # a resumed run draws the same; the first micro-batch draws what the whole step draws without accumulation.
+        key = (self.train.seed, step.index, self.world.rank, *([number] if number else []))
+        torch.manual_seed(hash(key) % 2**63)
         self._set_schedules(step)
         views, indices = self._on_device(batch)
         objective: Objective = self.deepspeed(views, step, indices)

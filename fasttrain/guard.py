@@ -23,7 +23,7 @@ from .pipelines import Batch
 from .sharding import gradients
 from .undo import Undo
 
-_TERMS = ("loss", "entropy", "reconstruction")
+_TERMS = ("loss", "entropy", "reconstruction", "deficit")
 
 
 class Diverged(RuntimeError):
@@ -35,7 +35,7 @@ class Finding:
     """What a step's reduction found, the same on every rank."""
 
     terms: dict[str, float]
-    """Means over ranks and micro-batches of the loss and, where it or the measurement has them, of its two terms."""
+    """Means over ranks and micro-batches of the loss and, where it or the measurement has them, of its terms."""
     grad_norm: float
     """Norm of the whole gradient, before it is clipped."""
     fault: str | None
@@ -66,7 +66,7 @@ class Guard:
             if count:
                 engine.update(step)  # hands over the micro-batch before
             self._undo.keep_rows(batch.indices)
-            objective = engine.micro_step(batch, step)
+            objective = engine.micro_step(batch, step, count)
             terms = named_terms(objective)
             sums += torch.stack([terms[n].double() if n in terms else sums.new_zeros(()) for n in _TERMS])
             count += 1
@@ -115,17 +115,18 @@ class Guard:
 
 
 def named_terms(objective: Objective) -> dict[str, Tensor]:
-    """The loss by its name and, where they are known, the two terms of the bound, without gradient."""
+    """The loss by its name and, where they are known, the two terms of the bound and the deficit, without gradient."""
     terms = {"loss": objective.loss.detach(), **objective.terms}
     if objective.bound is not None:
-        terms |= {"entropy": objective.bound.entropy, "reconstruction": objective.bound.reconstruction}
+        bound = objective.bound
+        terms |= {"entropy": bound.entropy, "reconstruction": bound.reconstruction, "deficit": bound.deficit}
     return terms
 
 
 def fault(step: int, terms: dict[str, float], roles: Sequence[Role]) -> str | None:
     """What is not finite of a step's loss, with the terms that it comes from, or else of its gradient's groups."""
     if not math.isfinite(terms["loss"]):
-        causes = [f"{n} {v}" for n, v in terms.items() if n != "loss" and not math.isfinite(v)]
+        causes = [f"{n} {v}" for n, v in terms.items() if n not in ("loss", "deficit") and not math.isfinite(v)]
         return f"the loss is {terms['loss']} at step {step}" + (f" ({', '.join(causes)})" if causes else "")
     if roles:
         return f"the gradient of the {' and of the '.join(role.words for role in roles)} is not finite at step {step}"

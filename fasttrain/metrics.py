@@ -29,12 +29,15 @@ class Meter:
 def metrics_line(
     engine: Engine, step: Step, objective: Objective, found: Finding, skipped: int, meter: Meter
 ) -> dict[str, Any]:
-    """What a finished and measured step shows, averaged over ranks. Collective."""
+    """What a finished and measured step shows, averaged over ranks. Collective.
+
+    Loss and bound are means over the micro-batches too; how the projections are spread is that of the last one.
+    """
     bound, rows = objective.bound, objective.projections
     assert bound is not None
     assert rows is not None
     shape = spread(rows)
-    deficit, *spreads = engine.mean([float(bound.deficit), *shape.values()])
+    spreads = engine.mean(list(shape.values()))
     entropy, reconstruction = found.terms["entropy"], found.terms["reconstruction"]
     return {
         "step": step.index + 1,
@@ -44,7 +47,7 @@ def metrics_line(
         "entropy_max": bound.entropy_max,
         "reconstruction": reconstruction,
         "information": entropy - reconstruction,
-        "deficit": deficit,
+        "deficit": found.terms["deficit"],
         **dict(zip(shape, spreads, strict=True)),
         **engine.schedules(step),
         "grad_norm": found.grad_norm,

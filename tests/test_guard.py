@@ -119,6 +119,35 @@ def test_the_norm_is_that_of_the_whole_averaged_gradient(stage, more, micro):
     assert found.terms["loss"] == pytest.approx(float(mean), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["simclr", "dino"])
+def test_the_bound_is_the_mean_over_the_micro_batches(name):
+    """The deficit was once the last one's alone, beside an entropy that was the mean."""
+    config = resolve(name, {**_SMALL, **_METHODS[name]})
+    torch.manual_seed(0)
+    method = build_method(config, images=IMAGES, world_size=1)
+    with guarded(name, **_TWO) as guard:
+        (found,) = steps(guard, [0], measure=True)
+        step = guard.engine.step_at(0, measure=True)
+    bounds = [method(batch(config, k).views, step, torch.arange(BATCH)).bound for k in range(2)]
+    for term in ("entropy", "reconstruction", "deficit"):
+        values = [float(getattr(bound, term)) for bound in bounds]
+        assert found.terms[term] == pytest.approx(sum(values) / 2, rel=1e-4)
+        assert values[0] != values[1]
+
+
+def test_every_micro_batch_draws_numbers_of_its_own():
+    """All once had the same drop path masks, negatives and jigsaws; without accumulation the draws are as they were."""
+    drawn = []
+    for more in (_TWO, {}):
+        with guarded("simclr", **more) as guard:
+            drawn.append([])
+            guard.engine.method.register_forward_pre_hook(lambda *_: drawn[-1].append(float(torch.rand(()))))
+            steps(guard, [0, 1])
+    of_two, alone = drawn
+    assert len(set(of_two)) == 4
+    assert of_two[::2] == alone
+
+
 @pytest.mark.parametrize(("stage", "more"), _PLACES, ids=str)
 def test_a_gradient_alone_is_named_by_its_group(stage, more):
     with guarded("dino", stage, **more) as guard:
