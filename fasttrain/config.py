@@ -74,7 +74,7 @@ class TrainConfig:
     resume: str = flag("auto", "auto (the newest checkpoint in output_dir), never, or a run or checkpoint folder")
     saveckp_freq: int = flag(20, "epochs between checkpoints that are kept")
     keep: int | None = flag(None, "newest checkpoints that stay; default: all of --saveckp_freq, and the newest")
-    saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: by epochs only")
+    saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: after every epoch only")
     limit_steps: int | None = flag(None, "stop after this many steps of the schedule")
     log_every: int = flag(10, "steps between logged steps")
     max_skipped_steps: int = flag(3, "stop, with exit status 3, after so many steps in a row that are not finite")

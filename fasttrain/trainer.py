@@ -256,14 +256,14 @@ class _Run:
         return batch
 
     def _save(self, done: int, last_of_epoch: bool, stopping: signal.Signals | None) -> None:
-        """Publish a checkpoint where one is due: by epochs, by steps, at the end, or because of a signal on any rank.
+        """Publish a checkpoint after every epoch, by steps, at the end, or because of a signal on any rank.
 
         Not while steps are being skipped: what they could not be made from would take the last good one's place.
         """
         t = self.config.train
         keep = last_of_epoch and done // self.engine.steps_per_epoch % t.saveckp_freq == 0
-        due = bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0
-        if ((keep or due) and not self.guard.row) or stopping or done == self.last:
+        due = last_of_epoch or (bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0)
+        if (due and not self.guard.row) or stopping or done == self.last:
             if not self.engine.finite():  # the last good checkpoint stays the last
                 raise Diverged(f"the weights are not finite after step {done}; lower --lr or set --clip_grad")
             folder = self.output / "checkpoints"

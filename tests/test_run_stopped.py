@@ -91,6 +91,24 @@ def test_a_step_that_hangs_ends_the_run_with_status_1(images, tmp_path, capsys, 
     )
 
 
+def test_every_epoch_ends_with_a_checkpoint_and_some_of_them_stay(images, tmp_path, monkeypatch):
+    """The first one came after --saveckp_freq epochs, 20 by default: a fault before cost all of them."""
+    published, publish = [], checkpoint.publish
+
+    def noted(engine, folder, card, *, keep, newest):
+        published.append((card.step, keep))
+        publish(engine, folder, card, keep=keep, newest=newest)
+
+    monkeypatch.setattr(checkpoint, "publish", noted)
+    given = flags(images, tmp_path, "--knn_every", 0, "--epochs", 4, "--saveckp_freq", 2)
+    with when_logged(14, _fail):
+        assert main(given) == 1
+    assert published == [(4, False), (8, True), (12, False)]
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"latest", "step-00000008", "step-00000012"}
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000012"
+
+
 @pytest.mark.parametrize("at", ["checkpoint", "metrics"])
 def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(images, tmp_path, capsys, monkeypatch, at):
     """The first checkpoint finds room, the second does not; or a line of metrics.jsonl does not."""
