@@ -163,7 +163,7 @@ def training(method, entropy, stage, world, **options):
     more = {
         "dino": {"clip_each": True},  # across the shards that hold a parameter
         "moco": {"bn_splits": 2 // world.size},  # two ranks see two batches: its BatchNorm is not synchronised
-        "swav": {"queue_length": BATCH, "epoch_queue_starts": 0},
+        "swav": {"queue_length": BATCH, "epoch_queue_starts": 0, "sinkhorn_iterations": 3},
     }.get(method, {})
     engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more, **options)
     begin(engine)
