@@ -20,7 +20,7 @@ from .command_line import read_yaml
 from .config import Config, ConfigError, resolve, unknown_name
 from .consolidate import newest, whole_tensors
 from .methods.cmc import Sensors
-from .networks import create_backbone, timm_name
+from .networks import create_backbone, create_timm, has_cifar_stem, has_one_size, timm_name
 from .pipelines import View, ViewRecipe
 from .weights import load_weights, read_metadata, read_weights
 
@@ -184,13 +184,12 @@ def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = N
 def _stock(name: str, size: int | None) -> nn.Module:
     """``timm.create_model`` without a classifier, for images of another size where the model must be told."""
     try:
-        network: nn.Module = timm.create_model(name, num_classes=0)
-        fixed = getattr(network, "pretrained_cfg", {}).get("fixed_input_size")
-        if fixed and size not in (None, resolve_model_data_config(network)["input_size"][1]):
-            network = timm.create_model(name, num_classes=0, img_size=size)
+        network = create_timm(name)
+        if size not in (None, resolve_model_data_config(network)["input_size"][1]) and has_one_size(name):
+            network = create_timm(name, img_size=size)
         return network
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ConfigError(f"timm model {name!r} cannot be built for images of {size} pixels: {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error) if size is None else f"{error} (for images of {size} pixels)") from None
 
 
 def timm_arguments(blueprint: Blueprint) -> tuple[str, dict[str, Any]]:
@@ -203,16 +202,19 @@ def timm_arguments(blueprint: Blueprint) -> tuple[str, dict[str, Any]]:
     if len(b.encoders) > 1:
         network = f"CMC's pair of {b.arch}"
     elif name is not None and b.stock:
-        native = timm.create_model(name, num_classes=0)
-        fixed = native.pretrained_cfg.get("fixed_input_size")
-        return name, {"img_size": b.size} if fixed and b.size != native.pretrained_cfg["input_size"][1] else {}
-    elif name is not None and not (name.startswith("resnet") and isinstance(b.build().maxpool, nn.Identity)):
-        options: dict[str, Any] = {} if b.encoders == (3,) else {"in_chans": b.encoders[0]}
-        if name.startswith("vit_"):
-            options |= {"img_size": b.size, "patch_size": b.patch_size}
-            options |= {} if b.num_heads is None else {"num_heads": b.num_heads}
-        return name, options
+        usual = resolve_model_data_config(create_timm(name))["input_size"][1]
+        return name, {"img_size": b.size} if has_one_size(name) and b.size != usual else {}
     elif name is not None:
+        made = b.build()
+        if not has_cifar_stem(made):
+            options: dict[str, Any] = {} if b.encoders == (3,) else {"in_chans": b.encoders[0]}
+            vit = name.startswith("vit_")
+            if vit or has_one_size(name) or getattr(made, "dynamic_img_size", False):
+                options["img_size"] = b.size
+            if vit:
+                options |= {"patch_size": b.patch_size}
+                options |= {} if b.num_heads is None else {"num_heads": b.num_heads}
+            return name, options
         network = f"{b.arch} with CIFAR's stem, for images of {b.size} pixels,"
     raise ConfigError(f"{network} is no network of timm's; --format safetensors and onnx have it")
 

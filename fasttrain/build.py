@@ -46,7 +46,7 @@ def build_method(config: Config, *, images: int, world_size: int) -> Method:
 
 def _network(arch: str, sizes: list[int], in_chans: int, *, checkpointing: bool, **options: Any) -> nn.Module:
     network = create_backbone(arch, in_chans=in_chans, img_size=sizes[0], **options)
-    check_crops(network, sizes)
+    check_crops(network, sizes, in_chans)
     if checkpointing:
         checkpoint_activations(network)
     return network

@@ -10,7 +10,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import ConvNormAct
+from timm.layers import ConvNormAct, PatchEmbed
+from timm.models import Eva, ResNet, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -61,8 +62,8 @@ def create_backbone(
 
     ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
     ``patch_size`` and, where it is not the usual one, ``num_heads``) or any timm model. ViTs take crops of every size;
-    ResNets get CIFAR's stem below 64 pixels. Raises ValueError for a name that neither knows, or a patch size that does
-    not divide the image.
+    ResNets get CIFAR's stem up to 64 pixels, where theirs is one 7x7 convolution. Raises ValueError for a name that
+    neither knows, what timm cannot build, or a patch size that does not divide the image.
     """
     if arch in _OURS:
         return _OURS[arch](in_chans)
@@ -72,7 +73,7 @@ def create_backbone(
         close = difflib.get_close_matches(arch, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names"
         raise ValueError(f"network {arch!r} is unknown; {hint}")
-    options: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
+    options: dict[str, Any] = {"in_chans": in_chans}
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
     if name.startswith("vit_"):
@@ -80,12 +81,9 @@ def create_backbone(
             raise ValueError(
                 f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor"
             )
-        options |= {"img_size": img_size, "patch_size": patch_size, "dynamic_img_size": True}
+        options |= {"img_size": img_size, "patch_size": patch_size}
         options |= {} if num_heads is None else {"num_heads": num_heads}
-    try:
-        network: nn.Module = timm.create_model(name, **options)
-    except TypeError as error:  # a timm model that has no drop path, say
-        raise ValueError(f"network {arch!r} cannot be built: {error}") from error
+    network = _of_every_size(name, img_size, options)
     if name.startswith("resnet") and img_size <= _SMALL_IMAGE:
         _cifar_stem(network, in_chans)
     return network
@@ -97,12 +95,48 @@ def timm_name(arch: str) -> str | None:
     return name if arch not in _OURS and timm.is_model(name) else None
 
 
+def create_timm(name: str, **options: Any) -> nn.Module:
+    """``timm.create_model`` without a classifier. Raises ValueError with one line, whatever timm says."""
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=0, **options)
+    except Exception as error:  # no drop path, heads that do not divide the width: each network raises what it likes
+        heads = options.get("num_heads")
+        mend = "choose another" if heads is None else f"--num_heads {heads} must divide its width, or be left out"
+        raise ValueError(f"network {name!r} cannot be built: {_first_line(error)}; {mend}") from error
+    return network
+
+
+def _of_every_size(name: str, size: int, options: dict[str, Any]) -> nn.Module:
+    """The network of timm for images of every size where it has that, else of this one."""
+    try:
+        return create_timm(name, **options | {"img_size": size, "dynamic_img_size": True})
+    except ValueError as error:
+        if not isinstance(error.__cause__, TypeError):  # the flag is known, something else is wrong
+            raise
+    return create_timm(name, **options | ({"img_size": size} if has_one_size(name) else {}))
+
+
+def has_one_size(name: str) -> bool:
+    """Whether timm notes that a network is built for images of one size."""
+    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
+
+
 def _cifar_stem(network: nn.Module, in_chans: int) -> None:
-    """Replace a ResNet's 7x7 stride-2 stem and max pooling, which would leave a 32-pixel image 1 pixel wide."""
-    conv = nn.Conv2d(in_chans, network.conv1.out_channels, 3, padding=1, bias=False)  # type: ignore[arg-type, union-attr]
+    """Replace a ResNet's 7x7 stride-2 stem and max pooling, which would leave a 32-pixel image 1 pixel wide.
+
+    Stems of several convolutions and ResNetV2's stay as they are.
+    """
+    if not (isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d)):
+        return
+    conv = nn.Conv2d(in_chans, network.conv1.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
     network.maxpool = nn.Identity()
+
+
+def has_cifar_stem(network: nn.Module) -> bool:
+    """Whether a network is a ResNet with the stem for small images, which timm does not build."""
+    return isinstance(network, ResNet) and isinstance(network.maxpool, nn.Identity)
 
 
 def checkpoint_activations(network: nn.Module) -> None:
@@ -119,22 +153,51 @@ def checkpoint_activations(network: nn.Module) -> None:
     network.set_grad_checkpointing()  # type: ignore[operator]
 
 
-def check_crops(network: nn.Module, sizes: Iterable[int]) -> None:
-    """Raise ValueError if a ViT cannot cut crops of one of these sizes, in pixels, into patches."""
-    if not is_vit(network):
-        return
-    patches: Any = network.patch_embed
+def check_crops(network: nn.Module, sizes: Iterable[int], channels: int = 3) -> None:
+    """Raise ValueError if a network cannot take square images of one of these sizes, in pixels.
+
+    A ViT must be able to cut them into patches; those that may be made for one size are asked with an image of each.
+    """
+    patches = getattr(network, "patch_embed", None)
     for size in sizes:
-        if size % patches.patch_size[0]:
+        if isinstance(patches, PatchEmbed) and size % patches.patch_size[0]:
             raise ValueError(
                 f"patch_size {patches.patch_size[0]} does not divide a view of {size} pixels; choose a divisor, "
                 "or other views"
             )
+    vit = isinstance(network, VisionTransformer | Eva) and isinstance(patches, PatchEmbed) and network.dynamic_img_size
+    if not (vit or isinstance(network, ConvSmall | ResNet)):
+        for size in sorted(set(sizes)):
+            _try(network, size, channels)
+
+
+@torch.no_grad()
+def _try(network: nn.Module, size: int, channels: int) -> None:
+    training = network.training
+    network.eval()  # so that no statistics are counted and no random numbers drawn
+    try:
+        network(torch.zeros(1, channels, size, size, device=next(network.parameters()).device))
+    except Exception as error:  # each network says it in its own way
+        raise ValueError(
+            f"{type(network).__name__} cannot take a view of {size} pixels ({_first_line(error)}); choose other views, "
+            "or a ViT or ResNet"
+        ) from error
+    finally:
+        network.train(training)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_vit(network: nn.Module) -> bool:
-    """Whether a network cuts its image into patches by a projection of its own."""
-    return hasattr(network, "patch_embed") and hasattr(network, "pos_embed")
+    """Whether a network cuts its image into patches by one projection and adds a position to each."""
+    positions = getattr(network, "pos_embed", None)
+    return (
+        isinstance(getattr(network, "patch_embed", None), PatchEmbed)
+        and isinstance(positions, Tensor)
+        and positions.ndim == 3
+    )
 
 
 def fix_patch_embedding(vit: nn.Module, *, projection: bool) -> None:

@@ -119,6 +119,11 @@ def test_a_stock_model_for_another_size(tmp_path):
     assert resized.network.pos_embed.shape == (1, 17, 192)
 
 
+def test_a_stock_model_that_cannot_be_of_a_size_is_an_error():
+    with pytest.raises(ConfigError, match=r"'nest_tiny' cannot be built: .* \(for images of 50 pixels\)"):
+        from_timm("nest_tiny", size=50)
+
+
 def test_names_and_files_that_are_wrong_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="timm model 'resnet81' is unknown; did you mean resnet18"):
         from_timm("resnet81")
@@ -173,6 +178,11 @@ def test_flags_choose_the_network(dino_run):
             Blueprint("vit_tiny", 224, num_heads=6),
             ("vit_tiny_patch16_224", {"img_size": 224, "patch_size": 16, "num_heads": 6}),
         ),
+        (Blueprint("resnetv2_50", 32), ("resnetv2_50", {})),
+        (Blueprint("resnet26t", 32), ("resnet26t", {})),
+        (Blueprint("deit_tiny_patch16_224", 96), ("deit_tiny_patch16_224", {"img_size": 96})),
+        (Blueprint("gmlp_ti16_224", 96), ("gmlp_ti16_224", {"img_size": 96})),
+        (Blueprint("xcit_nano_12_p16_224", 96), ("xcit_nano_12_p16_224", {"img_size": 96})),
         (Blueprint("vit_tiny_patch16_224", 224, stock=True), ("vit_tiny_patch16_224", {})),
         (Blueprint("vit_tiny_patch16_224", 64, stock=True), ("vit_tiny_patch16_224", {"img_size": 64})),
     ],

@@ -40,6 +40,8 @@ def test_every_method_is_built_on_a_resnet_and_on_a_vit(method, entropy):
         ),
         ("simclr", {"batch_size_per_gpu": 1}, "BatchNorm needs more than one image a batch"),
         ("simclr", {"arch": "resnet1"}, "network 'resnet1' is unknown"),
+        ("dino", {**_SMALL, "num_heads": 5}, "--num_heads 5 must divide its width"),
+        ("dino", {"arch": "gmlp_ti16_224"}, r"MlpMixer cannot take a view of 16 pixels \(.+\); choose other views"),
     ],
 )
 def test_what_cannot_work_is_refused(method, values, message):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fasttrain.networks import (
+    check_crops,
     checkpoint_activations,
     create_backbone,
     fix_patch_embedding,
@@ -17,10 +18,17 @@ from fasttrain.networks import (
         ("vit_tiny", {"in_chans": 1, "img_size": 28, "patch_size": 7}, (28, 14)),
         ("resnet18", {"img_size": 32}, (32, 24)),
         ("resnet18", {"img_size": 96}, (96, 64)),
+        ("resnet26t", {"img_size": 64}, (64, 32)),
+        ("resnetv2_50", {"img_size": 32}, (32,)),
+        ("deit_tiny_patch16_224", {"img_size": 96}, (96, 64, 224)),
+        ("xcit_nano_12_p16_224", {"img_size": 96}, (96, 64)),
+        ("gmlp_ti16_224", {"img_size": 96}, (96,)),
+        ("cait_xxs24_224", {"img_size": 32, "drop_path_rate": 0.1}, (32,)),
     ],
 )
 def test_gives_features_at_every_crop_size(arch, options, sizes):
     network = create_backbone(arch, **options).eval()
+    check_crops(network, sizes, options.get("in_chans", 3))
     for size in sizes:
         features = network(torch.randn(2, options.get("in_chans", 3), size, size))
         assert features.shape == (2, network.num_features)
@@ -43,11 +51,44 @@ def test_dino_s_names_and_timm_s_give_the_same_network():
         ("vit_smal", {}, "network 'vit_smal' is unknown; did you mean .*vit_small"),
         ("vit_tiny", {"img_size": 28, "patch_size": 16}, "patch_size 16 does not divide the image of 28 pixels"),
         ("vgg11", {"drop_path_rate": 0.1}, "network 'vgg11' cannot be built"),
+        ("vit_tiny", {"num_heads": 5}, "cannot be built: .*; --num_heads 5 must divide its width, or be left out"),
+        ("vit_tiny", {"num_heads": 0}, "cannot be built: .*; --num_heads 0 must divide its width, or be left out"),
     ],
 )
 def test_what_cannot_be_built_is_named(arch, options, message):
     with pytest.raises(ValueError, match=message):
         create_backbone(arch, **options)
+
+
+@pytest.mark.parametrize(
+    ("arch", "img_size", "size", "message"),
+    [
+        ("deit_tiny_patch16_224", 96, 40, "patch_size 16 does not divide a view of 40 pixels"),
+        ("gmlp_ti16_224", 96, 64, r"MlpMixer cannot take a view of 64 pixels \(.+\); choose other views, or a ViT"),
+        ("hiera_tiny_224", 96, 64, r"Hiera cannot take a view of 64 pixels \(.+\); choose other views, or a ViT"),
+        ("vgg11", 64, 16, r"VGG cannot take a view of 16 pixels \(.+\); choose other views, or a ViT"),
+    ],
+)
+def test_views_that_a_network_cannot_take_are_named(arch, img_size, size, message):
+    network = create_backbone(arch, img_size=img_size)
+    check_crops(network, [img_size])
+    with pytest.raises(ValueError, match=message) as told:
+        check_crops(network, [img_size, size])
+    assert "\n" not in str(told.value)
+
+
+def test_a_look_at_the_views_leaves_network_and_random_numbers_as_they_are():
+    network = create_backbone("mobilenetv3_small_050", img_size=32)
+    state, before = torch.get_rng_state(), {name: x.clone() for name, x in network.state_dict().items()}
+    check_crops(network, [32])
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
+
+
+def test_only_one_7x7_convolution_makes_way_for_the_small_stem():
+    assert create_backbone("resnet26t", img_size=32).conv1[0].stride == (2, 2)
+    assert create_backbone("resnetv2_50", img_size=32).stem.conv.stride == (2, 2)
 
 
 def _vit():
@@ -93,6 +134,8 @@ def test_only_vits_are_vits():
     assert is_vit(_vit())
     assert not is_vit(create_backbone("conv_small"))
     assert not is_vit(create_backbone("resnet18"))
+    assert not is_vit(create_backbone("xcit_nano_12_p16_224"))  # several convolutions, no table of positions
+    assert not is_vit(create_backbone("vit_small_patch16_dinov3"))  # rotary positions only
 
 
 def test_checkpointed_activations_give_the_same_gradients_and_keep_less():

@@ -90,11 +90,10 @@ def _evaluate(given: Namespace) -> int:
     world = world_from_environment()
     backbone = open_backbone(given)
     size = given.size or backbone.blueprint.size
-    for network in backbone.network.modules():
-        try:
-            check_crops(network, [size])
-        except ValueError as error:
-            raise ConfigError(f"--size: {error}") from None
+    try:
+        check_crops(backbone.network, [size], backbone.blueprint.channels)
+    except ValueError as error:
+        raise ConfigError(f"--size: {error}") from None
     own = backbone.config.train if backbone.config is not None else None
     data_path, val_path = given.data_path, given.val_path
     if data_path is None and own is not None:

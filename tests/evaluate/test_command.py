@@ -163,6 +163,7 @@ def test_runs_that_cannot_be_evaluated_are_one_line(simclr_run, tmp_path, capsys
         (["--timm", "resnet18", "--lineal_epochs", "5"], "argument --lineal_epochs is unknown; did you mean --linear"),
         (["--timm", "resnet18", "--data_path", "/none"], "/none: no such folder"),
         (["--timm", "vit_tiny_patch16_224", "--size", "40"], "patch"),
+        (["--timm", "vgg11", "--size", "16"], "--size: VGG cannot take a view of 16 pixels ("),
     ],
 )
 def test_wrong_flags_are_one_line(arguments, line, capsys):
