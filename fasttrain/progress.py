@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from importlib.util import find_spec
 from types import TracebackType
@@ -96,7 +97,8 @@ class DataNotes(logging.Handler):
         name = record.args[0] if isinstance(record.args, tuple) and record.args else record.msg
         if name not in self._told:
             self._told.add(name)
-            print(record.getMessage(), flush=True)
+            coding = sys.stdout.encoding or "utf-8"  # a file's name may have what the stream refuses
+            print(record.getMessage().encode(coding, "backslashreplace").decode(coding), flush=True)
 
     def __enter__(self) -> DataNotes:
         logging.getLogger("fasttrain.data").addHandler(self)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -138,6 +139,14 @@ def _notebook(monkeypatch, *, widgets):
         monkeypatch.setattr(progress, "find_spec", lambda name: None)
     console = Console(force_jupyter=True, width=200, highlight=False)
     return Display(3, console=console, interval=0), shown, widget
+
+
+def test_a_file_whose_name_is_no_utf_8_is_named(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", errors="strict"))
+    with DataNotes():
+        logging.getLogger("fasttrain.data").warning("%s cannot be read", os.fsdecode(b"caf\xe9-\xc3\xa9.png"))
+    assert written.getvalue().decode() == "caf\\udce9-é.png cannot be read\n"
 
 
 def test_a_notebook_shows_one_bar_that_moves(monkeypatch):

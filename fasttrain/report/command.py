@@ -79,7 +79,7 @@ def report(
     for line in warnings(found) + [f"{run.name} {run.state}." for run in found if run.state.startswith("never")]:
         _note(line)
     drawn = [_pictures(run, images_of(len(found), images), splits) for run in found] if images else []
-    page = render(found, drawn).encode()
+    page = render(found, drawn).encode(errors="backslashreplace")  # a file's name may be no UTF-8
     path = found[0].path / "report.html" if output is None else output.expanduser()
     try:
         path.write_bytes(page)

@@ -1,6 +1,7 @@
 """The command writes a page, says what it leaves out, and refuses in one line what cannot be shown."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_data_that_is_gone(run, capsys):
     assert main(["report", str(run)]) == 0
     assert "no such folder" in capsys.readouterr().err
     assert "<h3>Loss</h3>" in (run / "report.html").read_text()
+
+
+def test_names_that_are_no_utf_8(run, images, tmp_path, capsys):
+    data = shutil.copytree(images, tmp_path / "noise")
+    for path in list((data / "val").rglob("*.*")):
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9-" + os.fsencode(path.name)))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(f"data_path: {images}", f"data_path: {data}"))
+    assert main(["report", str(run)]) == 0
+    assert "caf\\udce9-" in (run / "report.html").read_text()
 
 
 def test_data_without_labels(tmp_path, capsys):
