@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import zlib
 from pathlib import Path
@@ -107,3 +108,10 @@ class _Summing:
     def flush(self) -> None:
         if self.failed is None:
             self.file.flush()
+
+
+def finite(value: Any) -> Any:
+    """What JSON can hold of a number, or of a dictionary of them: it has no NaN, so what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

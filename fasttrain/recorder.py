@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .config import Config, ConfigError
 from .distributed import World
-from .durable import write_text
+from .durable import finite, write_text
 
 
 def output_folder(config: Config, world: World) -> Path:
@@ -68,14 +68,14 @@ class Recorder:
 
     def step(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the numbers in TensorBoard."""
-        self._metrics.write(json.dumps(_finite(values)) + "\n")
+        self._metrics.write(json.dumps(finite(values)) + "\n")
         for name, value in values.items():
             if name not in ("step", "epoch") and value is not None:
                 self._board.add_scalar(name, value, values["step"])
 
     def epoch(self, values: dict[str, Any]) -> None:
         """One line of log.txt, in DINO's form."""
-        self._log.write(json.dumps(_finite(values)) + "\n")
+        self._log.write(json.dumps(finite(values)) + "\n")
 
     def __enter__(self) -> Recorder:
         threading.excepthook = self._of_a_thread
@@ -110,7 +110,7 @@ def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str,
 
 def write_summary(folder: Path, values: dict[str, Any]) -> None:
     """summary.json."""
-    write_text(folder / "summary.json", json.dumps(_finite(values), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(finite(values), indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -130,8 +130,3 @@ def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     kept = [line for line in lines if line.get("step", 0) <= step]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # killed, or on a full disk: all stays
     return kept
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: what is not finite becomes null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

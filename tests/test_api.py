@@ -79,7 +79,10 @@ def test_images_in_memory(tmp_path, capsys):
     assert "Its images came from Python" in page
     capsys.readouterr()
     assert main(["report", str(result.output_dir)]) == 0  # which cannot have them, and takes no others for them
-    assert "in memory: mine: no such folder" in capsys.readouterr().err
+    assert "its data, mine, was in memory and has no path; from Python, Result.report()" in capsys.readouterr().err
+    assert main(["eval", str(result.output_dir)]) == 2
+    told = "fasttrain: the run's images were in memory and have no path; give some by --data_path\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_torch_data_set(tmp_path):

@@ -77,6 +77,7 @@ def _evaluate(given: Namespace) -> int:
     from rich.console import Console
 
     from .. import __version__
+    from ..api import IN_MEMORY
     from ..backbones import open_backbone
     from ..config import ConfigError
     from ..distributed import initialise, world_from_environment
@@ -98,6 +99,8 @@ def _evaluate(given: Namespace) -> int:
     data_path, val_path = given.data_path, given.val_path
     if data_path is None and own is not None:
         data_path, val_path = own.data_path, val_path or own.val_path
+        if (data_path or "").startswith(IN_MEMORY):
+            raise ConfigError("the run's images were in memory and have no path; give some by --data_path")
     splits = open_source(data_path, val_path)
     if world.size > 1:
         initialise(world)
@@ -148,10 +151,11 @@ def _evaluate(given: Namespace) -> int:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     from ..config import ConfigError
+    from ..durable import finite
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(finite(content), indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from None
 

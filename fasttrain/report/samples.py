@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..api import IN_MEMORY
 from ..backbones import Backbone, from_run
 from ..config import ConfigError
 from ..evaluate.features import Subset, extract
@@ -110,10 +111,13 @@ def class_name(classes: Sequence[str], label: int) -> str:
 def _open(run: Run) -> Splits:
     assert run.config is not None
     t, index = run.config.train, run.path / "index"
+    if (t.data_path or "").startswith(IN_MEMORY):
+        name = str(t.data_path).removeprefix(IN_MEMORY)
+        raise DataError(f"its data, {name}, was in memory and has no path; from Python, Result.report() shows it")
     splits = open_source(t.data_path, t.val_path, cache=index if index.is_dir() else None)
     trained_on = (run.summary or {}).get("dataset", splits.name)
-    if trained_on != splits.name:  # images that train() was given in Python
-        raise DataError(f"its data, {trained_on}, has no path that could be opened again")
+    if trained_on != splits.name:
+        raise DataError(f"its data, {trained_on}, is not what its path has now, {splits.name}")
     return splits
 
 

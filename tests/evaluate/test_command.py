@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from math import inf, nan
 
 import pytest
 
@@ -178,6 +179,14 @@ def test_an_output_that_cannot_be_written_is_one_line(simclr_run, tmp_path, caps
     flags = ["--metrics", "spectrum", "--cache", "none", "--output", str(tmp_path / "file" / "f.json")]
     assert main(["eval", str(simclr_run), *flags]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_collapsed_network_s_figures_are_json_that_every_reader_takes(simclr_run, evaluated, monkeypatch, tmp_path):
+    monkeypatch.setattr(json, "loads", lambda text: json.JSONDecoder(parse_constant=pytest.fail).decode(text))
+    monkeypatch.setattr("fasttrain.evaluate.protocol.evaluate", lambda *_, **__: {"rankme": nan, "knn": {"10": inf}})
+    monkeypatch.setattr("fasttrain.evaluate.table.table", lambda *_: "")
+    found = evaluated(simclr_run)
+    assert (found["rankme"], found["knn"]) == (None, {"10": None})
 
 
 def test_help_lists_the_metrics(capsys):

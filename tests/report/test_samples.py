@@ -53,7 +53,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path):
 
 def test_other_data_than_the_runs_is_not_shown(run):
     summary = run.summary | {"dataset": "Mine"}
-    with pytest.raises(DataError, match="its data, Mine, has no path"):
+    with pytest.raises(DataError, match="its data, Mine, is not what its path has now, noise"):
         look(dataclasses.replace(run, summary=summary), 4)
     train = ArraySource(np.zeros((4, 32, 32, 3), np.uint8), name="Mine")
     assert look(dataclasses.replace(run, summary=summary), 4, Splits("Mine", train, None)).labels is None
