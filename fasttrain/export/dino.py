@@ -16,6 +16,12 @@ from .check import check_same
 from .vit import plain_vit
 
 _THEIR_SIZE = 224
+_THEIR_ARCHS = {
+    (192, 12, 3, 768): "vit_tiny",
+    (384, 12, 6, 1536): "vit_small",
+    (768, 12, 12, 3072): "vit_base",
+}
+"""Width, blocks, heads and width within the MLP of what their vision_transformer.py builds."""
 
 
 def write_dino(backbone: Backbone, path: Path) -> str:
@@ -27,6 +33,7 @@ def write_dino(backbone: Backbone, path: Path) -> str:
     if plain_vit(backbone.network) is None:
         arch = backbone.blueprint.arch
         raise ConfigError(f"--format dino is for plain ViTs, this is {arch}; choose timm, hf, onnx or safetensors")
+    arch = _their_arch(backbone)
     own = _prefixed(backbone.network.state_dict(), "backbone.")
     branches = {"student": own, "teacher": own}
     if backbone.config is not None and backbone.checkpoint is not None:
@@ -42,8 +49,21 @@ def write_dino(backbone: Backbone, path: Path) -> str:
     check_same(backbone, vit, "facebookresearch/dino")
     size = backbone.blueprint.size
     built = "" if size == _THEIR_SIZE else f"  (build its ViT with img_size=[{size}]; its scripts assume {_THEIR_SIZE})"
-    patch = f"--patch_size {vit.patch_embed.patch_size[0]}"
+    patch = f"--arch {arch} --patch_size {vit.patch_embed.patch_size[0]}"
     return f"python eval_knn.py --pretrained_weights {path.name} --checkpoint_key teacher {patch}{built}"
+
+
+def _their_arch(backbone: Backbone) -> str:
+    """Their name of a plain ViT: of another one they would read the weights and, with other heads, say nothing."""
+    vit: Any = backbone.network
+    block = vit.blocks[0]
+    shape = (vit.embed_dim, len(vit.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
+    if shape not in _THEIR_ARCHS:
+        raise ConfigError(
+            f"--format dino is for ViT-tiny, small and base with 3, 6 and 12 heads; {backbone.blueprint.arch} has "
+            f"width {shape[0]}, {shape[1]} blocks and {shape[2]} heads; choose timm, hf, onnx or safetensors"
+        )
+    return _THEIR_ARCHS[shape]
 
 
 def dino_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

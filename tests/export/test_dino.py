@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, linear, normalize
 
-from fasttrain.backbones import from_run, from_timm
+from fasttrain.backbones import Backbone, Blueprint, from_run, from_timm
 from fasttrain.build import build_method
 from fasttrain.cli import main
-from fasttrain.config import resolve
+from fasttrain.config import ConfigError, resolve
 from fasttrain.consolidate import newest, whole_tensors
-from fasttrain.export.dino import dino_head
+from fasttrain.export.dino import dino_head, write_dino
 from fasttrain.export.vit import plain_vit
 
 
@@ -76,6 +76,29 @@ def test_a_network_without_branches_is_both(tmp_path):
     assert _export(["--timm", "vit_tiny_patch16_224", "--size", 32], tmp_path / "dino.pth") == 0
     content = torch.load(tmp_path / "dino.pth", weights_only=True)
     assert all(torch.equal(tensor, content["student"][f"module.{k}"]) for k, tensor in content["teacher"].items())
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_the_line_names_their_network(size, tmp_path, capsys):
+    """Their scripts build a vit_small unless told."""
+    assert _export(["--timm", f"vit_{size}_patch16_224", "--size", 32], tmp_path / "dino.pth") == 0
+    assert f" --arch vit_{size} --patch_size 16 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        ({"num_heads": 6}, "vit_tiny has width 192, 12 blocks and 6 heads"),
+        ({"arch": "vit_large"}, "vit_large has width 1024, 24 blocks and 16 heads"),
+    ],
+)
+def test_a_vit_that_they_do_not_build_is_one_line(network, shape, tmp_path):
+    blueprint = Blueprint(**{"arch": "vit_tiny", "size": 32} | network)
+    with torch.device("meta"):
+        backbone = Backbone(blueprint.build(), blueprint, "it")
+    with pytest.raises(ConfigError, match=shape) as told:
+        write_dino(backbone, tmp_path / "dino.pth")
+    assert "choose timm, hf, onnx or safetensors" in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit3", "test_vit_relpos"])
