@@ -15,8 +15,10 @@ from .distributed import prepare_environment
 
 _INSTALL = "pip install 'fasttrain[train]'"
 _INSTALL_CUDA12 = "pip install 'fasttrain[train-cuda12]'"
-_NEEDED = ("timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow", "psutil", "safetensors")
-_NEEDED += ("jinja2", "scikit-learn")
+_NEEDED = (
+    *("timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow", "psutil"),
+    *("safetensors", "jinja2", "scikit-learn"),
+)
 _MODULES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn"}
 """What is imported of a distribution that is not called so."""
 _APEX = "build it: pip install --no-build-isolation git+https://github.com/NVIDIA/apex"

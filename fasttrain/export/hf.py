@@ -46,7 +46,7 @@ def write_hf(backbone: Backbone, path: Path) -> str:
     save_file(vit_model_tensors(vit), path / "model.safetensors", metadata={"format": "pt"})
     _write_json(path / "config.json", vit_model_config(vit, b.size, b.encoders[0]))
     if b.channels == 3 and b.color_space == "rgb":
-        _write_json(path / "preprocessor_config.json", _preprocessor(b.size, b.mean, b.std))
+        _write_json(path / "preprocessor_config.json", vit_processor_config(b))
     line = f"transformers.ViTModel.from_pretrained({path.name!r}, add_pooling_layer=False)"
     try:
         from transformers import ViTModel
@@ -91,6 +91,29 @@ def vit_model_config(vit: VisionTransformer, size: int, channels: int) -> dict[s
     }
 
 
+def vit_processor_config(blueprint: Blueprint) -> dict[str, Any]:
+    """preprocessor_config.json of the view that evaluation takes: of a processor that crops, for ViT's own squeezes.
+
+    It crops by whole pixels after it has resized, so its view may lie half a pixel beside ours.
+    """
+    b = blueprint
+    whole = evaluation_view(b.pixels, b.size).views[0].scale[0]
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(b.size / whole)},
+        "resample": {"linear": 2, "cubic": 3}[b.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": b.size, "width": b.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(b.mean),
+        "image_std": list(b.std),
+        "do_convert_rgb": True,
+    }
+
+
 def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blueprint) -> dict[str, Any]:
     """config.json of timm's wrapper: how to build the network, and the pixels that it wants."""
     b = blueprint
@@ -128,20 +151,6 @@ def _renamed(name: str) -> str:
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _preprocessor(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

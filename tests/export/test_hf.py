@@ -9,16 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fasttrain.backbones import from_run, from_timm
+from fasttrain.backbones import Blueprint, from_run, from_timm
 from fasttrain.cli import main
-from fasttrain.export.hf import vit_model_tensors
+from fasttrain.export.hf import vit_model_tensors, vit_processor_config
+from fasttrain.pipelines import Loader, evaluation_view, open_source
 
 _PACKAGE = Path(__file__).parents[2] / "fasttrain"
+_WAYS = ("linear", "cubic")
 _CODE = """
 import sys
 from fasttrain.cli import main
@@ -58,6 +62,47 @@ def test_transformers_gives_the_same_features(dino_run, tmp_path):
         torch.testing.assert_close(found[name], backbone.network(images[name]), rtol=0, atol=1e-5)
     processor = json.loads((vit / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == list(wanted["vit"].blueprint.mean)
+
+
+_PROCESS = """
+import sys
+from pathlib import Path
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor
+
+image = Image.open("images/it.png")
+found = {
+    folder: AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"].contiguous()
+    for folder in sys.argv[1:]
+}
+save_file(found, "pixels.safetensors")
+"""
+
+
+def test_transformers_sees_what_our_evaluation_sees(tmp_path):
+    """Of an image that is no square; resized, then cropped, where we crop, then resize: mean difference 0.2 of 255."""
+    coarse = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(coarse).resize((480, 320), Image.Resampling.BICUBIC).save(tmp_path / "images" / "it.png")
+    cases = {f"{size}{how}": Blueprint("vit_tiny", size, interpolation=how) for size in (32, 224) for how in _WAYS}
+    for name, blueprint in cases.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(vit_processor_config(blueprint)))
+    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", _PROCESS, *cases]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs = load_file(tmp_path / "pixels.safetensors")
+    source = open_source(str(tmp_path / "images")).train
+    for name, blueprint in cases.items():
+        recipe = evaluation_view(blueprint.pixels, blueprint.size)
+        loader = Loader(source, recipe, 1, device="cpu", threads=1, shuffle=False, drop_last=False)
+        ours = next(iter(loader.epoch(0))).views[0][0]
+        loader.close()
+        apart = 255 * (ours - theirs[name]).abs() * torch.tensor(blueprint.std)[:, None, None]
+        assert apart.mean() < 0.5, name
+        assert apart.max() < 10, name
 
 
 def test_timm_reads_its_folder_which_claims_nothing_of_timm_s_weights(tmp_path):
