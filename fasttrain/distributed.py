@@ -96,7 +96,8 @@ def initialise(world: World) -> None:
     values = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.local_rank, "MASTER_ADDR": "127.0.0.1"}
     for name, value in values.items():
         os.environ.setdefault(name, str(value))
-    if "MASTER_PORT" not in os.environ:
+    own_port = "MASTER_PORT" not in os.environ
+    if own_port:
         os.environ["MASTER_PORT"] = str(_free_port())
     # DeepSpeed would compile a shared-memory all-reduce at the first start: 15 to 50 s and a C++ compiler, which a
     # user's machine need not have. gloo does the same work.
@@ -105,6 +106,8 @@ def initialise(world: World) -> None:
     if backend == "nccl":
         torch.cuda.set_device(world.local_rank)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    if own_port:  # a command that is started from here, as from a notebook, needs another
+        del os.environ["MASTER_PORT"]
 
 
 def everyone(world: World, mine: T) -> list[T]:

@@ -93,7 +93,7 @@ def test_initialise_makes_a_group_of_one_and_may_be_called_again():
         assert dist.is_initialized()
         assert (dist.get_rank(), dist.get_world_size()) == (0, 1)
     assert os.environ["MASTER_ADDR"] == "127.0.0.1"
-    assert int(os.environ["MASTER_PORT"]) > 0
+    assert "MASTER_PORT" not in os.environ  # or a command started from this process would listen where it does
 
 
 def test_free_ports_can_be_bound():
