@@ -141,11 +141,14 @@ def _other_size(data: bytes) -> tuple[int, int]:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            # PIL turns TIFF by itself.
-            sideways = image.format != "TIFF" and image.getexif().get(0x112) in _SIDEWAYS
             if image.format not in ("BMP", "WEBP", "TIFF"):
                 raise BadImageError(f"a {image.format} image; use JPEG, PNG, BMP, WebP or TIFF")
-            return (image.width, image.height) if sideways else (image.height, image.width)
+            width, height = image.size
+            tags = getattr(image, "tag_v2", None)
+            if tags is not None:  # of a TIFF newer PILs have turned the size already, older ones have not
+                width, height = int(tags[256]), int(tags[257])
+            sideways = image.getexif().get(0x112) in _SIDEWAYS
+            return (width, height) if sideways else (height, width)
     except UnidentifiedImageError:
         raise BadImageError("not an image") from None
     except Image.DecompressionBombError:  # PIL stops at 179 million, before it tells the size
