@@ -11,6 +11,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from .batchnorm import synchronise
 from .clipping import clip_each_parameter
@@ -56,6 +57,7 @@ class Engine:
         optimizer = create_optimizer(train.optimizer, groups, lr=self.peak_lr, sharded=stage > 0)
         self.precision = precision(train, self.device)
         trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        self._linear = vars(functional)["linear"]
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=method, optimizer=optimizer, config=deepspeed_config(train, stage, self.precision, trained)
         )
@@ -162,8 +164,9 @@ class Engine:
         return self.mean([float(good)])[0] == 1
 
     def close(self) -> None:
-        """Free DeepSpeed's state."""
+        """Free DeepSpeed's state, and give torch its linear layer back, which it replaces at ZeRO-3 for good."""
         self.deepspeed.destroy()
+        vars(functional)["linear"] = self._linear
 
 
 def needs_norms(train: TrainConfig) -> bool:

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from fasttrain import engine
 from fasttrain.config import ConfigError, TrainConfig
 from fasttrain.distributed import World
 from fasttrain.methods.base import Step
 from tests.checkpoints import small_engine, train
+from tests.small_runs import train_few_steps
 
 _CPU = torch.device("cpu")
 _TWO = World(rank=0, local_rank=0, size=2, local_size=1)
@@ -56,3 +58,9 @@ def test_one_rank_alone_reduces_no_gradients(monkeypatch):
         before = [p.clone() for p in alone.method.student.parameters()]
         train(alone, 1)
         assert not all(map(torch.equal, before, alone.method.student.parameters()))
+
+
+def test_torch_has_its_linear_layer_back_after_a_run_at_zero_3(images, tmp_path):
+    before = vars(functional)["linear"]
+    train_few_steps(images, tmp_path / "run", "--zero_stage", 3)
+    assert vars(functional)["linear"] is before

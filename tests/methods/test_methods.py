@@ -235,5 +235,5 @@ def test_infomin_needs_its_jigsaw():
 
 
 def test_more_clusters_than_images_are_refused():
-    with pytest.raises(ValueError, match="--nmb_prototypes 41 is more than the 40 images"):
+    with pytest.raises(ValueError, match="--nmb_prototypes 41 is more than the 32 images of an epoch"):
         build("deepcluster", False, nmb_prototypes=41)
