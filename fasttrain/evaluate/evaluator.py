@@ -14,9 +14,8 @@ from ..distributed import World
 from ..pipelines import Loader, Source, Splits, ViewRecipe, evaluation_view
 from .features import Features, Subset, extract
 from .knn import knn_accuracy
-from .spectrum import rankme
+from .spectrum import SPECTRUM_ROWS, rankme, spectrum_stride
 
-_RANKME_ROWS = 25_600  # as in the paper: enough rows for the spectrum of any backbone here
 _PIXEL_SIDE = 32  # raw pixels are compared at this size at most
 _PIXEL_BYTES = 2**31  # of the training images' raw pixels; of more they are not compared
 _DEVICE_SHARE = 1 / 8  # of a GPU's memory that features may take beside the training
@@ -51,8 +50,8 @@ class Evaluator:
         self._batch = config.train.batch_size_per_gpu
         self._pixel_views = evaluation_view(recipe, min(size, _PIXEL_SIDE))
         views, train = evaluation_view(recipe, size), splits.train
-        if self._val is None and len(train) > _RANKME_ROWS:  # the spectrum reads no more of them
-            train = Subset(train, range(0, len(train), math.ceil(len(train) / _RANKME_ROWS)))
+        if self._val is None:  # the spectrum reads no more of them
+            train = Subset(train, range(0, len(train), spectrum_stride(len(train))))
         self._loaders = [self._loader(source, views) for source in (train, self._val) if source is not None]
         self._bad_pixels: dict[str, str] = {}
         self._most = math.inf
@@ -63,10 +62,9 @@ class Evaluator:
         """The features of a network: of all images for k-NN, without it of as many as the spectrum is taken of."""
         found = self._extract(backbone, self._loaders)
         bank = found[0].features
-        if not all(part.isfinite().all() for part in torch.split(bank, _RANKME_ROWS)):
+        if not all(part.isfinite().all() for part in torch.split(bank, SPECTRUM_ROWS)):
             return Evaluation(None, math.nan, finite=False)
-        stride = math.ceil(len(bank) / _RANKME_ROWS)
-        spectrum = rankme(bank[::stride]) if bank.shape[1] <= 8192 else math.nan
+        spectrum = rankme(bank[:: spectrum_stride(len(bank))]) if bank.shape[1] <= 8192 else math.nan
         return Evaluation(_knn(found), spectrum, finite=True)
 
     def pixels(self) -> float | None:

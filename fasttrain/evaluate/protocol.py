@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,11 @@ from .features import Features, Subset
 from .knn import knn
 from .linear import linear_probe
 from .logistic import few_shot, logistic_regression
-from .spectrum import alpha_req, lidar, rankme
+from .spectrum import alpha_req, lidar, rankme, spectrum_stride
 
 LABELLED = ("knn", "linear", "logistic", "few_shot")
 LABEL_FREE = ("spectrum", "views")
 METRICS = (*LABELLED, *LABEL_FREE)
-SPECTRUM_ROWS = 25_600  # as in RankMe's paper: enough rows for the spectrum of any backbone
 _SMALL = 64  # pixels; SimCLR and MoCo blur no smaller images
 
 
@@ -131,7 +129,7 @@ def _with_labels(
 
 def _spectrum(train: Features) -> dict[str, Any]:
     """Of the training images' features, at most 25,600 of them, evenly spaced."""
-    rows = train.features[:: math.ceil(len(train.features) / SPECTRUM_ROWS)]
+    rows = train.features[:: spectrum_stride(len(train.features))]
     return {
         "rankme": rankme(rows),
         "alpha_req": alpha_req(rows),

@@ -7,6 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+SPECTRUM_ROWS = 25_600  # as in RankMe's paper: enough rows for the spectrum of any backbone
+
+
+def spectrum_stride(count: int) -> int:
+    """Every how manieth of ``count`` rows to take a spectrum of, so that they are evenly spaced and at most 25,600."""
+    return math.ceil(count / SPECTRUM_ROWS)
+
 
 def rankme(features: Tensor, eps: float = 1e-7) -> float:
     """Effective rank exp(H(p)), p = singular values / their sum + eps, of features [N, D] (RankMe, arXiv 2210.02885).

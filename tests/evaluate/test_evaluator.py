@@ -7,7 +7,7 @@ from torch import nn
 
 from fasttrain.config import resolve
 from fasttrain.distributed import World
-from fasttrain.evaluate import evaluator
+from fasttrain.evaluate import evaluator, spectrum
 from fasttrain.evaluate.evaluator import Evaluator
 from fasttrain.evaluate.spectrum import rankme
 from fasttrain.pipelines import ArraySource, Loader, Splits
@@ -75,7 +75,7 @@ def test_of_pixels_no_spectrum_is_taken_and_no_loader_stays(made, monkeypatch):
 def test_without_knn_the_network_sees_the_rows_of_the_spectrum_alone(made, monkeypatch, without):
     of_all, network = made().backbone(nn.Flatten()), _Counted()
     assert of_all.knn_top1 is not None
-    monkeypatch.setattr(evaluator, "_RANKME_ROWS", 4)
+    monkeypatch.setattr(spectrum, "SPECTRUM_ROWS", 4)
     seen = []
     monkeypatch.setattr(evaluator, "rankme", lambda rows: seen.append(rows) or rankme(rows))
     found = made(**without).backbone(network)
