@@ -223,6 +223,15 @@ class Method(nn.Module):
         return backbone
 
 
+def check_queue(length: int, batch: int, *, least: int = 0) -> None:
+    """Raise ValueError unless a queue holds a whole number of batches, each of all ranks, and ``least`` rows."""
+    if length < least or length % batch:
+        raise ValueError(
+            f"--queue_length {length} is not a multiple of the batch, {batch} on all ranks; "
+            f"use {max(length // batch, 1) * batch}"
+        )
+
+
 def width_of(backbone: nn.Module) -> int:
     """The number of features that a backbone returns."""
     return int(backbone.num_features)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from ..losses import MemoryBankModule
 from ..losses.base import gather_detached
 from ..teacher import make_teacher
 from . import er
-from .base import Branch, Method, Network, Objective, Step, Task, slice_views, width_of
+from .base import Branch, Method, Network, Objective, Step, Task, check_queue, slice_views, width_of
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,7 @@ class MoCo(Method):
 
     def __init__(self, network: Network, settings: MoCoSettings, task: Task) -> None:
         super().__init__(settings, task)
-        if settings.queue_length < 1 or settings.queue_length % task.batch:
-            raise ValueError(
-                f"--queue_length {settings.queue_length} is not a multiple of the batch, {task.batch} on all ranks; "
-                f"use {max(settings.queue_length // task.batch, 1) * task.batch}"
-            )
+        check_queue(settings.queue_length, task.batch, least=1)
         if settings.entropy_leave_one_out and settings.entropy_support == "queue":
             raise ValueError(
                 "--entropy_leave_one_out: no row has a kernel in the queue; leave out --entropy_support queue"

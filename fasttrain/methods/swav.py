@@ -13,7 +13,7 @@ from ..heads import Prototypes, projection_mlp
 from ..kernels import sinkhorn_center
 from ..losses.base import gather_detached
 from . import er
-from .base import Branch, Method, Network, Objective, Step, Task, width_of
+from .base import Branch, Method, Network, Objective, Step, Task, check_queue, width_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,7 @@ class SwAV(Method):
 
     def __init__(self, network: Network, settings: SwAVSettings, task: Task) -> None:
         super().__init__(settings, task)
-        if settings.queue_length % task.batch:
-            raise ValueError(
-                f"--queue_length {settings.queue_length} is not a multiple of the batch, {task.batch} on all ranks; "
-                f"use {max(settings.queue_length // task.batch, 1) * task.batch}"
-            )
+        check_queue(settings.queue_length, task.batch)
         if settings.sinkhorn_iterations < 0:
             raise ValueError(f"--sinkhorn_iterations must be at least 0, got {settings.sinkhorn_iterations}")
         if settings.queue_length and not settings.sinkhorn_iterations:
