@@ -17,14 +17,6 @@ if not has_nvidia_device():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-_LONG = ("test_two_ranks.py", "test_claim.py", "test_examples.py", "test_slurm.py")
-
-
-def pytest_collection_modifyitems(items):
-    """The longest files first: begun last, one would keep one worker busy while the other has nothing left."""
-    items.sort(key=lambda item: item.path.name not in _LONG)
-
-
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """32 images to train on and 8 held out, of two classes."""
