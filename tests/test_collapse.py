@@ -1,3 +1,8 @@
+"""Collapse is noticed; and the paper's binary test on real digits (arXiv 2307.10907, figure 2): DINO without centring,
+base and twin, of which ``bench/evidence/collapse.py`` is the full length.
+"""
+
+import json
 import math
 
 import pytest
@@ -5,7 +10,10 @@ import torch
 from torch.nn.functional import normalize
 
 from fasttrain.collapse import Watch, sign, spread
+from fasttrain.run import main
 
+_WITHOUT_CENTRING = "--method dino --no_centering --out_dim 256 --use_bn_at_bottleneck false --momentum_teacher 0.9"
+_WITHOUT_CENTRING += " --warmup_epochs 1 --epochs 3 --knn_every 0"
 _HEALTHY = {
     "step": 1000,
     "entropy": 5.0,
@@ -71,3 +79,28 @@ def test_the_start_is_not_judged():
     assert watch.seen == 0
     watch.look({**uniform, "step": 5001})
     assert watch.seen == 1
+
+
+@pytest.fixture(scope="module")
+def summaries(tmp_path_factory):
+    """What base and twin reach with the same flags."""
+    found = []
+    for twin in ([], ["--entropy"]):
+        folder = tmp_path_factory.mktemp("run")
+        assert main([*_WITHOUT_CENTRING.split(), *twin, "--output_dir", str(folder)]) == 0
+        found.append(json.loads((folder / "summary.json").read_text()))
+    return found
+
+
+def test_without_centring_dino_forgets_what_an_untrained_network_knows(summaries):
+    base, _ = summaries
+    assert base["entropy"] < 0.2 * base["entropy_max"]
+    assert base["knn_top1"] < base["knn_top1_untrained"]
+
+
+def test_without_centring_its_twin_keeps_its_entropy_and_learns(summaries):
+    base, twin = summaries
+    assert twin["entropy"] > 0.8 * twin["entropy_max"]
+    assert twin["information"] > base["information"] + 1
+    assert twin["knn_top1"] > max(twin["knn_top1_untrained"] + 0.01, base["knn_top1"] + 0.05)
+    assert not twin["collapsed"]

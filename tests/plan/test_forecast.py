@@ -50,6 +50,10 @@ def test_a_queue_holds_whole_batches(method):
     config = configured(method, arch="conv_small", queue_length=480)
     accepted = [batch for batch in range(1, 31) if _accepts(config, batch * 4)]
     assert accepted == [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24, 30]
+
+
+def test_a_batch_that_no_queue_would_take_is_not_recommended():
+    config = configured("swav", arch="conv_small", queue_length=480)
     largest = forecast(config, _on(10 * GIB), 400).stages[0].largest_batch  # 100 images a GPU would fit
     assert largest == 60
 
