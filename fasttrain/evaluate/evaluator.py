@@ -107,5 +107,4 @@ def _knn(found: list[Features]) -> float | None:
     bank, queries = found
     assert bank.labels is not None
     assert queries.labels is not None
-    home = bank.features.device
-    return knn_accuracy(bank.features, bank.labels, queries.features.to(home), queries.labels.to(home))
+    return knn_accuracy(bank.features, bank.labels, queries.features, queries.labels)

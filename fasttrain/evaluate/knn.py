@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .nearest import Nearest
+from .nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,18 @@ def knn(
     """Accuracy of ``queries`` [M, D] against the labelled ``bank`` [N, D] for each k, from one search.
 
     Each of the k neighbours of highest cosine votes for its class with weight exp(cosine / temperature). Exact, in
-    chunks of queries, so that at most chunk x N similarities exist. A k beyond N is cut to N.
+    chunks of queries, so that at most chunk x N similarities exist. A k beyond N is cut to N. The queries' device does
+    the work; a bank in another memory passes by in blocks.
     """
-    nearest = Nearest(bank)
-    classes = int(torch.cat([bank_labels, query_labels]).max()) + 1
+    bank_labels, query_labels = bank_labels.to(queries.device), query_labels.to(queries.device)
+    classes = int(max(bank_labels.max(), query_labels.max())) + 1
+    cosines, neighbours = nearest(bank, queries, max(ks), chunk=chunk)
     correct = {k: [0, 0] for k in ks}
     for start in range(0, len(queries), chunk):
-        rows, labels = queries[start : start + chunk], query_labels[start : start + chunk]
-        cosines, neighbours = nearest(rows, max(ks))
-        weights, voted = ((cosines - 1) / temperature).exp(), bank_labels[neighbours]
-        votes, counted = torch.zeros(len(rows), classes, device=rows.device), 0
+        rows = slice(start, start + chunk)
+        weights, labels = ((cosines[rows] - 1) / temperature).exp(), query_labels[rows]
+        voted, counted = bank_labels[neighbours[rows]], 0
+        votes = torch.zeros(len(labels), classes, device=queries.device)
         for k in sorted(ks):
             votes.scatter_add_(1, voted[:, counted:k], weights[:, counted:k])
             counted = k

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,29 @@ _MOST = 32
 """Neighbours up to which a short list pays: what is on it is compared again, row by row."""
 _DENSE = 0.25
 """Share of queries whose list was too short from which on none is made."""
+_BLOCK = 2**30
+"""Bytes of a bank in another memory that are fetched at once."""
+
+
+def nearest(bank: Tensor, queries: Tensor, k: int, *, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """Cosines, highest first, and rows of the bank [N, D] nearest to each of the queries [M, D]: both [M, min(k, N)].
+
+    In chunks of queries, so that at most chunk x N cosines exist, on the device of the queries: a bank that is kept
+    elsewhere, as one too large for a GPU, passes by once, 1 GiB at a time.
+    """
+    best: tuple[Tensor, Tensor] | None = None
+    passed = 0
+    for block in _blocks(bank, queries.device):
+        search = Nearest(block)
+        parts = [search(rows, k) for rows in torch.split(queries, chunk)]
+        cosines, found = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) + passed
+        if best is not None:
+            cosines, found = torch.cat([best[0], cosines], dim=1), torch.cat([best[1], found], dim=1)
+            cosines, order = cosines.topk(min(k, cosines.shape[1]), dim=1)
+            found = found.gather(1, order)
+        best, passed = (cosines, found), passed + len(block)
+    assert best is not None
+    return best
 
 
 class Nearest:
@@ -54,6 +79,14 @@ class Nearest:
     def _among_all(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         cosines, found = (rows @ self._bank.T).topk(k, dim=1)
         return cosines, found
+
+
+def _blocks(bank: Tensor, device: torch.device) -> Iterator[Tensor]:
+    if bank.device == device:
+        yield bank
+    else:
+        for block in torch.split(bank, max(_BLOCK // (4 * bank.shape[1]), 1)):
+            yield block.to(device)
 
 
 def _apart(rows: Tensor, rounded: Tensor) -> Tensor:

@@ -6,14 +6,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttrain.evaluate import nearest
-from fasttrain.evaluate.nearest import Nearest
+from fasttrain.evaluate.nearest import Nearest, nearest
 
 
 @pytest.fixture(autouse=True)
 def short_lists(monkeypatch):
     """On every machine, whether they pay there or not."""
-    monkeypatch.setattr(nearest, "_bf16_is_faster", lambda device: True)
+    monkeypatch.setattr("fasttrain.evaluate.nearest._bf16_is_faster", lambda device: True)
 
 
 def _reference(bank, queries, k):
@@ -69,3 +68,15 @@ def test_features_that_are_not_numbers_are_no_error():
     queries[1] = torch.nan
     _, found = Nearest(bank)(queries, 2)
     assert found[[0, 2], 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("k", [1, 20, 50])
+def test_a_bank_that_passes_by_in_blocks_gives_the_same(k, monkeypatch):
+    """As one in the host's memory does for queries on a GPU; some blocks have fewer rows than are asked for."""
+    bank, queries = _drawn(310, 1.0, 0), _drawn(31, 1.0, 1)
+    expected = nearest(bank, queries, k, chunk=7)
+    assert torch.equal(expected[1], Nearest(bank)(queries, k)[1])
+    monkeypatch.setattr("fasttrain.evaluate.nearest._blocks", lambda bank, device: iter(bank.split(30)))
+    cosines, found = nearest(bank, queries, k, chunk=7)
+    assert torch.equal(found, expected[1])
+    torch.testing.assert_close(cosines, expected[0], atol=1e-6, rtol=0)
