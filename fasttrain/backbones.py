@@ -38,7 +38,7 @@ class Blueprint:
     """Whether it is timm's network as ``timm.create_model(arch)`` makes it, not one changed for training."""
     encoders: tuple[int, ...] = (3,)
     """Input channels of each encoder; CMC has two."""
-    patch_size: int = 16
+    patch_size: int | None = None
     num_heads: int | None = None
     channels: int = 3
     color_space: Literal["rgb", "lab", "ycbcr"] = "rgb"
@@ -212,7 +212,7 @@ def timm_arguments(blueprint: Blueprint) -> tuple[str, dict[str, Any]]:
             if vit or has_one_size(name) or getattr(made, "dynamic_img_size", False):
                 options["img_size"] = b.size
             if vit:
-                options |= {"patch_size": b.patch_size}
+                options |= {} if b.patch_size is None else {"patch_size": b.patch_size}
                 options |= {} if b.num_heads is None else {"num_heads": b.num_heads}
             return name, options
         network = f"{b.arch} with CIFAR's stem, for images of {b.size} pixels,"

@@ -30,7 +30,7 @@ class TrainConfig:
     """The trainer's flags; names and defaults are facebookresearch/dino's where it has them."""
 
     arch: str = flag("vit_small", "network: conv_small, vit_tiny|small|base|large, or any timm model")
-    patch_size: int = flag(16, "pixels of a ViT's patch")
+    patch_size: int | None = flag(None, "pixels of a ViT's patch, if not as its name says; vit_small and the like: 16")
     num_heads: int | None = flag(None, "attention heads of a ViT, if not its usual number")
     activation_checkpointing: bool = flag(False, "recompute blocks in backward: less memory, slower")
     drop_path_rate: float = flag(0.1, "stochastic depth of the student")

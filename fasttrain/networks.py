@@ -54,16 +54,17 @@ def create_backbone(
     *,
     in_chans: int = 3,
     img_size: int = 224,
-    patch_size: int = 16,
+    patch_size: int | None = None,
     num_heads: int | None = None,
     drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """A network without classifier whose forward gives features [B, num_features].
 
-    ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
-    ``patch_size`` and, where it is not the usual one, ``num_heads``) or any timm model. ViTs take crops of every size;
-    ResNets get CIFAR's stem up to 64 pixels, where theirs is one 7x7 convolution. Raises ValueError for a name that
-    neither knows, what timm cannot build, or a patch size that does not divide the image.
+    ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, whose
+    patches have 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` are for a ViT with others than its name
+    has. ViTs take crops of every size; ResNets get CIFAR's stem up to 64 pixels, where theirs is one 7x7 convolution.
+    Raises ValueError for a name that neither knows, what timm cannot build, or a patch size that does not divide the
+    image.
     """
     if arch in _OURS:
         return _OURS[arch](in_chans)
@@ -77,11 +78,12 @@ def create_backbone(
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
     if name.startswith("vit_"):
-        if img_size % patch_size:
+        if patch_size and img_size % patch_size:
             raise ValueError(
                 f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor"
             )
-        options |= {"img_size": img_size, "patch_size": patch_size}
+        options |= {"img_size": img_size}
+        options |= {} if patch_size is None else {"patch_size": patch_size}
         options |= {} if num_heads is None else {"num_heads": num_heads}
     network = _of_every_size(name, img_size, options)
     if name.startswith("resnet") and img_size <= _SMALL_IMAGE:

@@ -176,7 +176,7 @@ def test_flags_choose_the_network(dino_run):
         (Blueprint("vit_tiny", 32, patch_size=8), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8})),
         (
             Blueprint("vit_tiny", 224, num_heads=6),
-            ("vit_tiny_patch16_224", {"img_size": 224, "patch_size": 16, "num_heads": 6}),
+            ("vit_tiny_patch16_224", {"img_size": 224, "num_heads": 6}),
         ),
         (Blueprint("resnetv2_50", 32), ("resnetv2_50", {})),
         (Blueprint("resnet26t", 32), ("resnet26t", {})),

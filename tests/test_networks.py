@@ -16,6 +16,8 @@ from fasttrain.networks import (
     [
         ("conv_small", {"in_chans": 1, "img_size": 28}, (28, 20)),
         ("vit_tiny", {"in_chans": 1, "img_size": 28, "patch_size": 7}, (28, 14)),
+        ("vit_small_patch8_224", {"img_size": 32}, (32, 24)),
+        ("vit_tiny_r_s16_p8_224", {"img_size": 64}, (64,)),
         ("resnet18", {"img_size": 32}, (32, 24)),
         ("resnet18", {"img_size": 96}, (96, 64)),
         ("resnet26t", {"img_size": 64}, (64, 32)),
@@ -37,6 +39,18 @@ def test_gives_features_at_every_crop_size(arch, options, sizes):
 def test_small_images_keep_their_resolution_through_a_resnet_s_stem():
     assert create_backbone("resnet18", img_size=32).conv1.stride == (1, 1)
     assert create_backbone("resnet18", img_size=224).conv1.stride == (2, 2)
+
+
+def test_patches_are_those_of_the_name_unless_others_are_asked_for():
+    """Every ViT's once had 16 pixels, whatever it is called, and a hybrid's could not be built."""
+
+    def patch(arch, **options):
+        return create_backbone(arch, img_size=56, **options).patch_embed.patch_size[0]
+
+    assert patch("vit_small_patch8_224") == 8
+    assert patch("vit_small_patch8_224", patch_size=14) == 14
+    assert patch("vit_tiny", patch_size=4) == 4
+    assert create_backbone("vit_tiny").patch_embed.patch_size[0] == 16
 
 
 def test_dino_s_names_and_timm_s_give_the_same_network():
