@@ -11,7 +11,7 @@ from fasttrain.build import build_method
 from fasttrain.cli import main
 from fasttrain.config import ConfigError, resolve
 from fasttrain.consolidate import newest, whole_tensors
-from fasttrain.export.dino import dino_head, write_dino
+from fasttrain.export.dino import _their_arch, dino_head, write_dino
 from fasttrain.export.vit import plain_vit
 
 
@@ -79,11 +79,17 @@ def test_a_network_without_branches_is_both(tmp_path):
     assert all(torch.equal(tensor, content["student"][f"module.{k}"]) for k, tensor in content["teacher"].items())
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
-def test_the_line_names_their_network(size, tmp_path, capsys):
+def test_the_line_names_their_network(tmp_path, capsys):
     """Their scripts build a vit_small unless told."""
-    assert _export(["--timm", f"vit_{size}_patch16_224", "--size", 32], tmp_path / "dino.pth") == 0
-    assert f" --arch vit_{size} --patch_size 16 " in capsys.readouterr().out
+    assert _export(["--timm", "vit_tiny_patch16_224", "--size", 32], tmp_path / "dino.pth") == 0
+    assert " --arch vit_tiny --patch_size 16 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_their_networks_are_known_by_their_shapes(size):
+    blueprint = Blueprint(f"vit_{size}_patch16_224", 32)
+    with torch.device("meta"):
+        assert _their_arch(Backbone(blueprint.build(), blueprint, "it")) == f"vit_{size}"
 
 
 @pytest.mark.parametrize(
