@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fasttrain.config import Config
+    from fasttrain.distributed import World
 
 # A script's folder comes first on sys.path; here that would let `kernels/`, `report/` and the like pass for other
 # people's packages of the same name.
@@ -18,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finite or, if asked to stop then, the representation collapsed; 143, 130, 138 stopped by SIGTERM, SIGINT, SIGUSR1.
     """
     try:
-        from fasttrain.distributed import initialise, prepare_environment, world_from_environment
+        from fasttrain.distributed import prepare_environment, world_from_environment
     except ModuleNotFoundError:
         return _fail("fasttrain is not installed here; type: pip install -e '.[train]'")
     prepare_environment()
@@ -26,37 +31,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from fasttrain.command_line import asks_for_recipes, parse, print_recipes
         from fasttrain.config import ConfigError
-        from fasttrain.engine import quiet_deepspeed
-        from fasttrain.guard import Diverged
-        from fasttrain.interruption import Interrupted
-        from fasttrain.pipelines import DataError
-        from fasttrain.trainer import Collapsed, train
-        from fasttrain.watchdog import Crashed, first_to_end, linger, starting
     except ModuleNotFoundError as error:
-        return _fail(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'")
-
-    quiet_deepspeed()
+        return _fail(_missing(error))
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        given = sys.argv[1:] if arguments is None else arguments
         if asks_for_recipes(given):
             if world.is_main:
                 print_recipes()
             return 0
         config, print_only = parse(given)
-        if print_only:
-            if world.is_main:
-                print(config.to_yaml(), end="")
-            return 0
+    except ConfigError as error:
+        return _end(world, str(error))
+    if print_only:
+        if world.is_main:
+            print(config.to_yaml(), end="")
+        return 0
+    return _train(config, world)
+
+
+def _train(config: Config, world: World) -> int:
+    """Train as a command that can be used asks. What takes seconds to import is not imported before."""
+    from fasttrain.config import ConfigError
+    from fasttrain.distributed import initialise
+
+    try:
+        from fasttrain.engine import quiet_deepspeed
+        from fasttrain.guard import Diverged
+        from fasttrain.interruption import Interrupted
+        from fasttrain.pipelines import DataError
+        from fasttrain.trainer import Collapsed, train
+        from fasttrain.watchdog import Crashed, starting
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error))
+
+    quiet_deepspeed()
+    try:
         with starting(world, config.train.watchdog_minutes):
             initialise(world)
         summary = train(config, world)
-    except (ConfigError, DataError, KeyboardInterrupt) as error:  # maybe on this rank alone
-        stopped = isinstance(error, KeyboardInterrupt)
-        status = 130 if stopped else 2
-        if first_to_end(world, status):
-            _fail("stopped at once by a second SIGINT; the last checkpoint stays" if stopped else str(error))
-            linger(world)
-        return status
+    except (ConfigError, DataError) as error:
+        return _end(world, str(error))
+    except KeyboardInterrupt:
+        return _end(world, "stopped at once by a second SIGINT; the last checkpoint stays", 130)
     except Crashed as error:
         return _fail(str(error), 1)
     except (Collapsed, Diverged, Interrupted) as error:
@@ -65,6 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if world.is_main:
         print(_final_line(summary))
     return 0
+
+
+def _end(world: World, message: str, status: int = 2) -> int:
+    """Say what maybe this rank alone has met, or, where others have met it too, the first of them."""
+    from fasttrain.watchdog import first_to_end, linger
+
+    if first_to_end(world, status):
+        _fail(message)
+        linger(world)
+    return status
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    return f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'"
 
 
 def _final_line(summary: dict[str, object]) -> str:

@@ -6,7 +6,6 @@ import copy
 from typing import TypeVar
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -17,6 +16,8 @@ def make_teacher(student: Module) -> Module:
 
     It keeps BatchNorm statistics of its own, as BYOL's and DINO's do, and so stays in training mode.
     """
+    from timm.layers import DropPath  # takes seconds, for which a wrong flag or --help should not wait
+
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     for layer in teacher.modules():

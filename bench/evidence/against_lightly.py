@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from campaign import RESULTS, ROOT, Row, Run, parser, run_all, summary, table
+from campaign import RESULTS, ROOT, Row, Run, knn_of, parser, run_all, summary, table
 
 _METHODS = ("simclr", "swav", "dino", "byol")
 _EPOCHS = 5
@@ -101,10 +101,7 @@ def report(rows: list[Row]) -> str:
     """A line a method: k-NN of both, and lightly's seconds by ours."""
     body = []
     for method in _METHODS:
-        cells = []
-        for name in (method, f"{method} lightly"):
-            knn, spread, count = summary(rows, name)
-            cells.append(f"{knn:.3f} +- {spread:.3f} ({count})")
+        cells = [knn_of(rows, name) for name in (method, f"{method} lightly")]
         seconds = [summary(rows, name, "seconds")[0] for name in (method, f"{method} lightly")]
         body.append([method, *cells, *(f"{s:.0f}" for s in seconds), f"{seconds[1] / seconds[0]:.1f}"])
     return table(["method", "k-NN, ours (seeds)", "lightly", "seconds, ours", "lightly", "ratio"], body)

@@ -95,6 +95,12 @@ def summary(rows: Sequence[Row], name: str, key: str = "knn_top1") -> tuple[floa
     return mean(values), (max(values) - min(values)) / 2, len(values)
 
 
+def knn_of(rows: Sequence[Row], name: str) -> str:
+    """k-NN of a run for a table: mean, half the range and number of its seeds, where there are several."""
+    mean_, spread, count = summary(rows, name)
+    return f"{mean_:.3f} +- {spread:.3f} ({count})" if count > 1 else f"{mean_:.3f}"
+
+
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, numbers to the right."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]

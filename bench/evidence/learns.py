@@ -7,7 +7,7 @@ python bench/evidence/learns.py --data_path CIFAR10 --methods simclr byol dino
 
 from __future__ import annotations
 
-from campaign import DOCS, RESULTS, Row, Run, parser, run_all, summary, table
+from campaign import DOCS, RESULTS, Row, Run, knn_of, parser, run_all, summary, table
 from picture import bars
 
 from fasttrain import methods
@@ -29,8 +29,7 @@ def report(rows: list[Row], names: list[str]) -> str:
     for name in names:
         cells = []
         for kind in (name, name + "+er"):
-            knn, spread, count = summary(rows, kind)
-            cells += [f"{knn:.3f} +- {spread:.3f} ({count})", f"{summary(rows, kind, 'deficit')[0]:.2f}"]
+            cells += [knn_of(rows, kind), f"{summary(rows, kind, 'deficit')[0]:.2f}"]
         untrained = summary(rows, name, "knn_top1_untrained")[0]
         body.append([name, *cells, f"{untrained:.3f}", f"{summary(rows, name, 'knn_top1_pixels')[0]:.3f}"])
     head = ["method", "k-NN (seeds)", "deficit, nats", "with ER", "deficit", "untrained", "pixels"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from campaign import RESULTS, Row, Run, parser, run_all, summary, table
+from campaign import RESULTS, Row, Run, knn_of, parser, run_all, summary, table
 from claim import run
 
 _WITHOUT = "+er without own kernel"
@@ -35,11 +35,8 @@ def report(rows: list[Row]) -> str:
     for kind in ("", "+er", _WITHOUT):
         cells = []
         for change in ("as it is", "B/8"):
-            knn, spread, count = summary(rows, f"simclr{kind} {change}")
-            cells += [
-                f"{knn:.3f} +- {spread:.3f} ({count})",
-                f"{summary(rows, f'simclr{kind} {change}', 'deficit')[0]:.2f}",
-            ]
+            name = f"simclr{kind} {change}"
+            cells += [knn_of(rows, name), f"{summary(rows, name, 'deficit')[0]:.2f}"]
         body.append([f"simclr{kind}", *cells])
     return table(["", "B: k-NN (seeds)", "deficit, nats", "B/8: k-NN", "deficit"], body)
 

@@ -8,8 +8,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "bench" / "evidence"))
 
+import against_lightly
 import campaign
-from campaign import Run, run_all, summary, table
+import learns
+from campaign import RESULTS, Run, knn_of, read, run_all, summary, table
+
+from fasttrain import methods
 
 
 @pytest.fixture
@@ -93,4 +97,12 @@ def test_summaries_are_over_seeds(trained, tmp_path):
     rows = run_all(RUNS, tmp_path / "r.json")
     assert summary(rows, "dino") == (0.05, 0.05, 2)
     assert summary(rows, "nothing")[2] == 0
+    assert knn_of(rows, "dino") == "0.050 +- 0.050 (2)"
+    assert knn_of(rows, "dino+er") == "0.000"
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |"
+
+
+def test_the_documentation_s_tables_are_the_campaigns():
+    page = (campaign.DOCS / "evidence.md").read_text()
+    assert learns.report(read(RESULTS / "learns-cifar.json"), methods.names()) in page
+    assert against_lightly.report(read(RESULTS / "against_lightly.json")) in page
