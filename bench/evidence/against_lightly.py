@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,7 @@ def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
     config, _ = parse(["--method", method, "--seed", str(seed), *given])
     t, world = config.train, world_from_environment()
     initialise(world)
-    splits = open_source(t.data_path, t.val_path)
-    side = Peer(replace(config, train=replace(t, data_path=str(Path(str(t.data_path), "train")))))
-    if len(side.loader.dataset) != len(splits.train):  # lightly takes every image below the folder it is given
-        raise SystemExit(f"lightly trains on {len(side.loader.dataset)} images, ours on {len(splits.train)}")
+    side = Peer(config)
     peak = side.optimizer.param_groups[0]["lr"]
     steps = len(side.loader)
     total = t.epochs * steps
@@ -90,7 +86,7 @@ def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
                 group["lr"] = warmup_cosine(done + 1, total, t.warmup_epochs * steps, peak, t.min_lr)
             side.step(batch, log=True)
     seconds = time.perf_counter() - started
-    evaluator = Evaluator(splits, config, torch.device("cpu"), world)
+    evaluator = Evaluator(open_source(t.data_path, t.val_path), config, torch.device("cpu"), world)
     found = evaluator.backbone(side.model.backbone)
     evaluator.close()
     images = total * t.batch_size_per_gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from fasttrain.config import Config
 from fasttrain.networks import create_backbone
-from fasttrain.pipelines import ViewRecipe
+from fasttrain.pipelines import ViewRecipe, open_source
 
 from .clock import Side
 
@@ -37,7 +38,12 @@ class Peer(Side):
     def __init__(self, config: Config) -> None:
         t = config.train
         torch.manual_seed(t.seed)
-        dataset = LightlyDataset(t.data_path, transform=transform(config.method, config.views))
+        root = Path(str(t.data_path))  # of which lightly takes every image, the held-out ones in test/ too
+        folder = root / "train" if (root / "train").is_dir() else root
+        dataset = LightlyDataset(str(folder), transform=transform(config.method, config.views))
+        images = len(open_source(t.data_path, t.val_path).train)
+        if len(dataset) != images:
+            raise SystemExit(f"lightly trains on {len(dataset)} images, ours on {images}")
         self.loader = DataLoader(
             dataset, batch_size=t.batch_size_per_gpu, shuffle=True, drop_last=True, num_workers=_WORKERS
         )
