@@ -20,7 +20,7 @@ from .command_line import read_yaml
 from .config import Config, ConfigError, resolve, unknown_name
 from .consolidate import newest, whole_tensors
 from .methods.cmc import Sensors
-from .networks import create_backbone, create_timm, has_cifar_stem, has_one_size, timm_name
+from .networks import create_backbone, create_timm, has_cifar_stem, has_one_size, timm_name, vit_options
 from .pipelines import View, ViewRecipe
 from .weights import load_weights, read_metadata, read_weights
 
@@ -212,8 +212,7 @@ def timm_arguments(blueprint: Blueprint) -> tuple[str, dict[str, Any]]:
             if vit or has_one_size(name) or getattr(made, "dynamic_img_size", False):
                 options["img_size"] = b.size
             if vit:
-                options |= {} if b.patch_size is None else {"patch_size": b.patch_size}
-                options |= {} if b.num_heads is None else {"num_heads": b.num_heads}
+                options |= vit_options(b.patch_size, b.num_heads)
             return name, options
         network = f"{b.arch} with CIFAR's stem, for images of {b.size} pixels,"
     raise ConfigError(f"{network} is no network of timm's; --format safetensors and onnx have it")

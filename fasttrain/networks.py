@@ -82,9 +82,7 @@ def create_backbone(
             raise ValueError(
                 f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor"
             )
-        options |= {"img_size": img_size}
-        options |= {} if patch_size is None else {"patch_size": patch_size}
-        options |= {} if num_heads is None else {"num_heads": num_heads}
+        options |= {"img_size": img_size} | vit_options(patch_size, num_heads)
     network = _of_every_size(name, img_size, options)
     if name.startswith("resnet") and img_size <= _SMALL_IMAGE:
         _cifar_stem(network, in_chans)
@@ -95,6 +93,12 @@ def timm_name(arch: str) -> str | None:
     """The name by which timm knows a network; None for ours and for names that nobody knows."""
     name = _DINO_NAMES.get(arch, arch)
     return name if arch not in _OURS and timm.is_model(name) else None
+
+
+def vit_options(patch_size: int | None, num_heads: int | None) -> dict[str, int]:
+    """What timm is told of a ViT that has other patches or heads than its name says."""
+    options = {"patch_size": patch_size, "num_heads": num_heads}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def create_timm(name: str, **options: Any) -> nn.Module:
