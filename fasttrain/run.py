@@ -84,7 +84,7 @@ def _train(config: Config, world: World) -> int:
 
 
 def _end(world: World, message: str, status: int = 2) -> int:
-    """Say what maybe this rank alone has met, or, where others have met it too, the first of them."""
+    """End with a line that maybe no other rank knows; where several have one, the first to end says its own."""
     from fasttrain.watchdog import first_to_end, linger
 
     if first_to_end(world, status):

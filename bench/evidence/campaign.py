@@ -97,8 +97,8 @@ def summary(rows: Sequence[Row], name: str, key: str = "knn_top1") -> tuple[floa
 
 def knn_of(rows: Sequence[Row], name: str) -> str:
     """k-NN of a run for a table: mean, half the range and number of its seeds, where there are several."""
-    mean_, spread, count = summary(rows, name)
-    return f"{mean_:.3f} +- {spread:.3f} ({count})" if count > 1 else f"{mean_:.3f}"
+    knn, spread, count = summary(rows, name)
+    return f"{knn:.3f} +- {spread:.3f} ({count})" if count > 1 else f"{knn:.3f}"
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
