@@ -28,7 +28,7 @@ def knn_accuracy(
     *,
     k: int = 20,
     temperature: float = 0.07,
-    chunk: int = 1024,
+    chunk: int = 256,
 ) -> float:
     """Top-1 accuracy in [0, 1] of ``queries`` [M, D] against the labelled ``bank`` [N, D]; see :func:`knn`."""
     found = knn(bank, bank_labels, queries, query_labels, ks=[k], temperature=temperature, chunk=chunk)
@@ -43,7 +43,7 @@ def knn(
     *,
     ks: Sequence[int] = (10, 20, 200),
     temperature: float = 0.07,
-    chunk: int = 1024,
+    chunk: int = 256,
 ) -> dict[int, Accuracy]:
     """Accuracy of ``queries`` [M, D] against the labelled ``bank`` [N, D] for each k, from one search.
 

@@ -12,11 +12,13 @@ _MOST = 32
 """Neighbours up to which a short list pays: what is on it is compared again, row by row."""
 _DENSE = 0.25
 """Share of queries whose list was too short from which on none is made."""
+_GROUPED = 8
+"""Columns that are looked at as one at first, where the highest of many are to be found."""
 _BLOCK = 2**30
 """Bytes of a bank in another memory that are fetched at once."""
 
 
-def nearest(bank: Tensor, queries: Tensor, k: int, *, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest(bank: Tensor, queries: Tensor, k: int, *, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """Cosines, highest first, and rows of the bank [N, D] nearest to each of the queries [M, D]: both [M, min(k, N)].
 
     In chunks of queries, so that at most chunk x N cosines exist, on the device of the queries: a bank that is kept
@@ -63,11 +65,12 @@ class Nearest:
         if self._low is None or k > _MOST or listed >= len(self._bank):
             return self._among_all(rows, k)
         low = rows.bfloat16()
-        highest, at = (low @ self._low.T).topk(listed, dim=1, sorted=False)
+        highest, at = _highest(low @ self._low.T, listed)
         lowest = highest.amin(1).float()
         rounding = lowest.abs() * 2**-8 + rows.shape[1] * 2**-23
         others = lowest + _apart(rows, low) + low.float().norm(dim=1) * self._error + rounding
-        cosines, order = torch.bmm(self._bank[at], rows[:, :, None])[:, :, 0].topk(k, dim=1)
+        again = self._bank.index_select(0, at.flatten()).view(*at.shape, -1)  # in a third of the time of [at]
+        cosines, order = torch.bmm(again, rows[:, :, None])[:, :, 0].topk(k, dim=1)
         found = at.gather(1, order)
         unsure = ~(cosines[:, -1] >= others)
         if unsure.any():
@@ -79,6 +82,26 @@ class Nearest:
     def _among_all(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         cosines, found = (rows @ self._bank.T).topk(k, dim=1)
         return cosines, found
+
+
+def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row [M, N], in no order, and their columns: ``topk`` in less time where k is far below N.
+
+    First the maxima of groups, each of _GROUPED columns that lie N / _GROUPED apart. Whatever is among the k highest of
+    a row is in one of the k groups of highest maxima: every group that stands before its own holds a higher one.
+    """
+    rows, columns = scores.shape
+    count = columns // _GROUPED
+    if count < 2 * k:
+        return scores.topk(k, dim=1, sorted=False)
+    whole = count * _GROUPED
+    groups = scores[:, :whole].view(rows, _GROUPED, count)
+    chosen = groups.amax(1).topk(k, dim=1, sorted=False).indices[:, None].expand(-1, _GROUPED, -1)
+    first = torch.arange(0, whole, count, device=scores.device)[:, None]
+    rest = torch.arange(whole, columns, device=scores.device).expand(rows, -1)
+    among = torch.cat([groups.gather(2, chosen).flatten(1), scores[:, whole:]], dim=1)
+    values, at = among.topk(k, dim=1, sorted=False)
+    return values, torch.cat([(chosen + first).flatten(1), rest], dim=1).gather(1, at)
 
 
 def _blocks(bank: Tensor, device: torch.device) -> Iterator[Tensor]:

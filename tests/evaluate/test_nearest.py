@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttrain.evaluate.nearest import Nearest, nearest
+from fasttrain.evaluate.nearest import Nearest, _highest, nearest
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,18 @@ def test_what_the_bound_leaves_open_is_compared_with_all():
     assert len(bank.bfloat16().unique(dim=0)) < 3
     _, found = Nearest(bank)(torch.tensor([[0.0, 1.0]]), 2)
     assert found.tolist() == [[199, 198]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 30), st.sampled_from([3, 1000]), st.integers(0, 1000))
+def test_the_highest_are_those_of_topk(columns, k, values, seed):
+    """Equal values too, of which any may be taken, and columns that make no whole group."""
+    scores = torch.randint(values, (7, columns), generator=torch.Generator().manual_seed(seed)).float()
+    k = min(k, columns)
+    highest, at = _highest(scores, k)
+    assert torch.equal(highest.sort(descending=True).values, scores.topk(k).values)
+    assert torch.equal(scores.gather(1, at), highest)
+    assert all(len(set(row)) == k for row in at.tolist())
 
 
 def test_features_that_are_not_numbers_are_no_error():
