@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ class LightlyRun(Run):
         return [sys.executable, __file__, "--side", method, "--seeds", str(self.seed), "--flags", *self.all_flags]
 
 
-def design(seeds: list[int], data: str) -> list[Run]:
+def design(methods: Sequence[str], seeds: list[int], data: str) -> list[Run]:
     """Ours and lightly's in turn."""
     runs: list[Run] = []
     for seed in seeds:
-        for method in _METHODS:
+        for method in methods:
             runs += [
                 kind(name, seed, flags(method), data)
                 for kind, name in ((Run, method), (LightlyRun, f"{method} lightly"))
@@ -93,10 +94,10 @@ def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
     return {"knn_top1": found.knn_top1, "rankme": found.rankme, "seconds": seconds, "images_per_s": images / seconds}
 
 
-def report(rows: list[Row]) -> str:
+def report(rows: list[Row], methods: Sequence[str] = _METHODS) -> str:
     """A line a method: k-NN of both, and lightly's seconds by ours."""
     body = []
-    for method in _METHODS:
+    for method in methods:
         cells = [knn_of(rows, name) for name in (method, f"{method} lightly")]
         seconds = [summary(rows, name, "seconds")[0] for name in (method, f"{method} lightly")]
         body.append([method, *cells, *(f"{s:.0f}" for s in seconds), f"{seconds[1] / seconds[0]:.1f}"])
@@ -107,6 +108,7 @@ def main() -> None:
     """Train what is missing, print the table."""
     made = parser(__doc__, seeds=(0, 1, 2))
     made.add_argument("--data_path", help="CIFAR-10 as folders train/ and test/")
+    made.add_argument("--methods", nargs="+", default=_METHODS, choices=_METHODS)
     made.add_argument("--side", choices=_METHODS, help="be lightly's side of one training")
     made.add_argument("--flags", nargs="...", default=[], help="the command line of that training")
     options = made.parse_args()
@@ -117,7 +119,8 @@ def main() -> None:
         (output / "summary.json").write_text(json.dumps(found))
         return
     path = RESULTS / "against_lightly.json"
-    print(report(run_all(design(options.seeds, options.data_path), path, show=options.show)))
+    runs = design(options.methods, options.seeds, options.data_path)
+    print(report(run_all(runs, path, show=options.show), options.methods))
 
 
 if __name__ == "__main__":
