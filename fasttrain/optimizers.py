@@ -107,7 +107,9 @@ def create_optimizer(
         return Lars(groups, lr=lr, momentum=momentum)
     if name == "lamb":
         on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        fused = apex_lamb() if on_gpu and not sharded else None
+        # Where weight decay is 0 apex scales no step, ours those of a ``layerwise`` group.
+        alike = all(group["weight_decay"] != 0 for group in groups if group.get("layerwise"))
+        fused = apex_lamb() if on_gpu and alike and not sharded else None
         # Gradients are clipped before, by DeepSpeed; 0 would not mean "never" to apex, it would divide by it.
         return fused(groups, lr=lr, max_grad_norm=math.inf) if fused else Lamb(groups, lr=lr)
     raise ValueError(f"optimizer {name!r} is unknown; choose one of {', '.join(NAMES)}")

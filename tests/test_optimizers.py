@@ -128,3 +128,12 @@ def test_shards_and_the_cpu_get_ours(monkeypatch, name, kind, sharded):
     monkeypatch.setattr(nn.Parameter, "is_cuda", sharded, raising=False)
     groups = [{"params": [parameter], "weight_decay": 0.1}]
     assert type(create_optimizer(name, groups, lr=0.1, sharded=sharded)) is kind
+
+
+def test_lamb_is_ours_where_apex_would_scale_nothing(monkeypatch):
+    """It takes a weight decay of 0 for a group whose steps stay as they are."""
+    _install_apex(monkeypatch, "nvidia's")
+    monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
+    for decay, kind in ((0.0, Lamb), (0.1, _FusedLAMB)):
+        groups = [{"params": [nn.Parameter(torch.ones(2))], "weight_decay": decay, "layerwise": True}]
+        assert type(create_optimizer("lamb", groups, lr=0.1)) is kind
