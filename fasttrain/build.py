@@ -13,7 +13,8 @@ from . import methods
 from .config import Config, ConfigError
 from .methods import Method
 from .methods.base import Task
-from .networks import check_crops, checkpoint_activations, create_backbone
+from .methods.er import SphereSettings
+from .networks import check_crops, checkpoint_activations, create_backbone, start_residuals_at_one
 
 _FEW = 64  # images a batch below which the twin's entropy says little
 
@@ -33,19 +34,36 @@ def build_method(config: Config, *, images: int, world_size: int) -> Method:
         num_heads=t.num_heads,
         drop_path_rate=t.drop_path_rate,
         checkpointing=t.activation_checkpointing,
+        zero_init_residual=kind.zero_init_residual,
     )
     task = Task(config.entropy, config.views, images, t.batch_size_per_gpu * world_size)
     try:
         method: Method = kind(network, config.settings, task)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if task.batch == 1 and any(isinstance(m, _BatchNorm) for m in method.modules()):
-        raise ConfigError("BatchNorm needs more than one image a batch; raise --batch_size_per_gpu")
+    _check_batch(method, config, world_size)
     return method
 
 
-def _network(arch: str, sizes: list[int], in_chans: int, *, checkpointing: bool, **options: Any) -> nn.Module:
+def _check_batch(method: Method, config: Config, world_size: int) -> None:
+    """Enough images for BatchNorm, which may see a part of a rank's batch only, and for rows that need another."""
+    here = config.train.batch_size_per_gpu
+    splits = getattr(config.settings, "bn_splits", 1)
+    if here % splits:
+        raise ConfigError(f"--bn_splits {splits} does not divide the batch of {here} images a rank; choose a divisor")
+    rows = here * world_size if method.synchronised_batch_norm else here // splits
+    if rows == 1 and any(isinstance(m, _BatchNorm) for m in method.modules()):
+        raise ConfigError("BatchNorm needs more than one image a batch; raise --batch_size_per_gpu")
+    if here * world_size == 1 and getattr(config.settings, "entropy_leave_one_out", False):
+        raise ConfigError("--entropy_leave_one_out needs more than one image a batch; raise --batch_size_per_gpu")
+
+
+def _network(
+    arch: str, sizes: list[int], in_chans: int, *, checkpointing: bool, zero_init_residual: bool, **options: Any
+) -> nn.Module:
     network = create_backbone(arch, in_chans=in_chans, img_size=sizes[0], **options)
+    if not zero_init_residual:
+        start_residuals_at_one(network)
     check_crops(network, sizes, in_chans)
     if checkpointing:
         checkpoint_activations(network)
@@ -55,11 +73,13 @@ def _network(arch: str, sizes: list[int], in_chans: int, *, checkpointing: bool,
 def doubts(config: Config, *, images: int, batch: int) -> list[str]:
     """What can be run but is probably not meant; ``batch`` images of all ranks see each other."""
     doubts = []
-    if config.entropy and batch < _FEW:
-        doubts.append(
-            f"warning: a batch of {batch} tells entropies apart up to log {batch} = {math.log(batch):.2f} nats only; "
-            "a larger --batch_size_per_gpu makes the twin's entropy count"
-        )
+    if config.entropy and batch < _FEW and getattr(config.settings, "entropy_support", "batch") == "batch":
+        if isinstance(config.settings, SphereSettings):
+            most = f"a batch of {batch} tells entropies apart up to log {batch} = {math.log(batch):.2f} nats only"
+        else:  # soft assignments have no such bound
+            rows = batch * config.views.n_views
+            most = f"{rows} assignments, once they are sharp, have at most log {rows} = {math.log(rows):.2f} nats"
+        doubts.append(f"warning: {most}; a larger --batch_size_per_gpu makes the twin's entropy count")
     prototypes = getattr(config.settings, "nmb_prototypes", None)
     if prototypes is None and config.method == "dino":
         prototypes = config.settings.out_dim

@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from . import methods
-from .flags import flag
+from .flags import demand, flag
 from .optimizers import NAMES as OPTIMIZERS
 from .pipelines.views import View, ViewRecipe
 from .recipes import recipe_layers
@@ -30,24 +30,26 @@ class TrainConfig:
     """The trainer's flags; names and defaults are facebookresearch/dino's where it has them."""
 
     arch: str = flag("vit_small", "network: conv_small, vit_tiny|small|base|large, or any timm model")
-    patch_size: int | None = flag(None, "pixels of a ViT's patch, if not as its name says; vit_small and the like: 16")
-    num_heads: int | None = flag(None, "attention heads of a ViT, if not its usual number")
+    patch_size: int | None = flag(
+        None, "pixels of a ViT's patch, if not as its name says; vit_small and the like: 16", least=1
+    )
+    num_heads: int | None = flag(None, "attention heads of a ViT, if not its usual number", least=1)
     activation_checkpointing: bool = flag(False, "recompute blocks in backward: less memory, slower")
-    drop_path_rate: float = flag(0.1, "stochastic depth of the student")
+    drop_path_rate: float = flag(0.1, "stochastic depth of the student", least=0, most=1)
 
     optimizer: str = flag("adamw", "one of " + ", ".join(OPTIMIZERS))
-    lr: float = flag(5e-4, "peak learning rate for a global batch of 256, scaled linearly with it")
-    min_lr: float = flag(1e-6, "learning rate at the end")
+    lr: float = flag(5e-4, "peak learning rate for a global batch of 256, scaled linearly with it", least=0)
+    min_lr: float = flag(1e-6, "learning rate at the end", least=0)
     lr_drops: tuple[float, ...] = flag((), "epochs at which the learning rate falls to a tenth, in place of the cosine")
-    warmup_epochs: float = flag(10.0, "epochs of linear warm-up")
-    weight_decay: float = flag(0.04, "weight decay at the start")
-    weight_decay_end: float = flag(0.4, "weight decay at the end (cosine)")
+    warmup_epochs: float = flag(10.0, "epochs of linear warm-up", least=0)
+    weight_decay: float = flag(0.04, "weight decay at the start", least=0)
+    weight_decay_end: float = flag(0.4, "weight decay at the end (cosine)", least=0)
     decay_all: bool = flag(False, "weight decay on biases and norms too")
-    clip_grad: float = flag(3.0, "largest norm of the gradient, of all parameters together; 0 for none")
+    clip_grad: float = flag(3.0, "largest norm of the gradient, of all parameters together; 0 for none", least=0)
     clip_each: bool = flag(False, "clip every parameter's gradient for itself, as DINO does")
-    epochs: int = flag(100, "epochs")
-    batch_size_per_gpu: int = flag(64, "images a rank and micro-step")
-    gradient_accumulation_steps: int = flag(1, "micro-steps an optimizer step")
+    epochs: int = flag(100, "epochs", least=1)
+    batch_size_per_gpu: int = flag(64, "images a rank and micro-step", least=1)
+    gradient_accumulation_steps: int = flag(1, "micro-steps an optimizer step", least=1)
 
     global_crops_size: int | None = flag(None, "pixels of a global view")
     global_crops_scale: tuple[float, float] | None = flag(None, "area of a global crop, as a fraction: MIN MAX")
@@ -58,30 +60,42 @@ class TrainConfig:
     data_path: str | None = flag(None, "folder or shards of images, see README; without it, the embedded digits")
     val_path: str | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
     output_dir: str | None = flag(None, "where the run is written; default runs/<method>[-er]-<time>")
-    num_workers: int | None = flag(None, "threads that decode and augment; default: this rank's share of the cores")
-    max_bad_fraction: float = flag(0.1, "stop, with exit status 2, when more of the images cannot be read")
+    num_workers: int | None = flag(
+        None, "threads that decode and augment; default: this rank's share of the cores", least=0
+    )
+    max_bad_fraction: float = flag(
+        0.1, "stop, with exit status 2, when more of the images cannot be read", least=0, most=1
+    )
 
     zero_stage: Literal[0, 1, 2, 3] | None = flag(None, "ZeRO stage; default: the lowest that fits")
     overlap_comm: bool | None = flag(None, "reduce gradients beside the backward pass; default: at ZeRO 3 only")
     offload_optimizer: bool = flag(False, "optimizer's state and step in host memory: ZeRO 1 to 3")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32")
-    seed: int = flag(0, "seed of weights, order and views")
+    seed: int = flag(0, "seed of weights, order and views", least=0)
     deterministic: bool = flag(False, "deterministic kernels throughout")
 
     init_from: str | None = flag(
         None, "file of weights that the backbone starts from: timm's, lightly's, DINO's or ours"
     )
     resume: str = flag("auto", "auto (the newest checkpoint in output_dir), never, or a run or checkpoint folder")
-    saveckp_freq: int = flag(20, "epochs between checkpoints that are kept")
-    keep: int | None = flag(None, "newest checkpoints that stay; default: all of --saveckp_freq, and the newest")
-    saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: after every epoch only")
-    limit_steps: int | None = flag(None, "stop after this many steps of the schedule")
-    log_every: int = flag(10, "steps between logged steps")
-    max_skipped_steps: int = flag(3, "stop, with exit status 3, after so many steps in a row that are not finite")
-    rollback: int = flag(0, "go back to the last checkpoint, with another data order, instead; at most so often")
-    watchdog_minutes: float = flag(30.0, "end the run, with exit status 1, if no step finishes for so long; 0: never")
+    saveckp_freq: int = flag(20, "epochs between checkpoints that are kept", least=1)
+    keep: int | None = flag(
+        None, "newest checkpoints that stay; default: all of --saveckp_freq, and the newest", least=1
+    )
+    saveckp_freq_steps: int = flag(0, "steps between checkpoints; 0: after every epoch only", least=0)
+    limit_steps: int | None = flag(None, "stop after this many steps of the schedule", least=1)
+    log_every: int = flag(10, "steps between logged steps", least=1)
+    max_skipped_steps: int = flag(
+        3, "stop, with exit status 3, after so many steps in a row that are not finite", least=1
+    )
+    rollback: int = flag(
+        0, "go back to the last checkpoint, with another data order, instead; at most so often", least=0
+    )
+    watchdog_minutes: float = flag(
+        30.0, "end the run, with exit status 1, if no step finishes for so long; 0: never", least=0
+    )
     stop_on_collapse: bool = flag(False, "stop, with exit status 3, when the representation has collapsed")
-    knn_every: int = flag(10, "epochs between k-NN evaluations; 0: only at the end")
+    knn_every: int = flag(10, "epochs between k-NN evaluations; 0: only at the end", least=0)
 
 
 @dataclass(frozen=True)
@@ -191,33 +205,25 @@ def _check(train: TrainConfig) -> None:
     """What a type cannot say."""
     if train.optimizer not in OPTIMIZERS:
         raise ConfigError(unknown_name(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
-    ones = "epochs batch_size_per_gpu gradient_accumulation_steps log_every patch_size saveckp_freq keep limit_steps"
-    ones += " max_skipped_steps"
-    zeros = "saveckp_freq_steps knn_every seed num_workers rollback"
-    for name, least in [(n, least) for least, names in ((1, ones), (0, zeros)) for n in names.split()]:
-        value = getattr(train, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} must be at least {least}, got {value}")
     if train.seed >= 2**63:
         raise ConfigError(f"--seed must be below 2**63, got {train.seed}")
-    numbers = "lr min_lr warmup_epochs weight_decay weight_decay_end clip_grad drop_path_rate watchdog_minutes"
-    for name in numbers.split():
-        if not 0 <= getattr(train, name) < float("inf"):
-            raise ConfigError(f"--{name} must be a finite number of at least 0, got {getattr(train, name)}")
     if train.zero_stage == 0 and (train.offload_optimizer or train.overlap_comm):
         name = "offload_optimizer" if train.offload_optimizer else "overlap_comm"
         raise ConfigError(f"--{name} is for --zero_stage 1, 2 and 3, got 0; leave it out or raise the stage")
-    if not 0 <= train.max_bad_fraction <= 1:
-        raise ConfigError(f"--max_bad_fraction must be a fraction between 0 and 1, got {train.max_bad_fraction}")
 
 
 def _validated(cls: type[Any], values: Mapping[str, Any]) -> Any:
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        made = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"--{where}: {first['msg'].lower()}, got {first['input']!r}") from None
+    for f in dataclasses.fields(made):
+        value = getattr(made, f.name)
+        if f.metadata and isinstance(value, int | float) and (asked := demand(value, f.metadata)):
+            raise ConfigError(f"--{f.name} must be {asked}, got {value}")
+    return made
 
 
 def _plain(value: Any) -> Any:

@@ -140,6 +140,14 @@ def _cifar_stem(network: nn.Module, in_chans: int) -> None:
     network.maxpool = nn.Identity()
 
 
+def start_residuals_at_one(network: nn.Module) -> None:
+    """Let all blocks of a ResNet count from the start: timm begins the last BatchNorm of each with a gamma of 0."""
+    if isinstance(network, ResNet):
+        for layer in network.modules():
+            if isinstance(layer, _BatchNorm):
+                nn.init.ones_(layer.weight)
+
+
 def has_cifar_stem(network: nn.Module) -> bool:
     """Whether a network is a ResNet with the stem for small images, which timm does not build."""
     return isinstance(network, ResNet) and isinstance(network.maxpool, nn.Identity)

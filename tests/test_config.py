@@ -188,7 +188,7 @@ def test_numbers_without_a_point_are_numbers_in_yaml(tmp_path):
         ("teacher_temp: 1", "setting 'teacher_temp' is unknown"),  # another method's
         ("1: 2", "setting 1 is unknown"),
         ("lr: fast", "--lr: .*number.*, got 'fast'"),
-        ("lr: .nan", "--lr must be a finite number of at least 0, got nan"),
+        ("lr: .nan", "--lr must be a finite number, got nan"),
         ("lr:", "--lr: .*number.*, got None"),
         ("epochs: 1.5", "--epochs: .*integer.*, got 1.5"),
         ("entropy: maybe", "--entropy is either true or false, got 'maybe'"),
@@ -238,9 +238,9 @@ def test_a_folder_is_no_configuration(tmp_path):
         ),
         ({"seed": 2**63}, "--seed must be below 2"),
         *(({name: math.inf}, f"--{name} must be a finite number") for name in ("lr", "weight_decay", "clip_grad")),
-        ({"max_bad_fraction": 1.5}, "--max_bad_fraction must be a fraction between 0 and 1, got 1.5"),
-        ({"max_bad_fraction": math.nan}, "--max_bad_fraction must be a fraction between 0 and 1, got nan"),
-        ({"warmup_epochs": -0.5}, "--warmup_epochs must be a finite number of at least 0, got -0.5"),
+        ({"max_bad_fraction": 1.5}, "--max_bad_fraction must be between 0 and 1, got 1.5"),
+        ({"max_bad_fraction": math.nan}, "--max_bad_fraction must be a finite number, got nan"),
+        ({"warmup_epochs": -0.5}, "--warmup_epochs must be at least 0, got -0.5"),
         ({"optimizer": "adamv"}, "optimizer 'adamv' is unknown; did you mean adamw"),
         ({"global_crops_size": 0}, "size is 0; a view needs at least 1 pixel"),
         ({"local_crops_number": -1, "recipe": "imagenet"}, "count is -1"),
@@ -252,6 +252,43 @@ def test_a_folder_is_no_configuration(tmp_path):
 def test_values_out_of_range_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         resolve("dino", values)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("dino", {"momentum_teacher": 1.5}, "--momentum_teacher must be between 0 and 1, got 1.5"),
+        ("byol", {"momentum_teacher": -0.5}, "--momentum_teacher must be between 0 and 1, got -0.5"),
+        ("dino", {"center_momentum": 2}, "--center_momentum must be between 0 and 1, got 2"),
+        ("infomin", {"beta": 2}, "--beta must be between 0 and 1, got 2"),
+        *(
+            (method, {"temperature": 0}, "--temperature must be above 0, got 0")
+            for method in ("simclr", "mocov3", "cmc")
+        ),
+        ("simsiam", {"kappa": 0}, "--kappa must be above 0, got 0"),
+        ("byol", {"kappa": math.nan}, "--kappa must be a finite number, got nan"),
+        ("dino", {"teacher_temp": 0}, "--teacher_temp must be above 0, got 0"),
+        ("dino", {"out_dim": 0}, "--out_dim must be at least 2, got 0"),
+        ("swav", {"epsilon": -0.05}, "--epsilon must be above 0, got -0.05"),
+        ("moco", {"bn_splits": 0}, "--bn_splits must be at least 1, got 0"),
+        ("mocov3", {"hidden_dim": -3}, "--hidden_dim must be at least 1, got -3"),
+        ("deepcluster", {"cluster_heads": 0}, "--cluster_heads must be at least 1, got 0"),
+        ("simclr", {"num_heads": 0}, "--num_heads must be at least 1, got 0"),
+        ("simclr", {"drop_path_rate": 1.5}, "--drop_path_rate must be between 0 and 1, got 1.5"),
+    ],
+)
+def test_a_methods_own_values_have_ranges_too(method, values, message):
+    """Some once trained, a teacher that runs away among them, and others stopped in the first step."""
+    with pytest.raises(ConfigError, match=message):
+        resolve(method, values)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_number_of_a_method_has_a_range(method):
+    for cls in (TrainConfig, methods.load(method).Settings):
+        for f in dataclasses.fields(cls):
+            if isinstance(f.default, int | float) and not isinstance(f.default, bool):
+                assert f.metadata["least"] is not None or f.metadata["above"] is not None, f.name
 
 
 def test_help_needs_no_method(capsys):

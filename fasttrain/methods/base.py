@@ -146,6 +146,8 @@ class Method(nn.Module):
     global_views_needed: int = 2
     synchronised_batch_norm: ClassVar[bool] = True
     """Whether BatchNorm sees the batch of all ranks; MoCo's must not (it would tell keys from the queue)."""
+    zero_init_residual: ClassVar[bool] = True
+    """Whether a ResNet's blocks begin as the identity, 0 the gamma of their last BatchNorm; as the authors have it."""
     constant_lr_modules: frozenset[str] = frozenset()
     """Parts whose learning rate does not decay."""
 
@@ -223,9 +225,9 @@ class Method(nn.Module):
         return backbone
 
 
-def check_queue(length: int, batch: int, *, least: int = 0) -> None:
-    """Raise ValueError unless a queue holds a whole number of batches, each of all ranks, and ``least`` rows."""
-    if length < least or length % batch:
+def check_queue(length: int, batch: int) -> None:
+    """Raise ValueError unless a queue holds a whole number of batches, each of all ranks."""
+    if length % batch:
         raise ValueError(
             f"--queue_length {length} is not a multiple of the batch, {batch} on all ranks; "
             f"use {max(length // batch, 1) * batch}"

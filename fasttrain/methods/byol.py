@@ -32,10 +32,10 @@ from .base import (
 class BYOLSettings(er.SphereSettings):
     """BYOL's own settings, as in its official code for ResNet-50 at batch 4096."""
 
-    hidden_dim: int = flag(4096, "width of the hidden layer of projection head and predictor")
-    out_dim: int = flag(256, "dimension of the projection")
-    momentum_teacher: float = flag(0.996, "the target network's momentum at the start")
-    momentum_teacher_end: float = flag(1.0, "the target network's momentum at the end (cosine)")
+    hidden_dim: int = flag(4096, "width of the hidden layer of projection head and predictor", least=1)
+    out_dim: int = flag(256, "dimension of the projection", least=1)
+    momentum_teacher: float = flag(0.996, "the target network's momentum at the start", least=0, most=1)
+    momentum_teacher_end: float = flag(1.0, "the target network's momentum at the end (cosine)", least=0, most=1)
     entropy_of: Literal["prediction", "projection"] = flag(
         "prediction", "of which variable the twin raises the entropy"
     )

@@ -25,11 +25,13 @@ _LUMINANCE, _CHROMA = 1, 2  # channels of L and ab, or of Y and CbCr
 class CMCSettings(er.SphereSettings):
     """CMC's own settings, as in its official code with the softmax objective."""
 
-    temperature: float = flag(0.07, "temperature of InfoNCE")
-    out_dim: int = flag(128, "dimension of the projection")
+    temperature: float = flag(0.07, "temperature of InfoNCE", above=0)
+    out_dim: int = flag(128, "dimension of the projection", least=1)
     mlp: bool = flag(False, "a head of two layers (CMC v2) in place of one")
-    negatives: int = flag(16384, "images drawn from the memory as negatives; 0: the batch's other images, no memory")
-    memory_momentum: float = flag(0.5, "momentum of an image's row in the memory")
+    negatives: int = flag(
+        16384, "images drawn from the memory as negatives; 0: the batch's other images, no memory", least=0
+    )
+    memory_momentum: float = flag(0.5, "momentum of an image's row in the memory", least=0, most=1)
 
 
 class CMC(Method):
@@ -44,6 +46,7 @@ class CMC(Method):
 
     Settings = CMCSettings
     settings: CMCSettings
+    zero_init_residual = False
 
     def __init__(self, network: Network, settings: CMCSettings, task: Task) -> None:
         self.by_channel = task.views.color_space != "rgb"

@@ -29,12 +29,12 @@ _UNSEEN = -100  # of an image without a row in the memory; cross-entropy's own n
 class DeepClusterSettings:
     """DeepCluster v2's own settings, as in its official code for ResNet-50."""
 
-    nmb_prototypes: int = flag(3000, "clusters of each head")
-    cluster_heads: int = flag(3, "clusterings made every epoch")
-    kmeans_iterations: int = flag(10, "iterations of spherical k-means")
-    hidden_dim: int = flag(2048, "width of the projection head's hidden layer")
-    out_dim: int = flag(128, "dimension of the projection")
-    temperature: float = flag(0.1, "temperature of the predictions")
+    nmb_prototypes: int = flag(3000, "clusters of each head", least=2)
+    cluster_heads: int = flag(3, "clusterings made every epoch", least=1)
+    kmeans_iterations: int = flag(10, "iterations of spherical k-means", least=1)
+    hidden_dim: int = flag(2048, "width of the projection head's hidden layer", least=1)
+    out_dim: int = flag(128, "dimension of the projection", least=1)
+    temperature: float = flag(0.1, "temperature of the predictions", above=0)
 
 
 class DeepCluster(Method):
@@ -47,6 +47,7 @@ class DeepCluster(Method):
 
     Settings = DeepClusterSettings
     settings: DeepClusterSettings
+    zero_init_residual = False
     global_views_needed = 1
     image_memories = MappingProxyType({"memory": 1})
 

@@ -21,20 +21,20 @@ from .base import Branch, Method, Network, Objective, Step, Task, slice_views, w
 class DINOSettings:
     """DINO's own settings, with the names and defaults of facebookresearch/dino."""
 
-    out_dim: int = flag(65536, "number of prototypes")
-    hidden_dim: int = flag(2048, "width of the head's hidden layers")
-    bottleneck_dim: int = flag(256, "dimension in which projections meet the prototypes")
+    out_dim: int = flag(65536, "number of prototypes", least=2)
+    hidden_dim: int = flag(2048, "width of the head's hidden layers", least=1)
+    bottleneck_dim: int = flag(256, "dimension in which projections meet the prototypes", least=1)
     use_bn_in_head: bool = flag(False, "BatchNorm after the head's hidden layers")
     use_bn_at_bottleneck: bool = flag(False, "BatchNorm on the projection too, which keeps all its dimensions in use")
     norm_last_layer: bool = flag(True, "keep the prototypes' norm at 1")
-    momentum_teacher: float = flag(0.996, "the teacher's momentum at the start")
-    momentum_teacher_end: float = flag(1.0, "the teacher's momentum at the end (cosine)")
-    student_temp: float = flag(0.1, "temperature of the student")
-    warmup_teacher_temp: float = flag(0.04, "temperature of the teacher at the start")
-    teacher_temp: float = flag(0.04, "temperature of the teacher after its warm-up")
-    warmup_teacher_temp_epochs: float = flag(0.0, "epochs of the teacher temperature's warm-up")
-    freeze_last_layer: float = flag(1.0, "epochs during which the prototypes stay fixed")
-    center_momentum: float = flag(0.9, "momentum of the centre of the teacher's logits")
+    momentum_teacher: float = flag(0.996, "the teacher's momentum at the start", least=0, most=1)
+    momentum_teacher_end: float = flag(1.0, "the teacher's momentum at the end (cosine)", least=0, most=1)
+    student_temp: float = flag(0.1, "temperature of the student", above=0)
+    warmup_teacher_temp: float = flag(0.04, "temperature of the teacher at the start", above=0)
+    teacher_temp: float = flag(0.04, "temperature of the teacher after its warm-up", above=0)
+    warmup_teacher_temp_epochs: float = flag(0.0, "epochs of the teacher temperature's warm-up", least=0)
+    freeze_last_layer: float = flag(1.0, "epochs during which the prototypes stay fixed", least=0)
+    center_momentum: float = flag(0.9, "momentum of the centre of the teacher's logits", least=0, most=1)
     no_centering: bool = flag(False, "do not centre the teacher's logits (collapses, unless with --entropy)")
 
 
@@ -46,6 +46,7 @@ class DINO(Method):
 
     Settings = DINOSettings
     settings: DINOSettings
+    zero_init_residual = False
 
     center: Tensor
 

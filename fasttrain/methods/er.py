@@ -28,7 +28,7 @@ from .base import Objective
 class SphereSettings:
     """What methods whose bound is on the sphere have in common."""
 
-    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound")
+    kappa: float = flag(10.0, "concentration of the von Mises-Fisher kernel, for the bound", above=0)
     entropy_leave_one_out: bool = flag(False, "leave a row's kernel on itself out of the twin's entropy")
 
 

@@ -20,8 +20,8 @@ from .moco import MoCo, MoCoSettings, moco_head
 class InfoMinSettings(MoCoSettings):
     """MoCo's settings and the weight of the jigsaw branch, as in the official code (PyContrast)."""
 
-    temperature: float = flag(0.15, "temperature of InfoNCE")
-    beta: float = flag(0.5, "weight of the jigsaw branch; the plain one has 1 - beta")
+    temperature: float = flag(0.15, "temperature of InfoNCE", above=0)
+    beta: float = flag(0.5, "weight of the jigsaw branch; the plain one has 1 - beta", least=0, most=1)
 
 
 class InfoMin(MoCo):

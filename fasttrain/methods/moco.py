@@ -24,13 +24,17 @@ from .base import Branch, Method, Network, Objective, Step, Task, check_queue, s
 class MoCoSettings(er.SphereSettings):
     """MoCo's own settings, as in its official code for v2; v1 is --mlp false --temperature 0.07."""
 
-    temperature: float = flag(0.2, "temperature of InfoNCE; 0.07 in v1")
+    temperature: float = flag(0.2, "temperature of InfoNCE; 0.07 in v1", above=0)
     mlp: bool = flag(True, "a head of two layers (v2); false: of one (v1)")
-    out_dim: int = flag(128, "dimension of the projection")
-    queue_length: int = flag(65536, "keys of past batches that serve as negatives; a multiple of the global batch")
-    bn_splits: int = flag(1, "parts of a rank's batch that BatchNorm sees apart, as the authors' eight GPUs do")
-    momentum_teacher: float = flag(0.999, "the key encoder's momentum at the start")
-    momentum_teacher_end: float = flag(0.999, "the key encoder's momentum at the end (cosine)")
+    out_dim: int = flag(128, "dimension of the projection", least=1)
+    queue_length: int = flag(
+        65536, "keys of past batches that serve as negatives; a multiple of the global batch", least=1
+    )
+    bn_splits: int = flag(
+        1, "parts of a rank's batch that BatchNorm sees apart, as the authors' eight GPUs do", least=1
+    )
+    momentum_teacher: float = flag(0.999, "the key encoder's momentum at the start", least=0, most=1)
+    momentum_teacher_end: float = flag(0.999, "the key encoder's momentum at the end (cosine)", least=0, most=1)
     entropy_support: Literal["batch", "queue"] = flag("batch", "where the twin's kernels stand: batch or queue")
 
 
@@ -44,10 +48,11 @@ class MoCo(Method):
     Settings: ClassVar[type[MoCoSettings]] = MoCoSettings
     settings: MoCoSettings
     synchronised_batch_norm = False
+    zero_init_residual = False
 
     def __init__(self, network: Network, settings: MoCoSettings, task: Task) -> None:
         super().__init__(settings, task)
-        check_queue(settings.queue_length, task.batch, least=1)
+        check_queue(settings.queue_length, task.batch)
         if settings.entropy_leave_one_out and settings.entropy_support == "queue":
             raise ValueError(
                 "--entropy_leave_one_out: no row has a kernel in the queue; leave out --entropy_support queue"

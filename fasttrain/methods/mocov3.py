@@ -32,12 +32,12 @@ from .base import (
 class MoCoV3Settings(er.SphereSettings):
     """MoCo v3's own settings, with the names of its official code; the temperature is that of ResNet-50."""
 
-    temperature: float = flag(1.0, "temperature; the authors take 0.2 for ViTs")
-    hidden_dim: int = flag(4096, "width of the hidden layers of projection head and predictor")
-    out_dim: int = flag(256, "dimension of the projection")
+    temperature: float = flag(1.0, "temperature; the authors take 0.2 for ViTs", above=0)
+    hidden_dim: int = flag(4096, "width of the hidden layers of projection head and predictor", least=1)
+    out_dim: int = flag(256, "dimension of the projection", least=1)
     stop_grad_conv1: bool = flag(True, "leave a ViT's patch projection at its random start, for stability")
-    momentum_teacher: float = flag(0.99, "the momentum encoder's momentum at the start")
-    momentum_teacher_end: float = flag(1.0, "the momentum encoder's momentum at the end (cosine)")
+    momentum_teacher: float = flag(0.99, "the momentum encoder's momentum at the start", least=0, most=1)
+    momentum_teacher_end: float = flag(1.0, "the momentum encoder's momentum at the end (cosine)", least=0, most=1)
 
 
 class MoCoV3(Method):

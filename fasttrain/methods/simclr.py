@@ -19,9 +19,9 @@ from .base import Branch, Method, Network, Objective, Step, Task, width_of
 class SimCLRSettings(er.SphereSettings):
     """SimCLR's own settings, as in the paper for ResNet-50 at batch 4096."""
 
-    temperature: float = flag(0.1, "temperature of NT-Xent")
-    hidden_dim: int = flag(2048, "width of the projection head's hidden layer")
-    out_dim: int = flag(128, "dimension of the projection")
+    temperature: float = flag(0.1, "temperature of NT-Xent", above=0)
+    hidden_dim: int = flag(2048, "width of the projection head's hidden layer", least=1)
+    out_dim: int = flag(128, "dimension of the projection", least=1)
 
 
 class SimCLR(Method):

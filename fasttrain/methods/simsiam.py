@@ -19,8 +19,8 @@ from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, u
 class SimSiamSettings(er.SphereSettings):
     """SimSiam's own settings, as in its official code for ResNet-50."""
 
-    dim: int = flag(2048, "width of the projection head, and dimension of the projection")
-    pred_dim: int = flag(512, "width of the predictor's hidden layer")
+    dim: int = flag(2048, "width of the projection head, and dimension of the projection", least=1)
+    pred_dim: int = flag(512, "width of the predictor's hidden layer", least=1)
     fix_pred_lr: bool = flag(True, "keep the predictor's learning rate at its peak")
 
 

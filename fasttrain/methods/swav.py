@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,17 +21,19 @@ from .base import Branch, Method, Network, Objective, Step, Task, check_queue, w
 class SwAVSettings:
     """SwAV's own settings, as in its official code for ResNet-50 at batch 4096."""
 
-    nmb_prototypes: int = flag(3000, "number of prototypes")
-    hidden_dim: int = flag(2048, "width of the projection head's hidden layer")
-    out_dim: int = flag(128, "dimension of the projection")
-    temperature: float = flag(0.1, "temperature of the predictions")
-    epsilon: float = flag(0.05, "temperature of the codes (Sinkhorn's regularisation)")
+    nmb_prototypes: int = flag(3000, "number of prototypes", least=2)
+    hidden_dim: int = flag(2048, "width of the projection head's hidden layer", least=1)
+    out_dim: int = flag(128, "dimension of the projection", least=1)
+    temperature: float = flag(0.1, "temperature of the predictions", above=0)
+    epsilon: float = flag(0.05, "temperature of the codes (Sinkhorn's regularisation)", above=0)
     sinkhorn_iterations: int = flag(
-        3, "iterations of Sinkhorn; 0 for codes that are not balanced (collapses, unless with --entropy)"
+        3, "iterations of Sinkhorn; 0 for codes that are not balanced (collapses, unless with --entropy)", least=0
     )
-    queue_length: int = flag(0, "projections of each global view kept for Sinkhorn, on all ranks together; 0 for none")
-    epoch_queue_starts: float = flag(15.0, "epoch from which the queue is used")
-    freeze_prototypes_epochs: float = flag(1.0, "epochs during which the prototypes stay fixed")
+    queue_length: int = flag(
+        0, "projections of each global view kept for Sinkhorn, on all ranks together; 0 for none", least=0
+    )
+    epoch_queue_starts: float = flag(15.0, "epoch from which the queue is used", least=0)
+    freeze_prototypes_epochs: float = flag(1.0, "epochs during which the prototypes stay fixed", least=0)
 
 
 class SwAV(Method):
@@ -42,6 +45,7 @@ class SwAV(Method):
 
     Settings = SwAVSettings
     settings: SwAVSettings
+    zero_init_residual = False
 
     queue: Tensor
     queue_filled: Tensor
@@ -49,8 +53,6 @@ class SwAV(Method):
     def __init__(self, network: Network, settings: SwAVSettings, task: Task) -> None:
         super().__init__(settings, task)
         check_queue(settings.queue_length, task.batch)
-        if settings.sinkhorn_iterations < 0:
-            raise ValueError(f"--sinkhorn_iterations must be at least 0, got {settings.sinkhorn_iterations}")
         if settings.queue_length and not settings.sinkhorn_iterations:
             raise ValueError("the queue serves Sinkhorn alone: with --sinkhorn_iterations 0 give --queue_length 0")
         backbone = network(task.views.channels)
@@ -90,11 +92,9 @@ class SwAV(Method):
             everyone = torch.stack([gather_detached(view, self.group) for view in codes])
             self.queue.copy_(torch.cat([everyone, self.queue], dim=1)[:, : s.queue_length])
             self.queue_filled += everyone.shape[1]
-        centers = [
-            sinkhorn_center(z @ prototypes.T, epsilon=s.epsilon, iterations=s.sinkhorn_iterations, group=self.group)
-            for z in rows
-        ]
-        return torch.stack(centers)
+        balance = partial(sinkhorn_center, epsilon=s.epsilon, iterations=s.sinkhorn_iterations, group=self.group)
+        with torch.autocast(rows.device.type, enabled=False):  # scores in bf16, by an epsilon of 0.05, bend the codes
+            return torch.stack([balance(view @ prototypes.T) for view in rows])
 
     def _share_of_queue(self) -> Tensor:
         """This rank's part: all ranks hold the whole queue, and Sinkhorn runs over the rows of all of them."""
