@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench" / "evidence"))
 import against_lightly
 import campaign
 import learns
+import own_kernel
 from campaign import RESULTS, Run, knn_of, read, run_all, summary, table
 
 from fasttrain import methods
@@ -106,3 +107,4 @@ def test_the_documentation_s_tables_are_the_campaigns():
     page = (campaign.DOCS / "evidence.md").read_text()
     assert learns.report(read(RESULTS / "learns-cifar.json"), methods.names()) in page
     assert against_lightly.report(read(RESULTS / "against_lightly.json")) in page
+    assert own_kernel.report(read(RESULTS / "own-kernel.json")) in page
