@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .sources import DataError, content_stamp
+from .sources import DataError, class_numbers, content_stamp
 
 _FORMS = "a PIL image, encoded bytes, a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W]"
 log = logging.getLogger("fasttrain.data")
@@ -78,10 +78,7 @@ def source_from_dataset(
     found = np.asarray(labels) if labels is not None else _labels(dataset, first, name) if labelled else None
     if found is None:
         return DatasetSource(dataset, _image(first), None, classes, name)
-    if found.shape != (len(dataset),) or not np.issubdtype(found.dtype, np.integer):
-        what = f"labels are {found.dtype} {list(found.shape)}"
-        raise DataError(f"{name}: {what}; give a whole number for each of the {len(dataset)} images")
-    return DatasetSource(dataset, _image(first), found.astype(np.int64), classes, name)
+    return DatasetSource(dataset, _image(first), class_numbers(found, len(dataset), name), classes, name)
 
 
 def _first_item(dataset: MapDataset, name: str) -> Any:

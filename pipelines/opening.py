@@ -66,6 +66,9 @@ def open_source(data_path: str | None, val_path: str | None = None, *, cache: Pa
         if val_path is not None:
             raise DataError(f"a validation folder {val_path} without training data; give --data_path as well")
         return _digits()
+    for name, path in (("data path", data_path), ("val path", val_path)):
+        if path is not None and not path.strip():
+            raise DataError(f"the {name} is empty; give a folder or shards (an unset variable, perhaps)")
     root = Path(data_path).expanduser()
     held_out = _held_out(root)
     if val_path is None and len([path for path in held_out if path.name in _VALIDATION]) > 1:

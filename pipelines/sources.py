@@ -7,6 +7,7 @@ in ``shards.py``, torch data sets in ``dataset.py``; ``opening.py`` finds out wh
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from array import array
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+log = logging.getLogger("fasttrain.data")
 _TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # as TensorFlow's scripts name them
 
 
@@ -111,17 +113,15 @@ class ArraySource:
     def __init__(
         self,
         images: NDArray[np.uint8],
-        labels: NDArray[np.int64] | None = None,
+        labels: ArrayLike | None = None,
         classes: Sequence[str] = (),
         name: str = "array",
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
             shape = f"{images.dtype} {list(images.shape)}"
             raise DataError(f"{name}: images are {shape}; give uint8 [N, H, W, C] with N >= 1 and 1 or 3 channels")
-        if labels is not None and labels.shape != images.shape[:1]:
-            raise DataError(f"{name}: {len(images)} images but labels of shape {list(labels.shape)}; give one an image")
         self.name, self.images, self.channels = name, images, int(images.shape[-1])
-        self.labels = None if labels is None else labels.astype(np.int64)
+        self.labels = None if labels is None else class_numbers(labels, len(images), name)
         self.classes = tuple(classes)
 
     def __len__(self) -> int:
@@ -139,6 +139,21 @@ class ArraySource:
     def stamp(self, i: int) -> str:
         """Hash of the pixels of image ``i``."""
         return content_stamp(self.images[i])
+
+
+def class_numbers(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64] | None:
+    """The labels as class numbers [count]; None where some are negative, which says that they are not known.
+
+    Raises DataError for labels that are not one whole number an image.
+    """
+    found = np.asarray(labels)
+    if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
+        what = f"labels are {found.dtype} {list(found.shape)}"
+        raise DataError(f"{name}: {what}; give a whole number for each of the {count} images")
+    if unknown := int((found < 0).sum()):
+        log.warning("%s: %d of %d labels are negative, so unknown; all labels are left out", name, unknown, count)
+        return None
+    return found.astype(np.int64)
 
 
 def file_stamp(path: str) -> str:

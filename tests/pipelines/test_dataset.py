@@ -96,6 +96,15 @@ def test_labels_that_only_the_items_have_are_read_with_a_line(caplog):
     assert source_from_dataset(both).labels.tolist() == [0, 1, 2, 3, 1]
 
 
+def test_negative_labels_are_none(caplog):
+    """STL-10 says so of images without a label; as a class they broke the k-NN."""
+    data = Items([(RGB, k) for k in range(4)])
+    data.labels = np.array([0, -1, 2, -1])
+    assert source_from_dataset(data).labels is None
+    line = "Items: 2 of 4 labels are negative, so unknown; all labels are left out"
+    assert [record.getMessage() for record in caplog.records] == [line]
+
+
 def test_items_without_labels(caplog):
     images = TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8))  # its items are tuples of one
     assert source_from_dataset(images).labels is None

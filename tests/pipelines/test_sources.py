@@ -62,5 +62,5 @@ def test_arrays_of_another_shape(images):
 
 
 def test_labels_of_another_length():
-    with pytest.raises(DataError, match=r"2 images but labels of shape \[3\]; give one an image"):
+    with pytest.raises(DataError, match=r"labels are int64 \[3\]; give a whole number for each of the 2 images"):
         ArraySource(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64))
