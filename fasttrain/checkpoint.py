@@ -171,6 +171,13 @@ def _problem(path: Path, world: World) -> str | None:
     return next((problem for problem in found if problem), None)
 
 
+def verify(file: Path) -> None:
+    """Raise ConfigError where a file of a checkpoint is not what was written, by the sum in the checkpoint's card."""
+    expected = _content(file.parent).get("files", {}).get(file.name)
+    if expected and (problem := difference(file, Sum(*expected))):
+        raise ConfigError(f"checkpoint {file.parent} is broken: {problem}; choose another")
+
+
 def read_card(path: Path) -> Card:
     """The card of a checkpoint folder. Raises ConfigError if it cannot be read."""
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Card, read_card, unloadable
+from .checkpoint import Card, read_card, unloadable, verify
 from .config import ConfigError
 from .saved_state import harmless
 
@@ -27,7 +27,7 @@ def newest(run: Path) -> Path:
         hint = "let it train on (--saveckp_freq_steps N publishes one every N steps)"
         raise ConfigError(f"{run} has no complete checkpoint; {hint}, or choose another run")
     latest = folder / "latest"
-    named = folder / latest.read_text().strip() if latest.is_file() else found[-1]
+    named = folder / latest.read_text(errors="replace").strip() if latest.is_file() else found[-1]
     return named if named in found else found[-1]
 
 
@@ -87,6 +87,7 @@ def _read(path: Path) -> Any:
     """What one of DeepSpeed's files holds; it is mapped, so what nobody looks at (moments) is never read."""
     if not path.is_file():
         raise ConfigError(f"checkpoint {path.parent} is incomplete: {path.name} is missing; choose another")
+    verify(path)
     try:
         with torch.serialization.safe_globals(harmless()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -116,10 +116,10 @@ def write_summary(folder: Path, values: dict[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary.json of a finished run, or None."""
     try:
-        content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-        return content
+        content = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A checkpoint's weights, whole, or a line that says what is wrong. Parts of two ranks: tests/test_two_ranks.py."""
 
+import json
 import shutil
 
 import pytest
@@ -40,6 +41,12 @@ def test_a_prefix_chooses_and_is_taken_off(simclr_run, sharded):
         assert len(some) == 30
 
 
+def _forget_sums(folder):
+    """As in a checkpoint of another writer: what is wrong shows only when it is opened."""
+    card = json.loads((folder / "fasttrain.json").read_text())
+    (folder / "fasttrain.json").write_text(json.dumps({k: v for k, v in card.items() if k not in ("files", "crc32")}))
+
+
 def test_the_newest_complete_checkpoint_is_found(copy):
     folder = copy / "checkpoints"
     assert newest(copy) == newest(newest(copy)) == folder / "step-00000002"
@@ -47,8 +54,9 @@ def test_the_newest_complete_checkpoint_is_found(copy):
     assert newest(copy).name == "step-00000002"
     (folder / "latest").unlink()
     assert newest(copy).name == "step-00000002"
-    (folder / "latest").write_text("step-00000009")  # names one that was half removed
-    assert newest(copy).name == "step-00000002"
+    for named in (b"step-00000009", b"\xff\xfe"):  # one that was half removed; what a disk made of it
+        (folder / "latest").write_bytes(named)
+        assert newest(copy).name == "step-00000002"
 
 
 def test_a_run_without_a_complete_checkpoint_is_an_error(copy, tmp_path):
@@ -62,6 +70,10 @@ def test_what_is_missing_damaged_or_code_is_named(copy, sharded, tmp_path):
     folder = newest(copy)
     file = folder / "mp_rank_00_model_states.pt"
     whole = file.read_bytes()
+    file.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    with pytest.raises(ConfigError, match=r"step-00000002 is broken: .*mp_rank_00_model_states.pt"):
+        whole_tensors(folder)
+    _forget_sums(folder)
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"step-00000002 is damaged \(.+\); choose another"):
         whole_tensors(folder)

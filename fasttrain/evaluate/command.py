@@ -69,6 +69,8 @@ def _parse(arguments: Sequence[str]) -> Namespace:
             raise ConfigError(f"--{name} must be at least {minimum}, got {value}")
     if min(given.knn_k) < 1:
         raise ConfigError(f"--knn_k must be at least 1, got {min(given.knn_k)}")
+    if given.output and Path(given.output).is_dir():  # not after all has been computed
+        raise ConfigError(f"--output {given.output} is a folder; give a file in it")
     return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -48,9 +49,12 @@ def write_dino(backbone: Backbone, path: Path) -> str:
     load_weights(vit, read_weights(path), str(path))
     check_same(backbone, vit, "facebookresearch/dino")
     size = backbone.blueprint.size
-    built = "" if size == _THEIR_SIZE else f"  (build its ViT with img_size=[{size}]; its scripts assume {_THEIR_SIZE})"
+    channels = vit.patch_embed.proj.in_channels
+    others = [f"img_size=[{size}]"] * (size != _THEIR_SIZE) + [f"in_chans={channels}"] * (channels != 3)
+    theirs = f"its scripts assume {_THEIR_SIZE} pixels of 3 channels"
+    built = f"  (build its ViT with {', '.join(others)}; {theirs})" if others else ""
     patch = f"--arch {arch} --patch_size {vit.patch_embed.patch_size[0]}"
-    return f"python eval_knn.py --pretrained_weights {path.name} --checkpoint_key teacher {patch}{built}"
+    return f"python eval_knn.py --pretrained_weights {quote(path.name)} --checkpoint_key teacher {patch}{built}"
 
 
 def _their_arch(backbone: Backbone) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..config import ConfigError
@@ -42,7 +43,7 @@ def attention(network: nn.Module, images: Tensor) -> Tensor:
     finally:
         hook.remove()
         network.train(training)
-    size = vit.patch_embed.patch_size
+    size = to_2tuple(vit.patch_embed.patch_size)
     grid = images.shape[-2] // size[0], images.shape[-1] // size[1]
     tokens = grid[0] * grid[1] + getattr(vit, "num_prefix_tokens", 1)
     if not found or found[0].shape[-2:] != (tokens, tokens):  # in windows, or [CLS] joins later

@@ -64,7 +64,11 @@ def pictures(run: Run, sample: Sample | str) -> Pictures:
 def warnings(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before comparing."""
     lines = []
-    if len(data := dict.fromkeys(run.data for run in runs)) > 1:
+    data = dict.fromkeys(run.data for run in runs)
+    counts = dict.fromkeys(run.summary["images"] for run in runs if run.summary and "images" in run.summary)
+    if len(data) == 1 and len(counts) > 1:  # images in memory have no other name
+        data = dict.fromkeys(f"{count:,} images" for count in counts)
+    if len(data) > 1:
         lines.append(f"The runs are of different data ({'; '.join(data)}): their figures do not compare.")
     return lines + [f"{run.name}: {note}." for run in runs for note in run.notes]
 

@@ -115,7 +115,10 @@ def read_run(folder: Path, name: str) -> Run:
     except ConfigError:
         card = None
         notes.append("no complete checkpoint, so nothing is known of its network but what was logged")
-    return Run(folder, name, tuple(lines), read_summary(folder), config, text, card, tuple(notes))
+    summary = read_summary(folder)
+    if summary is None and (folder / "summary.json").exists():
+        notes.append("summary.json cannot be read, so whether it finished is unknown")
+    return Run(folder, name, tuple(lines), summary, config, text, card, tuple(notes))
 
 
 def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -139,7 +139,7 @@ def _of_another_network(run, tmp_path):
     ("harm", "line"),
     [
         (_unfinished, "has no complete checkpoint; let it train on"),
-        (_half_written, "step-00000002 is damaged"),
+        (_half_written, "step-00000002 is broken: mp_rank_00_model_states.pt has 5,000 bytes"),
         (_of_another_network, "is of another network than this ResNet"),
     ],
 )
@@ -163,6 +163,9 @@ def test_runs_that_cannot_be_evaluated_are_one_line(simclr_run, tmp_path, capsys
         (["--timm", "resnet18", "--linear_epochs", "0"], "--linear_epochs must be at least 1"),
         (["--timm", "resnet18", "--lineal_epochs", "5"], "argument --lineal_epochs is unknown; did you mean --linear"),
         (["--timm", "resnet18", "--data_path", "/none"], "/none: no such folder"),
+        (["--timm", "resnet18", "--data_path", ""], "the data path is empty; give a folder or shards"),
+        (["--timm", "resnet18", "--output", "/"], "--output / is a folder; give a file in it"),
+        (["--timm", "resnet18", "--seed", str(10**20)], "--seed must be at least 0 and below 2**63"),
         (["--timm", "vit_tiny_patch16_224", "--size", "40"], "patch"),
         (["--timm", "vgg11", "--size", "16"], "--size: VGG cannot take a view of 16 pixels ("),
     ],

@@ -98,6 +98,14 @@ def test_without_labels_a_line_says_what_is_left_out(backbone, splits, missing):
     assert cache.extracted == 20 + 6  # what nobody needs is not extracted
 
 
+def test_one_image_is_too_few_for_what_compares_images(backbone):
+    figures, _, notes = _evaluate(backbone, Splits("one", _source(1), None))
+    assert figures == {}
+    assert [note for note in notes if "one image" in note] == [
+        f"left out, since one image alone can be read: {name}" for name in ("spectrum", "views")
+    ]
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_one_metric_alone(backbone, name):
     splits = Splits("noise", _source(60), _source(30, seed=1))

@@ -51,6 +51,7 @@ def test_registers_are_no_patches_and_the_network_stays_as_it_was():
         ("vit_base_patch16_siglip_224", {"depth": 1}),  # pools its patches by attention
         ("cait_xxs24_224", {"depth": 1}),  # [CLS] joins after the last block
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
+        ("xcit_nano_12_p16_224", {"depth": 1}),  # attention of channels, not of patches
     ],
 )
 def test_networks_without_such_a_token_are_refused(name, options):

@@ -139,6 +139,16 @@ def test_runs_of_different_data_are_warned_of(tmp_path, simclr_run):
     assert not any("different data" in line for line in page.warnings(read_runs([simclr_run])))
 
 
+def test_as_many_images_in_memory_are_no_others(tmp_path):
+    runs = [_made_up(tmp_path / name) for name in ("one", "two", "three")]
+    for run, images in zip(runs, (4000, 70, None), strict=True):
+        (run / "config.yaml").write_text("method: simclr\ndata_path: 'in memory: array'\n")
+        if images:
+            (run / "summary.json").write_text(json.dumps({"images": images}))
+    assert "different data (4,000 images; 70 images)" in page.warnings(read_runs(runs[:2]))[0]
+    assert not any("different data" in line for line in page.warnings(read_runs(runs[1:])))
+
+
 def test_a_run_without_any_measure_of_the_bound(tmp_path):
     text = Parsed(page.render([read_run(_made_up(tmp_path / "bare", entropy=None), "bare")])).text
     assert "Left out: no step was logged" in text

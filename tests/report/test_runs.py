@@ -46,6 +46,15 @@ def test_lines_that_are_cut_or_hold_no_step_are_counted(tmp_path):
     assert run.curve("lr") == [(0.5, 0.1)]
 
 
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe"])
+def test_a_summary_that_cannot_be_read_is_a_note(tmp_path, content):
+    _lines(tmp_path, {"step": 1, "epoch": 1.0, "loss": 1.0})
+    (tmp_path / "summary.json").write_bytes(content)
+    run = read_run(tmp_path, "it")
+    assert run.summary is None
+    assert "summary.json cannot be read, so whether it finished is unknown" in run.notes
+
+
 @pytest.mark.parametrize("text", ["method: dino\nlrr: 1\n", "method: nobody\n", "- 1\n", "{", ""])
 def test_a_configuration_that_cannot_be_used_is_a_note(tmp_path, text):
     _lines(tmp_path, {"step": 1, "epoch": 1.0, "loss": 1.0})
