@@ -75,15 +75,16 @@ def train(
     """Train as ``fasttrain train --method METHOD`` does, with a live display in terminals and notebooks.
 
     ``data`` is what ``--data_path`` takes (nothing: the embedded digits), a map-style data set as
-    :func:`fasttrain.pipelines.source_from_dataset` reads it, or a source; ``val`` is the same for held-out images,
-    which serve k-NN only. ``config`` is a YAML file, as a run's config.yaml; ``settings`` are the flags of the command
-    line by name (``epochs=30, lr=1e-3, recipe="cifar", output_dir="runs/mine"``), and overrule it, as ``entropy`` does.
+    :func:`fasttrain.pipelines.source_from_dataset` reads it, a source, or ``Splits`` of both; ``val`` is the same for
+    held-out images, which serve k-NN only. ``config`` is a YAML file, as a run's config.yaml; ``settings`` are the
+    flags of the command line by name (``epochs=30, lr=1e-3, recipe="cifar", output_dir="runs/mine"``), and overrule it, as
+    ``entropy`` does.
 
-    Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result. Raises ConfigError or DataError,
-    both ValueError, for what cannot be run; ``guard.Diverged`` where loss or gradients stay not finite;
-    ``trainer.Collapsed`` if asked to stop then; ``interruption.Interrupted`` after SIGTERM, Ctrl-C or a notebook's stop
-    button, with a checkpoint that the same call with the same ``output_dir`` goes on from; ``watchdog.Crashed`` for any
-    other error.
+    Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result. Raises ImportError without the
+    ``train`` extra; ConfigError or DataError, both ValueError, for what cannot be run; ``guard.Diverged`` where loss or
+    gradients stay not finite; ``trainer.Collapsed`` if asked to stop then; ``interruption.Interrupted`` after SIGTERM,
+    Ctrl-C or a notebook's stop button, with a checkpoint that the same call with the same ``output_dir`` goes on from;
+    ``watchdog.Crashed`` for any other error.
 
     Source: the methods are those of docs/methods.md, the bound that of arXiv 2307.10907.
     """
@@ -137,6 +138,9 @@ def _splits(data: Any, val: Any) -> Splits | None:
         if val is not None:
             raise ConfigError("data has its held-out images already; leave val out")
         return data
+    for name, one in (("data", data), ("val", val)):
+        if one is not None and not (hasattr(one, "__len__") and (hasattr(one, "__getitem__") or hasattr(one, "read"))):
+            raise ConfigError(f"{name} is {type(one).__name__}; give a path, a map-style data set or a source")
     train, held_out = (one if one is None or hasattr(one, "read") else source_from_dataset(one) for one in (data, val))
     assert train is not None
     return Splits(train.name, train, held_out)

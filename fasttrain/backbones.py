@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,8 +160,10 @@ def from_file(path: Path) -> Backbone:
 def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = None, seed: int = 0) -> Backbone:
     """A timm model as it is, with the weights of a file, or random ones by the seed; nothing is downloaded.
 
-    ``size`` is that of the images, in pixels, where it is not the one that timm notes for the model. Raises ConfigError
-    for a name that timm does not know, and weights of another network.
+    ``size`` is that of the images, in pixels, where it is not the one that timm notes for the model. Images are
+    normalised as a file of ours says, else as timm notes for the name: ``vit_small_patch16_224.dino`` is normalised as
+    DINO's weights want, ``vit_small_patch16_224`` as others. Raises ConfigError for a name that timm does not know, and
+    weights of another network.
     """
     if not timm.is_model(name):
         raise ConfigError(unknown_name(f"timm model {name!r}", name, timm.list_models()))
@@ -178,6 +180,9 @@ def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = N
     )
     if pretrained is not None:
         load_weights(network, read_weights(pretrained), str(pretrained))
+        if about := read_metadata(pretrained):
+            ours = Blueprint.read(about, pretrained)
+            blueprint = replace(blueprint, mean=ours.mean, std=ours.std, interpolation=ours.interpolation)
     return Backbone(network, blueprint, f"timm {name}, {pretrained.name if pretrained else f'random, seed {seed}'}")
 
 
@@ -234,6 +239,8 @@ def open_backbone(given: argparse.Namespace) -> Backbone:
         raise ConfigError("which network? give a run's folder, an exported file, or --timm NAME; one of them")
     if given.size is not None and given.size < 1:
         raise ConfigError(f"--size must be at least 1 pixel, got {given.size}")
+    if not 0 <= given.seed < 2**63:
+        raise ConfigError(f"--seed must be at least 0 and below 2**63, got {given.seed}")
     if given.timm is not None:
         if given.which is not None:
             raise ConfigError("--which is for runs; leave it out with --timm")

@@ -99,6 +99,8 @@ def test_a_torch_data_set(tmp_path):
         ({"lrr": 0.1}, ConfigError, "setting 'lrr' is unknown; did you mean lr"),
         ({"epochs": 0}, ConfigError, "--epochs must be at least 1, got 0"),
         ({"data": "/no/such"}, DataError, "no such folder"),
+        ({"data": ""}, DataError, "the data path is empty"),
+        ({"data": 5}, ConfigError, "data is int; give a path, a map-style data set or a source"),
         ({"config": "/no/such.yaml"}, ConfigError, "--config /no/such.yaml cannot be read"),
         ({"data": "/some", "val": _arrays(4)}, ConfigError, "give both as paths or both as data sets"),
         ({"data": _arrays(4), "val": "/some"}, ConfigError, "val must be a data set too"),

@@ -119,6 +119,21 @@ def test_a_stock_model_for_another_size(tmp_path):
     assert resized.network.pos_embed.shape == (1, 17, 192)
 
 
+def test_a_stock_model_with_our_weights_is_normalised_as_they_are(tmp_path):
+    """timm's vit_tiny_patch16_224 is for weights that want 0.5, and so were ours evaluated."""
+    network = from_timm("vit_tiny_patch16_224").network
+    ours = Blueprint("vit_tiny", 224, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2), interpolation="linear")
+    save_file(network.state_dict(), tmp_path / "ours.safetensors", metadata=metadata(ours.written()))
+    save_file(network.state_dict(), tmp_path / "any.safetensors")
+    for name, file, mean in (
+        ("vit_tiny_patch16_224", "ours", 0.4),
+        ("vit_tiny_patch16_224", "any", 0.5),
+        ("vit_small_patch16_224.dino", None, 0.485),
+    ):
+        found = from_timm(name, pretrained=file and tmp_path / f"{file}.safetensors").blueprint
+        assert found.mean[0] == mean
+
+
 def test_a_stock_model_that_cannot_be_of_a_size_is_an_error():
     with pytest.raises(ConfigError, match=r"'nest_tiny' cannot be built: .* \(for images of 50 pixels\)"):
         from_timm("nest_tiny", size=50)

@@ -5,20 +5,22 @@
 
 SimCLR, SwAV, DINO and BYOL by the cifar recipe. Lightly's side is its dataset, transforms, heads, losses and EMA in the
 loop of its examples (``bench/trainer_sides/peer.py``), with our backbone, AdamW, schedules and k-NN. Each training is a
-process of its own, ours and lightly's in turn; seconds are those of the loop. Where the two differ by design, ours
-follows lightly here: weight decay on every parameter, the momentum of BYOL and DINO constant, no frozen prototypes.
+process of its own, ours and lightly's in turn; seconds are those of the loop, of the fastest seed. Where the two differ
+by design, ours follows lightly here: weight decay on every parameter, the momentum of BYOL and DINO constant, no frozen
+prototypes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from campaign import RESULTS, ROOT, Row, Run, knn_of, parser, run_all, summary, table
+from campaign import RESULTS, ROOT, Row, Run, knn_of, parser, run_all, table
 
 _METHODS = ("simclr", "swav", "dino", "byol")
 _EPOCHS = 5
@@ -94,12 +96,17 @@ def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
     return {"knn_top1": found.knn_top1, "rankme": found.rankme, "seconds": seconds, "images_per_s": images / seconds}
 
 
+def fastest(rows: list[Row], name: str) -> float:
+    """Least seconds of a run's seeds: what else the machine does only adds to them."""
+    return min((float(row["seconds"]) for row in rows if row["run"] == name), default=math.nan)
+
+
 def report(rows: list[Row], methods: Sequence[str] = _METHODS) -> str:
     """A line a method: k-NN of both, and lightly's seconds by ours."""
     body = []
     for method in methods:
         cells = [knn_of(rows, name) for name in (method, f"{method} lightly")]
-        seconds = [summary(rows, name, "seconds")[0] for name in (method, f"{method} lightly")]
+        seconds = [fastest(rows, name) for name in (method, f"{method} lightly")]
         body.append([method, *cells, *(f"{s:.0f}" for s in seconds), f"{seconds[1] / seconds[0]:.1f}"])
     return table(["method", "k-NN, ours (seeds)", "lightly", "seconds, ours", "lightly", "ratio"], body)
 

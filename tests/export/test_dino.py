@@ -85,6 +85,13 @@ def test_the_line_names_their_network(tmp_path, capsys):
     assert " --arch vit_tiny --patch_size 16 " in capsys.readouterr().out
 
 
+def test_the_line_says_what_their_scripts_do_not_build(tmp_path):
+    blueprint = Blueprint("vit_tiny", 28, encoders=(1,), patch_size=7, channels=1, mean=(0.5,), std=(0.25,))
+    line = write_dino(Backbone(blueprint.build().eval(), blueprint, "grey"), tmp_path / "a b.pth")
+    assert " --pretrained_weights 'a b.pth' " in line
+    assert "(build its ViT with img_size=[28], in_chans=1; its scripts assume 224 pixels of 3 channels)" in line
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 def test_their_networks_are_known_by_their_shapes(size):
     blueprint = Blueprint(f"vit_{size}_patch16_224", 32)
