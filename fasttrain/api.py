@@ -77,8 +77,8 @@ def train(
     ``data`` is what ``--data_path`` takes (nothing: the embedded digits), a map-style data set as
     :func:`fasttrain.pipelines.source_from_dataset` reads it, a source, or ``Splits`` of both; ``val`` is the same for
     held-out images, which serve k-NN only. ``config`` is a YAML file, as a run's config.yaml; ``settings`` are the
-    flags of the command line by name (``epochs=30, lr=1e-3, recipe="cifar", output_dir="runs/mine"``), and overrule it, as
-    ``entropy`` does.
+    flags of the command line by name (``epochs=30, lr=1e-3, recipe="cifar", output_dir="runs/mine"``), and overrule
+    it, as ``entropy`` does.
 
     Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result. Raises ImportError without the
     ``train`` extra; ConfigError or DataError, both ValueError, for what cannot be run; ``guard.Diverged`` where loss or

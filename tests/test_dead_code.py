@@ -20,7 +20,6 @@ _USED_FROM_OUTSIDE = {
     "enable_backward_allreduce": "DeepSpeed reads it",
     "drop_prob": "timm's DropPath reads it",
     "logit_bias": "an argument of open_clip's ClipLoss",
-    "__getitem__": "a protocol's: what is asked of data sets",
     "uri": "page.html reads it",
     "caption": "page.html reads it",
     "slope": "rand_augment._column reads it by its name",
