@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .backend import Backend
+from .backend import Backend, choose_backend
 from .checks import check_pair, check_positive, check_rows
 from .collectives import Group, gather_rows, mean_over_ranks
 from .contrastive import dot_of_all
@@ -55,14 +55,22 @@ def vmf_entropy(
 
 
 def vmf_reconstruction(
-    z0: Tensor, z1: Tensor, *, kappa: float = 10.0, normalizer: Normalizer = "exact", group: Group | None = None
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    kappa: float = 10.0,
+    normalizer: Normalizer = "exact",
+    backend: Backend = "auto",
+    group: Group | None = None,
 ) -> Tensor:
     """``-E log q(z1 | z0) = -log C_D(kappa) - kappa mean_i <z0_i, z1_i>`` in nats, for unit-norm z0, z1 [N, D].
 
-    Raises ValueError for shapes or types that differ, D < 2, kappa not above 0 or a normalizer that is none.
+    It is one sum of products whichever ``backend`` is named. Raises ValueError for shapes or types that differ, D < 2,
+    kappa not above 0 or a normalizer that is none.
     """
     check_pair(z0, z1, "z0", "z1", least_dim=2, same_rows=True)
     check_positive(kappa, "kappa")
+    choose_backend(backend, z0)
     cosine = mean_over_ranks(dot_of_all(z0, z1) / len(z0), group)
     return -_log_normalizer(z0.shape[1], kappa, normalizer) - kappa * cosine
 

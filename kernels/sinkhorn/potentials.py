@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..backend import Backend, choose_backend
 from ..collectives import Group
 from . import reference
 
@@ -24,7 +25,12 @@ _RANGE = 80.0  # nats: e^-80 is a normal number, and a sum of many of its invers
 
 @torch.no_grad()
 def sinkhorn_center(
-    scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None
+    scores: Tensor,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    backend: Backend = "auto",
+    group: Group | None = None,
 ) -> Tensor:
     """The column potential of the balanced assignment of B rows to K prototypes: ``center`` [K], fp32.
 
@@ -32,10 +38,11 @@ def sinkhorn_center(
     balanced target is a softmax with a key bias and nothing of size B x K has to be rescaled. Each iteration asks first
     for equal prototypes (columns sum to B / K), then for rows that sum to 1 (SwAV, arXiv 2006.09882, section 3.1).
     With ``group`` the batch is that of all ranks; K floats are reduced an iteration. Scores [B, K] of any float dtype,
-    fp16 included, where exp(1 / 0.05) would be infinite. Raises ValueError for scores that are not [B, K], or settings
-    that mean nothing.
+    fp16 included, where exp(1 / 0.05) would be infinite. ``backend`` "eager" takes log-sum-exps (reference.py), all
+    others the same matrix-vector products. Raises ValueError for scores that are not [B, K], or settings that mean
+    nothing.
     """
-    found = _potentials(scores, epsilon, iterations, group)
+    found = _potentials(scores, epsilon, iterations, backend, group)
     if found is None:
         return reference.sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
     _, columns, top = found
@@ -43,12 +50,19 @@ def sinkhorn_center(
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None) -> Tensor:
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    backend: Backend = "auto",
+    group: Group | None = None,
+) -> Tensor:
     """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32.
 
     It has no gradient: assignments are targets. Arguments and errors as :func:`sinkhorn_center`.
     """
-    found = _potentials(scores, epsilon, iterations, group)
+    found = _potentials(scores, epsilon, iterations, backend, group)
     if found is None:
         return reference.sinkhorn(scores, epsilon=epsilon, iterations=iterations, group=group)
     e, columns, _ = found
@@ -57,13 +71,15 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, grou
 
 
 def _potentials(
-    scores: Tensor, epsilon: float, iterations: int, group: Group | None
+    scores: Tensor, epsilon: float, iterations: int, backend: Backend, group: Group | None
 ) -> tuple[Tensor, Tensor, float] | None:
-    """E, v and the largest score; or None if the scores are too far apart for E."""
+    """E, v and the largest score; or None where the reference is asked for, or the scores are too far apart for E."""
     if scores.ndim != 2 or 0 in scores.shape or not scores.is_floating_point():
         raise ValueError(f"scores must be floating point [B, K], got {scores.dtype} {tuple(scores.shape)}")
     if iterations < 1 or not epsilon > 0 or math.isinf(epsilon):
         raise ValueError(f"sinkhorn needs iterations >= 1 and a positive epsilon, got {iterations} and {epsilon}")
+    if choose_backend(backend, scores) == "eager":
+        return None
     scores = scores.float()
     least, most = scores.aminmax()
     bounds = torch.stack([-least, most])

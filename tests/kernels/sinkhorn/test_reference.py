@@ -19,11 +19,12 @@ def _swav(scores, epsilon, iterations):
     return (q * b).T
 
 
+@pytest.mark.parametrize("backend", ["auto", "eager"])
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(2, 40), st.integers(2, 20), st.integers(1, 5), st.integers(0, 1000))
-def test_equals_the_rescaling_form(rows, columns, iterations, seed):
+def test_equals_the_rescaling_form(backend, rows, columns, iterations, seed):
     scores = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    ours = sinkhorn(scores, epsilon=0.1, iterations=iterations)
+    ours = sinkhorn(scores, epsilon=0.1, iterations=iterations, backend=backend)
     torch.testing.assert_close(ours.double(), _swav(scores, 0.1, iterations), rtol=2e-4, atol=1e-6)
 
 
@@ -38,6 +39,11 @@ def test_half_precision_scores_of_one_stay_finite():
     assignment = sinkhorn(torch.eye(4, dtype=torch.float16))
     assert assignment.isfinite().all()
     torch.testing.assert_close(assignment.diagonal(), torch.ones(4), rtol=1e-3, atol=1e-3)
+
+
+def test_a_backend_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="backend must be one of"):
+        sinkhorn(torch.rand(3, 3), backend="cuda")
 
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"epsilon": 0.0}, {"epsilon": -1.0}])
