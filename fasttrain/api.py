@@ -17,9 +17,6 @@ if TYPE_CHECKING:  # torch must not be imported before its threads are set, see 
     from .pipelines import Source, Splits
     from .pipelines.dataset import MapDataset
 
-IN_MEMORY = "in memory: "
-"""Begins the ``data_path`` of a run whose images have none, so that nobody takes others for them."""
-
 
 @dataclass(frozen=True, repr=False)
 class Result:
@@ -94,7 +91,7 @@ def train(
     try:
         from .backbones import from_run
         from .command_line import read_yaml
-        from .config import resolve
+        from .config import IN_MEMORY, resolve
         from .engine import quiet_deepspeed
         from .pipelines import open_source
         from .recorder import output_folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,10 @@ from .recipes import recipe_layers
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+IN_MEMORY = "in memory: "
+"""Begins the ``data_path`` of a run whose images have none, so that nobody takes others for them."""
 
 
 class ConfigError(ValueError):
@@ -120,6 +125,16 @@ class Config:
             flat[key] = getattr(self.views, key)
         flat["views"] = [dataclasses.asdict(view) for view in self.views.views]
         return yaml.safe_dump(_plain(flat), sort_keys=False)
+
+    def anywhere(self) -> Config:
+        """The same with whole paths of the images, which mean the same in every folder."""
+        paths = {name: getattr(self.train, name) for name in ("data_path", "val_path")}
+        whole = {
+            name: os.path.abspath(os.path.expanduser(path))
+            for name, path in paths.items()
+            if path and not path.startswith(IN_MEMORY)
+        }
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, **whole))
 
 
 VIEW_FLAGS = ("global_crops_size", "global_crops_scale", "local_crops_number", "local_crops_size", "local_crops_scale")

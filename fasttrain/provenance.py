@@ -28,7 +28,7 @@ def provenance(config: Config) -> dict[str, str | None]:
 
 def config_hash(config: Config) -> str:
     """16 hexadecimal digits of the SHA-256 of everything that decides the run; where it is written does not."""
-    flat = yaml.safe_load(config.to_yaml())
+    flat = yaml.safe_load(config.anywhere().to_yaml())
     decides = {name: value for name, value in flat.items() if name not in _WHERE}
     return hashlib.sha256(yaml.safe_dump(decides, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -125,7 +125,7 @@ class _Run:
         display = Display(self.last, done) if main else None
         with ExitStack() as stack:
             if main:
-                (self.output / "config.yaml").write_text(self.config.to_yaml())
+                (self.output / "config.yaml").write_text(self.config.anywhere().to_yaml())
             if display:
                 self._introduce(display, done, untrained.knn_top1, pixels)
                 for line in notes:

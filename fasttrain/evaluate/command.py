@@ -79,9 +79,8 @@ def _evaluate(given: Namespace) -> int:
     from rich.console import Console
 
     from .. import __version__
-    from ..api import IN_MEMORY
     from ..backbones import open_backbone
-    from ..config import ConfigError
+    from ..config import IN_MEMORY, ConfigError
     from ..distributed import initialise, world_from_environment
     from ..networks import check_crops
     from ..pipelines import open_source

@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..api import IN_MEMORY
 from ..command_line import parse
-from ..config import VIEW_FLAGS, Config, ConfigError, resolve
+from ..config import IN_MEMORY, VIEW_FLAGS, Config, ConfigError, resolve
 from ..pipelines import ViewRecipe
 from .charts import NOTHING
 from .runs import Run

@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..api import IN_MEMORY
 from ..backbones import Backbone, from_run
-from ..config import ConfigError
+from ..config import IN_MEMORY, ConfigError
 from ..evaluate.features import Subset, extract
 from ..pipelines import DataError, Loader, Splits, ViewRecipe, evaluation_view, open_source
 from .pictures import in_rgb, to_image

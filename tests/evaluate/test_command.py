@@ -8,7 +8,7 @@ from math import inf, nan
 import pytest
 
 from fasttrain.cli import main
-from tests.small_runs import start
+from tests.small_runs import flags, start
 
 _QUICK = ["--linear_epochs", "2", "--lidar_images", "4", "--lidar_views", "2", "--num_workers", "1"]
 _OF_THE_CALL = {"network", "checkpoint", "extracted", "cached", "arch"}
@@ -119,6 +119,14 @@ def test_the_run_s_own_data_unless_given(simclr_run, tmp_path):
     flags = ["--metrics", "spectrum", "--cache", "none", "--output", str(file)]
     assert main(["eval", str(simclr_run), *flags]) == 0
     assert json.loads(file.read_text())["dataset"] == "noise"
+
+
+def test_a_run_s_data_is_found_from_another_folder(images, tmp_path, monkeypatch):
+    """It was trained with a relative path."""
+    monkeypatch.chdir(images.parent)
+    assert main(["train", *flags(images.name, tmp_path / "run", "--limit_steps", 1)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "run", "--metrics", "spectrum", "--cache", "none"]) == 0
 
 
 def _unfinished(run, tmp_path):
