@@ -63,7 +63,7 @@ def drops(
 
 def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], families: Mapping[str, str], path: Path) -> None:
     """Entropy, its ceiling and reconstruction over the steps: a column a family, the twins below."""
-    figure, panels = plt.subplots(2, len(families), figsize=(9, 5), sharex=True, sharey="col", layout="constrained")
+    figure, panels = plt.subplots(2, len(families), figsize=(9, 5), sharex="col", sharey="col", layout="constrained")
     for column, (family, method) in zip(panels.T, families.items(), strict=True):
         for axes, twin, label in zip(column, ("", "+er"), ("", ", with --entropy"), strict=True):
             run = runs[method + twin]
