@@ -22,7 +22,8 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, chunk: int = 256) -> tuple
     """Cosines, highest first, and rows of the bank [N, D] nearest to each of the queries [M, D]: both [M, min(k, N)].
 
     In chunks of queries, so that at most chunk x N cosines exist, on the device of the queries: a bank that is kept
-    elsewhere, as one too large for a GPU, passes by once, 1 GiB at a time.
+    elsewhere, as one too large for a GPU, passes by once, 1 GiB at a time. Larger chunks are slower on a CPU: beyond
+    32 MiB every product is written to new pages, which take a fifth of its time (glibc's largest mmap threshold).
     """
     best: tuple[Tensor, Tensor] | None = None
     passed = 0
