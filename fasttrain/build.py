@@ -53,7 +53,8 @@ def _check_batch(method: Method, config: Config, world_size: int) -> None:
         raise ConfigError(f"--bn_splits {splits} does not divide the batch of {here} images a rank; choose a divisor")
     rows = here * world_size if method.synchronised_batch_norm else here // splits
     if rows == 1 and any(isinstance(m, _BatchNorm) for m in method.modules()):
-        raise ConfigError("BatchNorm needs more than one image a batch; raise --batch_size_per_gpu")
+        fewer = " or lower --bn_splits" if splits > 1 else ""
+        raise ConfigError(f"BatchNorm needs more than one image a batch; raise --batch_size_per_gpu{fewer}")
     if here * world_size == 1 and getattr(config.settings, "entropy_leave_one_out", False):
         raise ConfigError("--entropy_leave_one_out needs more than one image a batch; raise --batch_size_per_gpu")
 

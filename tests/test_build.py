@@ -32,7 +32,7 @@ def test_every_method_is_built_on_a_resnet_and_on_a_vit(method, entropy):
         ("swav", {"sinkhorn_iterations": 0, "queue_length": 128}, "the queue serves Sinkhorn alone"),
         ("moco", {"batch_size_per_gpu": 100}, "--queue_length 4096 is not a multiple of the batch, 100"),
         ("moco", {"batch_size_per_gpu": 8, "bn_splits": 3}, "--bn_splits 3 does not divide the batch of 8 images"),
-        ("moco", {"batch_size_per_gpu": 8, "bn_splits": 8}, "BatchNorm needs more than one image a batch"),
+        ("moco", {"batch_size_per_gpu": 8, "bn_splits": 8}, "raise --batch_size_per_gpu or lower --bn_splits"),
         ("simclr", {**_SMALL, "batch_size_per_gpu": 1, "entropy_leave_one_out": True}, "needs more than one image"),
         ("deepcluster", {"nmb_prototypes": 1001}, "--nmb_prototypes 1001 is more than the .* images of an epoch"),
         (

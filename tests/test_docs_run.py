@@ -87,6 +87,8 @@ def _short(command, place):
         words += _STEP.split()
         if "dino" in words:
             words += ["--out_dim", "512"]
+        if "moco" in words:  # its BatchNorm would see one image at a time
+            words += ["--bn_splits", "1"]
         if "--data_path" in words:
             words += ["--global_crops_size", "64"]
             if "dino" in words:

@@ -53,7 +53,7 @@ def _text_as_images(folder):
         (["--data_path", "/no/such/*.tar"], "/no/such/.*.tar: no file matches; check the pattern"),
         (["--num_workers", "-1"], "--num_workers must be at least 0, got -1"),
         (["--max_skipped_steps", "0"], "--max_skipped_steps must be at least 1, got 0"),
-        (["--watchdog_minutes", "-1"], "--watchdog_minutes must be a finite number of at least 0, got -1.0"),
+        (["--watchdog_minutes", "-1"], "--watchdog_minutes must be at least 0, got -1.0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "__name__", ""),
 )
