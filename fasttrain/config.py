@@ -21,7 +21,6 @@ from .recipes import recipe_layers
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
 IN_MEMORY = "in memory: "
 """Begins the ``data_path`` of a run whose images have none, so that nobody takes others for them."""
 
@@ -102,6 +101,11 @@ class TrainConfig:
     stop_on_collapse: bool = flag(False, "stop, with exit status 3, when the representation has collapsed")
     knn_every: int = flag(10, "epochs between k-NN evaluations; 0: only at the end", least=0)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images have no path, but came as a data set from Python."""
+        return (self.data_path or "").startswith(IN_MEMORY)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -128,12 +132,10 @@ class Config:
 
     def anywhere(self) -> Config:
         """The same with whole paths of the images, which mean the same in every folder."""
+        if self.train.in_memory:
+            return self
         paths = {name: getattr(self.train, name) for name in ("data_path", "val_path")}
-        whole = {
-            name: os.path.abspath(os.path.expanduser(path))
-            for name, path in paths.items()
-            if path and not path.startswith(IN_MEMORY)
-        }
+        whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **whole))
 
 

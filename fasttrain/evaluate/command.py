@@ -80,7 +80,7 @@ def _evaluate(given: Namespace) -> int:
 
     from .. import __version__
     from ..backbones import open_backbone
-    from ..config import IN_MEMORY, ConfigError
+    from ..config import ConfigError
     from ..distributed import initialise, world_from_environment
     from ..networks import check_crops
     from ..pipelines import open_source
@@ -100,7 +100,7 @@ def _evaluate(given: Namespace) -> int:
     data_path, val_path = given.data_path, given.val_path
     if data_path is None and own is not None:
         data_path, val_path = own.data_path, val_path or own.val_path
-        if (data_path or "").startswith(IN_MEMORY):
+        if own.in_memory:
             raise ConfigError("the run's images were in memory and have no path; give some by --data_path")
     splits = open_source(data_path, val_path)
     if world.size > 1:

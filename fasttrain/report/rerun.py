@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..command_line import parse
-from ..config import IN_MEMORY, VIEW_FLAGS, Config, ConfigError, resolve
+from ..config import VIEW_FLAGS, Config, ConfigError, resolve
 from ..pipelines import ViewRecipe
 from .charts import NOTHING
 from .runs import Run
@@ -25,7 +25,7 @@ def command(run: Run) -> str | None:
 
     Flags say what is not in the recipe already. What flags cannot say, as a list of views, is read from config.yaml.
     """
-    if run.config is None or (run.config.train.data_path or "").startswith(IN_MEMORY):
+    if run.config is None or run.config.train.in_memory:
         return None
     words = _flags(run.config)
     try:

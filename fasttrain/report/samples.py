@@ -110,7 +110,7 @@ def class_name(classes: Sequence[str], label: int) -> str:
 def _open(run: Run) -> Splits:
     assert run.config is not None
     t, index = run.config.train, run.path / "index"
-    if (t.data_path or "").startswith(IN_MEMORY):
+    if t.in_memory:
         name = str(t.data_path).removeprefix(IN_MEMORY)
         raise DataError(f"its data, {name}, was in memory and has no path; from Python, Result.report() shows it")
     splits = open_source(t.data_path, t.val_path, cache=index if index.is_dir() else None)
