@@ -91,13 +91,16 @@ def evaluate(
     figures: dict[str, Any] = {}
     if train is not None and val is not None:
         figures |= _with_labels(_clean(train), _clean(val), labelled, protocol, note)
-    for name, found in (("spectrum", train if "spectrum" in wanted else None), ("views", views)):
-        if found is not None and len(found.features) < 2:
+
+    def enough(found: Features, name: str) -> bool:
+        if len(found.features) < 2:
             note(f"left out, since one image alone can be read: {name}")
-    if train is not None and "spectrum" in wanted and len(train.features) > 1:
+        return len(found.features) > 1
+
+    if train is not None and "spectrum" in wanted and enough(train, "spectrum"):
         note("spectrum")
         figures |= _spectrum(_clean(train))
-    if views is not None and len(views.features) > 1:
+    if views is not None and enough(views, "views"):
         note("augmented views")
         figures |= {"lidar": lidar(views.features), "alignment": alignment(views.features)}
         figures |= {"lidar_images": len(views.features), "lidar_views": protocol.lidar_views}
