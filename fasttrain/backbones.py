@@ -133,13 +133,13 @@ def from_run(path: Path, which: Which | None = None) -> Backbone:
         raise ConfigError(f"{file} is missing, so the run's network is unknown; give the folder of a whole run")
     values = read_yaml(file)
     config = resolve(str(values.get("method", card.method)), {}, values)
-    tensors = whole_tensors(folder, f"{which or 'teacher'}.backbone.")
-    if which == "teacher" and not tensors:
+    has_teacher = hasattr(config.settings, "momentum_teacher")  # as every method with a teacher
+    if which == "teacher" and not has_teacher:
         raise ConfigError(f"{path}: {config.method} has no teacher; leave --which out or choose student")
-    chosen = which or ("teacher" if tensors else "student")
+    chosen = which or ("teacher" if has_teacher else "student")
     blueprint = Blueprint.of(config)
     network = blueprint.build()
-    load_weights(network, tensors or whole_tensors(folder, f"{chosen}.backbone."), f"checkpoint {folder}")
+    load_weights(network, whole_tensors(folder, f"{chosen}.backbone."), f"checkpoint {folder}")
     twin = "+ER" if config.entropy else ""
     return Backbone(network, blueprint, f"{config.method}{twin} {chosen}, step {card.step}", config, folder)
 

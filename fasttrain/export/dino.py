@@ -38,10 +38,11 @@ def write_dino(backbone: Backbone, path: Path) -> str:
     own = _prefixed(backbone.network.state_dict(), "backbone.")
     branches = {"student": own, "teacher": own}
     if backbone.config is not None and backbone.checkpoint is not None:
+        tensors = whole_tensors(backbone.checkpoint)  # once: all its files are compared with their sums
         for branch in branches:
-            tensors = whole_tensors(backbone.checkpoint, f"{branch}.")
-            if any(name.startswith("backbone.") for name in tensors):
-                branches[branch] = _branch(tensors, heads=backbone.config.method == "dino")
+            part = {k.removeprefix(f"{branch}."): tensors[k] for k in tensors if k.startswith(f"{branch}.")}
+            if any(name.startswith("backbone.") for name in part):
+                branches[branch] = _branch(part, heads=backbone.config.method == "dino")
     # Tensors that are cut from a mapped file would be saved with all of it.
     copies = {name: {key: tensor.clone() for key, tensor in part.items()} for name, part in branches.items()}
     torch.save({"student": _prefixed(copies["student"], "module."), "teacher": copies["teacher"]}, path)
