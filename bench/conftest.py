@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-import measure
 import pytest
+
+from bench import measure
 
 _RECORD = pytest.StashKey["Record"]()
 
@@ -92,7 +93,7 @@ def not_run(request: pytest.FixtureRequest) -> Callable[[str, str, str, str], No
 @pytest.fixture
 def race(benchmark: Any, request: pytest.FixtureRequest, not_run: Any) -> Callable[[Any, str, Any], None]:
     """Times one contestant in one case: agreement with ours first, then memory, then time."""
-    from peers import OURS, NotRun, check_agreement
+    from bench.peers import OURS, NotRun, check_agreement
 
     record = request.config.stash[_RECORD]
 

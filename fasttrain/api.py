@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch must not be imported before its threads are set, see train
     from torch import nn
 
-    from .config import Config
+    from .config.settings import Config
     from .pipelines import Source, Splits
-    from .pipelines.dataset import MapDataset
+    from .pipelines.sources.dataset import MapDataset
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +45,7 @@ class Result:
         ``images`` are in the map of features; 0 leaves out all that needs the data. Raises ConfigError where the page
         cannot be written.
         """
-        from .report.command import report
+        from .cli.report import report
 
         path = None if output is None else Path(output)
         return report([self.output_dir], path, images=images, splits=self.data)[0]
@@ -85,18 +85,18 @@ def train(
 
     Source: the methods are those of docs/methods.md, the bound that of arXiv 2307.10907.
     """
-    from .distributed import initialise, prepare_environment, world_from_environment
+    from .distributed.world import initialise, prepare_environment, world_from_environment
 
     prepare_environment()
     try:
-        from .backbones import from_run
-        from .command_line import read_yaml
-        from .config import IN_MEMORY, resolve
-        from .engine import quiet_deepspeed
+        from .config.arguments import read_yaml
+        from .config.settings import IN_MEMORY, resolve
+        from .distributed.watchdog import starting
+        from .engine.engine import quiet_deepspeed
         from .pipelines import open_source
-        from .recorder import output_folder
-        from .trainer import train as run
-        from .watchdog import starting
+        from .pretrained import from_run
+        from .training.records import output_folder
+        from .training.trainer import train as run
     except ModuleNotFoundError as error:
         raise ImportError(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'") from error
 
@@ -122,7 +122,7 @@ def train(
 
 def _splits(data: Any, val: Any) -> Splits | None:
     """Images that have no path; None where the configuration tells their paths. Raises ConfigError for a mixture."""
-    from .config import ConfigError
+    from .config.settings import ConfigError
     from .pipelines import Splits, source_from_dataset
 
     if data is None or isinstance(data, str | os.PathLike):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fasttrain.config import Config
-    from fasttrain.distributed import World
+    from .config.settings import Config
+    from .distributed.world import World
 
 # A script's folder comes first on sys.path; here that would let `kernels/`, `report/` and the like pass for other
 # people's packages of the same name.
@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finite or, if asked to stop then, the representation collapsed; 143, 130, 138 stopped by SIGTERM, SIGINT, SIGUSR1.
     """
     try:
-        from fasttrain.distributed import prepare_environment, world_from_environment
+        from .distributed.world import prepare_environment, world_from_environment
     except ModuleNotFoundError:
         return _fail("fasttrain is not installed here; type: pip install -e '.[train]'")
     prepare_environment()
     world = world_from_environment()
     try:
-        from fasttrain.command_line import asks_for_recipes, parse, print_recipes
-        from fasttrain.config import ConfigError
+        from .config.arguments import asks_for_recipes, parse, print_recipes
+        from .config.settings import ConfigError
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
     given = sys.argv[1:] if arguments is None else arguments
@@ -51,16 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(config: Config, world: World) -> int:
     """Train as a command that can be used asks. What takes seconds to import is not imported before."""
-    from fasttrain.config import ConfigError
-    from fasttrain.distributed import initialise
+    from .config.settings import ConfigError
+    from .distributed.world import initialise
 
     try:
-        from fasttrain.engine import quiet_deepspeed
-        from fasttrain.guard import Diverged
-        from fasttrain.interruption import Interrupted
-        from fasttrain.pipelines import DataError
-        from fasttrain.trainer import Collapsed, train
-        from fasttrain.watchdog import Crashed, starting
+        from .distributed.signals import Interrupted
+        from .distributed.watchdog import Crashed, starting
+        from .engine.engine import quiet_deepspeed
+        from .pipelines import DataError
+        from .training.guard import Diverged
+        from .training.trainer import Collapsed, train
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
 
@@ -85,7 +85,7 @@ def _train(config: Config, world: World) -> int:
 
 def _end(world: World, message: str, status: int = 2) -> int:
     """End with a line that maybe no other rank knows; where several have one, the first to end says its own."""
-    from fasttrain.watchdog import first_to_end, linger
+    from .distributed.watchdog import first_to_end, linger
 
     if first_to_end(world, status):
         _fail(message)

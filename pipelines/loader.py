@@ -1,4 +1,4 @@
-"""The loader: which images, in which order, read ahead, through the DALI graph, out as torch tensors.
+"""The loader: which images, in which order, read ahead, through the DALI dali, out as torch tensors.
 
 Files are read and parameters drawn by a few Python threads, some batches ahead; DALI works on ``prefetch`` batches in
 threads of its own, and on the CPU the same few threads make the views of another ``prefetch``, while the caller trains.
@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import graph
-from .bad_images import BadImages
-from .headers import BadImageError, decodable, image_size
-from .making import make_views
-from .sources import DataError, Source
-from .views import Parameters, ViewRecipe, draw_parameters, epoch_order
+from . import dali
+from .assemble import make_views
+from .sources.bad_images import BadImages
+from .sources.base import DataError, Source
+from .sources.headers import BadImageError, decodable, image_size
+from .views.draw import Parameters, ViewRecipe, draw_parameters, epoch_order
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 Indices = NDArray[np.int64]
@@ -42,13 +42,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A batch that is ready for the graph. ``actual`` differs from ``wanted`` where a file is bad."""
+    """A batch that is ready for the dali. ``actual`` differs from ``wanted`` where a file is bad."""
 
     wanted: Indices  # [B]; in evaluation some may be padding
     actual: Indices  # [B]
     kept: NDArray[np.bool_]  # [B] rows that the caller sees
     drawn: Parameters
-    feed: graph.Feed
+    feed: dali.Feed
 
 
 class Loader:
@@ -88,7 +88,7 @@ class Loader:
                 f"{source.name}: a batch of {total} images over {world_size} rank(s) is larger than the data, "
                 f"{len(source)} images; use a smaller batch size"
             )
-        graph.require_dali()
+        dali.require_dali()
         self.source, self.recipe, self.batch_size = source, recipe, batch_size
         self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, str(device)
         self.threads, self.prefetch, self.shuffle, self.drop_last = threads, prefetch, shuffle, drop_last
@@ -175,7 +175,7 @@ class Loader:
             self._recover(error)
 
     def _build(self) -> Any:
-        return graph.build(
+        return dali.build(
             self.recipe,
             self.batch_size,
             self._feed,
@@ -185,7 +185,7 @@ class Loader:
             prefetch=self.prefetch,
         )
 
-    def _feed(self) -> graph.Feed:
+    def _feed(self) -> dali.Feed:
         """Next batch for the graph; StopIteration at the end of the epoch."""
         if not self._ahead:
             raise StopIteration
@@ -198,7 +198,7 @@ class Loader:
         return prepared.feed
 
     def _read_ahead(self) -> None:
-        """Keep every thread busy with a batch, beside those that wait for the graph."""
+        """Keep every thread busy with a batch, beside those that wait for the dali."""
         while len(self._ahead) < self.prefetch + self.threads:
             step = next(self._steps, None)
             if step is None:
@@ -213,7 +213,7 @@ class Loader:
         kept = np.full(len(actual), True) if self.drop_last else (actual == padded) & (len(wanted) > 0)
         heights, widths = np.array(sizes).T
         drawn = draw_parameters(self.recipe, self.seed, epoch, actual, heights, widths)
-        return _Prepared(wanted, actual, kept, drawn, graph.feed(self.recipe, images, drawn, self.device))
+        return _Prepared(wanted, actual, kept, drawn, dali.feed(self.recipe, images, drawn, self.device))
 
     def _read_good(self, i: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:
         """Read image ``i``, or another that is not bad: its number, content, and (height, width)."""
@@ -245,7 +245,7 @@ class Loader:
         self._schedule()
 
     def _mark_refused(self, prepared: _Prepared) -> bool:
-        refused = graph.refused(prepared.feed[0], self.recipe.channels, self.device)
+        refused = dali.refused(prepared.feed[0], self.recipe.channels, self.device)
         for row in refused:
             self._bad.add(int(prepared.actual[row]), "corrupt: the decoder refuses it")
         return bool(refused)

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 
 import torch
 
-from fasttrain.build import build_method
-from fasttrain.checkpoint import Card
-from fasttrain.config import resolve
-from fasttrain.distributed import initialise, world_from_environment
-from fasttrain.engine import Engine
+from fasttrain.checkpoint.store import Card
+from fasttrain.config.settings import resolve
+from fasttrain.distributed.world import initialise, world_from_environment
+from fasttrain.engine.build import build_method
+from fasttrain.engine.engine import Engine
 from fasttrain.pipelines import Batch
 
 CARD = Card("simclr", False, "conv_small", "adamw", 0, 1, 0, "0")

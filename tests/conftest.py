@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from fasttrain.distributed import has_nvidia_device, prepare_environment
+from fasttrain.distributed.world import has_nvidia_device, prepare_environment
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fasttrain.recorder import Recorder
+from fasttrain.training.records import Recorder
 
 _ROOT = Path(__file__).parent.parent
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # left behind by runs in this process

@@ -9,7 +9,7 @@ import torch
 
 import fasttrain
 from fasttrain.cli import main
-from fasttrain.config import ConfigError
+from fasttrain.config.settings import ConfigError
 from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.pipelines import ArraySource, DataError, Loader, Splits, evaluation_view
 from tests.small_runs import SMALL, assert_same_run, flags
@@ -113,7 +113,7 @@ def test_what_cannot_be_run(given, error, message, tmp_path):
 
 
 def test_without_the_trainers_libraries_the_error_says_what_to_type(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fasttrain.trainer", None)
+    monkeypatch.setitem(sys.modules, "fasttrain.training.trainer", None)
     with pytest.raises(
         ImportError, match=r"the trainer needs fasttrain\.trainer; type: pip install 'fasttrain\[train\]'"
     ):

@@ -5,7 +5,7 @@ from pathlib import Path
 from vulture import Vulture
 
 from fasttrain import methods
-from fasttrain.export import command as export
+from fasttrain.cli import export
 
 _ROOT = Path(__file__).parent.parent
 _LINKS = [f"{_ROOT}/fasttrain/{folder}/*" for folder in ("kernels", "pipelines")]  # the same files once more

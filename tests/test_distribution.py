@@ -56,7 +56,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     about = {name for name in wheel.namelist() if ".dist-info/" in name}
     assert {name.partition("/")[2] for name in about} >= {"licenses/LICENSE", "entry_points.txt", "METADATA"}
     assert set(wheel.namelist()) - about == _package()
-    assert {"fasttrain/kernels/vmf.py", "fasttrain/recipes/demo/dino.yaml", "fasttrain/report/page.html"} <= _package()
+    assert {
+        "fasttrain/kernels/vmf.py",
+        "fasttrain/config/recipes/demo/dino.yaml",
+        "fasttrain/report/page.html",
+    } <= _package()
 
 
 def test_the_sdist_holds_what_the_wheel_is_built_of(built):

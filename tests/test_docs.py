@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from fasttrain import cli, methods
-from fasttrain.config import resolve
-from fasttrain.evaluate import command as evaluation
-from fasttrain.export import command as exporting
+from fasttrain.cli import eval as evaluation
+from fasttrain.cli import export as exporting
+from fasttrain.cli import plan as planning
+from fasttrain.cli import report as reporting
+from fasttrain.config.settings import resolve
 from fasttrain.pipelines import View
-from fasttrain.plan import command as planning
-from fasttrain.report import command as reporting
-from fasttrain.report import views
+from fasttrain.report import contact_sheet as views
 from tests.doc_commands import DOCS, PAGES, commands, ours, shell_commands
 
 _ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ def nothing_runs(monkeypatch):
     """The commands parse and check what they are given, and stop there."""
     picture = SimpleNamespace(save=lambda path: None)
     monkeypatch.setattr(evaluation, "_evaluate", lambda given: 0)
-    monkeypatch.setattr("fasttrain.backbones.open_backbone", lambda given: SimpleNamespace(name="it"))
+    monkeypatch.setattr("fasttrain.pretrained.open_backbone", lambda given: SimpleNamespace(name="it"))
     monkeypatch.setattr(exporting, "_publish", lambda path, write: "")
     monkeypatch.setattr(planning, "forecast", lambda *given: SimpleNamespace(chosen=0))
     monkeypatch.setattr(planning, "show", lambda found: None)
@@ -110,7 +110,7 @@ def test_scripts_that_commands_name_are_there():
 
 def _flags():
     """All flags of all commands."""
-    from fasttrain.command_line import _parser
+    from fasttrain.config.arguments import _parser
 
     parsers = [planning._parser(), *(_parser(methods.load(name)) for name in methods.names())]
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
@@ -195,7 +195,7 @@ def test_the_h100_table_is_what_was_measured():
 
 
 def test_the_bound_s_table_is_what_runs_gave():
-    runs = json.loads((_ROOT / "bench/evidence/results/learns-digits.json").read_text())["runs"]
+    runs = json.loads((_ROOT / "bench/results/evidence/learns-digits.json").read_text())["runs"]
     rows = _rows("idea.md", "learns-digits")
     assert len(rows) == 10
     for method, cells in rows.items():

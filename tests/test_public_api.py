@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from fasttrain import cli, methods
-from fasttrain.config import TrainConfig
+from fasttrain.config.settings import TrainConfig
 
 _SNAPSHOT = Path(__file__).with_name("public_api.txt")
 _MODULES = (

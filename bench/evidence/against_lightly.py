@@ -1,10 +1,10 @@
 """Ours against lightly 1.6: the same network, images, views, epochs and optimizer; k-NN and the time it took.
 
     pip install -e '.[bench]'
-    python bench/evidence/against_lightly.py --data_path CIFAR10         # folders train/ and test/
+    python -m bench.evidence.against_lightly --data_path CIFAR10         # folders train/ and test/
 
 SimCLR, SwAV, DINO and BYOL by the cifar recipe. Lightly's side is its dataset, transforms, heads, losses and EMA in the
-loop of its examples (``bench/trainer_sides/peer.py``), with our backbone, AdamW, schedules and k-NN. Each training is a
+loop of its examples (``bench/trainer/sides/peer.py``), with our backbone, AdamW, schedules and k-NN. Each training is a
 process of its own, ours and lightly's in turn; seconds are those of the loop, of the fastest seed. Where the two differ
 by design, ours follows lightly here: weight decay on every parameter, the momentum of BYOL and DINO constant, no frozen
 prototypes.
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from campaign import RESULTS, ROOT, Row, Run, knn_of, parser, run_all, table
+from bench.evidence.campaign import RESULTS, ROOT, Row, Run, knn_of, parser, run_all, table
 
 _METHODS = ("simclr", "swav", "dino", "byol")
 _EPOCHS = 5
@@ -63,16 +63,16 @@ def design(methods: Sequence[str], seeds: list[int], data: str) -> list[Run]:
 def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
     """Train by lightly's classes; the entries of summary.json that the table needs."""
     sys.path.insert(0, str(ROOT / "bench"))
-    from fasttrain.distributed import initialise, prepare_environment, world_from_environment
+    from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
 
     prepare_environment()
     import torch
-    from trainer_sides.peer import Peer
 
-    from fasttrain.command_line import parse
+    from bench.trainer.sides.peer import Peer
+    from fasttrain.config.arguments import parse
     from fasttrain.evaluate.evaluator import Evaluator
+    from fasttrain.optim.schedules import warmup_cosine
     from fasttrain.pipelines import open_source
-    from fasttrain.schedules import warmup_cosine
 
     config, _ = parse(["--method", method, "--seed", str(seed), *given])
     t, world = config.train, world_from_environment()

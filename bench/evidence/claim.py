@@ -1,6 +1,6 @@
 """The paper's claim: with ER, smaller batches and a weaker EMA cost less. {SimCLR, BYOL, DINO} x {base, twin}, digits.
 
-    python bench/evidence/claim.py
+    python -m bench.evidence.claim
 
 Every run of a method has the same flags but for the batch (B or B/8) or the teacher's momentum, which is constant
 (0.996 or 0.8). The learning rate is the same number in every run of a method: it does not follow the batch. B/8 is
@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from statistics import mean
 
-from campaign import DOCS, RESULTS, Row, Run, parser, run_all, table
-from picture import drops
+from bench.evidence.campaign import DOCS, RESULTS, Row, Run, parser, run_all, table
+from bench.evidence.picture import drops
 
 _BATCH = 128
 _SMALL = _BATCH // 8

@@ -1,6 +1,6 @@
 """The binary test: DINO without centring collapses; without centring but with --entropy it trains.
 
-    python bench/evidence/collapse.py
+    python -m bench.evidence.collapse
 
 The same flags for all three: EMA 0.9 to 1, 256 prototypes, batch 128, 12 epochs of the embedded digits, and no
 BatchNorm on the projection.
@@ -8,7 +8,7 @@ BatchNorm on the projection.
 
 from __future__ import annotations
 
-from campaign import RESULTS, Row, Run, parser, run_all, summary, table
+from bench.evidence.campaign import RESULTS, Row, Run, parser, run_all, summary, table
 
 FLAGS = ["--out_dim", "256", "--momentum_teacher", "0.9", "--momentum_teacher_end", "1"]
 # The head that was published: BatchNorm on the projection, which the demo has, holds some entropy up by itself.

@@ -1,6 +1,6 @@
 """Entropy and reconstruction of a method of each family over a run of the demo, with its own objective and its twin's.
 
-python bench/evidence/families.py        # six trainings, one after another; goes on where it was interrupted
+python -m bench.evidence.families        # six trainings, one after another; goes on where it was interrupted
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from campaign import DOCS, RESULTS, ROOT, Run, alone, parser
-from picture import curves
+from bench.evidence.campaign import DOCS, RESULTS, ROOT, Run, alone, parser
+from bench.evidence.picture import curves
 
 _FAMILIES = {"contrastive": "simclr", "clustering": "swav", "distillation": "dino"}
 _LOGGED = 15

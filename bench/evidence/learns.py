@@ -1,15 +1,14 @@
 """Does every method learn, and its twin? k-NN beside the untrained network and raw pixels.
 
-python bench/evidence/learns.py                                      # the embedded digits, 3 seeds
-python bench/evidence/learns.py --data_path CIFAR10 --seeds 0        # CIFAR-10 as folders train/ and test/
-python bench/evidence/learns.py --data_path CIFAR10 --methods simclr byol dino
+python -m bench.evidence.learns                                      # the embedded digits, 3 seeds
+python -m bench.evidence.learns --data_path CIFAR10 --seeds 0        # CIFAR-10 as folders train/ and test/
+python -m bench.evidence.learns --data_path CIFAR10 --methods simclr byol dino
 """
 
 from __future__ import annotations
 
-from campaign import DOCS, RESULTS, Row, Run, knn_of, parser, run_all, summary, table
-from picture import bars
-
+from bench.evidence.campaign import DOCS, RESULTS, Row, Run, knn_of, parser, run_all, summary, table
+from bench.evidence.picture import bars
 from fasttrain import methods
 
 _CIFAR_EPOCHS = "20"

@@ -1,6 +1,6 @@
 """What a row's kernel on itself costs SimCLR's twin in small batches: batch B = 128 and B/8, as many updates, digits.
 
-    python bench/evidence/own_kernel.py
+    python -m bench.evidence.own_kernel
 
 The paper's estimate of the entropy counts it. In a batch that is spread out it is most of the density, and as it has no
 gradient, it takes most of the force out of the entropy; ``--entropy_leave_one_out`` leaves it out.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from campaign import RESULTS, Row, Run, knn_of, parser, run_all, summary, table
-from claim import run
+from bench.evidence.campaign import RESULTS, Row, Run, knn_of, parser, run_all, summary, table
+from bench.evidence.claim import run
 
 _WITHOUT = "+er without own kernel"
 

@@ -10,7 +10,8 @@ import matplotlib as mpl
 mpl.use("svg")
 
 import matplotlib.pyplot as plt
-from campaign import Row, summary
+
+from bench.evidence.campaign import Row, summary
 
 _BASE, _TWIN = "#8da0cb", "#1b7837"
 

@@ -1,13 +1,13 @@
 """Are our views as good as lightly's? k-NN of SimCLR trained on either, everything else the same code.
 
     pip install -e '.[bench]'
-    python bench/evidence/views.py --data_path CIFAR10 --epochs 10        # folders train/ and test/
+    python -m bench.evidence.views --data_path CIFAR10 --epochs 10        # folders train/ and test/
 
 Both sides are the command with the ``cifar`` recipe: network, loss, optimizer, schedules, order of the images, k-NN on
 our evaluation views, and weights at the start. Lightly's side, a process of its own in which the trainer finds another
-loader (``bench/trainer_sides/lightly_views.py``), decodes with PIL and cuts with lightly 1.6's ``SimCLRTransform``.
+loader (``bench/trainer/sides/lightly_views.py``), decodes with PIL and cuts with lightly 1.6's ``SimCLRTransform``.
 
-The same on both sides (``tests/bench/test_views.py`` asks the objects): size 32, area 0.08 to 1, ratio 3/4 to 4/3 with
+The same on both sides (``bench/tests/test_views.py`` asks the objects): size 32, area 0.08 to 1, ratio 3/4 to 4/3 with
 torchvision's ten attempts, bilinear with antialiasing, flip 0.5, jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey
 0.2, no blur, no rotation, no vertical flip, mean and deviation. What cannot be the same:
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import sys
 
-from campaign import RESULTS, ROOT, Row, Run, parser, run_all, table
+from bench.evidence.campaign import RESULTS, ROOT, Row, Run, parser, run_all, table
 
 _OURS, _THEIRS = "simclr", "simclr lightly's views"
 
@@ -49,13 +49,13 @@ def design(seeds: list[int], epochs: int, data: str | None) -> list[Run]:
 
 def lightly_side(arguments: list[str]) -> int:
     """Train by the command, on lightly's views; returns its exit status."""
-    from fasttrain.distributed import prepare_environment
+    from fasttrain.distributed.world import prepare_environment
 
     prepare_environment()
     sys.path.insert(0, str(ROOT / "bench"))
-    from trainer_sides.lightly_views import LightlySimCLR
-
-    from fasttrain import run, trainer
+    from bench.trainer.sides.lightly_views import LightlySimCLR
+    from fasttrain import run
+    from fasttrain.training import trainer
 
     trainer.Loader = LightlySimCLR  # type: ignore[misc]
     return run.main(arguments)

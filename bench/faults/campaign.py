@@ -1,7 +1,7 @@
 """Does a run survive? Faults at random moments strike small runs of the real command, which then go on.
 
-python bench/faults/campaign.py            # 30 runs, 4 faults each; goes on where it was interrupted
-python bench/faults/campaign.py --show     # the table of what is there
+python -m bench.faults.campaign            # 30 runs, 4 faults each; goes on where it was interrupted
+python -m bench.faults.campaign --show     # the table of what is there
 
 Needs Linux, ``unshare`` and ``mount`` (for a disk that is full or read-only, in a mount namespace of its own), and
 ``apt-get install faketime`` for the clock that jumps.
@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from course import Course, run_trial
-from plan import SETTINGS, Setting, Trial, plan
-from starts import ROOT
-from strikes import FAKETIME
+from bench.faults.course import Course, run_trial
+from bench.faults.plan import SETTINGS, Setting, Trial, plan
+from bench.faults.starts import ROOT
+from bench.faults.strikes import FAKETIME
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 DOCS = ROOT / "docs" / "reliability.md"

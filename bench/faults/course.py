@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from oracle import broken, last_whole, logged, same_history, same_weights, under_way
 from PIL import Image
-from plan import (
+
+from bench.faults.oracle import broken, last_whole, logged, same_history, same_weights, under_way
+from bench.faults.plan import (
     DAMAGED,
     DATA,
     EVERY,
@@ -28,8 +29,8 @@ from plan import (
     Setting,
     Trial,
 )
-from starts import Ranks
-from strikes import FAKETIME, spoil, strike
+from bench.faults.starts import Ranks
+from bench.faults.strikes import FAKETIME, spoil, strike
 
 Row = dict[str, Any]
 _BATCH = 16

@@ -85,7 +85,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _tensors(output: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, by file and path in it."""
-    from fasttrain.saved_state import harmless  # the few plain classes that DeepSpeed pickles
+    from fasttrain.checkpoint.state import harmless  # the few plain classes that DeepSpeed pickles
 
     steps = checkpoints(output)
     if not steps:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from oracle import last_whole
-from plan import CLOCK, DAMAGED, DATA, FROZEN, FULL, IMAGES, KILLED, READ_ONLY, STOPPED, Fault
-from starts import Ranks
+from bench.faults.oracle import last_whole
+from bench.faults.plan import CLOCK, DAMAGED, DATA, FROZEN, FULL, IMAGES, KILLED, READ_ONLY, STOPPED, Fault
+from bench.faults.starts import Ranks
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 Mend = Callable[[], None]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from fasttrain import saved_state
-from fasttrain.checkpoint import read_card
+from fasttrain.checkpoint import state
+from fasttrain.checkpoint.store import read_card
 
 State = dict[str, torch.Tensor]
 
@@ -17,7 +17,7 @@ def ended(output: Path) -> State:
     folder = output / "checkpoints"
     newest = folder / (folder / "latest").read_text().strip()
     card = read_card(newest)
-    return saved_state.read(newest, card.zero_stage, card.world_size, ()).whole()
+    return state.read(newest, card.zero_stage, card.world_size, ()).whole()
 
 
 def same(output: Path, expected: State) -> bool:

@@ -1,6 +1,6 @@
 """Model state of a ViT-B and its teacher on one of two ranks, at every ZeRO stage, storage by storage.
 
-    python bench/scale/model_state.py        # two CPU processes; about 5 GiB together
+    python -m bench.scale.model_state        # two CPU processes; about 5 GiB together
 
 Model state: parameters, teacher, gradients, the optimizer's moments and master weights. ZeRO's buckets, the parameters
 that stage 3 has fetched at the worst moment, and activations come and go, and are listed apart.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from plan_check import ROOT, case, on_two_ranks
+from bench.scale.plan_check import ROOT, case, on_two_ranks
 
 _STATE = ("parameters", "teacher", "gradients", "optimizer")
 

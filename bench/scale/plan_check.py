@@ -1,6 +1,6 @@
 """What ``fasttrain plan`` says of memory and traffic, beside what two ranks on the CPU really hold and send.
 
-    python bench/scale/plan_check.py [--output bench/results/plan.json]      # exit status 1 if anything is apart
+    python -m bench.scale.plan_check [--output bench/results/plan.json]      # exit status 1 if anything is apart
 
 Every case is a run of its own: two processes, gloo, DeepSpeed, three steps. Rank 0's storages are summed by what they
 are for (never the process's memory): parameters, teacher, buffers, the optimizer's state and master weights; gradients
@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from environments import environments
-from plan_rank import BATCH, IMAGES, Case, resolved
+from bench.scale.environments import environments
+from bench.scale.plan_rank import BATCH, IMAGES, Case, resolved
 
 ROOT = Path(__file__).parents[2]
 RANKS = 2
@@ -52,7 +52,7 @@ def predict(one: Case) -> dict[str, Any]:
     """The same figures from the plan's functions."""
     import torch
 
-    from fasttrain.build import build_method
+    from fasttrain.engine.build import build_method
     from fasttrain.plan.communication import traffic
     from fasttrain.plan.memory import gradient_bytes, parts
     from fasttrain.plan.trace import trace
@@ -166,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "bench/results/plan.json")
     options = parser.parse_args()
-    from fasttrain.distributed import prepare_environment
+    from fasttrain.distributed.world import prepare_environment
 
     prepare_environment()
     import deepspeed

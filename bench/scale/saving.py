@@ -1,6 +1,6 @@
 """What checkpoints cost: seconds that a step waits for one, of the time that 100 steps of the demo take.
 
-python bench/scale/saving.py
+python -m bench.scale.saving
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _FLAGS = ["--method", "dino", "--entropy", "--knn_every", "0", "--saveckp_freq_s
 
 
 def main() -> None:
-    """Train the demo for a while in this process, with a clock around every checkpoint."""
-    from fasttrain import checkpoint
+    """Train the demo for a while in this process, with a clock around every store."""
+    from fasttrain.checkpoint import store
     from fasttrain.run import main as train
 
-    publish, seconds = checkpoint.publish, []
+    publish, seconds = store.publish, []
 
     def timed(*arguments: object, **options: object) -> None:
         begun = time.perf_counter()
         publish(*arguments, **options)
         seconds.append(time.perf_counter() - begun)
 
-    checkpoint.publish = timed
+    store.publish = timed
     with tempfile.TemporaryDirectory() as output:
         if status := train([*_FLAGS, "--limit_steps", str(_STEPS), "--output_dir", output]):
             raise SystemExit(status)
@@ -53,7 +53,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    from fasttrain.distributed import prepare_environment
+    from fasttrain.distributed.world import prepare_environment
 
     prepare_environment()
     main()

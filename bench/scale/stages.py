@@ -1,6 +1,6 @@
 """50 steps at ZeRO 0 to 3 on two ranks beside ZeRO 0 on one rank, with the same global batch and views, in fp32.
 
-    python bench/scale/stages.py
+    python -m bench.scale.stages
 
 {SimCLR, SwAV, BYOL, DINO, MoCo v3} x {AdamW, LARS} on the embedded digits. Two ranks add in another order than one, and
 training amplifies rounding, so beside every distance is the one that another order of sums alone makes: one rank with
@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from ends import State, ended
+
+from bench.scale.ends import State, ended
 
 ROOT = Path(__file__).parents[2]
 _RESULT = ROOT / "bench/results/stages.json"

@@ -1,6 +1,6 @@
 """A run over two machines' link: through each launcher, over a slow link, and with the link cut in the middle.
 
-    python bench/scale/two_machines.py            # as root; two network namespaces stand in for the machines
+    python -m bench.scale.two_machines            # as root; two network namespaces stand in for the machines
 
 The training is DINO's twin on the embedded digits at ZeRO 2 over gloo, one rank a machine. Every end is compared to
 that of two ranks on one machine, tensor by tensor to the last bit. A step's bytes on the wire are those of the veth
@@ -22,8 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ends import State, ended, same
-from machines import Machine, two_machines
+from bench.scale.ends import State, ended, same
+from bench.scale.machines import Machine, two_machines
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "bench/results/two-machines.json"

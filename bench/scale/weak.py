@@ -1,6 +1,6 @@
 """Weak scaling on the two cores of one machine: a rank a core and 128 images a rank, beside one rank alone.
 
-    python bench/scale/weak.py [--rounds 3]        # nothing else may run on the machine
+    python -m bench.scale.weak [--rounds 3]        # nothing else may run on the machine
 
 A step of two ranks is longer for two reasons: cores share caches and memory, and ranks send and wait for each other.
 Two runs of one rank each, at the same time and strangers to each other, have the first without the second. DINO's twin
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from environments import environments
+from bench.scale.environments import environments
 
 ROOT = Path(__file__).parents[2]
 _RESULT = ROOT / "bench/results/weak.json"

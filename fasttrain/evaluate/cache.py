@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import pipelines
-from ..config import ConfigError
-from ..distributed import World
+from ..config.settings import ConfigError
+from ..distributed.world import World
 from ..pipelines import Loader, Source, ViewRecipe
 from .features import Features, extract_views
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import Config
-from ..distributed import World
+from ..config.settings import Config
+from ..distributed.world import World
 from ..pipelines import Loader, Source, Splits, ViewRecipe, evaluation_view
 from .features import Features, Subset, extract
 from .knn import knn_accuracy

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..batches import in_step
+from ..distributed.lockstep import in_step
 from ..pipelines import Loader, Source
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..backbones import Backbone
-from ..config import ConfigError
+from ..config.settings import ConfigError
 from ..pipelines import Source, Splits, View, ViewRecipe, evaluation_view
+from ..pretrained import Backbone
 from .alignment import alignment, uniformity
 from .cache import FeatureCache
 from .features import Features, Subset

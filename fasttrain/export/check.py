@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone, Blueprint
-from ..config import ConfigError
+from ..config.settings import ConfigError
+from ..pretrained import Backbone, Blueprint
 
 _BATCHES = (1, 2, 5)
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
-from ..config import ConfigError
-from ..consolidate import whole_tensors
-from ..weights import load_weights, read_weights
+from ..checkpoint.consolidate import whole_tensors
+from ..config.settings import ConfigError
+from ..models.weights import load_weights, read_weights
+from ..pretrained import Backbone
 from .check import check_same
 from .vit import plain_vit
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from ..backbones import Backbone, Blueprint, timm_arguments
 from ..pipelines import evaluation_view
+from ..pretrained import Backbone, Blueprint, timm_arguments
 from .check import check_same
 from .vit import plain_vit
 

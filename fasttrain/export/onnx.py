@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
-from ..config import ConfigError
+from ..config.settings import ConfigError
+from ..pretrained import Backbone
 from .check import check_same, random_images
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")

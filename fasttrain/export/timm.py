@@ -7,8 +7,8 @@ from pathlib import Path
 import timm
 from safetensors.torch import save_file
 
-from ..backbones import Backbone, from_file, timm_arguments
-from ..weights import metadata
+from ..models.weights import metadata
+from ..pretrained import Backbone, from_file, timm_arguments
 from .check import check_same
 
 
@@ -29,7 +29,7 @@ def write_safetensors(backbone: Backbone, path: Path) -> str:
     """Write weights and how to build the network, which ``fasttrain eval`` and ``from_file`` read; any network."""
     _write(backbone, path)
     check_same(backbone, from_file(path).network, "fasttrain")
-    return f"fasttrain.backbones.from_file(Path({path.name!r})).network"
+    return f"fasttrain.pretrained.from_file(Path({path.name!r})).network"
 
 
 def _write(backbone: Backbone, path: Path) -> None:

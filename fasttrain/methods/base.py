@@ -15,14 +15,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..heads import Prototypes
 from ..kernels.collectives import Group
 from ..kernels.normalize import normalize_rows
 from ..losses import Bound as Bound
 from ..losses.base import at_least_single
-from ..pipelines.views import ViewRecipe
-from ..schedules import cosine
-from ..teacher import ema_update
+from ..models.heads import Prototypes
+from ..models.teacher import ema_update
+from ..optim.schedules import cosine
+from ..pipelines.views.draw import ViewRecipe
 
 Network = Callable[[int], nn.Module]
 """Makes a backbone for so many input channels; its ``num_features`` is the width of what it returns."""

@@ -10,26 +10,15 @@ import torch
 from torch import Tensor
 
 from ..flags import flag
-from ..heads import projection_mlp
 from ..kernels.normalize import normalize_rows
-from ..teacher import make_teacher
-from . import er
-from .base import (
-    Branch,
-    Method,
-    Network,
-    Objective,
-    Step,
-    Task,
-    other_pairs,
-    slice_views,
-    unit_predictions,
-    width_of,
-)
+from ..models.heads import projection_mlp
+from ..models.teacher import make_teacher
+from . import bound
+from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, slice_views, unit_predictions, width_of
 
 
 @dataclass(frozen=True)
-class BYOLSettings(er.SphereSettings):
+class BYOLSettings(bound.SphereSettings):
     """BYOL's own settings, as in its official code for ResNet-50 at batch 4096."""
 
     hidden_dim: int = flag(4096, "width of the hidden layer of projection head and predictor", least=1)
@@ -66,7 +55,7 @@ class BYOL(Method):
         return self.objective(
             step,
             lambda: 4 - 4 * torch.stack([(p * t).sum(1).mean() for p, t in pairs]).mean(),
-            lambda: er.sphere(variables, pairs, self.settings, group=self.group, measure=step.measure),
+            lambda: bound.sphere(variables, pairs, self.settings, group=self.group, measure=step.measure),
         )
 
 

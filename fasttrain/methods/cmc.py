@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ..flags import flag
-from ..heads import projection_mlp
 from ..kernels.normalize import normalize_rows
 from ..losses import CMCMemoryLoss
 from ..losses.base import at_least_single
 from ..losses.info_nce import symmetric_info_nce
-from ..pipelines.views import ViewRecipe
-from . import er
+from ..models.heads import projection_mlp
+from ..pipelines.views.draw import ViewRecipe
+from . import bound
 from .base import Method, Network, Objective, Step, Task, width_of
 
 _LUMINANCE, _CHROMA = 1, 2  # channels of L and ab, or of Y and CbCr
 
 
 @dataclass(frozen=True)
-class CMCSettings(er.SphereSettings):
+class CMCSettings(bound.SphereSettings):
     """CMC's own settings, as in its official code with the softmax objective."""
 
     temperature: float = flag(0.07, "temperature of InfoNCE", above=0)
@@ -83,7 +83,7 @@ class CMC(Method):
         return self.objective(
             step,
             lambda: torch.stack([self._contrast(pair, indices) for pair in pairs]).mean(),
-            lambda: er.sphere(
+            lambda: bound.sphere(
                 [z for pair in pairs for z in pair],
                 pairs,
                 self.settings,

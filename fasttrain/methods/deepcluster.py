@@ -13,14 +13,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ..clustering import spherical_kmeans
 from ..flags import flag
-from ..heads import projection_mlp
 from ..kernels import prototype_entropy, row_logsumexp
 from ..kernels.collectives import mean_over_ranks
 from ..losses import Bound
 from ..losses.base import gather_detached
+from ..models.heads import projection_mlp
 from .base import Branch, Method, Network, Objective, Step, Task, slice_views, width_of
+from .kmeans import spherical_kmeans
 
 _UNSEEN = -100  # of an image without a row in the memory; cross-entropy's own number for "ignore"
 

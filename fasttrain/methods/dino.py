@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..flags import flag
-from ..heads import Prototypes, projection_mlp, trunc_normal_linears
 from ..kernels.collectives import mean_over_ranks
-from ..schedules import linear
-from ..teacher import make_teacher
-from . import er
+from ..models.heads import Prototypes, projection_mlp, trunc_normal_linears
+from ..models.teacher import make_teacher
+from ..optim.schedules import linear
+from . import bound
 from .base import Branch, Method, Network, Objective, Step, Task, slice_views, width_of
 
 
@@ -74,7 +74,7 @@ class DINO(Method):
         with torch.no_grad():
             teacher = self.teacher(slice_views(views, 0, self.n_global))
             teacher_prototypes = self.teacher.prototypes()
-        objective = er.discrete(
+        objective = bound.discrete(
             student,
             teacher,
             prototypes,

@@ -9,19 +9,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..batchnorm import broadcast_statistics
 from ..flags import flag
-from ..heads import projection_mlp
 from ..kernels import info_nce
 from ..losses import MemoryBankModule
 from ..losses.base import gather_detached
-from ..teacher import make_teacher
-from . import er
+from ..models.batchnorm import broadcast_statistics
+from ..models.heads import projection_mlp
+from ..models.teacher import make_teacher
+from . import bound
 from .base import Branch, Method, Network, Objective, Step, Task, check_queue, slice_views, width_of
 
 
 @dataclass(frozen=True)
-class MoCoSettings(er.SphereSettings):
+class MoCoSettings(bound.SphereSettings):
     """MoCo's own settings, as in its official code for v2; v1 is --mlp false --temperature 0.07."""
 
     temperature: float = flag(0.2, "temperature of InfoNCE; 0.07 in v1", above=0)
@@ -88,7 +88,7 @@ class MoCo(Method):
         s = self.settings
         pairs = [(query, key) for query in queries]
         support = queue if s.entropy_support == "queue" else None
-        return er.sphere(queries, pairs, s, group=self.group, support=support, measure=step.measure)
+        return bound.sphere(queries, pairs, s, group=self.group, support=support, measure=step.measure)
 
     @torch.no_grad()
     def keys(self, views: Sequence[Tensor], step: Step) -> Tensor:

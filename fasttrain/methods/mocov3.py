@@ -9,27 +9,16 @@ import torch
 from torch import Tensor
 
 from ..flags import flag
-from ..heads import projection_mlp
 from ..kernels import info_nce
-from ..networks import fix_patch_embedding, is_vit
-from ..teacher import make_teacher
-from . import er
-from .base import (
-    Branch,
-    Method,
-    Network,
-    Objective,
-    Step,
-    Task,
-    other_pairs,
-    slice_views,
-    unit_predictions,
-    width_of,
-)
+from ..models.architectures import fix_patch_embedding, is_vit
+from ..models.heads import projection_mlp
+from ..models.teacher import make_teacher
+from . import bound
+from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, slice_views, unit_predictions, width_of
 
 
 @dataclass(frozen=True)
-class MoCoV3Settings(er.SphereSettings):
+class MoCoV3Settings(bound.SphereSettings):
     """MoCo v3's own settings, with the names of its official code; the temperature is that of ResNet-50."""
 
     temperature: float = flag(1.0, "temperature; the authors take 0.2 for ViTs", above=0)
@@ -69,7 +58,7 @@ class MoCoV3(Method):
         return self.objective(
             step,
             lambda: 2 * torch.stack([self._contrast(q, k) for q, k in pairs]).mean(),
-            lambda: er.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
+            lambda: bound.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
         )
 
     def _contrast(self, query: Tensor, keys: Tensor) -> Tensor:

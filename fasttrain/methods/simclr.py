@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..flags import flag
-from ..heads import projection_mlp
 from ..kernels import nt_xent
-from . import er
+from ..models.heads import projection_mlp
+from . import bound
 from .base import Branch, Method, Network, Objective, Step, Task, width_of
 
 
 @dataclass(frozen=True)
-class SimCLRSettings(er.SphereSettings):
+class SimCLRSettings(bound.SphereSettings):
     """SimCLR's own settings, as in the paper for ResNet-50 at batch 4096."""
 
     temperature: float = flag(0.1, "temperature of NT-Xent", above=0)
@@ -46,7 +46,7 @@ class SimCLR(Method):
         return self.objective(
             step,
             lambda: torch.stack([self._nt_xent(a, b) for a, b in pairs]).mean(),
-            lambda: er.sphere(z, pairs, self.settings, group=self.group, measure=step.measure),
+            lambda: bound.sphere(z, pairs, self.settings, group=self.group, measure=step.measure),
         )
 
     def _nt_xent(self, a: Tensor, b: Tensor) -> Tensor:

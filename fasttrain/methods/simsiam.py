@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..flags import flag
-from ..heads import projection_mlp
 from ..kernels.normalize import normalize_rows
-from . import er
+from ..models.heads import projection_mlp
+from . import bound
 from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, unit_predictions, width_of
 
 
 @dataclass(frozen=True)
-class SimSiamSettings(er.SphereSettings):
+class SimSiamSettings(bound.SphereSettings):
     """SimSiam's own settings, as in its official code for ResNet-50."""
 
     dim: int = flag(2048, "width of the projection head, and dimension of the projection", least=1)
@@ -50,5 +50,5 @@ class SimSiam(Method):
         return self.objective(
             step,
             lambda: -torch.stack([(p * t).sum(1).mean() for p, t in pairs]).mean(),
-            lambda: er.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
+            lambda: bound.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
         )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..flags import flag
-from ..heads import Prototypes, projection_mlp
 from ..kernels import sinkhorn_center
 from ..losses.base import gather_detached
-from . import er
+from ..models.heads import Prototypes, projection_mlp
+from . import bound
 from .base import Branch, Method, Network, Objective, Step, Task, check_queue, width_of
 
 
@@ -66,7 +66,7 @@ class SwAV(Method):
         s = self.settings
         z, prototypes = self.student(views), self.student.prototypes()
         codes = z[: self.n_global].detach()
-        return er.discrete(
+        return bound.discrete(
             z,
             codes,
             prototypes,

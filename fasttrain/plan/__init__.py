@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status: 0 if the run fits, 2 if it does not or something cannot be used."""
-    from ..distributed import prepare_environment
+    from ..distributed.world import prepare_environment
 
     prepare_environment()
     try:
-        from ..engine import quiet_deepspeed
-        from .command import main as command
+        from ..cli.plan import main as command
+        from ..engine.engine import quiet_deepspeed
     except ModuleNotFoundError as error:
         print(f"fasttrain: the plan needs {error.name}; type: pip install 'fasttrain[train]'", file=sys.stderr)
         return 2

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..build import build_method
-from ..config import Config, ConfigError, TrainConfig
-from ..engine import least_stage
+from ..config.settings import Config, ConfigError, TrainConfig
+from ..engine.build import build_method
+from ..engine.engine import least_stage
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster
 from .memory import Part, between_epochs, largest_batch, parts, total

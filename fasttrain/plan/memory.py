@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..clustering import _SCORES
-from ..config import Config
+from ..config.settings import Config
 from ..methods.deepcluster import DeepClusterSettings
+from ..methods.kmeans import _SCORES
 from .trace import Trace
 from .update import Update
 from .weights import Weight, Zero, flat_groups, gathers, trained

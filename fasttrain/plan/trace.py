@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..batchnorm import synchronise
 from ..kernels.collectives import start_gather
 from ..methods import Method
 from ..methods.base import Step
+from ..models.batchnorm import synchronise
 from ..pipelines import ViewRecipe
 from .group import Message, PlannedGroup, planned_group
 from .ledger import Kept, Ledger, Work

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..clipping import clip_each_parameter
-from ..config import TrainConfig
+from ..config.settings import TrainConfig
+from ..engine.clipping import clip_each_parameter
 from ..methods import Method
 from ..methods.base import Step
-from ..optimizers import create_optimizer, parameter_groups
+from ..optim.optimizers import create_optimizer, parameter_groups
 from .group import Message, planned_group
 from .ledger import Ledger
 from .trace import forget_numbers

@@ -9,10 +9,10 @@ from itertools import groupby
 from deepspeed.runtime.torch_autocast import LOWER_PRECISION_SAFE_MODULES
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from ..config import TrainConfig
-from ..engine import deepspeed_config
+from ..config.settings import TrainConfig
+from ..engine.engine import deepspeed_config
 from ..methods import Method
-from ..optimizers import parameter_groups
+from ..optim.optimizers import parameter_groups
 from .trace import LOW
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..command_line import parse
-from ..config import VIEW_FLAGS, Config, ConfigError, resolve
+from ..config.arguments import parse
+from ..config.settings import VIEW_FLAGS, Config, ConfigError, resolve
 from ..pipelines import ViewRecipe
 from .charts import NOTHING
 from .runs import Run

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Card, read_card
-from ..command_line import read_yaml
-from ..config import Config, ConfigError, resolve
-from ..consolidate import newest
-from ..recorder import read_summary
+from ..checkpoint.consolidate import newest
+from ..checkpoint.store import Card, read_card
+from ..config.arguments import read_yaml
+from ..config.settings import Config, ConfigError, resolve
+from ..training.records import read_summary
 
 _DIGITS = "the embedded digits"
 

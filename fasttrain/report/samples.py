@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..backbones import Backbone, from_run
-from ..config import IN_MEMORY, ConfigError
+from ..config.settings import IN_MEMORY, ConfigError
 from ..evaluate.features import Subset, extract
 from ..pipelines import DataError, Loader, Splits, ViewRecipe, evaluation_view, open_source
+from ..pretrained import Backbone, from_run
 from .pictures import in_rgb, to_image
 from .runs import Run
 

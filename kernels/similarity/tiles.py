@@ -1,4 +1,4 @@
-"""The tiles that ship: on Hopper, in half precision, as measured (bench/gpu.py); in bf16 all compile without spills."""
+"""The tiles that ship: on Hopper, in half precision, as measured (python -m bench.gpu); in bf16 all compile without spills."""
 
 from __future__ import annotations
 

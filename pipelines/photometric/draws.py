@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..color import ColorSpace, luma, normalisation
-from ..views import Parameters, View, ViewRecipe
+from ..views.color import ColorSpace, luma, normalisation
+from ..views.draw import Parameters, View, ViewRecipe
 
 
 @dataclass(frozen=True)

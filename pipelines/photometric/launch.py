@@ -10,7 +10,7 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..color import luma
+from ..views.color import luma
 from .draws import Draws, Look
 from .triton import LAB, RGB, YCBCR, finish_kernel, turn_kernel
 

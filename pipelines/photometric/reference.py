@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light, luma
+from ..views.color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light, luma
 from .draws import Draws, Look, radius
 
 

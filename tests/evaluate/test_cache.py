@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from fasttrain import pipelines
-from fasttrain.config import ConfigError
-from fasttrain.distributed import World
+from fasttrain.config.settings import ConfigError
+from fasttrain.distributed.world import World
 from fasttrain.evaluate.cache import FeatureCache, default_folder, network_digest, source_digest, views_digest
 from fasttrain.evaluate.features import Subset
-from fasttrain.networks import ConvSmall, create_backbone
+from fasttrain.models.architectures import ConvSmall, create_backbone
 from fasttrain.pipelines import View, ViewRecipe, open_source
-from fasttrain.pipelines.shards import ShardSource
-from fasttrain.pipelines.sources import ArraySource, FolderSource
-from tests.pipelines.shard_files import example, jpeg, samples, write_tar, write_tfrecord
+from fasttrain.pipelines.sources.base import ArraySource, FolderSource
+from fasttrain.pipelines.sources.shards import ShardSource
+from tests.pipelines.sources.shard_files import example, jpeg, samples, write_tar, write_tfrecord
 from tests.small_runs import write_images
 
 _CLEAN = ViewRecipe((View(size=8, scale=(1, 1), flip=0, center=True),), channels=1, mean=(0,), std=(1,))

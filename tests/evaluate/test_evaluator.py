@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.config import resolve
-from fasttrain.distributed import World
+from fasttrain.config.settings import resolve
+from fasttrain.distributed.world import World
 from fasttrain.evaluate import evaluator, spectrum
 from fasttrain.evaluate.evaluator import Evaluator
 from fasttrain.evaluate.spectrum import rankme

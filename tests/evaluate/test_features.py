@@ -7,7 +7,7 @@ from torch import nn
 
 from fasttrain.evaluate.features import extract, extract_views
 from fasttrain.pipelines import Loader, View, ViewRecipe
-from fasttrain.pipelines.sources import ArraySource, FolderSource
+from fasttrain.pipelines.sources.base import ArraySource, FolderSource
 from tests.small_runs import write_images
 
 _CPU = torch.device("cpu")

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fasttrain.backbones import Backbone, Blueprint
-from fasttrain.config import ConfigError
-from fasttrain.distributed import World
+from fasttrain.config.settings import ConfigError
+from fasttrain.distributed.world import World
 from fasttrain.evaluate import protocol
 from fasttrain.evaluate.alignment import alignment, uniformity
 from fasttrain.evaluate.cache import FeatureCache
@@ -16,7 +15,8 @@ from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.evaluate.protocol import METRICS, Protocol, augmented_view, evaluate
 from fasttrain.evaluate.spectrum import lidar, rankme
 from fasttrain.pipelines import Splits
-from fasttrain.pipelines.sources import ArraySource
+from fasttrain.pipelines.sources.base import ArraySource
+from fasttrain.pretrained import Backbone, Blueprint
 
 _SMALL = Protocol(linear_epochs=2, draws=2, lidar_images=6, lidar_views=3, ks=(1, 5))
 _BLUEPRINT = Blueprint("conv_small", 8, encoders=(1,), channels=1, mean=(0.5,), std=(0.25,))

@@ -54,7 +54,7 @@ def test_fsdp2_on_two_ranks():
     _falls(_losses(*_LAUNCH, "fsdp2.py", "--steps", "40"), 40)
 
 
-# On the CPU DeepSpeed would have both ranks compile its shared-memory all-reduce first (see fasttrain/distributed.py):
+# On the CPU DeepSpeed would have both ranks compile its shared-memory all-reduce first (see fasttrain/distributed/world.py):
 # 40 seconds, and now and then one of them ends by SIGABRT.
 _WITHOUT_COMPILER = """
 import sys

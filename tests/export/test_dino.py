@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, linear, normalize
 
-from fasttrain.backbones import Backbone, Blueprint, from_run, from_timm
-from fasttrain.build import build_method
+from fasttrain.checkpoint.consolidate import newest, whole_tensors
 from fasttrain.cli import main
-from fasttrain.config import ConfigError, resolve
-from fasttrain.consolidate import newest, whole_tensors
+from fasttrain.config.settings import ConfigError, resolve
+from fasttrain.engine.build import build_method
 from fasttrain.export.dino import _their_arch, dino_head, write_dino
 from fasttrain.export.vit import plain_vit
+from fasttrain.pretrained import Backbone, Blueprint, from_run, from_timm
 
 
 def _export(source, file):

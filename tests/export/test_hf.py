@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fasttrain.backbones import Blueprint, from_run, from_timm
 from fasttrain.cli import main
 from fasttrain.export.hf import vit_model_tensors, vit_processor_config
 from fasttrain.pipelines import Loader, evaluation_view, open_source
+from fasttrain.pretrained import Blueprint, from_run, from_timm
 
 _PACKAGE = Path(__file__).parents[2] / "fasttrain"
 _WAYS = ("linear", "cubic")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.backbones import from_run, from_timm
 from fasttrain.cli import main
-from fasttrain.config import ConfigError
+from fasttrain.config.settings import ConfigError
 from fasttrain.export.onnx import write_onnx
+from fasttrain.pretrained import from_run, from_timm
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

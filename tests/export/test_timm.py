@@ -5,10 +5,10 @@ import timm
 import torch
 from safetensors import safe_open
 
-from fasttrain.backbones import Blueprint, from_file, from_run, from_timm
 from fasttrain.cli import main
-from fasttrain.config import ConfigError
+from fasttrain.config.settings import ConfigError
 from fasttrain.export.check import check_same, random_images
+from fasttrain.pretrained import Blueprint, from_file, from_run, from_timm
 
 
 @pytest.mark.parametrize("which", ["teacher", "student"])

@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fasttrain.kernels import (
-    gaussian_entropy,
-    log_sphere_area,
-    log_vmf_normalizer,
-    vmf_entropy,
-    vmf_reconstruction,
-)
+from fasttrain.kernels import gaussian_entropy, log_sphere_area, log_vmf_normalizer, vmf_entropy, vmf_reconstruction
 
 
 def _uniform(count, dim, seed=0):

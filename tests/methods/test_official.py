@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.clustering import spherical_kmeans
 from fasttrain.methods import swav
 from fasttrain.methods.base import Step
+from fasttrain.methods.kmeans import spherical_kmeans
 from tests.methods import official_clustering, official_contrastive, official_distillation
 from tests.methods.test_methods import build, recipe
 

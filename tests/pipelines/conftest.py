@@ -2,7 +2,7 @@ import pytest
 
 from fasttrain.pipelines import Loader
 
-from .shard_files import jpeg
+from .sources.shard_files import jpeg
 
 
 @pytest.fixture

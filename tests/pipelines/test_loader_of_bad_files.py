@@ -9,7 +9,7 @@ import torch
 from fasttrain.pipelines import DataError, FolderSource, evaluation_view
 
 from .loading import COLOR, RAW, same, seen
-from .shard_files import picture
+from .sources.shard_files import picture
 
 
 def without_tables(data):

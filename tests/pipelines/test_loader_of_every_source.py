@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from fasttrain.pipelines import ArraySource, Loader, View, ViewRecipe, open_source, source_from_dataset
 
-from .shard_files import encode, imagenet_records, jpeg, picture, samples, write_tar, write_tfrecord
+from .sources.shard_files import encode, imagenet_records, jpeg, picture, samples, write_tar, write_tfrecord
 
 COUNT, BATCH = 18, 4
 RECIPE = ViewRecipe((View(12, 2, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2), View(8, 1, scale=(0.1, 0.4), local=True)))

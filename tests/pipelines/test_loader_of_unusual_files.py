@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from fasttrain.pipelines import FolderSource, View, ViewRecipe, evaluation_view
 
 from .loading import RAW
-from .shard_files import picture
+from .sources.shard_files import picture
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -2,8 +2,8 @@
 
 import torch
 
-from fasttrain.build import build_method
-from fasttrain.config import resolve
+from fasttrain.config.settings import resolve
+from fasttrain.engine.build import build_method
 from fasttrain.plan.weights import Weight
 
 _FEW = {

@@ -1,4 +1,4 @@
-"""Traffic by purpose; tests/bench/test_plan_check.py holds it to what two ranks send."""
+"""Traffic by purpose; bench/tests/test_plan_check.py holds it to what two ranks send."""
 
 import pytest
 

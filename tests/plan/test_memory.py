@@ -1,4 +1,4 @@
-"""Bytes by what they are for, at every stage; tests/bench/test_plan_check.py holds them to what DeepSpeed holds."""
+"""Bytes by what they are for, at every stage; bench/tests/test_plan_check.py holds them to what DeepSpeed holds."""
 
 import pytest
 from hypothesis import assume, given

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
-from fasttrain.config import ConfigError
-from fasttrain.networks import create_backbone
+from fasttrain.config.settings import ConfigError
+from fasttrain.models.architectures import create_backbone
 from fasttrain.report.attention import attention
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fasttrain.report.command import report
+from fasttrain.cli.report import report
 from tests.report import chromium
 
 pytestmark = pytest.mark.skipif(chromium.find() is None, reason="no Chromium here; apt-get install chromium")

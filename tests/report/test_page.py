@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fasttrain.cli.report import report
 from fasttrain.report import page
-from fasttrain.report.command import report
 from fasttrain.report.runs import read_run, read_runs
 
 _VOID = {"meta", "link", "img", "br", "hr", "input"}

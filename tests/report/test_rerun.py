@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from fasttrain.command_line import parse, read_yaml
-from fasttrain.config import VIEW_FLAGS, resolve
+from fasttrain.config.arguments import parse, read_yaml
+from fasttrain.config.settings import VIEW_FLAGS, resolve
 from fasttrain.methods import names
 from fasttrain.report.rerun import command, differences
 from fasttrain.report.runs import Run, read_run

@@ -1,6 +1,6 @@
 """Every use of the prototypes' family against the fp64 reference, and what only a real GPU can get wrong.
 
-bench/gpu.py runs these there. Each of KINDS takes the use, the shape (student views, teacher views, images, prototypes,
+python -m bench.gpu runs these there. Each of KINDS takes the use, the shape (student views, teacher views, images, prototypes,
 features), the type, the kind of centre and the device, and raises AssertionError.
 """
 

@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fasttrain.kernels import (
-    patch_cross_entropy,
-    prototype_cross_entropy,
-    prototype_entropy,
-    prototype_terms,
-)
+from fasttrain.kernels import patch_cross_entropy, prototype_cross_entropy, prototype_entropy, prototype_terms
 from fasttrain.kernels.prototypes import cpu, launch
 from fasttrain.kernels.similarity.tiles import Tile
 from tests.kernels.tolerances import assert_close

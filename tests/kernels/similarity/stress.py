@@ -1,4 +1,4 @@
-"""What only a real GPU can get wrong: races, large grids, far offsets, strides. bench/gpu.py runs these there.
+"""What only a real GPU can get wrong: races, large grids, far offsets, strides. bench/gpu runs these there.
 
 Each takes the use, the sizes n, m, d, the type of the inputs, the scale and the device, and raises AssertionError.
 """

@@ -6,7 +6,7 @@ import torch.multiprocessing
 from open_clip.loss import ClipLoss as Theirs
 from torch.nn.functional import normalize
 
-from fasttrain.distributed import _free_port
+from fasttrain.distributed.world import _free_port
 from fasttrain.losses.compat.open_clip import ClipLoss
 
 _MODES = [(local, grad) for local in (False, True) for grad in (False, True)]

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from fasttrain.pipelines.color import normalisation
 from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
+from fasttrain.pipelines.views.color import normalisation
 
 # As in CMC's recipe.
 LAB_MEAN = (50.0, 6.025, -6.6895)

@@ -1,4 +1,4 @@
-"""Is the photometric kernel right? For the tests, which interpret it, and for bench/gpu.py."""
+"""Is the photometric kernel right? For the tests, which interpret it, and for bench/gpu."""
 
 import torch
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fasttrain.distributed import has_nvidia_device
+from fasttrain.distributed.world import has_nvidia_device
 from fasttrain.pipelines.photometric import reference
 from fasttrain.pipelines.photometric.draws import draws
-from fasttrain.pipelines.views import View, ViewRecipe, draw_parameters
+from fasttrain.pipelines.views.draw import View, ViewRecipe, draw_parameters
 from tests.pipelines.photometric import cases, stress
 
 DEVICE = "cuda" if has_nvidia_device() else "cpu"  # where there is none, the kernel is interpreted
@@ -65,7 +65,7 @@ def test_no_use_spills():
     """Compiled for A100, H100 and B200 in a process of its own, since this one interprets its kernels."""
     root = Path(__file__).parents[3]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "bench/aot_photometric.py", "--check"]
+    command = [sys.executable, "bench/kernels/aot_photometric.py", "--check"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" 0 bytes spilled") == 24

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
 
-from fasttrain.pipelines.color import normalisation
 from fasttrain.pipelines.photometric import cpu, reference
 from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
+from fasttrain.pipelines.views.color import normalisation
 from tests.pipelines.photometric import cases
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks and campaigns: one folder per subject, one command per result."""

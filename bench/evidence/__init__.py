@@ -1,0 +1,1 @@
+"""Campaigns that train: what the methods reach."""

@@ -1,0 +1,203 @@
+"""What the parts of bench/gpu share: the run with its budget and report, rooflines, and calls that may fail.
+
+A part is a function ``part(run)`` that adds rows; a family of kernels has its parts in a module here, and gpu.py lists
+them. Rows are plain dictionaries, as they stand in the report. Whatever takes time is drawn from ``run.in_time``, so
+that a spent budget is noticed in one place, and named by its ``str``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Row = dict[str, Any]
+
+_LONGEST = 120  # seconds that one task of a worker process may take before the process is ended
+_WRITE_EVERY = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the run."""
+
+    name: str
+    run: Callable[[Run], None]
+    table: Callable[[list[Row]], str]
+    until: float
+    """The share of the budget after which it starts nothing more."""
+    failures: Callable[[list[Row]], list[str]] | None = None
+    """What the run fails for, a line each."""
+    stops: Callable[[list[Row]], bool] | None = None
+    """Whether the run ends here, because what follows is not worth timing; it does if the part itself breaks."""
+
+
+@dataclass
+class Budget:
+    """Seconds from the making of this object on."""
+
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    def elapsed(self) -> float:
+        return self.clock() - self._started
+
+    def spent(self, share: float = 1.0) -> bool:
+        """Whether this share of it is used up."""
+        return self.elapsed() >= share * self.seconds
+
+
+class Run:
+    """One run: the machine it is on, what is known so far, and whether there is time for more."""
+
+    def __init__(self, path: Path, about: dict[str, Any], budget: Budget, *, chip: Any = None, workers: int = 0):
+        self.path, self.budget, self.chip, self.workers = path, budget, chip, workers
+        self.content: dict[str, Any] = {"environment": about, "settings": {"budget_s": budget.seconds}, "parts": {}}
+        self._part: dict[str, Any] = {"rows": [], "left_out": []}
+        self._until, self._started, self._written = 1.0, 0.0, budget.elapsed()
+
+    def start(self, part: Part) -> list[Row]:
+        """Begin a part; returns the list that its rows go to."""
+        self._part = self.content["parts"][part.name] = {"rows": [], "left_out": []}
+        self._until, self._started = part.until, self.budget.elapsed()
+        rows: list[Row] = self._part["rows"]
+        return rows
+
+    def finish(self, error: str | None) -> list[str]:
+        """End the part, write the report, and return the names of what was left out."""
+        left_out: list[str] = self._part["left_out"]
+        self._part |= {"error": error, "seconds": round(self.budget.elapsed() - self._started, 1)}
+        self.write()
+        return left_out
+
+    def add(self, row: Row) -> None:
+        self._part["rows"].append(row)
+        if self.budget.elapsed() - self._written >= _WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """All at once: a run that is cut leaves the last whole report."""
+        self._written = self.budget.elapsed()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(self.path.name + ".part")
+        beside.write_text(json.dumps(self.content, indent=1) + "\n")
+        beside.replace(self.path)
+
+    def in_time(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items for which there is time; the names of the others go on record."""
+        for item in items:
+            if self.budget.spent(self._until):
+                self._part["left_out"].append(str(item))
+            else:
+                yield item
+
+    def side_by_side(self, work: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+        """``work`` of every item for which there is time, in worker processes: compiling is what takes long.
+
+        Not for what is timed. The compiled kernels stay in Triton's cache on disk. Without workers it is done here.
+        Raises WorkerLost if a worker dies, or is ended because it hangs.
+        """
+        waiting = self.in_time(items)
+        if not self.workers:
+            yield from ((item, work(item)) for item in waiting)
+            return
+        with ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn")) as pool:
+            running: dict[Future[Any], Item] = {}
+            while True:
+                for item in islice(waiting, self.workers - len(running)):
+                    running[pool.submit(_with_alarm, work, item)] = item
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    try:
+                        found = future.result()
+                    except BrokenProcessPool as error:
+                        names = "; ".join(map(str, running.values()))
+                        raise WorkerLost(f"a worker died, in one of: {names}") from error
+                    yield running.pop(future), found
+
+
+def _with_alarm(work: Callable[[Item], Any], item: Item) -> Any:
+    signal.alarm(_LONGEST)  # a kernel that never ends cannot be interrupted, only ended with its process
+    try:
+        return work(item)
+    finally:
+        signal.alarm(0)
+
+
+class WorkerLost(Exception):
+    """A worker process has ended before its work, on its own or after too long a time."""
+
+
+class DeviceLost(Exception):
+    """The GPU answers no more in this process, as after a wrong memory access."""
+
+
+def attempt(call: Callable[[], Item]) -> tuple[Item | None, str | None]:
+    """The result of a call, or what prevented it: "OOM", or a line. Raises DeviceLost."""
+    import torch
+
+    fault = None
+    try:
+        return call(), None
+    except torch.OutOfMemoryError:
+        fault = "OOM"
+    except Exception as error:
+        fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    # Out of the handler, whose traceback holds on to the tensors.
+    gc.collect()
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise DeviceLost(fault) from error
+    return None, fault
+
+
+def chip_of(capability: tuple[int, int], chips: Iterable[Any]) -> Any:
+    """The entry of bench/kernels/aot.py's data sheets for a GPU, or None for one that is not among them."""
+    return next((chip for chip in chips if chip.capability == 10 * capability[0] + capability[1]), None)
+
+
+def roofline_seconds(chip: Any, scores: float, dim: int, dtype: str, *, products: float, exps: float) -> float | None:
+    """The least time for so many products and exponentials a score, as bench/kernels/aot.py has it; None for unknown chips."""
+    from bench.kernels import aot
+
+    return None if chip is None else aot.roofline_seconds(chip, scores, dim, dtype, products=products, exps=exps)
+
+
+def percent(part: float | None, whole: float | None) -> float | None:
+    return None if not part or not whole else float(f"{100 * part / whole:.3g}")
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table; the first column to the left, None as an empty cell."""
+    head = list(head)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    lines += [["" if cell is None else str(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def milliseconds(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{1e3 * seconds:.4g}"
+
+
+def worker_count() -> int:
+    """Two cores stay free for what the others start; 14 at most, for each holds a GPU context."""
+    return max(1, min(14, len(os.sched_getaffinity(0)) - 2))

@@ -1,0 +1,1 @@
+"""The kernels: speed, compiled resources, and parity with other projects."""

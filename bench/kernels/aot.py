@@ -1,0 +1,349 @@
+"""Compile every kernel with every shipped tile for GPUs that are not here, and say what the compiler made of it.
+
+    python -m bench.kernels.aot                       # table, and bench/results/aot.json
+    python -m bench.kernels.aot --check               # exit status 1 if a bf16 kernel spills, or none fits the chip
+
+For sm_80 (A100), sm_90a (H100, H200) and sm_100a (B200): registers a thread, bytes spilled, shared memory, programs a
+multiprocessor holds, whether the tensor cores' asynchronous instructions are used (wgmma, tcgen05) and how many
+exponentials a thread forms. Beside it, the roofline of the sizes that matter: the larger of the products' time and the
+exponentials'. A roofline is arithmetic from the data sheet, never a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fasttrain.kernels.prototypes import triton as prototypes
+from fasttrain.kernels.similarity import triton as similarity
+from fasttrain.kernels.similarity.tiles import Tile, attention_tile, backward_tile, forward_tile, prototype_tile
+
+ROOT = Path(__file__).parent.parent
+DIMS = (64, 128, 256, 1024)
+# Triton 3.7 spills two registers of two kernels for the B200, 3.8 none at all.
+_MAY_SPILL = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 8  # bytes
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Dense bf16 FLOP/s, special-function results/s, and what a multiprocessor holds."""
+
+    capability: int
+    name: str
+    flops: float
+    exps: float
+    shared: int  # bytes a block may have
+    shared_total: int
+
+
+CHIPS = (
+    Chip(80, "A100", 312e12, 2.44e12, 163 << 10, 164 << 10),
+    Chip(90, "H100", 989e12, 3.9e12, 227 << 10, 228 << 10),
+    Chip(100, "B200", 2250e12, 4.4e12, 227 << 10, 228 << 10),
+)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A kernel with the switches of one use, and the pointers that it does not get."""
+
+    kernel: Any
+    constants: dict[str, object]
+    absent: tuple[str, ...]
+
+    def but(self, *, given: tuple[str, ...] = (), **changed: object) -> Use:
+        """The same with other switches, and with some of the pointers after all."""
+        return Use(self.kernel, self.constants | changed, tuple(n for n in self.absent if n not in given))
+
+    def tile(self, dim: int, dtype: torch.dtype, capability: int) -> Tile:
+        """The tile that ships for it on a chip of this capability (its major number)."""
+        if self.kernel is similarity.lse_fwd_kernel:
+            return forward_tile(dim, dtype, capability, columns=bool(self.constants["COLUMNS"]))
+        if self.kernel is similarity.lse_bwd_kernel:
+            return backward_tile(dim, dtype, capability)
+        return attention_tile(dim, dtype) if self.kernel is prototypes.attend_kernel else prototype_tile(dim, dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A use with a type and a dimension; each chip has its tile for them."""
+
+    name: str
+    use: Use
+    dtype: str
+    dim: int
+
+    def tile(self, chip: Chip) -> Tile:
+        return self.use.tile(self.dim, TYPES[self.dtype], chip.capability // 10)
+
+    def constants(self, chip: Chip) -> dict[str, object]:
+        tile = self.tile(chip)
+        blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
+        blocks |= {"BLOCK_OUT": tile.block_out, "D": self.dim}
+        known = self.use.kernel.arg_names
+        return self.use.constants | {name: value for name, value in blocks.items() if name in known}
+
+
+_DOTS = {"PRECISION": "tf32x3", "WIDEN": False}
+_LSE = _DOTS | {"EXCLUDE": False, "HAS_GAIN": False, "BOUNDED": True}
+_FORWARD = Use(
+    similarity.lse_fwd_kernel,
+    _LSE | {"SYMMETRIC": False, "COLUMNS": False, "HAS_BIAS": False},
+    ("p_bias", "p_gain"),
+)
+_BACKWARD = Use(
+    similarity.lse_bwd_kernel,
+    _LSE | {"ROWS": True, "COLS": False, "SUMS": False, "COL_BIAS": False, "ROW_BIAS": False},
+    ("p_bias", "p_gain", "p_col_lse", "p_col_grad"),
+)
+_ROWS = Use(
+    prototypes.rows_kernel,
+    _DOTS | {"MARGINAL": False, "ENERGY": False, "GRADIENT": True},
+    ("p_r", "p_g", "p_c"),
+)
+_COLUMNS = Use(
+    prototypes.columns_kernel,
+    _DOTS | {"MARGINAL": False, "ENERGY": False, "GRADIENT": True, "TEACHER": True, "HAS_BIAS": True},
+    ("p_r", "p_g", "p_c", "p_marginal"),
+)
+_BIAS, _COLS, _MARGINAL = ("p_bias",), ("p_col_lse", "p_col_grad"), ("p_r", "p_g")
+USES = {
+    "forward rows": _FORWARD,
+    "forward rows, running maximum, bias": _FORWARD.but(given=_BIAS, BOUNDED=False, HAS_BIAS=True),
+    "forward symmetric": _FORWARD.but(SYMMETRIC=True, COLUMNS=True, EXCLUDE=True),
+    "forward both directions": _FORWARD.but(COLUMNS=True),
+    "backward rows": _BACKWARD,
+    "backward symmetric": _BACKWARD.but(given=_COLS, COLS=True, EXCLUDE=True),
+    "backward rows, running maximum, bias": _BACKWARD.but(given=_BIAS, BOUNDED=False, ROW_BIAS=True, SUMS=True),
+    "teacher's attention": Use(prototypes.attend_kernel, _DOTS | {"HAS_BIAS": True}, ()),
+    "student's gradient": _ROWS,
+    "student's gradient, with entropy": _ROWS.but(given=_MARGINAL, MARGINAL=True),
+    "prototypes' gradient": _COLUMNS,
+    "prototypes' gradient, with entropy": _COLUMNS.but(given=_MARGINAL, MARGINAL=True),
+    "prototypes' marginal": Use(
+        prototypes.columns_kernel,
+        _COLUMNS.constants | {"GRADIENT": False, "TEACHER": False, "HAS_BIAS": False},
+        ("p_a", "p_g", "p_c", "p_bias", "p_teacher_lse", "p_dw"),
+    ),
+}
+
+
+def cases(types: tuple[str, ...] = tuple(TYPES), dims: tuple[int, ...] = DIMS) -> Iterator[Case]:
+    """Every use with every type and dimension."""
+    for dtype in types:
+        for dim in dims:
+            for name, use in USES.items():
+                yield Case(name, use, dtype, dim)
+
+
+def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
+    """Compile one case for one chip, and read the resources from the assembler's own report."""
+    kernel, constants, tile = case.use.kernel, case.constants(chip), case.tile(chip)
+    names = list(kernel.arg_names)
+    signature = {name: _kind(name, case, constants) for name in names}
+    absent = {name: None for name in names if name.startswith("p_") and signature[name] == "constexpr"}
+    # Pointers and sizes are divisible by 16 in every real launch; without saying so loads would be scalar.
+    divisible = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if n.startswith("p_") or n in ("N", "M", "K", "T") or n.startswith("stride")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants | absent, attrs=divisible)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=options)
+    registers, spilled = resources(compiled.asm["cubin"])
+    assembly = compiled.asm["ptx"]
+    threads = tile.warps * 32
+    shared = compiled.metadata.shared
+    programs = min(65536 // max(1, registers * threads), chip.shared_total // (shared + 1024), 2048 // threads)
+    return {
+        "use": case.name,
+        "dtype": case.dtype,
+        "dim": case.dim,
+        "chip": chip.name,
+        "tile": f"{tile.block_m}x{tile.block_n}x{tile.block_d}",
+        "warps": tile.warps,
+        "stages": tile.stages,
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "shared_bytes": shared,
+        "shared_limit": chip.shared,
+        "programs_per_multiprocessor": programs,
+        "wgmma": "wgmma.mma_async" in assembly,
+        "tcgen05": "tcgen05.mma" in assembly,
+        "offsets_64_bit": bool(re.search(r"arith\.muli.*i64", compiled.asm["ttir"])),
+        "exponentials": len(re.findall(r"ex2\.approx", assembly)),
+    }
+
+
+_INPUTS = ("p_x", "p_y", "p_q", "p_keys", "p_values", "p_h", "p_w", "p_v", "p_do")
+
+
+def _kind(name: str, case: Case, constants: dict[str, object]) -> str:
+    """The type of an argument; an absent pointer is a constant."""
+    if name in constants or name in case.use.absent:
+        return "constexpr"
+    if name in _INPUTS:
+        return f"*{case.dtype}"
+    if name.startswith("p_"):
+        return "*fp32"
+    return "fp32" if name in ("scale", "teacher_scale") else "i32"
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of local memory, by the cuobjdump of the Triton wheel."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = [int(v) for v in re.findall(r"(?:REG|STACK|LOCAL):(\d+)", report.stdout)]
+    registers, stack, local = found[-3:]
+    return registers, max(stack, local)
+
+
+_FP32_FACTOR = 6  # three tf32 passes at half the rate of bf16
+# Products and exponentials a score.
+_WORK = {
+    "forward rows": (1, 1),
+    "forward symmetric": (0.5, 0.5),
+    "backward symmetric": (2, 1),
+    "backward two passes": (4, 2),
+}
+# Products and exponentials a score of student and teacher. Student: log-sum-exp, then two gradients that recompute the
+# scores; teacher: attention, then one.
+_PROTOTYPE_WORK = {"forward": ((1, 1), (2, 1)), "backward": ((4, 2), (2, 1))}
+# Student and teacher rows against K prototypes of 256 features: DINO's class tokens, 64 images of 2 + 8 views; iBOT's
+# masked patches.
+_PROTOTYPES = {
+    "class tokens": (640, 128, 65536),
+    "patches": (8192, 8192, 65536),
+    "patches, large": (8192, 8192, 262144),
+}
+
+
+def roofline_seconds(chip: Chip, scores: float, dim: int, dtype: str, *, products: float, exps: float) -> float:
+    """The larger of the products' time and the exponentials', for so many of both a score."""
+    rate = chip.flops / (_FP32_FACTOR if dtype == "fp32" else 1)
+    return max(products * 2 * scores * dim / rate, exps * scores / chip.exps)
+
+
+def rooflines() -> list[dict[str, Any]]:
+    """Least milliseconds of each use at the sizes of a real run."""
+    rows: list[dict[str, Any]] = []
+    for chip in CHIPS:
+        for n in (4096, 32768, 65536):
+            for dim in (128, 256):
+                times = {
+                    use: 1e3 * roofline_seconds(chip, n * n, dim, "bf16", products=products, exps=exps)
+                    for use, (products, exps) in _WORK.items()
+                }
+                rows.append({"chip": chip.name, "rows": n, "dim": dim, "roofline_ms": times})
+    return rows
+
+
+def prototype_seconds(
+    chip: Chip,
+    student: int,
+    teacher: int,
+    count: int,
+    dim: int,
+    dtype: str,
+    passes: tuple[str, ...] = ("forward", "backward"),
+) -> float:
+    """The least time of passes over so many student and teacher rows, each against ``count`` prototypes."""
+    seconds = 0.0
+    for side, rows in enumerate((student, teacher)):
+        products, exps = (sum(_PROTOTYPE_WORK[name][side][what] for name in passes) for what in range(2))
+        seconds += roofline_seconds(chip, rows * count, dim, dtype, products=products, exps=exps)
+    return seconds
+
+
+def prototype_rooflines() -> list[dict[str, Any]]:
+    """Least milliseconds of a forward and backward pass over prototypes, and what logits would have taken in bf16."""
+    rows = []
+    for chip in CHIPS:
+        for name, (student, teacher, count) in _PROTOTYPES.items():
+            seconds = prototype_seconds(chip, student, teacher, count, 256, "bf16")
+            logits = (student + teacher) * count * 2
+            rows.append({"chip": chip.name, "rows": name, "prototypes": count, "roofline_ms": 1e3 * seconds})
+            rows[-1]["logits_bytes"] = logits
+    return rows
+
+
+def faults(results: list[dict[str, Any]]) -> list[str]:
+    """What must not ship: a bf16 kernel that spills, any kernel beyond the chip's shared memory."""
+    found = []
+    for r in results:
+        name = f"{r['use']}, {r['dtype']}, D = {r['dim']}, {r['chip']}"
+        if r["dtype"] == "bf16" and r["spilled_bytes"] > _MAY_SPILL:
+            found.append(f"{name}: {r['spilled_bytes']} bytes spilled")
+        if not r["offsets_64_bit"]:
+            found.append(f"{name}: rows are addressed in 32 bits")
+        if r["shared_bytes"] > r["shared_limit"]:
+            found.append(f"{name}: {r['shared_bytes']} bytes of shared memory, the chip has {r['shared_limit']}")
+    return found
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = ["| use | type | D | " + " | ".join(c.name for c in CHIPS) + " |"]
+    lines.append("|---|---|---:|" + "---|" * len(CHIPS))
+    for first in (r for r in results if r["chip"] == CHIPS[0].name):
+        key = ("use", "dtype", "dim")
+        same = [r for r in results if all(r[k] == first[k] for k in key)]
+        cells = [
+            f"{r['tile']}, {r['warps']} w, {r['stages']} s: "
+            f"{r['registers']} r, {r['spilled_bytes']} B, {r['shared_bytes'] >> 10} KB"
+            + (" wgmma" if r["wgmma"] else "")
+            + (" tcgen05" if r["tcgen05"] else "")
+            for r in same
+        ]
+        head = [first["use"], first["dtype"], str(first["dim"])]
+        lines.append("| " + " | ".join(head + cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only look for faults; writes nothing")
+    parser.add_argument("--types", nargs="+", choices=list(TYPES), default=list(TYPES))
+    parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))
+    parser.add_argument("--uses", nargs="+", choices=list(USES), default=list(USES))
+    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/aot.json")
+    options = parser.parse_args()
+    chosen = [c for c in cases(tuple(options.types), tuple(options.dims)) if c.name in options.uses]
+    jobs = [(case, chip) for case in chosen for chip in CHIPS]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        results = list(pool.map(lambda job: compile_case(*job), jobs))
+    print(table(results))
+    wrong = faults(results)
+    print("\n".join(wrong) or f"{len(results)} kernels: no bf16 spill, all within shared memory")
+    if not options.check:
+        report = {"triton": triton.__version__, "kernels": results, "rooflines": rooflines()}
+        report["prototype_rooflines"] = prototype_rooflines()
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

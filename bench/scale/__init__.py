@@ -1,0 +1,1 @@
+"""Ranks, machines, ZeRO stages, and the plan's predictions."""

@@ -1,0 +1,1 @@
+"""Whole training steps, paired with another trainer."""

@@ -1,0 +1,82 @@
+"""Weighted k-NN beside scikit-learn's brute force: 50,000 x 384 features, 10,000 queries, 1,000 classes, k = 20.
+
+    python -m bench.trainer.knn [--threads 2] [--rounds 3]
+
+The same normalised features and the same threads; each in turn, its times alternating. scikit-learn twice: with cosine
+distances, and with Euclidean ones, which have the same order on the sphere and its faster code. The answers, the
+predicted classes, are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.measure import prepare
+
+_BANK, _QUERIES, _WIDTH, _CLASSES, _K, _TEMPERATURE = 50_000, 10_000, 384, 1000, 20, 0.07
+_RESULT = Path(__file__).parent / "results/knn.json"
+
+
+def main() -> None:
+    """Measure, compare, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    prepare(options.threads)
+    import numpy as np
+    import torch
+    from sklearn.neighbors import KNeighborsClassifier
+    from threadpoolctl import threadpool_limits
+
+    from fasttrain.evaluate.knn import knn_accuracy
+
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(_CLASSES, _WIDTH, generator=generator)
+    labels = [torch.randint(0, _CLASSES, (n,), generator=generator) for n in (_BANK, _QUERIES)]
+    noise = [torch.randn(n, _WIDTH, generator=generator) for n in (_BANK, _QUERIES)]
+    drawn = zip(labels, noise, strict=True)
+    bank, queries = (torch.nn.functional.normalize(centres[y] + 3 * x, dim=1) for y, x in drawn)
+
+    def theirs(metric: str) -> float:
+        def weights(distance: np.ndarray) -> np.ndarray:
+            cosine = 1 - distance if metric == "cosine" else 1 - distance**2 / 2
+            return np.exp((cosine - 1) / _TEMPERATURE)
+
+        model = KNeighborsClassifier(_K, weights=weights, algorithm="brute", metric=metric, n_jobs=options.threads)
+        with threadpool_limits(options.threads):
+            predicted = model.fit(bank.numpy(), labels[0].numpy()).predict(queries.numpy())
+        return float((predicted == labels[1].numpy()).mean())
+
+    sides: dict[str, Callable[[], float]] = {
+        "fasttrain": lambda: knn_accuracy(bank, labels[0], queries, labels[1], k=_K, temperature=_TEMPERATURE),
+        "scikit-learn, cosine": lambda: theirs("cosine"),
+        "scikit-learn, Euclidean": lambda: theirs("euclidean"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    accuracy: dict[str, float] = {}
+    for _ in range(options.rounds + 1):  # the first warms up
+        for name, side in sides.items():
+            begun = time.perf_counter()
+            accuracy[name] = side()
+            seconds[name].append(time.perf_counter() - begun)
+    found: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds, "accuracy": accuracy}
+    found["seconds"] = {n: {"min": min(s[1:]), "median": statistics.median(s[1:])} for n, s in seconds.items()}
+    ours = seconds["fasttrain"][1:]
+    found["ratio"] = {
+        name: statistics.median(a / b for a, b in zip(seconds[name][1:], ours, strict=True))
+        for name in sides
+        if name != "fasttrain"
+    }
+    _RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Ranks: how they start, agree, stop and fail together."""

@@ -1,0 +1,1 @@
+"""Backbones, heads, teachers, and the files their weights come from."""

@@ -1,0 +1,148 @@
+"""Weights from files: our exports, timm's, lightly's and facebookresearch/dino's, read as tensors only."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from ..checkpoint.store import unloadable
+from ..config.settings import ConfigError
+from ..methods import Method
+
+# The first that a file has: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.
+_PARTS = ("teacher", "student", "state_dict_ema", "state_dict", "model_ema", "model")
+_WRAPPERS = ("module.", "_orig_mod.")
+_BACKBONES = ("teacher_backbone.", "backbone.", "student_backbone.")
+# torchvision's ResNet as lightly's examples have it: nn.Sequential(*list(resnet.children())[:-1]).
+_SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_KEY = "fasttrain"
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """What ``fasttrain export`` wrote about the network into a .safetensors file; None where it says nothing."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+        return None if text is None else dict(json.loads(text))
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a .safetensors file that :func:`read_metadata` reads."""
+    return {"format": "pt", _KEY: json.dumps(about)}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors in a file, under timm's names; heads of projection are left behind.
+
+    Reads .safetensors and torch files of timm and torchvision (their own names), lightly (``backbone.`` in a Lightning
+    checkpoint or a state_dict, ResNets in an nn.Sequential, ViTs in timm's wrapper) and facebookresearch/dino
+    (``teacher``, ``backbone.``). Raises ConfigError for a file that is missing, damaged or holds code.
+    """
+    tensors = _tensors(_load(path))
+    if not tensors:
+        raise ConfigError(f"{path} holds no weights; give a state_dict, or a checkpoint of lightly or DINO")
+    for prefix in _WRAPPERS:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    for prefix in _BACKBONES:
+        if any(name.startswith(prefix) for name in tensors):
+            tensors = _below(tensors, prefix)
+            break
+    if "vit.cls_token" in tensors:  # beside a mask token
+        tensors = _below(tensors, "vit.")
+    if "0.weight" in tensors and any(name.startswith("4.0.conv1.") for name in tensors):
+        split = {name: name.partition(".") for name in tensors}
+        tensors = {f"{_SEQUENTIAL.get(n, n)}.{rest}": tensors[name] for name, (n, _, rest) in split.items()}
+    return tensors
+
+
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Give a network the tensors of another of its kind; nothing may be missing, left over or of another shape.
+
+    What is forgiven: a classifier that the network does not have, and a ViT's positions for images of another size,
+    which are interpolated as timm does it. Raises ConfigError, which calls the tensors ``origin``.
+    """
+    wanted = network.state_dict()
+    classifier = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    given = {name: tensor for name, tensor in tensors.items() if name in wanted or not name.startswith(heads)}
+    if "pos_embed" in given and "pos_embed" in wanted:
+        given["pos_embed"] = _positions(given["pos_embed"], network)
+    for name in [n for n in wanted if n.endswith("num_batches_tracked") and n not in given]:
+        given[name] = wanted[name]
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise _foreign(origin, network, f"it has no {name!r}")
+        if given[name].shape != tensor.shape:
+            raise _foreign(origin, network, f"{name!r} is {[*given[name].shape]}, not {[*tensor.shape]}")
+    if left := sorted(given.keys() - wanted.keys()):
+        raise _foreign(origin, network, f"it has {left[0]!r}, which the network has not")
+    network.load_state_dict(given)
+
+
+def start_from(method: Method, path: Path) -> None:
+    """Start a method's backbone, the teacher's too, from a file that :func:`read_weights` reads; heads stay random.
+
+    Raises ConfigError for a file that cannot be read or is of another network.
+    """
+    tensors = read_weights(path)
+    for branch in (method.student, method.teacher):
+        if branch is not None:
+            load_weights(branch.backbone, tensors, f"--init_from {path}")
+
+
+def _positions(positions: Tensor, vit: nn.Module) -> Tensor:
+    patches: Any = getattr(vit, "patch_embed", None)
+    own: Any = vit.pos_embed
+    if patches is None or positions.ndim != 3 or own.shape == positions.shape or own.shape[-1] != positions.shape[-1]:
+        return positions
+    prefix = own.shape[1] - patches.num_patches
+    resampled: Tensor = resample_abs_pos_embed(positions.float(), list(patches.grid_size), num_prefix_tokens=prefix)
+    return resampled
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give a file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        # DINO's checkpoints hold their arguments, in a class that only has attributes.
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise _unreadable(path, error) from None
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """The state_dict in what a file holds."""
+    if not isinstance(content, Mapping):
+        return {}
+    for part in _PARTS:
+        if isinstance(content.get(part), Mapping):
+            return _tensors(content[part])
+    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path} {unloadable(error)}")
+
+
+def _foreign(origin: str, network: nn.Module, why: str) -> ConfigError:
+    return ConfigError(f"{origin} is of another network than this {type(network).__name__}: {why}; give its own file")

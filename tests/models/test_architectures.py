@@ -1,0 +1,179 @@
+import pytest
+import torch
+
+from fasttrain.models.architectures import (
+    check_crops,
+    checkpoint_activations,
+    create_backbone,
+    fix_patch_embedding,
+    is_vit,
+    sincos_positions,
+)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "sizes"),
+    [
+        ("conv_small", {"in_chans": 1, "img_size": 28}, (28, 20)),
+        ("vit_tiny", {"in_chans": 1, "img_size": 28, "patch_size": 7}, (28, 14)),
+        ("vit_small_patch8_224", {"img_size": 32}, (32, 24)),
+        ("vit_tiny_r_s16_p8_224", {"img_size": 64}, (64,)),
+        ("resnet18", {"img_size": 32}, (32, 24)),
+        ("resnet18", {"img_size": 96}, (96, 64)),
+        ("resnet26t", {"img_size": 64}, (64, 32)),
+        ("resnetv2_50", {"img_size": 32}, (32,)),
+        ("deit_tiny_patch16_224", {"img_size": 96}, (96, 64, 224)),
+        ("xcit_nano_12_p16_224", {"img_size": 96}, (96, 64)),
+        ("gmlp_ti16_224", {"img_size": 96}, (96,)),
+        ("cait_xxs24_224", {"img_size": 32, "drop_path_rate": 0.1}, (32,)),
+    ],
+)
+def test_gives_features_at_every_crop_size(arch, options, sizes):
+    network = create_backbone(arch, **options).eval()
+    check_crops(network, sizes, options.get("in_chans", 3))
+    for size in sizes:
+        features = network(torch.randn(2, options.get("in_chans", 3), size, size))
+        assert features.shape == (2, network.num_features)
+
+
+def test_small_images_keep_their_resolution_through_a_resnet_s_stem():
+    assert create_backbone("resnet18", img_size=32).conv1.stride == (1, 1)
+    assert create_backbone("resnet18", img_size=224).conv1.stride == (2, 2)
+
+
+def test_patches_are_those_of_the_name_unless_others_are_asked_for():
+    """Every ViT's once had 16 pixels, whatever it is called, and a hybrid's could not be built."""
+
+    def patch(arch, **options):
+        return create_backbone(arch, img_size=56, **options).patch_embed.patch_size[0]
+
+    assert patch("vit_small_patch8_224") == 8
+    assert patch("vit_small_patch8_224", patch_size=14) == 14
+    assert patch("vit_tiny", patch_size=4) == 4
+    assert create_backbone("vit_tiny").patch_embed.patch_size[0] == 16
+
+
+def test_dino_s_names_and_timm_s_give_the_same_network():
+    ours = create_backbone("vit_tiny", img_size=32, patch_size=8).state_dict()
+    timms = create_backbone("vit_tiny_patch16_224", img_size=32, patch_size=8).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in timms.items()}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "message"),
+    [
+        ("vit_smal", {}, "network 'vit_smal' is unknown; did you mean .*vit_small"),
+        ("vit_tiny", {"img_size": 28, "patch_size": 16}, "patch_size 16 does not divide the image of 28 pixels"),
+        ("vgg11", {"drop_path_rate": 0.1}, "network 'vgg11' cannot be built"),
+        ("vit_tiny", {"num_heads": 5}, "cannot be built: .*; --num_heads 5 must divide its width, or be left out"),
+        ("vit_tiny", {"num_heads": 0}, "cannot be built: .*; --num_heads 0 must divide its width, or be left out"),
+    ],
+)
+def test_what_cannot_be_built_is_named(arch, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_backbone(arch, **options)
+
+
+@pytest.mark.parametrize(
+    ("arch", "img_size", "size", "message"),
+    [
+        ("deit_tiny_patch16_224", 96, 40, "patch_size 16 does not divide a view of 40 pixels"),
+        ("gmlp_ti16_224", 96, 64, r"MlpMixer cannot take a view of 64 pixels \(.+\); choose other views, or a ViT"),
+        ("hiera_tiny_224", 96, 64, r"Hiera cannot take a view of 64 pixels \(.+\); choose other views, or a ViT"),
+        ("vgg11", 64, 16, r"VGG cannot take a view of 16 pixels \(.+\); choose other views, or a ViT"),
+    ],
+)
+def test_views_that_a_network_cannot_take_are_named(arch, img_size, size, message):
+    network = create_backbone(arch, img_size=img_size)
+    check_crops(network, [img_size])
+    with pytest.raises(ValueError, match=message) as told:
+        check_crops(network, [img_size, size])
+    assert "\n" not in str(told.value)
+
+
+def test_a_look_at_the_views_leaves_network_and_random_numbers_as_they_are():
+    network = create_backbone("mobilenetv3_small_050", img_size=32)
+    state, before = torch.get_rng_state(), {name: x.clone() for name, x in network.state_dict().items()}
+    check_crops(network, [32])
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
+
+
+def test_only_one_7x7_convolution_makes_way_for_the_small_stem():
+    assert create_backbone("resnet26t", img_size=32).conv1[0].stride == (2, 2)
+    assert create_backbone("resnetv2_50", img_size=32).stem.conv.stride == (2, 2)
+
+
+def _vit():
+    torch.manual_seed(0)
+    return create_backbone("vit_tiny", img_size=32, patch_size=8)
+
+
+def test_positions_are_sines_and_cosines_of_column_and_row():
+    table = sincos_positions((2, 3), 8)
+    rate = torch.tensor([1.0, 10000**-0.5])
+    for position, (row, column) in enumerate((r, c) for r in range(2) for c in range(3)):
+        angles = [column * rate, row * rate]
+        written = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)])
+        torch.testing.assert_close(table[position], written)
+
+
+def test_a_fixed_patch_embedding_is_not_trained_and_its_class_token_has_position_0():
+    vit = _vit()
+    fix_patch_embedding(vit, projection=True)
+    frozen = {name for name, p in vit.named_parameters() if not p.requires_grad}
+    assert frozen == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert not vit.pos_embed[0, 0].any()
+    torch.testing.assert_close(vit.pos_embed[0, 1:], sincos_positions((4, 4), 192))
+    vit = _vit()
+    fix_patch_embedding(vit, projection=False)
+    assert {name for name, p in vit.named_parameters() if not p.requires_grad} == {"pos_embed"}
+
+
+def test_queries_keys_and_values_start_as_matrices_of_their_own():
+    vit = _vit()
+    fix_patch_embedding(vit, projection=True)
+    bound = (6 / (192 + 192)) ** 0.5
+    for part in vit.blocks[0].attn.qkv.weight.chunk(3):
+        assert part.abs().max() <= bound
+        assert part.abs().max() > 0.95 * bound
+
+
+def test_the_number_of_heads_can_be_chosen():
+    assert create_backbone("vit_tiny", img_size=32, patch_size=8, num_heads=6).blocks[0].attn.num_heads == 6
+
+
+def test_only_vits_are_vits():
+    assert is_vit(_vit())
+    assert not is_vit(create_backbone("conv_small"))
+    assert not is_vit(create_backbone("resnet18"))
+    assert not is_vit(create_backbone("xcit_nano_12_p16_224"))  # several convolutions, no table of positions
+    assert not is_vit(create_backbone("vit_small_patch16_dinov3"))  # rotary positions only
+
+
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less():
+    found = []
+    for checkpointing in (False, True):
+        vit = _vit()
+        if checkpointing:
+            checkpoint_activations(vit)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):  # noqa: B023
+            loss = vit(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))).square().sum()
+        loss.backward()
+        found.append(([p.grad for p in vit.parameters()], sum(kept)))
+    for plain, again in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(again, plain)
+    assert found[1][1] < found[0][1] / 4
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "conv_small"])
+def test_batch_norm_is_not_recomputed(arch):
+    with pytest.raises(ValueError, match="would count BatchNorm's statistics twice"):
+        checkpoint_activations(create_backbone(arch))
+
+
+def test_a_network_that_keeps_all_activations_is_refused():
+    with pytest.raises(ValueError, match="Linear cannot checkpoint its activations; take a ViT"):
+        checkpoint_activations(torch.nn.Linear(2, 2))

@@ -1,0 +1,130 @@
+"""The files of a run: what is written, and what a resumed run keeps of it."""
+
+import errno
+import json
+import math
+import os
+import threading
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from fasttrain.training.records import Recorder, write_summary
+from tests.small_runs import lines
+
+
+def _line(step, **values):
+    return {"step": step, "epoch": step / 4, "loss": 1 / step, **values}
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    with Recorder(tmp_path / "new" / "folder") as recorder:
+        recorder.step(_line(1))
+        assert lines(tmp_path / "new" / "folder" / "metrics.jsonl") == [_line(1)]
+        recorder.epoch({"train_loss": 0.5, "epoch": 0, "step": 4})
+        assert lines(tmp_path / "new" / "folder" / "log.txt") == [{"train_loss": 0.5, "epoch": 0, "step": 4}]
+
+
+def test_json_that_every_reader_takes(tmp_path):
+    """RFC 8259 has no NaN; Python's json would write one."""
+    broken = _line(1, loss=math.nan, entropy=math.inf, momentum=None)
+    with Recorder(tmp_path) as recorder:
+        recorder.step(broken)
+        recorder.epoch({"train_loss": -math.inf, "step": 1})
+        write_summary(recorder.folder, {"knn_top1": math.nan, "collapsed": False, "arch": "vit"})
+    for name in ("metrics.jsonl", "log.txt", "summary.json"):
+        assert "NaN" not in (tmp_path / name).read_text()
+        assert "Infinity" not in (tmp_path / name).read_text()
+    assert lines(tmp_path / "metrics.jsonl") == [_line(1, loss=None, entropy=None, momentum=None)]
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"knn_top1": None, "collapsed": False, "arch": "vit"}
+
+
+def test_tensorboard_has_every_number_but_the_axes(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        for step in (1, 5):
+            recorder.step(_line(step, momentum=None, lr=step / 8))
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert sorted(board.Tags()["scalars"]) == ["loss", "lr"]
+    assert [(event.step, event.value) for event in board.Scalars("lr")] == [(1, 0.125), (5, 0.625)]
+
+
+def test_a_resumed_run_keeps_what_was_before_and_nothing_after(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        assert recorder.past == []
+        for step in (1, 4, 5, 8):
+            recorder.step(_line(step, loss=0.1 + 0.2))
+        for step in (4, 8):
+            recorder.epoch({"train_loss": step, "step": step})
+    with Recorder(tmp_path, resumed_at=5) as recorder:
+        assert recorder.past == [_line(step, loss=0.1 + 0.2) for step in (1, 4, 5)]  # to the last bit
+        recorder.step(_line(6))
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 4, 5, 6]
+    assert [line["step"] for line in lines(tmp_path / "log.txt")] == [4]
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 4, 5, 6]  # 8 is hidden; once 5 was too
+
+
+def test_a_fresh_run_in_the_same_folder_starts_empty(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.step(_line(1))
+        recorder.epoch({"train_loss": 1.0, "step": 4})
+    with Recorder(tmp_path) as recorder:
+        assert recorder.past == []
+    assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "log.txt").read_text() == ""
+
+
+def test_a_line_that_was_cut_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(_line(1)) + "\n" + json.dumps(_line(2))[:-3])
+    with Recorder(tmp_path, resumed_at=3) as recorder:
+        assert recorder.past == [_line(1)]
+        recorder.step(_line(3))
+    assert lines(tmp_path / "metrics.jsonl") == [_line(1), _line(3)]
+
+
+def test_files_are_closed_when_a_run_fails(tmp_path):
+    try:
+        with Recorder(tmp_path) as recorder:
+            recorder.step(_line(1))
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    assert recorder._metrics.closed
+    assert recorder._log.closed
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_in_tensorboards_thread_is_raised_and_not_printed(tmp_path, monkeypatch, capsys):
+    """Its traceback came before the line that says what to do."""
+    before = threading.excepthook
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", b"events")
+
+    def log(recorder):
+        with recorder:
+            recorder.step(_line(1))
+            recorder._board.file_writer.event_writer._async_writer._worker.join()
+            recorder.step(_line(2))
+
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        log(recorder)
+    assert threading.excepthook is before
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_at_the_start_of_a_resumed_run_leaves_its_history(tmp_path, monkeypatch):
+    """The file was emptied before it was written anew: with no room, or killed in between, nothing was left of it."""
+    with Recorder(tmp_path) as recorder:
+        for step in (1, 2, 3):
+            recorder.step(_line(step))
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        Recorder(tmp_path, resumed_at=2)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]

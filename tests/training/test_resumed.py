@@ -1,0 +1,170 @@
+"""A run that goes on: from its own checkpoints, at other stages, and which checkpoints it refuses."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+import torch
+
+from fasttrain.files import checksum
+from fasttrain.run import main
+from tests.small_runs import assert_same_run, flags, lines
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_resume_gives_the_run_in_one_go(straight, images, tmp_path, capsys):
+    assert main(flags(images, tmp_path, "--knn_every", 1, "--limit_steps", 3)) == 0  # in mid-epoch
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 3
+    leftover = tmp_path / "checkpoints" / ".step-00000005.part"  # of a run that was killed
+    leftover.mkdir()
+    assert main(flags(images, tmp_path, "--knn_every", 1)) == 0
+    assert "resumed after step 3" in capsys.readouterr().out
+    assert_same_run(tmp_path, straight[0])
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"latest", "step-00000008"}
+
+
+def test_stochastic_depth_is_drawn_alike_after_a_resume(images, tmp_path):
+    more = ["--arch", "test_convnext", "--drop_path_rate", "0.5", "--knn_every", 0, "--limit_steps"]
+    assert main(flags(images, tmp_path / "straight", *more, 4)) == 0
+    assert main(flags(images, tmp_path / "parts", *more, 2)) == 0
+    assert main(flags(images, tmp_path / "parts", *more, 4)) == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "straight")
+
+
+def test_a_finished_run_stays_as_it_is(straight, images, tmp_path):
+    shutil.copytree(straight[0], tmp_path / "copy")
+    assert main(flags(images, tmp_path / "copy", "--knn_every", 1)) == 0
+    assert_same_run(tmp_path / "copy", straight[0])
+    before, after = ((o / "summary.json").read_text() for o in (straight[0], tmp_path / "copy"))
+    assert after == before  # its times too
+
+
+def test_a_shorter_limit_than_what_was_made_is_no_harm(straight, images, tmp_path):
+    assert main(flags(images, tmp_path, "--resume", straight[0], "--limit_steps", 2)) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 8
+    assert summary["images_per_s"] == 0
+
+
+def test_a_step_that_is_not_logged_after_a_resume_into_another_folder(straight, images, tmp_path):
+    """There is no logged step to look at then, nor ever on a rank that writes no files."""
+    given = flags(images, tmp_path, "--resume", straight[0], "--epochs", 4, "--log_every", 100, "--knn_every", 0)
+    assert main(given) == 0
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [16]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_resumes_what_it_wrote(straight, images, tmp_path, stage):
+    """ZeRO 1 and 2 write a class of DeepSpeed's that the reader of tensors alone once refused."""
+    given = flags(images, tmp_path, "--zero_stage", stage, "--knn_every", 1)
+    assert main([*given, "--limit_steps", "3"]) == 0
+    assert main(given) == 0
+    expected = [line["loss"] for line in lines(straight[0] / "metrics.jsonl")]
+    assert [line["loss"] for line in lines(tmp_path / "metrics.jsonl")] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_run_goes_on_at_another_stage_with_another_batch(straight, images, tmp_path, capsys):
+    """One epoch at ZeRO 3 and batches of 8, the next at ZeRO 1 in two micro-steps of 4: the same images a step."""
+    given = flags(images, tmp_path, "--knn_every", 1)
+    assert main([*given, "--zero_stage", "3", "--limit_steps", "4"]) == 0
+    shutil.copytree(tmp_path, tmp_path / "larger")
+    more = ["--zero_stage", "1", "--batch_size_per_gpu", "4", "--gradient_accumulation_steps", "2"]
+    assert main([*given, *more]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the checkpoint is of 1 rank(s) at ZeRO 3, and was cut anew for 1 rank(s) at ZeRO 1" in out
+    assert "a step has" not in out
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == list(range(1, 9))
+    given = flags(images, tmp_path / "larger", "--knn_every", 1, "--batch_size_per_gpu", "16", "--epochs", "4")
+    assert main(given) == 0
+    assert "a step has 16 images now, 8 in the checkpoint" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(straight, images, tmp_path, capsys):
+    given = flags(images, tmp_path, "--knn_every", 1, "--saveckp_freq_steps", 3, "--keep", 2)
+    assert main([*given, "--limit_steps", "7"]) == 0
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000006", "step-00000007"]
+    file = tmp_path / "checkpoints" / "step-00000007" / "mp_rank_00_model_states.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    capsys.readouterr()
+    assert main(given) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search("step-00000007 is broken: mp_rank.* were written; going on from step-00000006", out), out
+    assert_same_run(tmp_path, straight[0])
+
+
+def _copy(run, folder):
+    """A copy of a run that may be damaged: the run's folder and its checkpoint's file."""
+    shutil.copytree(run, folder)
+    return folder, folder / "checkpoints" / "step-00000008" / "mp_rank_00_model_states.pt"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--arch", "test_resnet"], "is of arch 'conv_small', this run of 'test_resnet'"),
+        (["--entropy"], "is of entropy False, this run of True"),
+        (["--optimizer", "sgd"], "is of optimizer 'adamw', this run of 'sgd'"),
+        (["--out_dim", "16"], "does not fit these settings .size mismatch for .*; use those of its run's config.yaml"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused(straight, images, tmp_path, capsys, more, message):
+    assert main(flags(images, tmp_path, "--resume", straight[0], *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: checkpoint {straight[0]}/checkpoints/step-00000008 ")
+    assert "--resume never" in line
+    assert re.search(message, line), line
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_checkpoint_of_another_method_is_refused(straight, images, tmp_path, capsys):
+    assert main(flags(images, tmp_path, "--resume", straight[0], "--drop_path_rate", 0, method="dino")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is of method 'simclr', this run of 'dino'; use that setting, another --output_dir, or --resume" in line
+
+
+class _RunsCode:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(straight, images, tmp_path, capsys):
+    run, file = _copy(straight[0], tmp_path / "run")
+    marker = tmp_path / "marker"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"lr_scheduler": _RunsCode(marker)}, file)
+    card = json.loads((file.parent / "fasttrain.json").read_text())
+    card["files"][file.name] = checksum(file)
+    del card["crc32"]  # as an earlier version's
+    (file.parent / "fasttrain.json").write_text(json.dumps(card))
+    assert main(flags(images, run)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: checkpoint {file.parent} holds more than tensors (")
+    assert ".mkdir) and is not loaded: opening it could run code. If you trust it, save its tensors anew" in line
+    assert line.endswith("; choose another or --resume never")
+    assert not marker.exists()
+    torch.load(file, weights_only=False)
+    assert marker.exists()  # so the file would have done it
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "not a checkpoint"])
+def test_a_damaged_checkpoint_is_refused(straight, images, tmp_path, capsys, damage):
+    run, file = _copy(straight[0], tmp_path / "run")
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        kept = {"truncated": content[: len(content) // 2], "empty": b"", "not a checkpoint": b"hello " * 1000}[damage]
+        file.write_bytes(kept)
+    assert main(flags(images, run)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: checkpoint {file.parent} is broken: {file.name} ")
+    assert line.endswith("; choose another or --resume never")
+    assert len(lines(run / "metrics.jsonl")) == 8  # nothing of the run is lost

@@ -1,0 +1,142 @@
+"""A run that is ended from outside: by signals, errors, hangs and a full disk."""
+
+import errno
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+import pytest
+
+from fasttrain.checkpoint import store
+from fasttrain.distributed import signals, watchdog
+from fasttrain.run import main
+from fasttrain.training import trainer
+from fasttrain.training.records import Recorder
+from tests.small_runs import assert_same_run, flags, lines, start, when_logged
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_sigterm_publishes_a_checkpoint_with_which_the_run_goes_on(images, tmp_path):
+    output = tmp_path / "run"
+    process = start(flags(images, output, "--epochs", 100_000, "--knn_every", 0))
+    metrics = output / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    done = len(lines(metrics))
+    assert err == f"fasttrain: stopped by SIGTERM at step {done}; --resume auto --output_dir {output} goes on\n"
+    assert (output / "checkpoints" / "latest").read_text() == f"step-{done:08d}"
+    assert not (output / "summary.json").exists()
+    assert main(flags(images, output, "--epochs", 100_000, "--knn_every", 0, "--limit_steps", done + 2)) == 0
+    assert [line["step"] for line in lines(metrics)] == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+def test_a_signal_in_mid_epoch_and_resume_gives_the_run_in_one_go(straight, images, tmp_path, capsys, number, status):
+    with when_logged(6, lambda: os.kill(os.getpid(), signal.Signals[number])):
+        assert main(flags(images, tmp_path, "--knn_every", 1)) == status
+    assert capsys.readouterr().err.startswith(f"fasttrain: stopped by {number} at step 6; ")
+    assert main(flags(images, tmp_path, "--knn_every", 1)) == 0
+    assert_same_run(tmp_path, straight[0])
+
+
+def test_a_second_ctrl_c_stops_at_once(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(signals, "_APART", 0)
+    with when_logged(2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]):
+        assert main(flags(images, tmp_path, "--knn_every", 0)) == 130
+    assert capsys.readouterr().err == "fasttrain: stopped at once by a second SIGINT; the last checkpoint stays\n"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def _fail():
+    raise RuntimeError("a bug\nof two lines")
+
+
+def test_an_unexpected_error_is_one_line_a_traceback_in_the_run_and_status_1(images, tmp_path, capsys):
+    with when_logged(2, _fail):
+        assert main(flags(images, tmp_path, "--knn_every", 0)) == 1
+    log = tmp_path / "rank-0.log"
+    said = f"fasttrain: rank 0 failed: RuntimeError: a bug; its traceback is in {log}\n"
+    assert capsys.readouterr().err == said
+    assert "in _fail" in log.read_text()
+    assert "of two lines" in log.read_text()
+
+
+def test_a_step_that_hangs_ends_the_run_with_status_1(images, tmp_path, capsys, monkeypatch):
+    left = threading.Event()
+    statuses = []
+
+    def leave(status):
+        statuses.append(status)
+        left.set()
+
+    def stalled():
+        assert left.wait(60)
+        raise RuntimeError("the process would have ended")
+
+    monkeypatch.setattr(trainer, "Watchdog", partial(watchdog.Watchdog, leave=leave))
+    with when_logged(2, stalled):
+        assert main(flags(images, tmp_path, "--knn_every", 0, "--watchdog_minutes", 0.05)) == 1
+    assert statuses == [1]
+    assert "in stalled" in (tmp_path / "rank-0.log").read_text()
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith(
+        "fasttrain: rank 0 finished no step for 0.05 minutes (--watchdog_minutes); the stacks of all "
+    )
+
+
+def test_every_epoch_ends_with_a_checkpoint_and_some_of_them_stay(images, tmp_path, monkeypatch):
+    """The first one came after --saveckp_freq epochs, 20 by default: a fault before cost all of them."""
+    published, publish = [], store.publish
+
+    def noted(engine, folder, card, *, keep, newest):
+        published.append((card.step, keep))
+        publish(engine, folder, card, keep=keep, newest=newest)
+
+    monkeypatch.setattr(store, "publish", noted)
+    given = flags(images, tmp_path, "--knn_every", 0, "--epochs", 4, "--saveckp_freq", 2)
+    with when_logged(14, _fail):
+        assert main(given) == 1
+    assert published == [(4, False), (8, True), (12, False)]
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"latest", "step-00000008", "step-00000012"}
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000012"
+
+
+@pytest.mark.parametrize("at", ["checkpoint", "metrics"])
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(images, tmp_path, capsys, monkeypatch, at):
+    """The first checkpoint finds room, the second does not; or a line of metrics.jsonl does not."""
+    name = os.fsencode(tmp_path / at) if at == "metrics" else str(tmp_path / at)  # as TensorBoard's are
+    full = OSError(errno.ENOSPC, "No space left on device", name)
+    publish, write = store.write_tensors, Recorder.step
+
+    def tensors(path, content):
+        if at == "checkpoint" and "step-00000004" in str(path):
+            raise full
+        return publish(path, content)
+
+    def step(self, values):
+        if at == "metrics" and values["step"] == 4:
+            raise full
+        write(self, values)
+
+    monkeypatch.setattr(store, "write_tensors", tensors)
+    monkeypatch.setattr(Recorder, "step", step)
+    given = flags(images, tmp_path / "run", "--knn_every", 0, "--saveckp_freq_steps", 2)
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+    assert "make room" in line
+    assert "b'" not in line
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*step*")] == ["step-00000002"]
+    monkeypatch.undo()
+    assert main([*given, "--limit_steps", "5"]) == 0
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
