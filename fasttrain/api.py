@@ -78,10 +78,10 @@ def train(
     it, as ``entropy`` does.
 
     Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result. Raises ImportError without the
-    ``train`` extra; ConfigError or DataError, both ValueError, for what cannot be run; ``guard.Diverged`` where loss or
-    gradients stay not finite; ``trainer.Collapsed`` if asked to stop then; ``interruption.Interrupted`` after SIGTERM,
+    ``train`` extra; ConfigError or DataError, both ValueError, for invalid input; Diverged if the loss or
+    gradients stay not finite; Collapsed with ``stop_on_collapse``; Interrupted after SIGTERM,
     Ctrl-C or a notebook's stop button, with a checkpoint that the same call with the same ``output_dir`` goes on from;
-    ``watchdog.Crashed`` for any other error.
+    Crashed for any other error.
 
     Source: the methods are those of docs/methods.md, the bound that of arXiv 2307.10907.
     """
@@ -122,7 +122,7 @@ def train(
 
 def _splits(data: Any, val: Any) -> Splits | None:
     """Images that have no path; None where the configuration tells their paths. Raises ConfigError for a mixture."""
-    from .config.settings import ConfigError
+    from .errors import ConfigError
     from .pipelines import Splits, source_from_dataset
 
     if data is None or isinstance(data, str | os.PathLike):

@@ -18,7 +18,8 @@ from . import methods
 from .checkpoint.consolidate import newest, whole_tensors
 from .checkpoint.store import read_card
 from .config.arguments import read_yaml
-from .config.settings import Config, ConfigError, resolve, unknown_name
+from .config.settings import Config, resolve
+from .errors import ConfigError, unknown_name
 from .methods.cmc import Sensors
 from .models.architectures import create_backbone, create_timm, has_cifar_stem, has_one_size, timm_name, vit_options
 from .models.weights import load_weights, read_metadata, read_weights

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     world = world_from_environment()
     try:
         from .config.arguments import asks_for_recipes, parse, print_recipes
-        from .config.settings import ConfigError
+        from .errors import ConfigError
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
     given = sys.argv[1:] if arguments is None else arguments
@@ -51,16 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(config: Config, world: World) -> int:
     """Train as a command that can be used asks. What takes seconds to import is not imported before."""
-    from .config.settings import ConfigError
     from .distributed.world import initialise
+    from .errors import ConfigError
 
     try:
-        from .distributed.signals import Interrupted
-        from .distributed.watchdog import Crashed, starting
+        from .distributed.watchdog import starting
         from .engine.engine import quiet_deepspeed
+        from .errors import Collapsed, Crashed, Diverged, Interrupted
         from .pipelines import DataError
-        from .training.guard import Diverged
-        from .training.trainer import Collapsed, train
+        from .training.trainer import train
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
 

@@ -1,7 +1,8 @@
 """From image files, shards or arrays to batches of random views: recipes, sources and the loader."""
 
+from ..errors import DataError
 from .loader import Batch, Loader
-from .sources.base import ArraySource, DataError, FolderSource, Source
+from .sources.base import ArraySource, FolderSource, Source
 from .sources.dataset import source_from_dataset
 from .sources.open import Splits, open_source
 from .views.draw import Parameters, View, ViewRecipe, draw_parameters, evaluation_view

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DataError
 from .photometric.draws import color_matrix, colored, radius
-from .sources.base import DataError
 from .views import rand_augment
 from .views.color import luma
 from .views.draw import Parameters, View, ViewRecipe

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import DataError
 from . import dali
 from .assemble import make_views
 from .sources.bad_images import BadImages
-from .sources.base import DataError, Source
+from .sources.base import Source
 from .sources.headers import BadImageError, decodable, image_size
 from .views.draw import Parameters, ViewRecipe, draw_parameters, epoch_order
 

@@ -9,7 +9,7 @@ import torch
 
 import fasttrain
 from fasttrain.cli import main
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.pipelines import ArraySource, DataError, Loader, Splits, evaluation_view
 from tests.small_runs import SMALL, assert_same_run, flags

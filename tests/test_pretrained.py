@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fasttrain.checkpoint.consolidate import newest, whole_tensors
-from fasttrain.config.settings import ConfigError, resolve
+from fasttrain.config.settings import resolve
 from fasttrain.engine.build import build_method
+from fasttrain.errors import ConfigError
 from fasttrain.models.weights import metadata
 from fasttrain.pretrained import (
     Blueprint,

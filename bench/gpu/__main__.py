@@ -80,9 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     if torch.version.cuda is None or not torch.cuda.is_available():
-        print(
-            f"bench/gpu needs an NVIDIA GPU; torch sees none (torch {torch.__version__})", file=sys.stderr
-        )
+        print(f"bench/gpu needs an NVIDIA GPU; torch sees none (torch {torch.__version__})", file=sys.stderr)
         return 2
     sys.path.insert(0, str(ROOT))  # fasttrain need not be installed, and tests/ holds the references
     from bench.kernels.aot import CHIPS

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from .state import harmless
 from .store import Card, read_card, unloadable, verify
 

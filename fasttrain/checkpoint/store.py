@@ -14,18 +14,14 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..config.settings import ConfigError
 from ..distributed.world import World, everyone
 from ..engine.engine import Engine
+from ..errors import ConfigError, SaveError
 from ..files import Sum, difference, write_tensors, write_text
 from .state import client_state, misfit, place, read, trained_names
 
 _CARD = "fasttrain.json"
 _TAG = re.compile(r"step-\d+")
-
-
-class SaveError(ConfigError):
-    """A checkpoint could not be written; the last complete one is still there."""
 
 
 @dataclass(frozen=True)

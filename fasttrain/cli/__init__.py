@@ -8,8 +8,14 @@ from collections.abc import Sequence
 
 _COMMANDS = {
     "train": ("fasttrain.run", "train a backbone (the flags of fasttrain/run.py; fasttrain train --help)"),
-    "plan": ("fasttrain.plan", "say what a run will need, without a GPU: memory, traffic, time; takes the flags of train"),
-    "eval": ("fasttrain.cli.eval", "k-NN, linear probe, few-shot, RankMe and more, of a run, an export or a timm model"),
+    "plan": (
+        "fasttrain.plan",
+        "say what a run will need, without a GPU: memory, traffic, time; takes the flags of train",
+    ),
+    "eval": (
+        "fasttrain.cli.eval",
+        "k-NN, linear probe, few-shot, RankMe and more, of a run, an export or a timm model",
+    ),
     "export": ("fasttrain.cli.export", "take a network elsewhere: timm, Hugging Face, ONNX, facebookresearch/dino"),
     "report": (
         "fasttrain.cli.report",

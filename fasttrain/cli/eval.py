@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
 
     prepare_environment()
     try:
-        from ..config.settings import ConfigError
+        from ..errors import ConfigError
         from ..pipelines import DataError
     except ModuleNotFoundError as error:
         return _fail(f"evaluation needs {error.name}; type: pip install 'fasttrain[train]'")
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> Namespace:
     from ..config.arguments import Parser, underscored
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
     from ..evaluate.cache import default_folder
     from ..evaluate.protocol import METRICS, Protocol
     from ..pretrained import add_source_flags
@@ -79,8 +79,8 @@ def _evaluate(given: Namespace) -> int:
     from rich.console import Console
 
     from .. import __version__
-    from ..config.settings import ConfigError
     from ..distributed.world import initialise, world_from_environment
+    from ..errors import ConfigError
     from ..evaluate.cache import FeatureCache
     from ..evaluate.protocol import Protocol, evaluate
     from ..evaluate.table import table
@@ -151,7 +151,7 @@ def _evaluate(given: Namespace) -> int:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
     from ..files import finite
 
     try:

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
 
     prepare_environment()
     try:
-        from ..config.settings import ConfigError
+        from ..errors import ConfigError
         from ..pretrained import open_backbone
     except ModuleNotFoundError as error:
         return _fail(f"export needs {error.name}; type: pip install 'fasttrain[train]'")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> Namespace:
     from ..config.arguments import Parser, underscored
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
     from ..pretrained import add_source_flags
 
     parser = Parser(
@@ -72,7 +72,7 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 
 
 def _target(given: Namespace) -> Path:
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
 
     path, ending = Path(given.output), _FORMATS[given.format][2]
     if ending and path.suffix != ending:
@@ -86,7 +86,7 @@ def _target(given: Namespace) -> Path:
 
 def _publish(path: Path, write: Callable[[Path], str]) -> str:
     """Write beside ``path`` and rename what was written and checked: what is there is always whole."""
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.arguments import Parser, parse, underscored
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from ..plan.forecast import Forecast, forecast, refusal
 from ..plan.hardware import GIB, GPUS, Cluster, gpu_named
 from ..plan.report import as_json, show

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     """Draw what the arguments ask for; returns the exit status, 2 with one line for what cannot be used."""
     prepare_environment()
     try:
-        from ..config.settings import ConfigError
+        from ..errors import ConfigError
         from ..pipelines import DataError
         from ..report.contact_sheet import main as views
     except ModuleNotFoundError as error:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _report(arguments: Sequence[str]) -> int:
     from ..config.arguments import Parser, underscored
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
 
     parser = Parser(
         prog="fasttrain report",
@@ -71,7 +71,7 @@ def report(
     of runs whose data has no path. Raises ConfigError where there is no run, none has logged a step, or the page cannot
     be written.
     """
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
     from ..report.page import images_of, render, warnings
     from ..report.runs import read_runs
 
@@ -89,7 +89,7 @@ def report(
 
 
 def _pictures(run: Run, images: int, splits: Splits | None) -> Pictures:
-    from ..config.settings import ConfigError
+    from ..errors import ConfigError
     from ..pipelines import DataError
     from ..report.page import pictures
     from ..report.samples import Sample, look

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import methods
+from ..errors import ConfigError, unknown_name
 from . import recipes
-from .settings import Config, ConfigError, TrainConfig, resolve, unknown_name
+from .settings import Config, TrainConfig, resolve
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from .. import methods
+from ..errors import ConfigError, unknown_name
 from ..flags import demand, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
 from ..pipelines.views.draw import View, ViewRecipe
@@ -23,10 +23,6 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IN_MEMORY = "in memory: "
 """Begins the ``data_path`` of a run whose images have none, so that nobody takes others for them."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used. One line: what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -248,10 +244,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def unknown_name(what: str, name: object, known: list[str], prefix: str = "") -> str:
-    """A line about a name that nothing has, with the nearest one that something has."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {prefix}{close[0]}?" if close else "--help lists them all"
-    return f"{what} is unknown; {hint}"

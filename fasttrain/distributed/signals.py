@@ -5,23 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType, TracebackType
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """A scheduler's or launcher's end, Ctrl-C, and the warning of SLURM's ``--signal=USR1@seconds``."""
 _APART = 1.0  # seconds; a launcher hands Ctrl-C on to ranks that had it from the terminal already
-
-
-class Interrupted(RuntimeError):
-    """One of :data:`ASKING` arrived; a checkpoint was published. ``status`` is the shell's: 128 + the signal's number.
-
-    143 for SIGTERM, 130 for SIGINT, 138 for SIGUSR1, on which a batch script can requeue its job.
-    """
-
-    def __init__(self, number: signal.Signals, step: int, output: Path) -> None:
-        super().__init__(f"stopped by {number.name} at step {step}; --resume auto --output_dir {output} goes on")
-        self.status = 128 + number
 
 
 class Signals:

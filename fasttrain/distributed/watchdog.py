@@ -17,6 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from ..errors import Crashed
 from .world import World
 
 _KEY = "fasttrain/end"  # in the process group's store: "<status> <crash or hang> <rank>" of the first rank that ends
@@ -24,10 +25,6 @@ _PERIOD = 0.5  # seconds between looks at the store
 _PATIENCE = 5.0  # seconds for an answer of the store, whose machine may be out of reach
 _LINGER = 4 * _PERIOD  # before a rank goes that said why, since the store may go with it
 CRASHED = 1  # exit status
-
-
-class Crashed(RuntimeError):
-    """An unexpected error; its traceback was written."""
 
 
 def first_to_end(world: World, status: int = CRASHED, kind: str = "crash", *, store: Any = None) -> bool:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import methods
-from ..config.settings import Config, ConfigError
+from ..config.settings import Config
+from ..errors import ConfigError
 from ..methods import Method
 from ..methods.base import Task
 from ..methods.bound import SphereSettings

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from ..config.settings import Config, ConfigError, TrainConfig
+from ..config.settings import Config, TrainConfig
 from ..distributed.world import World
+from ..errors import ConfigError
 from ..methods import Method
 from ..methods.base import Objective, Step
 from ..models.batchnorm import synchronise

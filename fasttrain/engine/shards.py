@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from ..optim.layerwise import Layout, Piece
 from ..optim.optimizers import Role
 

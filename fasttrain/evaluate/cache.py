@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import pipelines
-from ..config.settings import ConfigError
 from ..distributed.world import World
+from ..errors import ConfigError
 from ..pipelines import Loader, Source, ViewRecipe
 from .features import Features, extract_views
 

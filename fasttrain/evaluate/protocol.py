@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from ..pipelines import Source, Splits, View, ViewRecipe, evaluation_view
 from ..pretrained import Backbone
 from .alignment import alignment, uniformity

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from ..pretrained import Backbone, Blueprint
 
 _BATCHES = (1, 2, 5)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.consolidate import whole_tensors
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from ..models.weights import load_weights, read_weights
 from ..pretrained import Backbone
 from .check import check_same

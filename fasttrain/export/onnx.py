@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from ..pretrained import Backbone
 from .check import check_same, random_images
 

@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ..checkpoint.store import unloadable
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from ..methods import Method
 
 # The first that a file has: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config.settings import Config, ConfigError, TrainConfig
+from ..config.settings import Config, TrainConfig
 from ..engine.build import build_method
 from ..engine.engine import least_stage
+from ..errors import ConfigError
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster
 from .memory import Part, between_epochs, largest_batch, parts, total

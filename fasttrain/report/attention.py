@@ -10,7 +10,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from .neighbours import Shown, choose
 from .pictures import data_uri, heat
 from .samples import Sample

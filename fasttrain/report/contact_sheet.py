@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..config.arguments import Parser, parse
-from ..config.settings import Config, ConfigError
+from ..config.settings import Config
+from ..errors import ConfigError
 from ..evaluate.features import Subset
 from ..pipelines import Loader, Source, View, evaluation_view, open_source
 from ..pipelines.sources.headers import image_size

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from .charts import picture
 from .samples import Sample, class_name
 

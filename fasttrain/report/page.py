@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
-from ..config.settings import ConfigError
+from ..errors import ConfigError
 from . import attention, maps, neighbours
 from .charts import NOTHING, number, sample
 from .curves import bound_chart, charts, style

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from ..config.arguments import parse
-from ..config.settings import VIEW_FLAGS, Config, ConfigError, resolve
+from ..config.settings import VIEW_FLAGS, Config, resolve
+from ..errors import ConfigError
 from ..pipelines import ViewRecipe
 from .charts import NOTHING
 from .runs import Run

@@ -12,7 +12,8 @@ from typing import Any
 from ..checkpoint.consolidate import newest
 from ..checkpoint.store import Card, read_card
 from ..config.arguments import read_yaml
-from ..config.settings import Config, ConfigError, resolve
+from ..config.settings import Config, resolve
+from ..errors import ConfigError
 from ..training.records import read_summary
 
 _DIGITS = "the embedded digits"

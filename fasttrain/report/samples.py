@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..config.settings import IN_MEMORY, ConfigError
+from ..config.settings import IN_MEMORY
+from ..errors import ConfigError
 from ..evaluate.features import Subset, extract
 from ..pipelines import DataError, Loader, Splits, ViewRecipe, evaluation_view, open_source
 from ..pretrained import Backbone, from_run

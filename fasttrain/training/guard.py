@@ -18,16 +18,13 @@ from torch import Tensor
 from ..distributed.signals import Signals, asked
 from ..engine.engine import Engine
 from ..engine.shards import gradients
+from ..errors import Diverged
 from ..methods.base import Objective, Step
 from ..optim.optimizers import Role
 from ..pipelines import Batch
 from .undo import Undo
 
 _TERMS = ("loss", "entropy", "reconstruction", "deficit")
-
-
-class Diverged(RuntimeError):
-    """The loss, its gradient or the weights are no longer numbers."""
 
 
 @dataclass(frozen=True)

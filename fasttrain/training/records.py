@@ -15,8 +15,9 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from ..config.settings import Config, ConfigError
+from ..config.settings import Config
 from ..distributed.world import World
+from ..errors import ConfigError
 from ..files import finite, write_text
 
 

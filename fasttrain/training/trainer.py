@@ -17,20 +17,21 @@ from ..checkpoint import store
 from ..checkpoint.provenance import provenance
 from ..checkpoint.store import Card
 from ..cli.report import report
-from ..config.settings import Config, ConfigError
+from ..config.settings import Config
 from ..distributed.lockstep import in_step, of_all_ranks
-from ..distributed.signals import Interrupted, Signals, asked
+from ..distributed.signals import Signals, asked
 from ..distributed.watchdog import Watchdog
 from ..distributed.world import World
 from ..engine.build import build_method, doubts
 from ..engine.engine import Engine, global_batch
+from ..errors import Collapsed, ConfigError, Diverged, Interrupted
 from ..evaluate.evaluator import Evaluation, Evaluator
 from ..files import DISK_ERRORS
 from ..methods import Method
 from ..models.weights import start_from
 from ..pipelines import Batch, DataError, Loader, Splits, open_source
 from .display import DataNotes, Display
-from .guard import Diverged, Finding, Guard
+from .guard import Finding, Guard
 from .metrics import Meter, metrics_line
 from .monitors import Watch
 from .records import Recorder, epoch_line, output_folder, read_summary, write_summary
@@ -39,10 +40,6 @@ from .spikes import Spikes, told
 _COLLAPSED_RANK = 2
 _BOUND = ("entropy", "entropy_max", "reconstruction", "information", "deficit")
 _BEFORE = -1  # the number of the epoch that a method may see before the first
-
-
-class Collapsed(RuntimeError):
-    """The representation has collapsed, and the run was asked to stop then."""
 
 
 def train(config: Config, world: World, splits: Splits | None = None) -> dict[str, Any]:

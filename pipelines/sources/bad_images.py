@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .base import DataError, Source
+from ...errors import DataError
+from .base import Source
 
 _LEAST_TRIED = 100  # images: of fewer, a few bad ones say nothing about the rest
 log = logging.getLogger("fasttrain.data")

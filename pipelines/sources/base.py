@@ -18,13 +18,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...errors import DataError
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 log = logging.getLogger("fasttrain.data")
 _TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # as TensorFlow's scripts name them
-
-
-class DataError(ValueError):
-    """The data cannot be used as asked; one line that names the thing and the mend."""
 
 
 class Source(Protocol):

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .base import DataError, class_numbers, content_stamp
+from ...errors import DataError
+from .base import class_numbers, content_stamp
 
 _FORMS = "a PIL image, encoded bytes, a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W]"
 log = logging.getLogger("fasttrain.data")

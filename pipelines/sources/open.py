@@ -11,18 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import (
-    SUFFIXES,
-    ArraySource,
-    DataError,
-    FolderSource,
-    Source,
-    check_folder,
-    list_folder,
-    mixed,
-    shard_kind,
-    walk,
-)
+from ...errors import DataError
+from .base import SUFFIXES, ArraySource, FolderSource, Source, check_folder, list_folder, mixed, shard_kind, walk
 from .shards import ShardFormat, ShardSource
 from .tfrecord import TFRECORD
 from .webdataset import TAR

@@ -19,7 +19,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import DataError, file_stamp
+from ...errors import DataError
+from .base import file_stamp
 
 UNLABELLED = -(2**63)
 _WINDOW = (

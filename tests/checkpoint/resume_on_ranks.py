@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from fasttrain.checkpoint.store import Card, SaveError, choose, publish, restore
+from fasttrain.checkpoint.store import Card, choose, publish, restore
 from fasttrain.distributed.world import everyone
 from fasttrain.engine.shards import inner
+from fasttrain.errors import SaveError
 from tests.distributed.two_ranks import BATCH, begin, full_state, made, steps
 
 RESUMED = [

@@ -10,8 +10,8 @@ import torch
 
 from fasttrain.checkpoint import store
 from fasttrain.checkpoint.store import choose, find, publish, read_card, restore
-from fasttrain.config.settings import ConfigError
 from fasttrain.distributed.world import World
+from fasttrain.errors import ConfigError
 from tests.checkpoints import CARD, state_of, train, write_card
 
 

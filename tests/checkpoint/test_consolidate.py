@@ -8,7 +8,7 @@ import torch
 
 from fasttrain.checkpoint.consolidate import newest, whole_tensors
 from fasttrain.checkpoint.store import read_card
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from tests.small_runs import train_few_steps
 
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from fasttrain import methods
 from fasttrain.checkpoint import state as saved_state
 from fasttrain.checkpoint.store import Card, publish, restore
-from fasttrain.config.settings import ConfigError, resolve
+from fasttrain.config.settings import resolve
 from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
+from fasttrain.errors import ConfigError
 from fasttrain.pipelines import Batch
 from tests.training.test_every_method import SETTINGS
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from fasttrain.checkpoint import store
-from fasttrain.checkpoint.store import SaveError, choose, find, publish, read_card, restore
-from fasttrain.config.settings import ConfigError, resolve
+from fasttrain.checkpoint.store import choose, find, publish, read_card, restore
+from fasttrain.config.settings import resolve
 from fasttrain.distributed.world import world_from_environment
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
+from fasttrain.errors import ConfigError, SaveError
 from tests.checkpoints import CARD, state_of, train, write_card
 
 

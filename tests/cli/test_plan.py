@@ -6,7 +6,7 @@ import pytest
 
 from fasttrain import cli
 from fasttrain.cli.plan import IMAGENET, _write, planned
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 
 _SMALL = ["plan", "--method", "dino", "--recipe", "cifar", "--arch", "conv_small", "--out_dim", "64"]
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from fasttrain.distributed import signals as interruption
-from fasttrain.distributed.signals import ASKING, Interrupted, Signals, asked
+from fasttrain.distributed.signals import ASKING, Signals, asked
+from fasttrain.errors import Interrupted
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])

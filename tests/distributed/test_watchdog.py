@@ -14,8 +14,9 @@ import pytest
 import torch.distributed as dist
 
 from fasttrain.distributed import watchdog
-from fasttrain.distributed.watchdog import Crashed, Watchdog
+from fasttrain.distributed.watchdog import Watchdog
 from fasttrain.distributed.world import World
+from fasttrain.errors import Crashed
 
 _ROOT = Path(__file__).parents[2]
 

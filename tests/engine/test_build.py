@@ -3,8 +3,9 @@
 import pytest
 
 from fasttrain import methods
-from fasttrain.config.settings import ConfigError, resolve
+from fasttrain.config.settings import resolve
 from fasttrain.engine.build import build_method, doubts
+from fasttrain.errors import ConfigError
 
 _SMALL = {"arch": "vit_tiny", "patch_size": 4, "data_path": "x"}
 

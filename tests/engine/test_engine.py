@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fasttrain.config.settings import ConfigError, TrainConfig
+from fasttrain.config.settings import TrainConfig
 from fasttrain.distributed.world import World
 from fasttrain.engine import engine
+from fasttrain.errors import ConfigError
 from fasttrain.methods.base import Step
 from tests.checkpoints import small_engine, train
 from tests.small_runs import train_few_steps

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fasttrain.config.settings import ConfigError
 from fasttrain.engine import shards as sharding
 from fasttrain.engine.shards import find_shards, inner, parameter_by_parameter, share_weights
+from fasttrain.errors import ConfigError
 from fasttrain.optim.layerwise import Lars
 
 

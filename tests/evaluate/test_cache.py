@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fasttrain import pipelines
-from fasttrain.config.settings import ConfigError
 from fasttrain.distributed.world import World
+from fasttrain.errors import ConfigError
 from fasttrain.evaluate.cache import FeatureCache, default_folder, network_digest, source_digest, views_digest
 from fasttrain.evaluate.features import Subset
 from fasttrain.models.architectures import ConvSmall, create_backbone

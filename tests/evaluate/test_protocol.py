@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fasttrain.config.settings import ConfigError
 from fasttrain.distributed.world import World
+from fasttrain.errors import ConfigError
 from fasttrain.evaluate import protocol
 from fasttrain.evaluate.alignment import alignment, uniformity
 from fasttrain.evaluate.cache import FeatureCache

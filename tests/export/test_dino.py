@@ -8,8 +8,9 @@ from torch.nn.functional import gelu, linear, normalize
 
 from fasttrain.checkpoint.consolidate import newest, whole_tensors
 from fasttrain.cli import main
-from fasttrain.config.settings import ConfigError, resolve
+from fasttrain.config.settings import resolve
 from fasttrain.engine.build import build_method
+from fasttrain.errors import ConfigError
 from fasttrain.export.dino import _their_arch, dino_head, write_dino
 from fasttrain.export.vit import plain_vit
 from fasttrain.pretrained import Backbone, Blueprint, from_run, from_timm

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fasttrain.cli import main
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.export.onnx import write_onnx
 from fasttrain.pretrained import from_run, from_timm
 

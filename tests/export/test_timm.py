@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from fasttrain.cli import main
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.export.check import check_same, random_images
 from fasttrain.pretrained import Blueprint, from_file, from_run, from_timm
 

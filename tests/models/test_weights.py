@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fasttrain.cli import main
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.models.architectures import create_backbone
 from fasttrain.models.weights import load_weights, metadata, read_metadata, read_weights
 from fasttrain.pretrained import from_run

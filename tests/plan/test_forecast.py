@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.plan.forecast import _accepts, _can_recompute, _choice, forecast, refusal
 from fasttrain.plan.hardware import GIB, GPUS, Cluster
 from fasttrain.plan.memory import Part

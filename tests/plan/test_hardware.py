@@ -2,7 +2,7 @@
 
 import pytest
 
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.plan.hardware import GIB, GPUS, Cluster, gpu_named
 
 H100 = GPUS["h100"]

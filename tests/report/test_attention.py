@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.models.architectures import create_backbone
 from fasttrain.report.attention import attention
 

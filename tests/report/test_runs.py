@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.report.runs import read_run, read_runs
 
 

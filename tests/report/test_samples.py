@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttrain.config.settings import ConfigError
+from fasttrain.errors import ConfigError
 from fasttrain.pipelines import ArraySource, DataError, Splits
 from fasttrain.report.runs import read_run
 from fasttrain.report.samples import look

@@ -11,9 +11,10 @@ from fasttrain.distributed.signals import Signals
 from fasttrain.distributed.world import initialise, world_from_environment
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
+from fasttrain.errors import Diverged
 from fasttrain.optim.optimizers import Role
 from fasttrain.pipelines import Batch
-from fasttrain.training.guard import Diverged, Guard, fault
+from fasttrain.training.guard import Guard, fault
 
 IMAGES, BATCH = 32, 8
 _SMALL = {"recipe": "cifar", "batch_size_per_gpu": BATCH, "warmup_epochs": 0, "deterministic": True}

@@ -1,0 +1,72 @@
+"""Every public exception of fasttrain, with the exit status of a command that ends with it.
+
+========================  ======  =====================================================
+Exception                 Status  Cause
+========================  ======  =====================================================
+ConfigError, DataError    2       invalid input: a setting, a file, an image
+SaveError                 2       a checkpoint cannot be written
+Diverged, Collapsed       3       the loss is not finite, or the representation collapsed
+Interrupted               128+n   signal number n arrived
+Crashed                   1       any other error
+========================  ======  =====================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A setting is invalid. The message is one line: what is wrong and how to fix it."""
+
+    status = 2
+
+
+class DataError(ValueError):
+    """Images cannot be read. The message is one line: which, why and how to fix it."""
+
+    status = 2
+
+
+class SaveError(ConfigError):
+    """A checkpoint could not be written; the last complete one is intact."""
+
+
+class Diverged(RuntimeError):
+    """The loss, its gradient or the weights are not finite."""
+
+    status = 3
+
+
+class Collapsed(RuntimeError):
+    """The representation collapsed, and the run was configured to stop in that case."""
+
+    status = 3
+
+
+class Crashed(RuntimeError):
+    """An unexpected error. Its traceback was written to the run's folder or to stderr."""
+
+    status = 1
+
+
+class Interrupted(RuntimeError):
+    """A signal stopped the run after a checkpoint was saved.
+
+    ``status`` follows the shell's convention: 128 + the signal's number. SIGTERM gives 143, SIGINT 130 and SIGUSR1
+    138, on which a batch script can requeue its job.
+    """
+
+    def __init__(self, number: signal.Signals, step: int, output: Path) -> None:
+        super().__init__(f"stopped by {number.name} at step {step}; resume with --resume auto --output_dir {output}")
+        self.status = 128 + number
+
+
+def unknown_name(what: str, name: object, known: Sequence[str], prefix: str = "") -> str:
+    """Return a message for an unknown name that suggests the nearest known one."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {prefix}{close[0]}?" if close else "--help lists them all"
+    return f"{what} is unknown; {hint}"
