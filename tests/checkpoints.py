@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import torch
 
 from fasttrain.checkpoint.store import Card
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import initialise, world_from_environment
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine

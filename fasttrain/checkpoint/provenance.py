@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..config.settings import Config
+from ..config.resolve import Config
 
 _WHERE = ("output_dir", "resume", "limit_steps", "num_workers")
 """Settings that do not decide what a run computes."""
@@ -28,7 +28,7 @@ def provenance(config: Config) -> dict[str, str | None]:
 
 def config_hash(config: Config) -> str:
     """16 hexadecimal digits of the SHA-256 of everything that decides the run; where it is written does not."""
-    flat = yaml.safe_load(config.anywhere().to_yaml())
+    flat = yaml.safe_load(config.with_absolute_paths().to_yaml())
     decides = {name: value for name, value in flat.items() if name not in _WHERE}
     return hashlib.sha256(yaml.safe_dump(decides, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -57,13 +57,12 @@ def prepare_environment() -> None:
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of ranks that end we say one line, without C++ frames
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if has_nvidia_device() else "cpu")
-    _keep_freed_memory()
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next one.
 
     By default it hands tensors of many megabytes back to the kernel, which zeroes their pages again a moment later:

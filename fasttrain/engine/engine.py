@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from ..config.settings import Config, TrainConfig
+from ..config.resolve import Config
+from ..config.settings import TrainConfig
 from ..distributed.world import World
 from ..errors import ConfigError
 from ..methods import Method

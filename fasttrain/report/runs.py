@@ -11,8 +11,7 @@ from typing import Any
 
 from ..checkpoint.consolidate import newest
 from ..checkpoint.store import Card, read_card
-from ..config.arguments import read_yaml
-from ..config.settings import Config, resolve
+from ..config.resolve import Config, read_yaml, resolve
 from ..errors import ConfigError
 from ..training.records import read_summary
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.signals import Signals
 from fasttrain.distributed.world import initialise, world_from_environment
 from fasttrain.engine.build import build_method
