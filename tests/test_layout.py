@@ -18,7 +18,8 @@ _FILES = [path for folder in _FOLDERS for path in sorted((_ROOT / folder).rglob(
 # rglob follows no links, so a file of kernels/ or pipelines/ is listed once.
 
 ORDER = (
-    ("run", "api", "cli"),
+    ("run",),
+    ("api", "cli"),
     ("report",),
     ("training",),
     ("evaluate", "export"),
