@@ -85,14 +85,14 @@ def train(
 
     Source: the methods are those of docs/methods.md, the bound that of arXiv 2307.10907.
     """
-    from .distributed.world import initialise, prepare_environment, world_from_environment
+    from .distributed.world import World, initialise, prepare_environment
 
     prepare_environment()
     try:
         from .config.arguments import read_yaml
         from .config.settings import IN_MEMORY, resolve
         from .distributed.watchdog import starting
-        from .engine.engine import quiet_deepspeed
+        from .engine.zero import quiet_deepspeed
         from .pipelines import open_source
         from .pretrained import from_run
         from .training.records import output_folder
@@ -101,7 +101,7 @@ def train(
         raise ImportError(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'") from error
 
     quiet_deepspeed()
-    world = world_from_environment()
+    world = World.from_environment()
     given = _splits(data, val)
     paths: dict[str, Any] = {"data_path": IN_MEMORY + given.name} if given else {"data_path": data, "val_path": val}
     values = {name: os.fspath(path) for name, path in paths.items() if path is not None} | settings

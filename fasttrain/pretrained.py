@@ -15,8 +15,8 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from . import methods
-from .checkpoint.consolidate import newest, whole_tensors
-from .checkpoint.store import read_card
+from .checkpoint.card import newest, read_card
+from .checkpoint.state import whole_tensors
 from .config.arguments import read_yaml
 from .config.settings import Config, resolve
 from .errors import ConfigError, unknown_name

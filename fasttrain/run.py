@@ -23,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finite or, if asked to stop then, the representation collapsed; 143, 130, 138 stopped by SIGTERM, SIGINT, SIGUSR1.
     """
     try:
-        from .distributed.world import prepare_environment, world_from_environment
+        from .distributed.world import World, prepare_environment
     except ModuleNotFoundError:
         return _fail("fasttrain is not installed here; type: pip install -e '.[train]'")
     prepare_environment()
-    world = world_from_environment()
+    world = World.from_environment()
     try:
         from .config.arguments import asks_for_recipes, parse, print_recipes
         from .errors import ConfigError
@@ -56,7 +56,7 @@ def _train(config: Config, world: World) -> int:
 
     try:
         from .distributed.watchdog import starting
-        from .engine.engine import quiet_deepspeed
+        from .engine.zero import quiet_deepspeed
         from .errors import Collapsed, Crashed, Diverged, Interrupted
         from .pipelines import DataError
         from .training.trainer import train

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fasttrain.checkpoint.consolidate import newest, whole_tensors
+from fasttrain.checkpoint.card import newest
+from fasttrain.checkpoint.state import whole_tensors
 from fasttrain.config.settings import resolve
 from fasttrain.engine.build import build_method
 from fasttrain.errors import ConfigError

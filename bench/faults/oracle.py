@@ -85,7 +85,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _tensors(output: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, by file and path in it."""
-    from fasttrain.checkpoint.state import harmless  # the few plain classes that DeepSpeed pickles
+    from fasttrain.engine.zero_files import pickled_classes
 
     steps = checkpoints(output)
     if not steps:
@@ -99,7 +99,7 @@ def _tensors(output: Path) -> dict[str, torch.Tensor]:
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
                 collect(inner, f"{path}/{key}")
 
-    with torch.serialization.safe_globals(harmless()):
+    with torch.serialization.safe_globals(pickled_classes()):
         for file in sorted((output / "checkpoints" / f"step-{max(steps):08d}").glob("*.pt")):
             collect(torch.load(file, weights_only=True, map_location="cpu"), file.name)
     return found

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
 
     On several ranks: ``torchrun --nproc_per_node N --no-python fasttrain eval ...``.
     """
-    from ..distributed.world import prepare_environment, world_from_environment
+    from ..distributed.world import World, prepare_environment
 
     prepare_environment()
     try:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _evaluate(_parse(arguments))
     except (ConfigError, DataError) as error:
-        return _fail(str(error)) if world_from_environment().is_main else 2
+        return _fail(str(error)) if World.from_environment().is_main else 2
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
@@ -79,7 +79,7 @@ def _evaluate(given: Namespace) -> int:
     from rich.console import Console
 
     from .. import __version__
-    from ..distributed.world import initialise, world_from_environment
+    from ..distributed.world import World, initialise
     from ..errors import ConfigError
     from ..evaluate.cache import FeatureCache
     from ..evaluate.protocol import Protocol, evaluate
@@ -89,7 +89,7 @@ def _evaluate(given: Namespace) -> int:
     from ..pretrained import open_backbone
     from ..training.display import DataNotes
 
-    world = world_from_environment()
+    world = World.from_environment()
     backbone = open_backbone(given)
     size = given.size or backbone.blueprint.size
     try:

@@ -21,6 +21,7 @@ from ..losses import Bound as Bound
 from ..losses.base import at_least_single
 from ..models.heads import Prototypes
 from ..models.teacher import ema_update
+from ..optim.optimizers import ParameterRule, default_rule
 from ..optim.schedules import cosine
 from ..pipelines.views.draw import ViewRecipe
 
@@ -216,6 +217,20 @@ class Method(nn.Module):
     def frozen_prototype_epochs(self) -> float:
         """For how many epochs the prototypes' learning rate stays 0."""
         return 0
+
+    def parameter_rule(self, name: str, parameter: nn.Parameter, *, decay_all: bool = False) -> ParameterRule:
+        """Return how the optimizer treats a trained parameter. Override it to set rules of a method's own.
+
+        ``decay_all`` is the flag of that name. The default treats biases, norms, prototypes and
+        ``constant_lr_modules`` as :func:`fasttrain.optim.optimizers.default_rule` describes.
+        """
+        return default_rule(
+            name,
+            parameter,
+            decay_all=decay_all,
+            constant_lr=self.constant_lr_modules,
+            frozen_prototype_epochs=self.frozen_prototype_epochs,
+        )
 
     @property
     def backbone(self) -> nn.Module:

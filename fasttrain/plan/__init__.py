@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     prepare_environment()
     try:
         from ..cli.plan import main as command
-        from ..engine.engine import quiet_deepspeed
+        from ..engine.zero import quiet_deepspeed
     except ModuleNotFoundError as error:
         print(f"fasttrain: the plan needs {error.name}; type: pip install 'fasttrain[train]'", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config.settings import Config, TrainConfig
 from ..engine.build import build_method
-from ..engine.engine import least_stage
+from ..engine.zero import least_stage
 from ..errors import ConfigError
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster

@@ -15,12 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.signals import Signals, asked
+from ..distributed.signals import Signals, stop_signal
 from ..engine.engine import Engine
 from ..engine.shards import gradients
 from ..errors import Diverged
 from ..methods.base import Objective, Step
-from ..optim.optimizers import Role
 from ..pipelines import Batch
 from .undo import Undo
 
@@ -87,9 +86,9 @@ class Guard:
         numbers = values.tolist()
         means = {name: numbers[i] / engine.world.size for name, i in there.items()}
         by_group = numbers[len(_TERMS) : len(_TERMS) + len(groups)]
-        stop = asked(numbers[len(_TERMS) + len(groups) :])
-        roles = [role for (role, _), square in zip(groups, by_group, strict=True) if not math.isfinite(square)]
-        return Finding(means, math.sqrt(sum(by_group)) / engine.loss_scale, fault(step, means, roles), stop)
+        stop = stop_signal(numbers[len(_TERMS) + len(groups) :])
+        names = [name for (name, _), square in zip(groups, by_group, strict=True) if not math.isfinite(square)]
+        return Finding(means, math.sqrt(sum(by_group)) / engine.loss_scale, fault(step, means, names), stop)
 
     def _count(self, found: Finding, step: Step) -> None:
         if found.fault is None:
@@ -120,13 +119,13 @@ def named_terms(objective: Objective) -> dict[str, Tensor]:
     return terms
 
 
-def fault(step: int, terms: dict[str, float], roles: Sequence[Role]) -> str | None:
+def fault(step: int, terms: dict[str, float], groups: Sequence[str]) -> str | None:
     """What is not finite of a step's loss, with the terms that it comes from, or else of its gradient's groups."""
     if not math.isfinite(terms["loss"]):
         causes = [f"{n} {v}" for n, v in terms.items() if n not in ("loss", "deficit") and not math.isfinite(v)]
         return f"the loss is {terms['loss']} at step {step}" + (f" ({', '.join(causes)})" if causes else "")
-    if roles:
-        return f"the gradient of the {' and of the '.join(role.words for role in roles)} is not finite at step {step}"
+    if groups:
+        return f"the gradient of the {' and of the '.join(groups)} is not finite at step {step}"
     return None
 
 

@@ -14,16 +14,17 @@ import torch
 
 from .. import __version__
 from ..checkpoint import store
+from ..checkpoint.card import Card, changes, check, read_card
 from ..checkpoint.provenance import provenance
-from ..checkpoint.store import Card
 from ..cli.report import report
 from ..config.settings import Config
 from ..distributed.lockstep import in_step, of_all_ranks
-from ..distributed.signals import Signals, asked
+from ..distributed.signals import Signals, stop_signal
 from ..distributed.watchdog import Watchdog
 from ..distributed.world import World
 from ..engine.build import build_method, doubts
 from ..engine.engine import Engine, global_batch
+from ..engine.zero import full_numel
 from ..errors import Collapsed, ConfigError, Diverged, Interrupted
 from ..evaluate.evaluator import Evaluation, Evaluator
 from ..files import DISK_ERRORS
@@ -113,7 +114,7 @@ class _Run:
         t, main = self.config.train, self.world.is_main
         found, notes = store.choose(t.resume, self.output, self.world)
         if found is not None:  # before any work: a wrong checkpoint is known from its card
-            notes += store.changes(store.check(found, self._card(0)), self._card(0))
+            notes += changes(check(found, self._card(0)), self._card(0))
             self.good = t.resume
         untrained, pixels = self.evaluator.backbone(self.method.backbone), self.evaluator.pixels()
         done = 0 if found is None else self._restore(found)
@@ -143,7 +144,7 @@ class _Run:
 
     def _restore(self, found: Path) -> int:
         """Take everything from a store, what the guard counted and the order of the data too; returns its step."""
-        card, done = store.read_card(found), store.restore(self.engine, found, self._card(0))
+        card, done = read_card(found), store.restore(self.engine, found, self._card(0))
         self.guard.skipped, self.guard.row = card.skipped_steps, 0
         self._order(card.rollbacks)
         return done
@@ -215,7 +216,7 @@ class _Run:
                 self._judge(done, found, logged, display)
                 if last_of_epoch and recorder:
                     recorder.epoch(epoch_line(epoch, done, epoch_values))
-                self._save(done, last_of_epoch, found.stop if self.world.size > 1 else asked(signals.counts))
+                self._save(done, last_of_epoch, found.stop if self.world.size > 1 else stop_signal(signals.counts))
                 if done >= self.last:
                     break
             epoch_values = []
@@ -280,7 +281,7 @@ class _Run:
 
     def _introduce(self, display: Display, done: int, untrained: float | None, pixels: float | None) -> None:
         c, t, engine = self.config, self.config.train, self.engine
-        parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in self.method.student.parameters())
+        parameters = sum(full_numel(p) for p in self.method.student.parameters())
         display.note(f"{_title(c)}  {t.arch}, {parameters / 1e6:.2f} M parameters, on {self.splits.name}")
         display.note(
             f"{len(self.splits.train):,} images, {self.last:,} steps of {global_batch(t, self.world)}, "

@@ -68,7 +68,7 @@ def full_disk(world, folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     engine.close()
     found, _ = choose("auto", folder, world)
-    return everyone(world, said), [path.name for path in folder.glob("*step*")], found.name
+    return all_gather_object(world, said), [path.name for path in folder.glob("*step*")], found.name
 
 
 def engine_of(case, stage, world):

@@ -10,7 +10,7 @@ import torch
 from fasttrain.checkpoint import store
 from fasttrain.checkpoint.store import choose, find, publish, read_card, restore
 from fasttrain.config.settings import resolve
-from fasttrain.distributed.world import world_from_environment
+from fasttrain.distributed.world import World
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.errors import ConfigError, SaveError
@@ -37,7 +37,7 @@ def test_restores_the_shards_of_layerwise_optimizers_to_the_last_bit(optimizer, 
     values = {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "out_dim": 8, "deterministic": True}
     config = resolve("simclr", {**values, "zero_stage": 2, "optimizer": optimizer})
     torch.manual_seed(0)
-    engine = Engine(config, build_method(config, images=32, world_size=1), world_from_environment(), steps_per_epoch=4)
+    engine = Engine(config, build_method(config, images=32, world_size=1), World.from_environment(), steps_per_epoch=4)
     train(engine, 2)
     publish(engine, tmp_path, card, keep=False)
     train(engine, 1)
@@ -135,7 +135,7 @@ def test_a_half_removed_checkpoint_does_not_stop_the_run(engine, tmp_path, left)
 def test_code_in_the_optimizer_s_shard_is_refused(tmp_path):
     """ZeRO's shards are files of their own."""
     config = resolve("simclr", {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "zero_stage": 2})
-    engine = Engine(config, build_method(config, images=32, world_size=1), world_from_environment(), steps_per_epoch=4)
+    engine = Engine(config, build_method(config, images=32, world_size=1), World.from_environment(), steps_per_epoch=4)
     card = replace(CARD, zero_stage=2, step=1)
     publish(engine, tmp_path, card, keep=False)
     assert restore(engine, tmp_path / "step-00000001", card) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
+from fasttrain.distributed.world import World, initialise, prepare_environment
 from fasttrain.run import main
 from fasttrain.training.guard import Guard
 from tests.small_runs import flags
@@ -69,7 +69,7 @@ def crash(data, output, world):
 
 
 def run(data, folder):
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
     found = {"bad_steps": {stage: bad_steps(stage, world) for stage in STAGES}}
     found["signal"] = stopped(data, folder / "signal", world)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from fasttrain.distributed import world as distributed
-from fasttrain.distributed.world import World, initialise, prepare_environment, world_from_environment
+from fasttrain.distributed.world import World, initialise, prepare_environment
 
 _READ = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 _SET = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TRITON_DEFAULT_FP_FUSION", "DEEPSPEED_LOG_LEVEL", "DS_ACCELERATOR")
@@ -29,13 +29,13 @@ def _launched(environment, **values):
 
 
 def test_a_plain_process_is_a_world_of_one(environment):
-    assert world_from_environment() == World(rank=0, size=1, local_rank=0, local_size=1)
+    assert World.from_environment() == World(rank=0, size=1, local_rank=0, local_size=1)
 
 
 @pytest.mark.parametrize("local_size", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"], ids=["torchrun", "deepspeed"])
 def test_launchers_say_who_this_is(environment, local_size):
     _launched(environment, RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", **{local_size: "4"})
-    world = world_from_environment()
+    world = World.from_environment()
     assert world == World(rank=5, size=8, local_rank=1, local_size=4)
     assert not world.is_main
     assert world.threads == 2

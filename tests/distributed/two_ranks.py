@@ -15,7 +15,7 @@ import torch.distributed as dist
 from fasttrain import kernels, losses
 from fasttrain.checkpoint.store import Card, publish
 from fasttrain.config.settings import resolve
-from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
+from fasttrain.distributed.world import World, initialise, prepare_environment
 from fasttrain.engine import engine as engines
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
@@ -310,7 +310,7 @@ def mean(x, world):
 def main(path):
     from tests.checkpoint.resume_on_ranks import RESUMED, full_disk, resumed
 
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
     results = {"kernels": kernel_gradients(world)}
     results["losses"] = loss_gradients(world)
