@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import torch
 
 from fasttrain.checkpoint.card import Card, tag
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine

@@ -14,7 +14,7 @@ from torch import nn
 
 from fasttrain.checkpoint.card import newest
 from fasttrain.checkpoint.state import whole_tensors
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method
 from fasttrain.errors import ConfigError
 from fasttrain.models.weights import metadata
@@ -92,7 +92,7 @@ def test_a_blueprint_builds_what_the_method_builds(method, values):
     config = resolve(method, {"hidden_dim": 8, **values} if method != "cmc" else values)
     wanted = build_method(config, images=100, world_size=1).backbone.eval()
     blueprint = Blueprint.of(config)
-    assert Blueprint.read(json.loads(json.dumps(blueprint.written())), Path("f")) == blueprint
+    assert Blueprint.read(json.loads(json.dumps(blueprint.as_dict())), Path("f")) == blueprint
     network = blueprint.build().eval()
     network.load_state_dict(wanted.state_dict())
     images = torch.randn(2, blueprint.channels, blueprint.size, blueprint.size)
@@ -125,7 +125,7 @@ def test_a_stock_model_with_our_weights_is_normalised_as_they_are(tmp_path):
     """timm's vit_tiny_patch16_224 is for weights that want 0.5, and so were ours evaluated."""
     network = from_timm("vit_tiny_patch16_224").network
     ours = Blueprint("vit_tiny", 224, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2), interpolation="linear")
-    save_file(network.state_dict(), tmp_path / "ours.safetensors", metadata=metadata(ours.written()))
+    save_file(network.state_dict(), tmp_path / "ours.safetensors", metadata=metadata(ours.as_dict()))
     save_file(network.state_dict(), tmp_path / "any.safetensors")
     for name, file, mean in (
         ("vit_tiny_patch16_224", "ours", 0.4),
@@ -153,7 +153,7 @@ def test_names_and_files_that_are_wrong_are_errors(tmp_path):
         ConfigError, match=r"w.pth holds 1 tensors but does not say of which network; .*--timm NAME --pre"
     ):
         from_file(tmp_path / "w.pth")
-    about = Blueprint("conv_small", 32).written()
+    about = Blueprint("conv_small", 32).as_dict()
     for wrong in ({"arch": 3}, {"size": "large"}, {"mean": [0.5]}, {"interpolation": "lanczos"}):
         save_file({"x": torch.ones(1)}, tmp_path / "w.safetensors", metadata=metadata(about | wrong))
         with pytest.raises(

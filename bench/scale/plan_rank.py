@@ -20,7 +20,7 @@ Case = dict[str, Any]
 
 
 def resolved(one: Case) -> Any:
-    from fasttrain.config.settings import resolve
+    from fasttrain.config.resolve import resolve
 
     values = {"recipe": "cifar", "data_path": ".", "batch_size_per_gpu": BATCH, "entropy": one["entropy"]}
     return resolve(one["method"], values | {"zero_stage": one["stage"]} | one["values"])

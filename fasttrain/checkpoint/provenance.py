@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..config.settings import Config
+from ..config.resolve import Config
 
 _IRRELEVANT = ("output_dir", "resume", "limit_steps", "num_workers")
 """Settings that do not change the values that a run computes."""
@@ -28,7 +28,7 @@ def provenance(config: Config) -> dict[str, str | None]:
 
 def config_hash(config: Config) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of all settings that change the run's values."""
-    flat = yaml.safe_load(config.anywhere().to_yaml())
+    flat = yaml.safe_load(config.with_absolute_paths().to_yaml())
     relevant = {name: value for name, value in flat.items() if name not in _IRRELEVANT}
     return hashlib.sha256(yaml.safe_dump(relevant, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config.settings import Config, TrainConfig
+from ..config.resolve import Config
+from ..config.settings import TrainConfig
 from ..distributed.world import World
 from ..methods import Method
 from ..methods.base import Objective, Step

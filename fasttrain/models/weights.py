@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..files import describe_load_error
-from ..methods import Method
 
 # The first that a file has: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.
 _PARTS = ("teacher", "student", "state_dict_ema", "state_dict", "model_ema", "model")
@@ -89,17 +88,6 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     if left := sorted(given.keys() - wanted.keys()):
         raise _foreign(origin, network, f"it has {left[0]!r}, which the network has not")
     network.load_state_dict(given)
-
-
-def start_from(method: Method, path: Path) -> None:
-    """Start a method's backbone, the teacher's too, from a file that :func:`read_weights` reads; heads stay random.
-
-    Raises ConfigError for a file that cannot be read or is of another network.
-    """
-    tensors = read_weights(path)
-    for branch in (method.student, method.teacher):
-        if branch is not None:
-            load_weights(branch.backbone, tensors, f"--init_from {path}")
 
 
 def _positions(positions: Tensor, vit: nn.Module) -> Tensor:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.card import Card, newest, read_card
-from ..config.arguments import read_yaml
-from ..config.settings import Config, resolve
+from ..config.resolve import Config, read_yaml, resolve
 from ..errors import ConfigError
 from ..training.records import read_summary
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from fasttrain.checkpoint.store import Card, choose, publish, restore
-from fasttrain.distributed.world import everyone
-from fasttrain.engine.shards import inner
+from fasttrain.checkpoint.card import Card
+from fasttrain.checkpoint.store import choose, publish, restore
+from fasttrain.distributed.world import all_gather_object
+from fasttrain.engine.zero import inner_optimizer
 from fasttrain.errors import SaveError
 from tests.distributed.two_ranks import BATCH, begin, full_state, made, steps
 
@@ -45,7 +46,7 @@ def resumed(case, world, folder):
         losses = steps(engine, range(2, 3))
         found[what] = {"losses": torch.tensor(losses), **full_state(engine)}
         if what in ("straight", "resumed"):
-            moments = [value for state in inner(engine.optimizer).state.values() for value in state.values()]
+            moments = [value for state in inner_optimizer(engine.optimizer).state.values() for value in state.values()]
             found[what] |= {f"moment {number}": torch.as_tensor(value).clone() for number, value in enumerate(moments)}
         engine.close()
     return found

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fasttrain import methods
 from fasttrain.checkpoint import state as saved_state
 from fasttrain.checkpoint.store import Card, publish, restore
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine

@@ -9,7 +9,7 @@ import torch
 
 from fasttrain.checkpoint import store
 from fasttrain.checkpoint.store import choose, find, publish, read_card, restore
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine

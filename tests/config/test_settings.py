@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fasttrain import methods
 from fasttrain.config.arguments import parse
 from fasttrain.config.recipes import entries, recipe_layers, recipe_names
-from fasttrain.config.settings import TrainConfig, resolve
+from fasttrain.config.resolve import resolve
+from fasttrain.config.settings import TrainConfig
 from fasttrain.errors import ConfigError
 
 _PAIRS = [(method, recipe) for method in methods.names() for recipe in recipe_names(method)]

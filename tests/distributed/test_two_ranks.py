@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fasttrain.checkpoint.consolidate import whole_tensors
 
 from fasttrain.checkpoint import state as saved_state
-from fasttrain.checkpoint.consolidate import whole_tensors
 from fasttrain.checkpoint.store import publish, restore
 from fasttrain.distributed.world import World, initialise
 from tests.checkpoint.resume_on_ranks import RESUMED, STEP, card_of, engine_of, folder_of, other

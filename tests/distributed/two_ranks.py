@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from fasttrain import kernels, losses
 from fasttrain.checkpoint.store import Card, publish
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World, initialise, prepare_environment
 from fasttrain.engine import engine as engines
 from fasttrain.engine.build import build_method

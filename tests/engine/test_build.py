@@ -3,7 +3,7 @@
 import pytest
 
 from fasttrain import methods
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method, doubts
 from fasttrain.errors import ConfigError
 

@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, linear, normalize
 from fasttrain.checkpoint.card import newest
 from fasttrain.checkpoint.state import whole_tensors
 from fasttrain.cli import main
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method
 from fasttrain.errors import ConfigError
 from fasttrain.export.dino import _their_arch, dino_head, write_dino

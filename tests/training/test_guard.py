@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.signals import Signals
 from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World, initialise
 from fasttrain.pipelines import ArraySource, Splits, source_from_dataset
 from fasttrain.run import main

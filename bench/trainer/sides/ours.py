@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrain.config.settings import Config
+from fasttrain.config.resolve import Config
 from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
