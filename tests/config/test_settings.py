@@ -260,12 +260,12 @@ def test_paths_that_mean_the_same_in_every_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     given = resolve("dino", {"data_path": "shards/{000..146}.tar", "val_path": "~/val"})
-    whole = given.anywhere().train
+    whole = given.with_absolute_paths().train
     assert (whole.data_path, whole.val_path) == (f"{tmp_path}/shards/{{000..146}}.tar", "/home/me/val")
-    assert given.anywhere() == given.anywhere().anywhere()
+    assert given.with_absolute_paths() == given.with_absolute_paths().with_absolute_paths()
     for path in (None, "in memory: array"):
         values = {} if path is None else {"data_path": path}
-        assert resolve("dino", values).anywhere().train.data_path == path
+        assert resolve("dino", values).with_absolute_paths().train.data_path == path
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_bad_step_leaves_nothing_behind(name, stage, more):
             found = steps(guard, (0, 1, 2) if poisoned else (0, 2), poisoned)
             assert [f.fault is not None for f in found] == ([False, True, False] if poisoned else [False, False])
             assert guard.skipped == len(poisoned)
-            assert guard.row == 0
+            assert guard.consecutive == 0
             ends.append(state(guard.engine))
     assert ends[0].keys() == ends[1].keys()
     assert any(key.startswith("optimizer") for key in ends[0])
@@ -172,7 +172,7 @@ def test_fp16_looks_for_its_scale_without_counting_towards_the_end():
             (found,) = steps(guard, [index])
             guard.judge(found)
         assert guard.engine.loss_scale == before / 8
-        assert (guard.skipped, guard.row) == (3, 0)
+        assert (guard.skipped, guard.consecutive) == (3, 0)
         handle.remove()
         (good,) = steps(guard, [3])
     with guarded("simclr") as exact:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from fasttrain.training.spikes import Spikes, told
+from fasttrain.training.monitors import Spikes, told
 
 
 def _losses(count, slope=-0.01, noise=0.05):
