@@ -37,9 +37,9 @@ def test_newest_ignores_a_corrupt_latest(tmp_path, content):
 @pytest.mark.parametrize("name", ["", "missing"])
 def test_a_path_without_a_checkpoint_is_refused(tmp_path, name):
     (tmp_path / "checkpoints" / ".step-00000002.part").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="--resume .*: no checkpoint"):
+    with pytest.raises(ConfigError, match=r"--resume .*: no checkpoint"):
         find(str(tmp_path / name), tmp_path)
-    with pytest.raises(ConfigError, match="no complete checkpoint.*--saveckp_freq_steps"):
+    with pytest.raises(ConfigError, match=r"no complete checkpoint.*--saveckp_freq_steps"):
         newest(tmp_path / name)
 
 
@@ -47,7 +47,7 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path, name):
 def test_an_unreadable_card_is_refused(tmp_path, content):
     path = write_card(tmp_path, 1)
     (path / "fasttrain.json").unlink() if content is None else (path / "fasttrain.json").write_text(content)
-    with pytest.raises(ConfigError, match="no readable fasttrain.json"):
+    with pytest.raises(ConfigError, match=r"no readable fasttrain.json"):
         read_card(path)
 
 

@@ -49,7 +49,7 @@ def _different(one, other):
 _EVERY = [(name, 1 + number % 3) for number, name in enumerate(methods.names())]
 
 
-@pytest.mark.parametrize(("method", "stage"), [*_EVERY, ("moco", 3), ("deepcluster", 3)])
+@pytest.mark.parametrize(("method", "stage"), [*_EVERY, ("dino", 3), ("moco", 1)])
 def test_every_method_resumes_to_the_last_bit(tmp_path, method, stage):
     """Each method at one sharded stage; stage 0 is in tests/training."""
     with _engine(method, stage) as engine:
@@ -66,7 +66,6 @@ def test_every_method_resumes_to_the_last_bit(tmp_path, method, stage):
     assert _different(straight, resumed) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "lamb"])
 def test_every_stage_restores_the_checkpoint_of_another(tmp_path, optimizer):
     """Through all stages, in engines with other initial weights: nothing changes, and the next loss is the same."""
@@ -200,7 +199,7 @@ def test_whole_tensors_name_missing_damaged_and_unsafe_files(simclr_run, sharded
     for write, message in (
         (lambda: file.write_bytes(content[: len(content) // 2]), r"step-00000002 is damaged \(.+\)"),
         (lambda: torch.save({"module": RunsCode(tmp_path / "marker")}, file), r"holds more than tensors \(.*mkdir\)"),
-        (lambda: torch.save({"other": 1}, file), "is damaged .*'module'"),
+        (lambda: torch.save({"other": 1}, file), "is damaged .*'buffer_names'"),
         (file.unlink, f"is incomplete: {file.name} is missing"),
     ):
         write()
