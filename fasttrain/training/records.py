@@ -27,7 +27,11 @@ from .monitors import spread
 
 BOUND = ("entropy", "entropy_max", "reconstruction", "information", "deficit")
 """The bound's values in a line of metrics.jsonl, in nats; null where a method has no bound."""
-_RESERVED = frozenset({"step", "epoch", "loss", "grad_norm", "skipped_steps", "lr", "weight_decay", "momentum"})
+_STEP_KEYS = ("step", "epoch", "loss", "grad_norm", "skipped_steps", "lr", "weight_decay", "momentum")
+_RATE_KEYS = ("images_per_s", "data_wait")
+_EVALUATION_KEYS = ("channel_std", "effective_rank", "knn_top1", "rankme")
+TRAINER_KEYS = frozenset({*_STEP_KEYS, *_RATE_KEYS, *_EVALUATION_KEYS})
+"""The other values of the trainer; all further ones are a method's own."""
 
 
 def output_folder(config: Config, world: World) -> Path:
@@ -89,7 +93,7 @@ def metrics_line(
     if rows is not None:
         local = spread(rows)
         shape = dict(zip(local, engine.mean(list(local.values())), strict=True))
-    if taken := _RESERVED & objective.logs.keys():
+    if taken := TRAINER_KEYS & objective.logs.keys():
         raise ValueError(f"Objective.logs: {min(taken)!r} is a name of the trainer. Choose another.")
     loss = terms.pop("loss")
     values: dict[str, float | None] = dict.fromkeys(BOUND)

@@ -162,9 +162,7 @@ def training(method, entropy, stage, world, **options):
     # SGD, because Adam turns the rounding error of a zero gradient into a step of full length.
     extra = {
         "dino": {"clip_each": True},  # a parameter may be in the shards of both ranks
-        "moco": {
-            "bn_splits": 2 // world.size
-        },  # its BatchNorm is not synchronised, so two ranks normalise over two batches
+        "moco": {"bn_splits": 2 // world.size},  # its BatchNorm is not synchronised
         "swav": {"queue_length": BATCH, "epoch_queue_starts": 0, "sinkhorn_iterations": 3},
     }.get(method, {})
     engine = make(method, entropy, stage, world, optimizer="sgd", lr=4.0, **extra, **options)
@@ -257,7 +255,7 @@ def consolidated(world, folder):
 
 
 def evaluation(world):
-    """Return features and labels of 11 images, image k with the value 20 k. The ranks get different numbers of images."""
+    """Return features and labels of 11 images, image k with the value 20 k. The ranks get 6 and 5 images."""
     values = np.arange(11, dtype=np.uint8)[:, None, None, None] * 20
     source = ArraySource(np.broadcast_to(values, (11, 4, 4, 1)).copy(), np.arange(11) % 3)
     recipe = ViewRecipe((View(size=4, scale=(1, 1), flip=0, center=True),), channels=1, mean=(0,), std=(1,))
