@@ -152,14 +152,14 @@ def train(
     Source: the methods are those of docs/methods.md; the bound is arXiv 2307.10907, equation 2.
     """
     arguments = dict(locals())  # the signature's own names and values, before any other local variable
-    from .distributed.world import initialise, prepare_environment, world_from_environment
+    from .distributed.world import World, initialise, prepare_environment
 
     prepare_environment()
     try:
         from .config.resolve import read_yaml, resolve
         from .config.settings import IN_MEMORY, MODULE, TrainConfig, ViewFlags
         from .distributed.watchdog import starting
-        from .engine.engine import quiet_deepspeed
+        from .engine.zero import quiet_deepspeed
         from .methods import load_plugin
         from .methods.registry import name_of
         from .pipelines import open_source
@@ -171,7 +171,7 @@ def train(
         raise ImportError(f"fasttrain.train needs {error.name}. Install it: pip install 'fasttrain[train]'") from error
 
     quiet_deepspeed()
-    world = world_from_environment()
+    world = World.from_environment()
     if plugin is not None:
         load_plugin(Path(plugin))
     names = {field.name for cls in (TrainConfig, ViewFlags) for field in dataclasses.fields(cls)} | {

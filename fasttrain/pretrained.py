@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from .checkpoint.consolidate import newest, whole_tensors
-from .checkpoint.store import read_card
+from .checkpoint.card import newest, read_card
+from .checkpoint.state import whole_tensors
 from .config.resolve import PIXELS, Config, load_method, read_yaml, resolve
 from .config.settings import MODULE
 from .errors import ConfigError, unknown_name

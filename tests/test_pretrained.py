@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fasttrain.checkpoint.consolidate import newest, whole_tensors
+from fasttrain.checkpoint.card import newest
+from fasttrain.checkpoint.state import whole_tensors
 from fasttrain.cli.source import SourceOptions, add_source, open_backbone
 from fasttrain.config.arguments import Parser
 from fasttrain.config.resolve import resolve

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run a sub-command in a prepared environment; turn invalid input and missing packages into one line."""
-    from ..distributed.world import keep_freed_memory, prepare_environment, world_from_environment
+    from ..distributed.world import World, keep_freed_memory, prepare_environment
     from ..errors import ConfigError, DataError
 
     try:
@@ -54,7 +54,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         return _missing(command, error)
     except (ConfigError, DataError) as error:
-        return fail(str(error)) if world_from_environment().is_main else error.status
+        return fail(str(error)) if World.from_environment().is_main else error.status
 
 
 def fail(message: str, status: int = 2) -> int:

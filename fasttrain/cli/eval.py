@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..config.arguments import Parser
-from ..distributed.world import World, initialise, world_from_environment
+from ..distributed.world import World, initialise
 from ..errors import ConfigError
 from ..evaluate import protocol, table
 from ..evaluate.cache import FeatureCache, default_folder
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions)
     if options.output and Path(options.output).is_dir():
         raise ConfigError(f"--output {options.output}: is a folder. Give a file in it.")
-    world = world_from_environment()
+    world = World.from_environment()
     backbone = open_backbone(namespace, source)
     size = source.size or backbone.blueprint.size
     try:

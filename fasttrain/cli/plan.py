@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.arguments import Parser, parse, settings_from, underscored
-from ..engine.engine import quiet_deepspeed
+from ..engine.zero import quiet_deepspeed
 from ..errors import ConfigError
 from ..flags import Count, NonNegative, Positive, PositiveFraction, flag
 from ..plan.forecast import Forecast, forecast, refusal

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..config import recipes
 from ..config.arguments import lists_recipes, parse
 from ..config.resolve import Config
-from ..distributed.world import World, initialise, world_from_environment
+from ..distributed.world import World, initialise
 from ..errors import Collapsed, ConfigError, Crashed, DataError, Diverged, Interrupted
 from . import fail
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Train; return the exit status (see :func:`fasttrain.cli.main`)."""
-    world = world_from_environment()
+    world = World.from_environment()
     try:
         if lists_recipes(arguments):
             if world.is_main:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 def _train(config: Config, world: World) -> int:
     # These imports take seconds, which an invalid flag and --help should not wait for.
     from ..distributed.watchdog import starting
-    from ..engine.engine import quiet_deepspeed
+    from ..engine.zero import quiet_deepspeed
     from ..training.trainer import train
 
     quiet_deepspeed()

@@ -19,6 +19,7 @@ from ..kernels.collectives import Group
 from ..losses import Bound
 from ..losses.base import CrossRank
 from ..models.teacher import ema_update
+from ..optim.optimizers import ParameterRule, default_rule
 from ..optim.schedules import cosine
 from ..pipelines.views.draw import ViewRecipe
 
@@ -200,6 +201,20 @@ class Method(nn.Module):
     def frozen_prototype_epochs(self) -> float:
         """The number of epochs during which the prototypes' learning rate is 0."""
         return 0
+
+    def parameter_rule(self, name: str, parameter: nn.Parameter, *, decay_all: bool = False) -> ParameterRule:
+        """Return how the optimizer treats a trained parameter. Override it to set rules of a method's own.
+
+        ``decay_all`` is the flag of that name. The default treats biases, norms, prototypes and
+        ``constant_lr_modules`` as :func:`fasttrain.optim.optimizers.default_rule` describes.
+        """
+        return default_rule(
+            name,
+            parameter,
+            decay_all=decay_all,
+            constant_lr=self.constant_lr_modules,
+            frozen_prototype_epochs=self.frozen_prototype_epochs,
+        )
 
     @property
     def backbone(self) -> nn.Module:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ..checkpoint.store import unloadable
 from ..errors import ConfigError
+from ..files import describe_load_error
 
 # The first that a file has: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.
 _PARTS = ("teacher", "student", "state_dict_ema", "state_dict", "model_ema", "model")
@@ -129,7 +129,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{path} {unloadable(error)}")
+    return ConfigError(f"{path} {describe_load_error(error)}")
 
 
 def _foreign(origin: str, network: nn.Module, why: str) -> ConfigError:

@@ -13,7 +13,7 @@ from .. import methods
 from ..config.resolve import Config
 from ..config.settings import TrainConfig
 from ..engine.build import build_method
-from ..engine.engine import least_stage
+from ..engine.zero import least_stage
 from ..errors import ConfigError
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster

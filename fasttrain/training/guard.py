@@ -15,13 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.signals import Signals, asked
+from ..distributed.signals import Signals, stop_signal
 from ..engine.engine import Engine
 from ..engine.shards import gradients
 from ..errors import Diverged
 from ..losses.base import gather_detached
 from ..methods import Method, Objective, Step
-from ..optim.optimizers import Role
 from ..pipelines import Batch
 
 
@@ -95,9 +94,9 @@ class Guard:
             engine.world.size,
         )
         means = {name: value / engine.world.size for name, value in zip(terms, sums["terms"], strict=True)}
-        roles = [role for (role, _), square in zip(groups, sums["squares"], strict=True) if not math.isfinite(square)]
+        names = [name for (name, _), square in zip(groups, sums["squares"], strict=True) if not math.isfinite(square)]
         norm = math.sqrt(sum(sums["squares"])) / engine.loss_scale
-        return Finding(means, norm, fault(step, means, roles), asked(sums["signals"]))
+        return Finding(means, norm, fault(step, means, names), stop_signal(sums["signals"]))
 
     def _count(self, finding: Finding, step: Step) -> None:
         if finding.fault is None:
@@ -128,13 +127,13 @@ def named_terms(objective: Objective) -> dict[str, Tensor]:
     return terms
 
 
-def fault(step: int, terms: Mapping[str, float], roles: Sequence[Role]) -> str | None:
+def fault(step: int, terms: Mapping[str, float], groups: Sequence[str]) -> str | None:
     """Return which of a step's loss or gradient groups is not finite, with the terms that cause it; None if all are."""
     if not math.isfinite(terms["loss"]):
         causes = [f"{n} {v}" for n, v in terms.items() if n not in ("loss", "deficit") and not math.isfinite(v)]
         return f"the loss is {terms['loss']} at step {step}" + (f" ({', '.join(causes)})" if causes else "")
-    if roles:
-        return f"the gradient of the {' and of the '.join(role.words for role in roles)} is not finite at step {step}"
+    if groups:
+        return f"the gradient of the {' and of the '.join(groups)} is not finite at step {step}"
     return None
 
 

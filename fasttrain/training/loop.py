@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.settings import TrainConfig
 from ..distributed.lockstep import in_step
-from ..distributed.signals import Signals, asked
+from ..distributed.signals import Signals, stop_signal
 from ..distributed.watchdog import Watchdog
 from ..engine.engine import Engine
 from ..errors import Collapsed
@@ -114,7 +114,7 @@ class Loop:
             self._monitor(progress, finding, display, logged=logs)
             if ends_epoch and recorder:
                 recorder.epoch(epoch_line(epoch, progress.done, progress.epoch_lines))
-            self.save(progress.done, ends_epoch, finding.stop if engine.world.size > 1 else asked(signals.counts))
+            self.save(progress.done, ends_epoch, finding.stop if engine.world.size > 1 else stop_signal(signals.counts))
             if progress.done >= last:
                 break
         progress.epoch_lines = []

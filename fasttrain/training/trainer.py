@@ -16,15 +16,16 @@ from torch import nn
 
 from .. import __version__
 from ..checkpoint import store
+from ..checkpoint.card import Card, changes, check, read_card
 from ..checkpoint.provenance import provenance
-from ..checkpoint.store import Card
 from ..config.resolve import Config
 from ..distributed.lockstep import of_all_ranks
 from ..distributed.signals import Signals
 from ..distributed.watchdog import Watchdog
-from ..distributed.world import World, everyone
+from ..distributed.world import World, all_gather_object
 from ..engine.build import build_method
 from ..engine.engine import Engine, global_batch
+from ..engine.zero import full_numel
 from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted
 from ..evaluate.evaluator import Evaluation, Evaluator
 from ..files import DISK_ERRORS, finite, write_text
@@ -151,8 +152,8 @@ class _Run:
         t, main = self.config.train, self.world.is_main
         checkpoint, notes = store.choose(t.resume, self.output, self.world)
         if checkpoint is not None:  # before any work: the card shows whether the checkpoint fits
-            card = store.check(checkpoint, self._card(0))
-            notes += store.changes(card, self._card(0))
+            card = check(checkpoint, self._card(0))
+            notes += changes(card, self._card(0))
             self.rollback_source = t.resume
             self.last = max(self.last, card.step)
             if card.step == self.last and (summary := self._finished_summary()) is not None:
@@ -186,7 +187,7 @@ class _Run:
         """Return the k-NN accuracy of the untrained network and of raw pixels. Measure it once per run. Collective."""
         path = self.output / "baseline.json"
         stored = _read_baseline(path) if resumed and self.world.is_main else None
-        stored = everyone(self.world, stored)[0]
+        stored = all_gather_object(self.world, stored)[0]
         if stored is not None:
             return stored
         untrained = self.evaluator.backbone(self.method.backbone).knn_top1
@@ -197,7 +198,7 @@ class _Run:
 
     def _restore(self, checkpoint: Path) -> int:
         """Restore a checkpoint, the guard's count and the order of the data; return its step."""
-        card = store.read_card(checkpoint)
+        card = read_card(checkpoint)
         done = store.restore(self.engine, checkpoint, self._card(0))
         self.guard.reset(card.skipped_steps)
         self._set_order(card.rollbacks)
@@ -270,7 +271,7 @@ class _Run:
 
     def _introduce(self, display: Display, done: int, baseline: dict[str, float | None]) -> None:
         c, t, engine = self.config, self.config.train, self.engine
-        parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in self.method.student.parameters())
+        parameters = sum(full_numel(p) for p in self.method.student.parameters())
         display.note(f"{c.title}  {t.arch}, {parameters / 1e6:.2f} M parameters, on {self.splits.name}")
         display.note(
             f"{len(self.splits.train):,} images, {self.last:,} steps of {global_batch(t, self.world)}, "

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, linear, normalize
 
-from fasttrain.checkpoint.consolidate import newest, whole_tensors
+from fasttrain.checkpoint.card import newest
+from fasttrain.checkpoint.state import whole_tensors
 from fasttrain.cli import main
 from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method

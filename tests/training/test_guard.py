@@ -8,11 +8,10 @@ import torch
 
 from fasttrain.config.resolve import resolve
 from fasttrain.distributed.signals import Signals
-from fasttrain.distributed.world import initialise, world_from_environment
+from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.errors import Diverged
-from fasttrain.optim.optimizers import Role
 from fasttrain.pipelines import Batch
 from fasttrain.training.guard import Guard, fault
 
@@ -32,7 +31,7 @@ _METHODS = {
 @contextmanager
 def guarded(name, stage=0, limit=3, **more):
     """Make a guard over a small engine that always starts from the same weights."""
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
     config = resolve(name, {**_SMALL, **_METHODS[name], "zero_stage": stage, **more})
     torch.manual_seed(0)
@@ -208,7 +207,7 @@ def test_fault_in_the_first_step_ends_the_run():
     ("terms", "roles", "message"),
     [
         ({"loss": 1.0, "entropy": math.nan}, [], None),  # measured, but no part of the objective
-        ({"loss": math.nan}, [Role.DECAY], "the loss is nan at step 7"),
+        ({"loss": math.nan}, ["weight matrices"], "the loss is nan at step 7"),
         (
             {"loss": math.inf, "entropy": -math.inf, "reconstruction": 2.0},
             [],
@@ -216,7 +215,7 @@ def test_fault_in_the_first_step_ends_the_run():
         ),
         (
             {"loss": 1.0},
-            [Role.DECAY, Role.CONSTANT_NO_DECAY],
+            ["weight matrices", "predictor's biases and norms"],
             "the gradient of the weight matrices and of the predictor's biases and norms is not finite at step 7",
         ),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fasttrain.config.resolve import resolve
-from fasttrain.distributed.world import initialise, world_from_environment
+from fasttrain.distributed.world import World, initialise
 from fasttrain.pipelines import ArraySource, Splits, source_from_dataset
 from fasttrain.run import main
 from fasttrain.training.trainer import train
@@ -126,7 +126,7 @@ def test_train_accepts_a_map_style_data_set(tmp_path):
     held_out = ArraySource(images[32:], np.arange(8) % 2)
     splits = Splits("mine", source_from_dataset(_Pairs(images[:32])), held_out)
     values = SMALL | {"output_dir": str(tmp_path / "run"), "limit_steps": 2}
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
     summary = train(resolve("simclr", values), world, splits).summary
     assert (summary["dataset"], summary["images"], summary["steps"]) == ("mine", 32, 2)
