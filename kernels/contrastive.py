@@ -8,6 +8,7 @@ from torch import Tensor
 from .backend import Backend
 from .checks import check_pair, check_positive
 from .collectives import Group
+from .precision import at_least_single
 from .similarity.logsumexp import row_logsumexp
 
 
@@ -81,8 +82,3 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
 def dot_of_all(a: Tensor, b: Tensor) -> Tensor:
     """``sum_i <a_i, b_i>``, in fp32 for half precision."""
     return torch.dot(at_least_single(a).reshape(-1), at_least_single(b).reshape(-1))
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """fp32 for half precision, in which 1e-12 is 0 and a sum of squares overflows; other types as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

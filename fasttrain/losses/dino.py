@@ -12,7 +12,8 @@ from ..kernels import prototype_cross_entropy
 from ..kernels.backend import Backend
 from ..kernels.checks import check_positive, check_rows
 from ..kernels.collectives import mean_over_ranks
-from .base import at_least_single, default_group
+from ..kernels.precision import at_least_single
+from .base import default_group
 from .views import count_pairs, cross_entropy_of_others, stack_views
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..kernels.collectives import Group
 from ..kernels.normalize import normalize_rows
+from ..kernels.precision import at_least_single
 from ..losses import Bound as Bound
-from ..losses.base import at_least_single
 from ..models.heads import Prototypes
 from ..models.teacher import ema_update
 from ..optim.schedules import cosine

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..flags import flag
 from ..kernels.normalize import normalize_rows
+from ..kernels.precision import at_least_single
 from ..losses import CMCMemoryLoss
-from ..losses.base import at_least_single
 from ..losses.info_nce import symmetric_info_nce
 from ..models.heads import projection_mlp
 from ..pipelines.views.draw import ViewRecipe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..flags import flag
 from ..kernels.normalize import normalize_rows
-from ..losses.base import at_least_single
+from ..kernels.precision import at_least_single
 from .base import Network, Objective, Step, Task, slice_views, width_of
 from .moco import MoCo, MoCoSettings, moco_head
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..collectives import Group, mean_over_ranks
-from ..contrastive import at_least_single
+from ..precision import at_least_single
 
 
 def prototype_cross_entropy(
