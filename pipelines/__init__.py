@@ -2,7 +2,7 @@
 
 from ..errors import DataError
 from .loader import Batch, Loader
-from .sources.base import ArraySource, FolderSource, Source
+from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
 from .sources.open import Splits, open_source
 from .views.draw import Parameters, View, ViewRecipe, draw_parameters, evaluation_view
@@ -16,6 +16,7 @@ __all__ = [
     "Parameters",
     "Source",
     "Splits",
+    "Subset",
     "View",
     "ViewRecipe",
     "draw_parameters",

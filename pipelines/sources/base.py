@@ -139,6 +139,31 @@ class ArraySource:
         return content_stamp(self.images[i])
 
 
+class Subset:
+    """Some images of another source, numbered from 0 in the order of ``indices``."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, list(indices)
+        self.name, self.channels, self.encoded = source.name, source.channels, source.encoded
+        self.classes = source.classes
+        self.labels: NDArray[np.int64] | None = None if source.labels is None else source.labels[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Return the bytes or pixels of image ``i``. Raise OSError if it cannot be read."""
+        return self._source.read(self._indices[i])
+
+    def describe(self, i: int) -> str:
+        """Return the name of image ``i`` in the other source."""
+        return self._source.describe(self._indices[i])
+
+    def stamp(self, i: int) -> str:
+        """Return the stamp of image ``i`` in the other source."""
+        return self._source.stamp(self._indices[i])
+
+
 def class_numbers(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64] | None:
     """The labels as class numbers [count]; None where some are negative, which says that they are not known.
 
