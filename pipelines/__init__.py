@@ -5,7 +5,8 @@ from .loader import Batch, Loader
 from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
 from .sources.open import Splits, open_source
-from .views.draw import Parameters, View, ViewRecipe, draw_parameters, evaluation_view
+from .views.draw import Parameters, draw_parameters
+from .views.recipe import Pixels, View, ViewRecipe, evaluation_view
 
 __all__ = [
     "ArraySource",
@@ -14,6 +15,7 @@ __all__ = [
     "FolderSource",
     "Loader",
     "Parameters",
+    "Pixels",
     "Source",
     "Splits",
     "Subset",

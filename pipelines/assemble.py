@@ -14,7 +14,8 @@ from . import dali
 from .photometric import cpu
 from .photometric.draws import Draws, Look, draws
 from .views.crops import crop
-from .views.draw import Parameters, View, ViewRecipe
+from .views.draw import Parameters
+from .views.recipe import View, ViewRecipe
 
 
 def make_views(

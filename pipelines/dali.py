@@ -23,7 +23,8 @@ from ..errors import DataError
 from .photometric.draws import color_matrix, colored, radius
 from .views import rand_augment
 from .views.color import luma
-from .views.draw import Parameters, View, ViewRecipe
+from .views.draw import Parameters
+from .views.recipe import View, ViewRecipe
 
 _SMALL = 48  # pixels: up to this size a call of torch a crop costs more than DALI's pixels
 Feed = list[Any]  # the images, then one array [B, ...] an argument, in the order of `arguments`

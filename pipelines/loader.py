@@ -26,7 +26,8 @@ from .assemble import make_views
 from .sources.bad_images import BadImages
 from .sources.base import Source
 from .sources.headers import BadImageError, decodable, image_size
-from .views.draw import Parameters, ViewRecipe, draw_parameters, epoch_order
+from .views.draw import Parameters, draw_parameters, epoch_order
+from .views.recipe import ViewRecipe
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 Indices = NDArray[np.int64]

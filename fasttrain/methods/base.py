@@ -22,7 +22,7 @@ from ..losses import Bound as Bound
 from ..models.heads import Prototypes
 from ..models.teacher import ema_update
 from ..optim.schedules import cosine
-from ..pipelines.views.draw import ViewRecipe
+from ..pipelines.views.recipe import ViewRecipe
 
 Network = Callable[[int], nn.Module]
 """Makes a backbone for so many input channels; its ``num_features`` is the width of what it returns."""

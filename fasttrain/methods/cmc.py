@@ -14,7 +14,7 @@ from ..kernels.precision import at_least_single
 from ..losses import CMCMemoryLoss
 from ..losses.info_nce import symmetric_info_nce
 from ..models.heads import projection_mlp
-from ..pipelines.views.draw import ViewRecipe
+from ..pipelines.views.recipe import ViewRecipe
 from . import bound
 from .base import Method, Network, Objective, Step, Task, width_of
 

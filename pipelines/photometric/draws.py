@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..views.color import ColorSpace, luma, normalisation
-from ..views.draw import Parameters, View, ViewRecipe
+from ..views.draw import Parameters
+from ..views.recipe import View, ViewRecipe
 
 
 @dataclass(frozen=True)

@@ -202,10 +202,10 @@ def test_numbers_without_a_point_are_numbers_in_yaml(tmp_path):
         ("views: [{count: 2}]", "--views.0.size: "),
         ("views: 3", "--views: .*, got 3"),
         ("views: [3]", "--views.0: .*, got 3"),
-        ("views: [{size: 28, flip: 2}]", "--views.0: .*flip is 2.0; a probability lies between 0 and 1"),
-        ("views: [{size: 28, local: true}]", "views has local views only"),
+        ("views: [{size: 28, flip: 2}]", "--views.0: .*flip: .* got 2.0"),
+        ("views: [{size: 28, local: true}]", "views: .* got local views only"),
         ("channels: 2", "--channels: .*, got 2"),
-        ("mean: [0.5]\nchannels: 3", "mean has 1 values for 3 channel"),
+        ("mean: [0.5]\nchannels: 3", "mean: .* got 1"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path, content, message):
@@ -243,11 +243,11 @@ def test_a_folder_is_no_configuration(tmp_path):
         ({"max_bad_fraction": math.nan}, "--max_bad_fraction must be a finite number, got nan"),
         ({"warmup_epochs": -0.5}, "--warmup_epochs must be at least 0, got -0.5"),
         ({"optimizer": "adamv"}, "optimizer 'adamv' is unknown; did you mean adamw"),
-        ({"global_crops_size": 0}, "size is 0; a view needs at least 1 pixel"),
-        ({"local_crops_number": -1, "recipe": "imagenet"}, "count is -1"),
+        ({"global_crops_size": 0}, "size: .* got 0"),
+        ({"local_crops_number": -1, "recipe": "imagenet"}, "count: .* got -1"),
         ({"local_crops_number": 2}, "--local_crops_number: the recipe has no local views to change"),
-        ({"global_crops_scale": (0.0, 1.0)}, "scale is .*; use two area fractions"),
-        ({"global_crops_scale": (0.5, 0.4)}, "scale is .*; use two area fractions"),
+        ({"global_crops_scale": (0.0, 1.0)}, "scale: must be two area fractions"),
+        ({"global_crops_scale": (0.5, 0.4)}, "scale: must be two area fractions"),
     ],
 )
 def test_values_out_of_range_are_named(values, message):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fasttrain.distributed.world import has_nvidia_device
+from fasttrain.pipelines import View, ViewRecipe, draw_parameters
 from fasttrain.pipelines.photometric import reference
 from fasttrain.pipelines.photometric.draws import draws
-from fasttrain.pipelines.views.draw import View, ViewRecipe, draw_parameters
 from tests.pipelines.photometric import cases, stress
 
 DEVICE = "cuda" if has_nvidia_device() else "cpu"  # where there is none, the kernel is interpreted

@@ -76,18 +76,3 @@ def test_ycbcr_is_pils():
         assert np.abs(view - expected).mean() < 0.05
         half = render(image, "ycbcr", mean=(0.5,) * 3, std=(0.25,) * 3, evaluate=True)
         np.testing.assert_allclose(half, (view / 255 - 0.5) / 0.25, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"color_space": "hsv"}, "color_space is 'hsv'; use 'rgb', 'lab' or 'ycbcr'"),
-        (
-            {"color_space": "lab", "channels": 1, "mean": (0.5,), "std": (0.5,)},
-            "color_space is 'lab' for 1 channel; use 'rgb', or set channels to 3",
-        ),
-    ],
-)
-def test_wrong_colour_space_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        ViewRecipe((View(S),), **change)

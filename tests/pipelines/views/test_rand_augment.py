@@ -226,16 +226,3 @@ def test_a_recipe_without_it_builds_the_graph_of_before():
     assert [name for _, name in dali.arguments(ViewRecipe((VIEW,)), "cpu")][2:] == [
         *("branch0", "amount0", "matrix0", "branch1", "amount1", "matrix1")
     ]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"rand_augment": -1}, "rand_augment is -1; use 0 to 5 operations"),
-        ({"rand_augment": 6}, "rand_augment is 6; use 0 to 5 operations"),
-        ({"rand_augment_magnitude": 11.0}, "rand_augment_magnitude is 11.0; use a number between 0 and 10"),
-    ],
-)
-def test_wrong_setting_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        View(S, **change)
