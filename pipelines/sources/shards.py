@@ -65,21 +65,21 @@ class Window:
     """A file read at random through one small buffer, for headers that lie close to each other."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        self.length = os.fstat(self._file.fileno()).st_size
+        self.file = open(path, "rb", buffering=_WINDOW)  # noqa: SIM115
+        self.length = os.fstat(self.file.fileno()).st_size
         self._start, self._data = 0, b""
 
     def read(self, at: int, count: int) -> bytes:
         """``count`` bytes from ``at``, fewer where the file ends."""
         if not self._start <= at <= at + count <= self._start + len(self._data):
-            self._start, self._data = at, os.pread(self._file.fileno(), max(count, _WINDOW), at)
+            self._start, self._data = at, os.pread(self.file.fileno(), max(count, _WINDOW), at)
         return self._data[at - self._start : at - self._start + count]
 
     def __enter__(self) -> Window:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.file.close()
 
 
 class ShardSource:
