@@ -1,4 +1,4 @@
-"""From image files, shards or arrays to batches of random views: recipes, sources and the loader."""
+"""Batches of random views from image files, shards or arrays: recipes, sources and the loader."""
 
 from ..errors import DataError
 from .loader import Batch, Loader

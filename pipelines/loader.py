@@ -50,7 +50,7 @@ class _Prepared:
     requested: Indices  # [B]; in an evaluation some rows may be padding
     actual: Indices  # [B]
     valid: NDArray[np.bool_]  # [B] rows that the caller gets
-    drawn: Parameters
+    parameters: Parameters
     feed: dali.Feed
 
 
@@ -304,8 +304,8 @@ class Loader:
         actual = np.array(indices, np.int64)
         valid = np.full(len(actual), True) if self.drop_last else (actual == padded) & (len(requested) > 0)
         heights, widths = np.array(sizes).T
-        drawn = draw_parameters(self.recipe, self.seed, epoch, actual, heights, widths)
-        return _Prepared(requested, actual, valid, drawn, dali.feed(self.recipe, images, drawn, self.device))
+        parameters = draw_parameters(self.recipe, self.seed, epoch, actual, heights, widths)
+        return _Prepared(requested, actual, valid, parameters, dali.feed(self.recipe, images, parameters, self.device))
 
     def _read_good(self, i: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:
         """Read image ``i``, or a good one instead. Return its number, content, and (height, width)."""
@@ -344,12 +344,14 @@ class Loader:
 
     def _batch(self, prepared: _Prepared, outputs: Any) -> Batch:
         """Copy the graph's outputs to tensors that outlive it."""
-        made = make_views(self.recipe, outputs, prepared.drawn, device=self.device, pool=self._pool, parts=self.threads)
-        groups = [self._select(prepared, group, 1).permute(0, 1, 4, 2, 3) for group in made]
+        groups = make_views(
+            self.recipe, outputs, prepared.parameters, device=self.device, pool=self._pool, parts=self.threads
+        )
+        views = tuple(self._select(prepared, group, 1).permute(0, 1, 4, 2, 3) for group in groups)
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[prepared.actual])
         indices = torch.from_numpy(prepared.actual).to(self.device)
         labels = None if labels is None else self._select(prepared, labels.to(self.device), 0)
-        return Batch(tuple(groups), labels, self._select(prepared, indices, 0))
+        return Batch(views, labels, self._select(prepared, indices, 0))
 
     def _stream(self) -> torch.cuda.Stream | None:
         """Return the stream that uses the outputs. With it, the host need not wait for the device."""

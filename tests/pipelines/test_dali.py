@@ -243,7 +243,7 @@ def test_arguments_are_those_of_the_views_in_the_graph():
 
 def test_missing_dali_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(DataError, match="^DALI is not installed; "):
+    with pytest.raises(DataError, match=r"^DALI is not installed; "):
         dali.require_dali()
 
 
