@@ -38,7 +38,7 @@ def write_tar(path, members, tar_format=tarfile.USTAR_FORMAT):
 
 
 def samples(numbers, label="cls"):
-    """Yield the members of one sample per number: a picture and its label, the number modulo 3, unless label is None."""
+    """Yield the members of one sample per number: a picture, and unless label is None its label, modulo 3."""
     for k in numbers:
         yield f"{k:04}.jpg", jpeg(k)
         if label == "cls":
