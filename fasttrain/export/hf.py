@@ -97,19 +97,19 @@ def vit_processor_config(blueprint: Blueprint) -> dict[str, Any]:
     It crops by whole pixels after it has resized, so its view may lie half a pixel beside ours.
     """
     b = blueprint
-    whole = evaluation_view(b.pixels, b.size).views[0].scale[0]
+    whole = evaluation_view(b.recipe, b.size).views[0].scale[0]
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": round(b.size / whole)},
-        "resample": {"linear": 2, "cubic": 3}[b.interpolation],
+        "resample": {"linear": 2, "cubic": 3}[b.pixels.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": b.size, "width": b.size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(b.mean),
-        "image_std": list(b.std),
+        "image_mean": list(b.pixels.mean),
+        "image_std": list(b.pixels.std),
         "do_convert_rgb": True,
     }
 
@@ -127,11 +127,11 @@ def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blu
         "pretrained_cfg": noted
         | {
             "input_size": [b.encoders[0], b.size, b.size],
-            "interpolation": {"linear": "bilinear", "cubic": "bicubic"}[b.interpolation],
-            "crop_pct": evaluation_view(b.pixels, b.size).views[0].scale[0],
+            "interpolation": {"linear": "bilinear", "cubic": "bicubic"}[b.pixels.interpolation],
+            "crop_pct": evaluation_view(b.recipe, b.size).views[0].scale[0],
             "crop_mode": "center",
-            "mean": list(b.mean),
-            "std": list(b.std),
+            "mean": list(b.pixels.mean),
+            "std": list(b.pixels.std),
             "num_classes": 0,
         },
     }
