@@ -45,7 +45,7 @@ def write_hf(backbone: Backbone, path: Path) -> str:
     b = backbone.blueprint
     save_file(vit_model_tensors(vit), path / "model.safetensors", metadata={"format": "pt"})
     _write_json(path / "config.json", vit_model_config(vit, b.size, b.encoders[0]))
-    if b.channels == 3 and b.color_space == "rgb":
+    if b.pixels.channels == 3 and b.pixels.color_space == "rgb":
         _write_json(path / "preprocessor_config.json", vit_processor_config(b))
     line = f"transformers.ViTModel.from_pretrained({path.name!r}, add_pooling_layer=False)"
     try:

@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_clean_and_of_the_augmented_features(backbone):
     assert figures["rankme"] == pytest.approx(rankme(train), rel=1e-4)
     assert figures["uniformity"] == pytest.approx(uniformity(train), abs=1e-4)
     few = ArraySource(splits.train.images[::10])
-    views = cache.views(few, augmented_view(_BLUEPRINT.pixels, 8, 3)).features
+    views = cache.views(few, augmented_view(_BLUEPRINT.recipe, 8, 3)).features
     assert figures["lidar"] == pytest.approx(lidar(views))
     assert figures["alignment"] == pytest.approx(alignment(views))
 
