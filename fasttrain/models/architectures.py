@@ -23,8 +23,8 @@ _SMALL_IMAGE = 64
 class ConvSmall(nn.Module):
     """Five 3x3 convolutions with BatchNorm and ReLU, 16 to 128 channels, two of them strided; then the mean over space.
 
-    It is for images of 28 to 64 pixels, on which it trains on two CPU cores. It has 0.13 M parameters and needs 7 million
-    products per image of 28 pixels. Its last layer sees almost the whole image.
+    It is for images of 28 to 64 pixels, on which it trains on two CPU cores. It has 0.13 M parameters and computes 7
+    million products per image of 28 pixels. Its last layer sees almost the whole image.
     """
 
     widths = (16, 32, 64, 64, 128)
