@@ -106,8 +106,8 @@ class EntropyReconstructionLoss(Loss):
     def terms(self, z0: Tensor, z1: Tensor, *, normalizer: Literal["exact", "reference"] = "exact") -> Bound:
         """Return entropy, its maximum, and reconstruction with their normaliser, as fp64 scalars with gradient.
 
-        To train and log from one pass, minimise ``-terms(z0, z1).information``: it is the loss. ``"reference"`` uses the
-        normaliser of the paper's code (off by 83 nats at D = 128), to compare with its figures. Classes have none.
+        To train and log from one pass, minimise ``-terms(z0, z1).information``: it is the loss. ``"reference"`` uses
+        the normaliser of the paper's code (off by 83 nats at D = 128), to compare with its figures.
         """
         entropy, reconstruction = self._relative_terms(z0, z1)
         if self.support == "discrete":

@@ -47,9 +47,7 @@ class InfoNCELoss(Loss):
         super().__init__(gather_distributed, backend)
         check_positive(temperature, "temperature")
         if learnable_temperature and 1 / temperature > _MAX_LOGIT_SCALE:
-            raise ValueError(
-                f"temperature: must be at least 1/{_MAX_LOGIT_SCALE:.0f} if it is learnable, got {temperature}"
-            )
+            raise ValueError(f"temperature: must be at least 1/{_MAX_LOGIT_SCALE:.0f} if learnable, got {temperature}")
         self.symmetric = symmetric
         self._fixed = temperature
         scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable_temperature else None
@@ -72,9 +70,7 @@ class InfoNCELoss(Loss):
                 self.logit_scale.clamp_(max=math.log(_MAX_LOGIT_SCALE))
         if negative_keys is not None:
             if self.symmetric:
-                raise ValueError(
-                    "negative_keys: not supported for a symmetric loss. Leave them out or set symmetric=False."
-                )
+                raise ValueError("negative_keys: not supported with symmetric=True. Leave one of them out.")
             check_pair(query, negative_keys, "query", "negative_keys")
             negatives = gather_rows(unit_rows(negative_keys, "negative_keys"), self.group)
             return info_nce(q, k, negatives, temperature=self.temperature, backend=self.backend)

@@ -136,7 +136,7 @@ class SwaVLoss(CrossRank):
             return [(view,) for view in high]
         if len(queues) != len(high):
             raise ValueError(
-                f"queue_outputs must have one tensor per high-resolution view ({len(high)}), got {len(queues)}"
+                f"queue_outputs: must have {len(high)} tensors, one per high-resolution view, got {len(queues)}"
             )
         for number, (view, queue) in enumerate(zip(high, queues, strict=True)):
             check_pair(view, queue.to(view.dtype), f"high_resolution_outputs[{number}]", f"queue_outputs[{number}]")

@@ -44,7 +44,7 @@ def count_pairs(first: Tensor, second: Tensor, first_name: str, second_name: str
 
 
 def cross_entropy_of_others(targets: Tensor, logits: Tensor, *, temp: float) -> Tensor:
-    """Return ``mean over t, s != t and B of  -sum_k targets_t,k log softmax(logits_s / temp)_k`` in nats, at least fp32.
+    """Return ``mean over t, s != t and B of  -sum_k targets_t,k log softmax(logits_s / temp)_k``, in nats.
 
     ``targets`` [T, B, K] are probabilities, ``logits`` are [S, B, K]. For t = s they are the same view.
     """

@@ -69,9 +69,7 @@ class ClipLoss(nn.Module):
             loss = (self._against_fixed(x, y, logit_scale, group) + self._against_fixed(y, x, logit_scale, group)) / 2
         else:
             if not self.gather_with_grad:
-                x, y = (
-                    torch.lerp(z.detach(), z, 1 / self.world_size) for z in (x, y)
-                )  # the same rows, a smaller gradient
+                x, y = (torch.lerp(z.detach(), z, 1 / self.world_size) for z in (x, y))  # scales the gradient
             both = self._over_ranks(x, y, logit_scale, group) + self._over_ranks(y, x, logit_scale, group)
             loss = both.mean() / 2 - (logit_scale * row_dots(x, y)).mean()
             if not self.local_loss:
