@@ -37,7 +37,7 @@ def test_newest_ignores_a_corrupt_latest(tmp_path, content):
 @pytest.mark.parametrize("name", ["", "missing"])
 def test_a_path_without_a_checkpoint_is_refused(tmp_path, name):
     (tmp_path / "checkpoints" / ".step-00000002.part").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"--resume .*: no checkpoint"):
+    with pytest.raises(ConfigError, match="--resume: no checkpoint"):
         find(str(tmp_path / name), tmp_path)
     with pytest.raises(ConfigError, match=r"no complete checkpoint.*--saveckp_freq_steps"):
         newest(tmp_path / name)
@@ -72,7 +72,7 @@ def test_a_card_of_a_later_version_is_read(tmp_path):
 )
 def test_a_card_of_another_run_is_refused(tmp_path, field, value):
     path = write_card(tmp_path, 1, **{field: value})
-    with pytest.raises(ConfigError, match=rf"step-00000001 is of {field} {value!r}, .*--resume never"):
+    with pytest.raises(ConfigError, match=rf"step-00000001: .* {field} {value!r}, .*--resume never"):
         check(path, CARD)
     assert check(write_card(tmp_path, 9, version="9.9"), CARD).step == 9
 

@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_former_checkpoint_only(engine, tmp_path, size):
         _publish(engine, tmp_path, 1)
     assert find("auto", tmp_path) is None
     _publish(engine, tmp_path, 1)
-    message = r"step-00000002 .*\(File too large: .*\.pt\); step-00000001 is the last complete one"
+    message = r"step-00000002: .*\(File too large: .*\.pt\); step-00000001 is the last complete one"
     with largest_file(size), pytest.raises(SaveError, match=message):
         _publish(engine, tmp_path, 2)
     assert choose("auto", tmp_path, engine.world) == (tmp_path / "step-00000001", [])
@@ -115,13 +115,13 @@ def test_auto_skips_damaged_checkpoints_and_a_path_does_not(engine, tmp_path, da
     change(broken / _MODEL)
     path, (first, second) = choose("auto", tmp_path, engine.world)
     assert path == intact
-    assert re.match(f"checkpoint {broken} is corrupt: {problem}", first), first
+    assert re.match(f"{broken}: .*corrupt: {problem}", first), first
     assert first.endswith("resuming from step-00000002")
-    assert "step-00000003 is corrupt" in second
+    assert "step-00000003: the checkpoint is corrupt" in second
     shutil.rmtree(intact)
     shutil.rmtree(tmp_path / "step-00000001")
     for resume in ("auto", str(tmp_path)):
-        with pytest.raises(ConfigError, match=f"step-00000004 is corrupt: {problem}.*--resume never"):
+        with pytest.raises(ConfigError, match=f"step-00000004: .*corrupt: {problem}.*--resume never"):
             choose(resume, tmp_path, engine.world)
 
 
