@@ -15,7 +15,7 @@ from .. import methods
 from ..errors import ConfigError, unknown_name
 from ..flags import validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
-from ..pipelines.views.draw import View, ViewRecipe
+from ..pipelines.views.recipe import View, ViewRecipe
 from .recipes import recipe_layers
 from .settings import TrainConfig, ViewFlags
 

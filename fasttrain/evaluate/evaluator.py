@@ -11,8 +11,8 @@ from torch import nn
 
 from ..config.resolve import Config
 from ..distributed.world import World
-from ..pipelines import Loader, Source, Splits, ViewRecipe, evaluation_view
-from .features import Features, Subset, extract
+from ..pipelines import Loader, Source, Splits, Subset, ViewRecipe, evaluation_view
+from .features import Features, extract
 from .knn import knn_accuracy
 from .spectrum import SPECTRUM_ROWS, rankme, spectrum_stride
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
-from ..pipelines import Source, Splits, View, ViewRecipe, evaluation_view
+from ..pipelines import Source, Splits, Subset, View, ViewRecipe, evaluation_view
 from ..pretrained import Backbone
 from .alignment import alignment, uniformity
 from .cache import FeatureCache
-from .features import Features, Subset
+from .features import Features
 from .knn import knn
 from .linear import linear_probe
 from .logistic import few_shot, logistic_regression

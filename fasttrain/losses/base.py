@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_rows
 from ..kernels.collectives import Group, start_gather
-from ..kernels.contrastive import at_least_single as at_least_single
 from ..kernels.normalize import normalize_rows
+from ..kernels.precision import at_least_single
 
 
 class CrossRank(nn.Module):

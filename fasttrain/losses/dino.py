@@ -13,7 +13,8 @@ from ..kernels import prototype_terms
 from ..kernels.backend import Backend
 from ..kernels.checks import check_positive, check_rows
 from ..kernels.collectives import mean_over_ranks
-from .base import CrossRank, at_least_single
+from ..kernels.precision import at_least_single
+from .base import CrossRank
 from .views import count_pairs, cross_entropy_of_others, stack_views
 
 

@@ -18,8 +18,9 @@ from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_positive
 from ..kernels.collectives import Group, gather_rows, mean_over_ranks
 from ..kernels.entropy import Estimator
+from ..kernels.precision import at_least_single
 from ..kernels.vmf import log_vmf_normalizer, reference_log_vmf_normalizer
-from .base import Loss, at_least_single, unit_pair
+from .base import Loss, unit_pair
 
 Support = Literal["sphere", "discrete"]
 

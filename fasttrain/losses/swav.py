@@ -12,7 +12,8 @@ from torch import Tensor
 from ..kernels import prototype_terms, sinkhorn, sinkhorn_center
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_positive, check_rows
-from .base import CrossRank, at_least_single, gather_detached
+from ..kernels.precision import at_least_single
+from .base import CrossRank, gather_detached
 from .views import count_pairs, cross_entropy_of_others, stack_views
 
 

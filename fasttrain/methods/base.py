@@ -21,7 +21,7 @@ from ..losses.base import CrossRank
 from ..models.teacher import ema_update
 from ..optim.optimizers import ParameterRule, default_rule
 from ..optim.schedules import cosine
-from ..pipelines.views.draw import ViewRecipe
+from ..pipelines.views.recipe import ViewRecipe
 
 
 @dataclass(frozen=True)

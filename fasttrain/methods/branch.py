@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..kernels.contrastive import at_least_single
 from ..kernels.normalize import normalize_rows
+from ..kernels.precision import at_least_single
 from ..models.heads import Prototypes
 
 Network = Callable[[int], nn.Module]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..flags import Count, Fraction, Natural, Positive, flag
-from ..kernels.contrastive import at_least_single
 from ..kernels.normalize import normalize_rows
+from ..kernels.precision import at_least_single
 from ..losses import CMCLoss, CMCMemoryLoss
 from ..models.heads import projection_mlp
 from ..models.sensors import Sensors
-from ..pipelines.views.draw import ViewRecipe
+from ..pipelines.views.recipe import ViewRecipe
 from .base import Objective, Step, Task
 from .bound import SphereMethod, SphereSettings
 from .branch import Network, width_of

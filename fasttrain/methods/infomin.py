@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..flags import Fraction, Positive, flag
-from ..kernels.contrastive import at_least_single
+from ..kernels.precision import at_least_single
 from .base import Objective, Step, Task
 from .branch import Network, slice_views, width_of
 from .moco import MoCo, MoCoSettings, moco_head

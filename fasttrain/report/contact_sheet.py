@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..config.resolve import Config
 from ..errors import ConfigError
-from ..evaluate.features import Subset
-from ..pipelines import Loader, Source, View, evaluation_view, open_source
+from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source
 from ..pipelines.sources.headers import image_size
 from ..pipelines.views.draw import Parameters, draw_parameters
 from ..pipelines.views.rand_augment import OPERATIONS

@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 
 from ..config.settings import IN_MEMORY
 from ..errors import ConfigError
-from ..evaluate.features import Subset, extract
-from ..pipelines import DataError, Loader, Splits, ViewRecipe, evaluation_view, open_source
+from ..evaluate.features import extract
+from ..pipelines import DataError, Loader, Splits, Subset, ViewRecipe, evaluation_view, open_source
 from ..pretrained import Backbone, from_run
 from .pictures import in_rgb, to_image
 from .runs import Run

@@ -203,7 +203,10 @@ def test_absolute_paths_are_valid_in_every_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = resolve("dino", {"data_path": "shards/{000..146}.tar", "val_path": "~/val"})
     absolute = config.with_absolute_paths()
-    assert (absolute.train.data_path, absolute.train.val_path) == (f"{tmp_path}/shards/{{000..146}}.tar", "/home/me/val")
+    assert (absolute.train.data_path, absolute.train.val_path) == (
+        f"{tmp_path}/shards/{{000..146}}.tar",
+        "/home/me/val",
+    )
     assert absolute.with_absolute_paths() == absolute
     for path in (None, "in memory: array"):
         values = {} if path is None else {"data_path": path}

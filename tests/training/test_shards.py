@@ -86,7 +86,7 @@ def test_too_many_bad_files_stop_the_run(tmp_path, capfd):
     (line,) = capfd.readouterr().err.splitlines()
     # How many more the other threads have met by then depends on the machine.
     what = r"fasttrain: images: 1\d of 120 images cannot be read, more than the fraction 0.1 allowed"
-    assert re.fullmatch(rf"{what} \(--max_bad_fraction\); {folder}/\d/\d\d\d\.jpg: not an image", line)
+    assert re.fullmatch(rf"{what} \(max_bad_fraction\); {folder}/\d/\d\d\d\.jpg: not an image", line)
     assert main(flags(folder, tmp_path / "run", "--max_bad_fraction", 0.2, "--limit_steps", 2)) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["unreadable_images"] == 24
 
