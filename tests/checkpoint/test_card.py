@@ -1,6 +1,5 @@
 """A checkpoint's card: what it refuses, what it reports, and which checkpoint of a run is the newest."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -21,17 +20,10 @@ def test_find_and_newest_follow_latest(tmp_path):
     for path in (tmp_path, folder, old):
         assert find(str(path), tmp_path / "elsewhere") == newest(path) == old
     assert find(str(new), tmp_path) == newest(new) == new
-    assert find("auto", tmp_path) == old
+    (folder / "latest").write_bytes(b"step-\xff\0")
+    assert newest(tmp_path) == new
     assert find("never", tmp_path) is None
     assert find("auto", tmp_path / "elsewhere") is None
-
-
-@pytest.mark.parametrize("content", [b"", b"rtep-00000001", b"step-00000009", b"\xff\0", b"../x\ny"])
-def test_newest_ignores_a_corrupt_latest(tmp_path, content):
-    write_card(tmp_path, 1)
-    path = write_card(tmp_path, 2)
-    (tmp_path / "latest").write_bytes(content)
-    assert newest(tmp_path) == path
 
 
 @pytest.mark.parametrize("name", ["", "missing"])
@@ -77,7 +69,7 @@ def test_a_card_of_another_run_is_refused(tmp_path, field, value):
     assert check(write_card(tmp_path, 9, version="9.9"), CARD).step == 9
 
 
-def test_changes_of_ranks_and_batch_are_reported(tmp_path):
+def test_changes_of_ranks_and_batch_are_reported():
     now = replace(CARD, batch=64)
     assert changes(CARD, now) == changes(now, now) == []
     assert changes(replace(now, world_size=2, zero_stage=3), now) == [
@@ -85,4 +77,3 @@ def test_changes_of_ranks_and_batch_are_reported(tmp_path):
     ]
     (line,) = changes(replace(now, batch=128), now)
     assert re.match("a step has 64 images, 128 in the checkpoint", line)
-    json.dumps(line)
