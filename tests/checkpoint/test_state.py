@@ -81,7 +81,7 @@ def test_every_stage_restores_the_checkpoint_of_another(tmp_path, optimizer):
                 restore(engine, tmp_path / str(former) / _STEP, card_of(engine, "dino"))
                 assert _different(_saved(engine, tmp_path / str(stage), "dino"), expected) == [], stage
             losses.append(train(engine, [1]))
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(losses[:1]).expand(5, 1))
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(losses[:1]).expand(5, -1, -1))
 
 
 def test_the_loss_scale_of_fp16_is_restored(tmp_path):
