@@ -130,7 +130,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{path} {describe_load_error(error)}")
+    return ConfigError(f"{path}: {describe_load_error(error)} Choose another file.")
 
 
 def _foreign(origin: str, network: nn.Module, why: str) -> ConfigError:
