@@ -20,7 +20,7 @@ Case = dict[str, Any]
 
 
 def resolved(one: Case) -> Any:
-    from fasttrain.config.settings import resolve
+    from fasttrain.config.resolve import resolve
 
     values = {"recipe": "cifar", "data_path": ".", "batch_size_per_gpu": BATCH, "entropy": one["entropy"]}
     return resolve(one["method"], values | {"zero_stage": one["stage"]} | one["values"])
@@ -88,13 +88,13 @@ def measure(one: Case, sent: Sent) -> dict[str, Any]:
     """What a rank holds and sends in a step of the engine."""
     import torch
 
-    from fasttrain.distributed.world import initialise, world_from_environment
+    from fasttrain.distributed.world import World, initialise
     from fasttrain.engine.build import build_method
     from fasttrain.engine.engine import Engine
     from fasttrain.pipelines import Batch
     from fasttrain.plan.ledger import Kept
 
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
     config = resolved(one)
     torch.manual_seed(0)
@@ -190,12 +190,12 @@ def _seen(method: Any, zero: Any) -> set[int]:
 
 def main(cases: str, output: str) -> None:
     """Measure cases, JSON, one after another; rank 0 writes what it found to ``output``."""
-    from fasttrain.distributed.world import prepare_environment, world_from_environment
+    from fasttrain.distributed.world import World, prepare_environment
 
     prepare_environment()
     sent = Sent()  # before anything takes the functions by name
     measured = [measure(one, sent) for one in json.loads(cases)]
-    if world_from_environment().is_main:
+    if World.from_environment().is_main:
         Path(output).write_text(json.dumps(measured))
 
 

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench" / "evidence"))
 from bench.evidence import views
 from bench.trainer.sides.lightly_views import LightlySimCLR
 from bench.trainer.sides.peer import Peer, transform
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.pipelines import FolderSource, Loader
 
 from .test_paired_data import of_lightly, settings

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.settings import Config
+from ..config.resolve import Config
 from ..distributed.world import World
 from ..pipelines import Loader, Source, Splits, Subset, ViewRecipe, evaluation_view
 from .features import Features, extract
