@@ -81,13 +81,6 @@ def test_backends_and_types_agree(loss, backend, dtype):
     torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=2e-6)
 
 
-def test_rows_that_are_not_unit_norm_get_their_own_loss():
-    """Raw projections by mistake: without a check of the sums they would overflow."""
-    z0, z1 = (30 * z.float() for z in pair())
-    expected = nt_xent(z0.double(), z1.double(), temperature=0.1, backend="eager")
-    torch.testing.assert_close(nt_xent(z0, z1, temperature=0.1).double(), expected)
-
-
 @pytest.mark.parametrize("loss", [nt_xent, info_nce])
 @pytest.mark.parametrize(
     ("shapes", "temperature", "message"),
