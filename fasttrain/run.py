@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config.settings import Config
-    from .distributed.world import World
+    from fasttrain.config.settings import Config
+    from fasttrain.distributed.world import World
 
 # A script's folder comes first on sys.path; here that would let `kernels/`, `report/` and the like pass for other
 # people's packages of the same name.
@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finite or, if asked to stop then, the representation collapsed; 143, 130, 138 stopped by SIGTERM, SIGINT, SIGUSR1.
     """
     try:
-        from .distributed.world import prepare_environment, world_from_environment
+        from fasttrain.distributed.world import prepare_environment, world_from_environment
     except ModuleNotFoundError:
         return _fail("fasttrain is not installed here; type: pip install -e '.[train]'")
     prepare_environment()
     world = world_from_environment()
     try:
-        from .config.arguments import asks_for_recipes, parse, print_recipes
-        from .errors import ConfigError
+        from fasttrain.config.arguments import asks_for_recipes, parse, print_recipes
+        from fasttrain.errors import ConfigError
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
     given = sys.argv[1:] if arguments is None else arguments
@@ -51,15 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(config: Config, world: World) -> int:
     """Train as a command that can be used asks. What takes seconds to import is not imported before."""
-    from .distributed.world import initialise
-    from .errors import ConfigError
+    from fasttrain.distributed.world import initialise
+    from fasttrain.errors import ConfigError
 
     try:
-        from .distributed.watchdog import starting
-        from .engine.engine import quiet_deepspeed
-        from .errors import Collapsed, Crashed, Diverged, Interrupted
-        from .pipelines import DataError
-        from .training.trainer import train
+        from fasttrain.distributed.watchdog import starting
+        from fasttrain.engine.engine import quiet_deepspeed
+        from fasttrain.errors import Collapsed, Crashed, Diverged, Interrupted
+        from fasttrain.pipelines import DataError
+        from fasttrain.training.trainer import train
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
 
@@ -84,7 +84,7 @@ def _train(config: Config, world: World) -> int:
 
 def _end(world: World, message: str, status: int = 2) -> int:
     """End with a line that maybe no other rank knows; where several have one, the first to end says its own."""
-    from .distributed.watchdog import first_to_end, linger
+    from fasttrain.distributed.watchdog import first_to_end, linger
 
     if first_to_end(world, status):
         _fail(message)

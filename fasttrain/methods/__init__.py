@@ -7,7 +7,7 @@ import pkgutil
 
 from .base import Method as Method
 
-_SHARED = {"base", "er"}
+_SHARED = {"base", "bound", "kmeans"}
 
 
 def names() -> list[str]:
