@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench import ROOT
+
 _SGEMM_SIZE = 4096
 _PACKAGES = (
     "torch",
@@ -205,7 +207,7 @@ def commit() -> str:
     """The commit that runs, or why it is not known: a copy without git's folder, or no git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown: no git here"
     return done.stdout.strip()

@@ -22,7 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from bench import RESULTS, ROOT
+
 IMAGES, CLASSES, SHARD, IMAGE_BYTES = 1_281_167, 1_000, 1_000, 110_000
 MIB = 2**20
 
@@ -54,7 +55,6 @@ def make_tars(folder: Path, images: int) -> Path:
 
 def make_records(folder: Path, images: int) -> Path:
     """Shards as TensorFlow's scripts write ImageNet: the image is one of ten features."""
-    sys.path.insert(0, str(ROOT))
     from tests.pipelines.sources.shard_files import example, write_tfrecord
 
     def records() -> Iterator[bytes]:
@@ -117,7 +117,7 @@ def measure(path: str, cache: str | None) -> dict[str, float]:
 
 def in_a_process(*given: str) -> dict[str, float]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, "--measure", *given]
+    command = [sys.executable, "-m", "bench.data.index", "--measure", *given]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/data-index.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "data-index.json")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

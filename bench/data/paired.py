@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import measure
+from bench import RESULTS, measure
 from bench.data.side import Side
 from bench.peers import OURS, NotRun, loaders
 
-_OUTPUT = Path(__file__).parent / "results/data-cpu.json"
+_OUTPUT = RESULTS / "data-cpu.json"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One side of the loader's benchmark in a process of its own: paired_data.py and test_data.py ask, this one answers.
+"""One side of the loader's benchmark in a process of its own: paired.py and test_data.py ask, this one answers.
 
     python -m bench.data.side --who ours --case 0 --folder DIR --threads 2
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
-from bench import measure
+from bench import ROOT, measure
 
 _AHEAD = 10  # batches; more than any side has ready
 MIB = 2**20
@@ -28,9 +28,8 @@ class Side:
     """The other end: a contestant's process. Raises NotRun where it cannot run."""
 
     def __init__(self, who: str, case: int, folder: Path, threads: int) -> None:
-        root = Path(__file__).parent.parent
-        command = [sys.executable, __file__, "--who", who, "--case", str(case), "--folder", str(folder)]
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "bench.data.side", "--who", who, "--case", str(case), "--folder", str(folder)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = Popen([*command, "--threads", str(threads)], stdin=PIPE, stdout=PIPE, text=True, env=environment)
         self.about = self._answer()
         if "not_run" in self.about:

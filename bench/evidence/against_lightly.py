@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.evidence.campaign import RESULTS, ROOT, Row, Run, knn_of, parser, run_all, table
+from bench.evidence.campaign import EVIDENCE, Row, Run, knn_of, parser, run_all, table
 
 _METHODS = ("simclr", "swav", "dino", "byol")
 _EPOCHS = 5
@@ -45,7 +45,8 @@ class LightlyRun(Run):
     def command(self) -> list[str]:
         """This file, asked to be lightly's side."""
         method = self.name.split()[0]
-        return [sys.executable, __file__, "--side", method, "--seeds", str(self.seed), "--flags", *self.all_flags]
+        side = [sys.executable, "-m", "bench.evidence.against_lightly", "--side", method]
+        return [*side, "--seeds", str(self.seed), "--flags", *self.all_flags]
 
 
 def design(methods: Sequence[str], seeds: list[int], data: str) -> list[Run]:
@@ -62,7 +63,6 @@ def design(methods: Sequence[str], seeds: list[int], data: str) -> list[Run]:
 
 def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
     """Train by lightly's classes; the entries of summary.json that the table needs."""
-    sys.path.insert(0, str(ROOT / "bench"))
     from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
 
     prepare_environment()
@@ -125,7 +125,7 @@ def main() -> None:
         found = lightly_side(options.side, options.seeds[0], given)
         (output / "summary.json").write_text(json.dumps(found))
         return
-    path = RESULTS / "against_lightly.json"
+    path = EVIDENCE / "against_lightly.json"
     runs = design(options.methods, options.seeds, options.data_path)
     print(report(run_all(runs, path, show=options.show), options.methods))
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
-RESULTS = Path(__file__).parent / "results"
+from bench import RESULTS, ROOT
+
+EVIDENCE = RESULTS / "evidence"
 DOCS = ROOT / "docs"
 _KEPT = ["knn_top1", "knn_top1_untrained", "knn_top1_pixels", "rankme", "entropy", "entropy_max", "reconstruction"]
 _KEPT += ["information", "deficit", "collapsed", "dataset", "epochs", "steps", "seconds", "images_per_s"]

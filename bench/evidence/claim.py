@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from statistics import mean
 
-from bench.evidence.campaign import DOCS, RESULTS, Row, Run, parser, run_all, table
+from bench.evidence.campaign import DOCS, EVIDENCE, Row, Run, parser, run_all, table
 from bench.evidence.picture import drops
 
 _BATCH = 128
@@ -93,7 +93,7 @@ def report(rows: list[Row]) -> str:
 def main() -> None:
     """Train what is missing, print the table, draw the picture."""
     options = parser(__doc__, seeds=(0, 1, 2)).parse_args()
-    path = RESULTS / "claim.json"
+    path = EVIDENCE / "claim.json"
     rows = run_all(design(options.seeds), path, show=options.show)
     print(report(rows))
     names = [f"{method}\n{change}" for method, change in _PAPER]

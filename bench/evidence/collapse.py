@@ -8,7 +8,7 @@ BatchNorm on the projection.
 
 from __future__ import annotations
 
-from bench.evidence.campaign import RESULTS, Row, Run, parser, run_all, summary, table
+from bench.evidence.campaign import EVIDENCE, Row, Run, parser, run_all, summary, table
 
 FLAGS = ["--out_dim", "256", "--momentum_teacher", "0.9", "--momentum_teacher_end", "1"]
 # The head that was published: BatchNorm on the projection, which the demo has, holds some entropy up by itself.
@@ -32,7 +32,7 @@ def main() -> None:
     """Train what is missing, print the table."""
     options = parser(__doc__, seeds=(0, 1, 2)).parse_args()
     runs = [Run(name, seed, (*FLAGS, *more)) for seed in options.seeds for name, more in _CASES.items()]
-    print(report(run_all(runs, RESULTS / "collapse.json", show=options.show)))
+    print(report(run_all(runs, EVIDENCE / "collapse.json", show=options.show)))
 
 
 if __name__ == "__main__":

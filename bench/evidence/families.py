@@ -11,13 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.evidence.campaign import DOCS, RESULTS, ROOT, Run, alone, parser
+from bench import ROOT
+from bench.evidence.campaign import DOCS, EVIDENCE, Run, alone, parser
 from bench.evidence.picture import curves
 
 _FAMILIES = {"contrastive": "simclr", "clustering": "swav", "distillation": "dino"}
 _LOGGED = 15
 _KEPT = ("step", "entropy", "entropy_max", "reconstruction")
-_RESULT = RESULTS / "families.json"
+_RESULT = EVIDENCE / "families.json"
 
 
 def train(run: Run) -> dict[str, list[float]]:

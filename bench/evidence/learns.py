@@ -7,7 +7,7 @@ python -m bench.evidence.learns --data_path CIFAR10 --methods simclr byol dino
 
 from __future__ import annotations
 
-from bench.evidence.campaign import DOCS, RESULTS, Row, Run, knn_of, parser, run_all, summary, table
+from bench.evidence.campaign import DOCS, EVIDENCE, Row, Run, knn_of, parser, run_all, summary, table
 from bench.evidence.picture import bars
 from fasttrain import methods
 
@@ -42,7 +42,7 @@ def main() -> None:
     made.add_argument("--methods", nargs="+", default=methods.names(), choices=methods.names())
     options = made.parse_args()
     what = "digits" if options.data_path is None else "cifar"
-    path = RESULTS / f"learns-{what}.json"
+    path = EVIDENCE / f"learns-{what}.json"
     rows = run_all(runs(options.methods, options.seeds, options.data_path), path, show=options.show)
     print(report(rows, options.methods))
     bars(rows, options.methods, DOCS / f"learns-{what}.svg", title=f"k-NN accuracy, {what}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.evidence.campaign import RESULTS, Row, Run, knn_of, parser, run_all, summary, table
+from bench.evidence.campaign import EVIDENCE, Row, Run, knn_of, parser, run_all, summary, table
 from bench.evidence.claim import run
 
 _WITHOUT = "+er without own kernel"
@@ -44,7 +44,7 @@ def report(rows: list[Row]) -> str:
 def main() -> None:
     """Train what is missing, print the table."""
     options = parser(__doc__, seeds=(0, 1, 2)).parse_args()
-    print(report(run_all(design(options.seeds), RESULTS / "own-kernel.json", show=options.show)))
+    print(report(run_all(design(options.seeds), EVIDENCE / "own-kernel.json", show=options.show)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.evidence.campaign import RESULTS, ROOT, Row, Run, parser, run_all, table
+from bench.evidence.campaign import EVIDENCE, Row, Run, parser, run_all, table
 
 _OURS, _THEIRS = "simclr", "simclr lightly's views"
 
@@ -37,7 +37,7 @@ class LightlyRun(Run):
     def command(self) -> list[str]:
         """This file, asked to be lightly's side."""
         python, _, *flags = super().command
-        return [python, __file__, "--side", *flags]
+        return [python, "-m", "bench.evidence.views", "--side", *flags]
 
 
 def design(seeds: list[int], epochs: int, data: str | None) -> list[Run]:
@@ -52,7 +52,6 @@ def lightly_side(arguments: list[str]) -> int:
     from fasttrain.distributed.world import prepare_environment
 
     prepare_environment()
-    sys.path.insert(0, str(ROOT / "bench"))
     from bench.trainer.sides.lightly_views import LightlySimCLR
     from fasttrain import run
     from fasttrain.training import trainer
@@ -96,7 +95,7 @@ def main() -> None:
     if options.data_path is None and not options.show:
         made.error("--data_path is missing: CIFAR-10 as folders train/ and test/")
     runs = design(options.seeds, options.epochs, options.data_path)
-    print(report(run_all(runs, RESULTS / "views.json", show=options.show)))
+    print(report(run_all(runs, EVIDENCE / "views.json", show=options.show)))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench import RESULTS, ROOT
 from bench.faults.course import Course, run_trial
 from bench.faults.plan import SETTINGS, Setting, Trial, plan
-from bench.faults.starts import ROOT
 from bench.faults.strikes import FAKETIME
 
-RESULTS = Path(__file__).parent / "results" / "faults.json"
+_RESULT = RESULTS / "faults.json"
 DOCS = ROOT / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- campaign -->\n", "<!-- end -->\n"
 _NAMESPACE = "FASTTRAIN_FAULTS_NAMESPACE"
@@ -45,8 +45,8 @@ def main() -> None:
         _in_own_namespace()
         if not FAKETIME.is_file():
             raise SystemExit(f"{FAKETIME} is not there; type: apt-get install faketime")
-        run_all(plan(options.seed, options.trials), RESULTS, options.jobs)
-    rows = read(RESULTS)
+        run_all(plan(options.seed, options.trials), _RESULT, options.jobs)
+    rows = read(_RESULT)
     print(table(rows))
     for row in rows:
         if not row["ok"]:
@@ -137,7 +137,8 @@ def _in_own_namespace() -> None:
     if not os.environ.get(_NAMESPACE):
         os.environ[_NAMESPACE] = "1"
         root = [] if os.geteuid() == 0 else ["--map-root-user"]
-        os.execvp("unshare", ["unshare", "--mount", *root, sys.executable, *sys.argv])
+        command = [sys.executable, "-m", "bench.faults.campaign", *sys.argv[1:]]
+        os.execvp("unshare", ["unshare", "--mount", *root, *command])
 
 
 if __name__ == "__main__":

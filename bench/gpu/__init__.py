@@ -176,7 +176,7 @@ def chip_of(capability: tuple[int, int], chips: Iterable[Any]) -> Any:
 
 
 def roofline_seconds(chip: Any, scores: float, dim: int, dtype: str, *, products: float, exps: float) -> float | None:
-    """The least time for so many products and exponentials a score, as bench/kernels/aot.py has it; None for unknown chips."""
+    """Least seconds by the data sheet for these products and exponentials per score; None for an unknown chip."""
     from bench.kernels import aot
 
     return None if chip is None else aot.roofline_seconds(chip, scores, dim, dtype, products=products, exps=exps)

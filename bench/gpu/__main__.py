@@ -18,8 +18,8 @@
 
 Times are the GPU's own, with an empty L2 cache, contestants in turn. Each part starts nothing more once its share of
 the budget is spent; what was left out is named. The JSON is written as rows come, so a run that is cut leaves what it
-has. ``pct_of_roofline`` is against the data sheet in bench/kernels/aot.py, and null for a GPU that is not in it. Peers that are
-not installed are named so (pip install -e '.[bench]'). Exit status: 0, 1 for a failure, 2 no NVIDIA GPU.
+has. ``pct_of_roofline`` is against the data sheet in bench/kernels/aot.py, and null for a GPU that is not in it. Peers
+that are not installed are named so (pip install -e '.[bench]'). Exit status: 0, 1 for a failure, 2 no NVIDIA GPU.
 
 A family of kernels joins with a module in bench/gpu/ and its parts in ``parts()``.
 """
@@ -35,10 +35,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import measure
+from bench import RESULTS, ROOT, measure
 from bench.gpu import Budget, Part, Run, chip_of, worker_count
 
-ROOT = Path(__file__).parent.parent
 _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu", "power.draw", "power.limit")
 
 
@@ -82,12 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
     if torch.version.cuda is None or not torch.cuda.is_available():
         print(f"bench/gpu needs an NVIDIA GPU; torch sees none (torch {torch.__version__})", file=sys.stderr)
         return 2
-    sys.path.insert(0, str(ROOT))  # fasttrain need not be installed, and tests/ holds the references
     from bench.kernels.aot import CHIPS
 
     budget = Budget(options.budget)
     about = environment()
-    path = options.output or ROOT / "bench/results" / f"{slug(about['device'])}.json"
+    path = options.output or RESULTS / f"{slug(about['device'])}.json"
     chip = chip_of(torch.cuda.get_device_capability(), CHIPS)
     run = Run(path, about, budget, chip=chip, workers=worker_count())
     print(environment_table(about), flush=True)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import ROOT
+
 from . import Row, Run, attempt, markdown
 from .views import jpegs
 
-_ROOT = Path(__file__).parents[2]
 _IMAGES, _COPIES = 512, 16  # drawn, and how often each is in the folder
 _WARM = 30  # steps that do not count
 _LONGEST = 150  # seconds a run
@@ -78,12 +79,12 @@ def train(
     flags: Sequence[str], data: Path, output: Path, *, steps: int = 70, every: int = 10, warm: int = _WARM
 ) -> dict[str, Any]:
     """Run, and read the record. Raises RuntimeError with the run's last line, or that it took too long."""
-    command = [sys.executable, str(_ROOT / "fasttrain/run.py"), *flags, "--data_path", str(data)]
+    command = [sys.executable, str(ROOT / "fasttrain/run.py"), *flags, "--data_path", str(data)]
     command += ["--output_dir", str(output), "--limit_steps", str(steps), "--log_every", str(every), "--knn_every", "0"]
     environment = {name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS}
-    environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, cwd=_ROOT, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, cwd=ROOT, env=environment)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"not done after {_LONGEST} s") from None
     if done.returncode:

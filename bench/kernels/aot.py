@@ -33,11 +33,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench import RESULTS
 from fasttrain.kernels.prototypes import triton as prototypes
 from fasttrain.kernels.similarity import triton as similarity
 from fasttrain.kernels.similarity.tiles import Tile, attention_tile, backward_tile, forward_tile, prototype_tile
 
-ROOT = Path(__file__).parent.parent
 DIMS = (64, 128, 256, 1024)
 # Triton 3.7 spills two registers of two kernels for the B200, 3.8 none at all.
 _MAY_SPILL = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 8  # bytes
@@ -329,7 +329,7 @@ def main() -> int:
     parser.add_argument("--types", nargs="+", choices=list(TYPES), default=list(TYPES))
     parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))
     parser.add_argument("--uses", nargs="+", choices=list(USES), default=list(USES))
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/aot.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "aot.json")
     options = parser.parse_args()
     chosen = [c for c in cases(tuple(options.types), tuple(options.dims)) if c.name in options.uses]
     jobs = [(case, chip) for case in chosen for chip in CHIPS]

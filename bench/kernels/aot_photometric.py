@@ -24,7 +24,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.kernels.aot import CHIPS, ROOT, Chip, resources
+from bench import RESULTS
+from bench.kernels.aot import CHIPS, Chip, resources
 from fasttrain.pipelines.photometric.launch import BLOCK, WARPS
 from fasttrain.pipelines.photometric.triton import LAB, RGB, YCBCR, finish_kernel, turn_kernel
 
@@ -66,7 +67,7 @@ def roofline_ms(chip: Chip, *, blurred: bool) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only look for spills; writes nothing")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/aot-photometric.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "aot-photometric.json")
     options = parser.parse_args()
     results = [compile_use(name, chip) for name in USES for chip in CHIPS]
     for r in results:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from bench import RESULTS, ROOT
 
 
 def curve(options: argparse.Namespace, *, ranks: int, threads: int, more: list[str]) -> tuple[list[float], float]:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--method", default="dino")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=128, help="images a step, over all ranks")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/ranks.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "ranks.json")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     one, knn = curve(options, ranks=1, threads=cores, more=[])

@@ -18,7 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from bench import RESULTS
+
 _FILES = [f"loss/test_{name}.py" for name in ("ntx_ent_loss", "dino_loss", "swav_loss", "negative_cosine_similarity")]
 _FILES += ["models/modules/test_memory_bank.py"]
 _OURS = """
@@ -66,7 +67,7 @@ def main() -> None:
         for side, found in (("lightly", theirs), ("fasttrain", ours))
     }
     result = counts | {"pass on lightly alone": lost, "pass on fasttrain alone": won}
-    (ROOT / "bench/results/lightly-suite.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "lightly-suite.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -8,15 +8,18 @@ that stage 3 has fetched at the worst moment, and activations come and go, and a
 
 from __future__ import annotations
 
+import argparse
 import json
 
-from bench.scale.plan_check import ROOT, case, on_two_ranks
+from bench import RESULTS
+from bench.scale.plan_check import case, on_two_ranks
 
 _STATE = ("parameters", "teacher", "gradients", "optimizer")
 
 
 def main() -> None:
-    """Measure, one stage after another, and print a table."""
+    """Measure one stage after another and print a table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = []
     for stage in range(4):
         held = on_two_ranks([case("dino", stage, arch="vit_base", patch_size=8, out_dim=4096)])[0]["held"]
@@ -24,7 +27,7 @@ def main() -> None:
         rows.append({"zero_stage": stage, "model_state": state, **{k: held.get(k, 0) for k in sorted(held)}})
         of_all = state / rows[0]["model_state"]
         print(f"ZeRO {stage}: {state / 2**20:7.1f} MiB of model state a rank, {of_all:.1%} of ZeRO 0's", flush=True)
-    path = ROOT / "bench/results/model-state.json"
+    path = RESULTS / "model-state.json"
     path.write_text(json.dumps({"method": "dino", "arch": "vit_base", "ranks": 2, "bytes": rows}, indent=1) + "\n")
 
 

@@ -20,10 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench import RESULTS, ROOT
 from bench.scale.environments import environments
 from bench.scale.plan_rank import BATCH, IMAGES, Case, resolved
 
-ROOT = Path(__file__).parents[2]
 RANKS = 2
 TOLERANCE = 0.1
 _VIT = {"arch": "vit_tiny", "patch_size": 8}
@@ -138,8 +138,7 @@ def on_two_ranks(cases: list[Case]) -> list[dict[str, Any]]:
     """What rank 0 measured, case by case, all in one pair of processes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
-        script = Path(__file__).with_name("plan_rank.py")
-        command = [sys.executable, "-W", "ignore", str(script), json.dumps(cases), str(path)]
+        command = [sys.executable, "-W", "ignore", "-m", "bench.scale.plan_rank", json.dumps(cases), str(path)]
         common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPSPEED_LOG_LEVEL": "error"}
         ranks = [subprocess.Popen(command, cwd=ROOT, env=os.environ | common | one) for one in environments(RANKS)]
         try:
@@ -164,7 +163,7 @@ def summary(found: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/plan.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "plan.json")
     options = parser.parse_args()
     from fasttrain.distributed.world import prepare_environment
 

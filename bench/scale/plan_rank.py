@@ -5,6 +5,7 @@ Storages are summed by what they are for, and the bytes counted that are handed 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import inspect
 import json
@@ -188,16 +189,20 @@ def _seen(method: Any, zero: Any) -> set[int]:
     return seen
 
 
-def main(cases: str, output: str) -> None:
-    """Measure cases, JSON, one after another; rank 0 writes what it found to ``output``."""
+def main() -> None:
+    """Measure cases one after another. Rank 0 writes the results to ``output``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", type=json.loads, help="a JSON list of cases")
+    parser.add_argument("output", type=Path, help="the JSON file to write")
+    options = parser.parse_args()
     from fasttrain.distributed.world import prepare_environment, world_from_environment
 
     prepare_environment()
-    sent = Sent()  # before anything takes the functions by name
-    measured = [measure(one, sent) for one in json.loads(cases)]
+    sent = Sent()  # patches torch.distributed before DeepSpeed imports its functions by name
+    measured = [measure(one, sent) for one in options.cases]
     if world_from_environment().is_main:
-        Path(output).write_text(json.dumps(measured))
+        options.output.write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -5,20 +5,25 @@ python -m bench.scale.saving
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from bench import RESULTS
+
 _EVERY, _STEPS = 100, 600
 _FLAGS = ["--method", "dino", "--entropy", "--knn_every", "0", "--saveckp_freq_steps", str(_EVERY)]
 
 
 def main() -> None:
-    """Train the demo for a while in this process, with a clock around every store."""
+    """Train the demo in this process, with a clock around every store."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    from fasttrain.distributed.world import prepare_environment
+
+    prepare_environment()
     from fasttrain.checkpoint import store
     from fasttrain.run import main as train
 
@@ -46,14 +51,10 @@ def main() -> None:
         "seconds_a_checkpoint_median": statistics.median(seconds),
         "overhead": sum(seconds) / (whole - sum(seconds)),
     }
-    path = ROOT / "bench/results/saving.json"
+    path = RESULTS / "saving.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    from fasttrain.distributed.world import prepare_environment
-
-    prepare_environment()
     main()

@@ -10,6 +10,7 @@ student and teacher at the end, relative to how far those have come since the fi
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -19,10 +20,10 @@ from pathlib import Path
 
 import torch
 
+from bench import RESULTS, ROOT
 from bench.scale.ends import State, ended
 
-ROOT = Path(__file__).parents[2]
-_RESULT = ROOT / "bench/results/stages.json"
+_RESULT = RESULTS / "stages.json"
 _METHODS = ("simclr", "swav", "byol", "dino", "mocov3")
 _OPTIMIZERS = {"adamw": ("--lr", "1e-3"), "lars": ("--lr", "1", "--weight_decay", "1e-6", "--weight_decay_end", "1e-6")}
 _STEPS, _BATCH = 50, 32
@@ -69,7 +70,8 @@ def distance(one: Run, other: Run) -> dict[str, float]:
 
 
 def main() -> None:
-    """Go on where the results end; a row a method, optimizer and stage."""
+    """Train what the results lack and print a row per method, optimizer and stage."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = json.loads(_RESULT.read_text())["rows"] if _RESULT.is_file() else []
     for method in _METHODS:
         for optimizer in _OPTIMIZERS:

@@ -22,11 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench import RESULTS, ROOT
 from bench.scale.ends import State, ended, same
 from bench.scale.machines import Machine, two_machines
 
-ROOT = Path(__file__).parents[2]
-RESULT = ROOT / "bench/results/two-machines.json"
+_RESULT = RESULTS / "two-machines.json"
 _SCRIPT = str(ROOT / "fasttrain/run.py")
 _FLAGS = ["--method", "dino", "--entropy", "--recipe", "demo", "--batch_size_per_gpu", "16"]
 _RUN = ["--zero_stage", "2", "--log_every", "1", "--knn_every", "0", "--num_workers", "1"]
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=("equal", "cut", "rates"), default=["equal", "cut", "rates"])
     only = parser.parse_args().only
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    results = json.loads(_RESULT.read_text()) if _RESULT.is_file() else {}
     results |= {"cores": os.cpu_count(), "method": "dino+er", "steps": _STEPS}
     with tempfile.TemporaryDirectory() as name, two_machines() as machines:
         folder = Path(name)
@@ -200,7 +200,7 @@ def main() -> None:
             results["long_cut"] = long_cut(machines, folder, expected)
         if "rates" in only:
             results["rates"] = rates(machines, folder)
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    _RESULT.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 

@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from bench import RESULTS, ROOT
 from bench.scale.environments import environments
 
-ROOT = Path(__file__).parents[2]
-_RESULT = ROOT / "bench/results/weak.json"
+_RESULT = RESULTS / "weak.json"
 _METHODS = {"dino+er": ["--method", "dino", "--entropy"], "simclr": ["--method", "simclr"]}
 _BATCH, _STEPS, _LOGGED = 128, 100, 20
 _FLAGS = ["--epochs", "30", "--knn_every", "0", "--precision", "fp32", "--num_workers", "1"]

@@ -1,15 +1,11 @@
 """A campaign goes on where it was interrupted, makes nothing twice, and does not run beside another."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "bench" / "evidence"))
-
 from bench.evidence import against_lightly, campaign, learns, own_kernel
-from bench.evidence.campaign import RESULTS, Run, knn_of, read, run_all, summary, table
+from bench.evidence.campaign import EVIDENCE, Run, knn_of, read, run_all, summary, table
 from fasttrain import methods
 
 
@@ -101,6 +97,6 @@ def test_summaries_are_over_seeds(trained, tmp_path):
 
 def test_the_documentation_s_tables_are_the_campaigns():
     page = (campaign.DOCS / "evidence.md").read_text()
-    assert learns.report(read(RESULTS / "learns-cifar.json"), methods.names()) in page
-    assert against_lightly.report(read(RESULTS / "against_lightly.json")) in page
-    assert own_kernel.report(read(RESULTS / "own-kernel.json")) in page
+    assert learns.report(read(EVIDENCE / "learns-cifar.json"), methods.names()) in page
+    assert against_lightly.report(read(EVIDENCE / "against_lightly.json")) in page
+    assert own_kernel.report(read(EVIDENCE / "own-kernel.json")) in page

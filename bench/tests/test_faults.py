@@ -1,31 +1,16 @@
 """The fault campaign's own logic: what it draws, how it damages, and that its oracle sees what is wrong."""
 
 import json
-import sys
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[2] / "bench" / "faults"))
-
-from bench.faults import course, oracle, strikes
+from bench.faults import campaign, course, oracle, strikes
 from bench.faults.plan import DAMAGED, EVERY, FROZEN, FULL, KILLED, ON_TIME, SETTINGS, STEPS, Fault, plan
 
 FAULT = Fault("lost file", 3, False, 0.0, 0, 0.5)
-
-
-def _campaign():
-    """bench/faults/campaign.py, whose name bench/evidence has too."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    path = Path(__file__).parents[2] / "bench" / "faults" / "campaign.py"
-    spec = spec_from_file_location("faults_campaign", path)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _publish(output, step, value=0.0, latest=True):
@@ -179,7 +164,7 @@ def _row(trial):
 
 
 def test_what_is_done_is_not_done_again_and_the_table_counts(tmp_path, monkeypatch):
-    campaign, made = _campaign(), []
+    made = []
     monkeypatch.setattr(campaign, "baseline", lambda setting: tmp_path)
     monkeypatch.setattr(campaign, "run_trial", lambda trial, *_: made.append(trial.number) or [_row(trial)] * 2)
     path = tmp_path / "results" / "faults.json"
@@ -195,7 +180,7 @@ def test_what_is_done_is_not_done_again_and_the_table_counts(tmp_path, monkeypat
 
 
 def test_the_table_goes_into_its_place(tmp_path):
-    campaign, page = _campaign(), tmp_path / "page.md"
+    page = tmp_path / "page.md"
     page.write_text("before\n<!-- campaign -->\nold\n<!-- end -->\nafter\n")
     campaign.write_into(page, "new\n")
     assert page.read_text() == "before\n<!-- campaign -->\nnew\n<!-- end -->\nafter\n"

@@ -6,17 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from bench import measure
+from bench import ROOT, measure
 from bench.gpu import Budget, DeviceLost, Part, Run, WorkerLost, attempt
 from bench.gpu import __main__ as gpu
 from bench.peers import NotRun
-
-_ROOT = Path(__file__).parents[2]
 
 
 class Clock:
@@ -167,8 +164,8 @@ def test_every_part_can_be_chosen_and_the_last_may_spend_the_budget():
 
 def test_without_a_gpu_it_says_so_in_a_line_and_ends_with_status_2():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "bench/gpu"]
-    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    command = [sys.executable, "-m", "bench.gpu"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("bench/gpu needs an NVIDIA GPU; torch sees none")

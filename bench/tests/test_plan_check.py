@@ -1,16 +1,11 @@
 """What the plan says of memory and traffic is what two ranks hold and send, at ZeRO 0 to 3."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "bench" / "scale"))
-
+from bench import RESULTS
 from bench.scale import plan_check
-
-_ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def test_a_plan_that_is_apart_is_seen(measured):
 
 
 def test_the_results_that_are_kept_hold():
-    kept = json.loads((_ROOT / "bench" / "results" / "plan.json").read_text())
+    kept = json.loads((RESULTS / "plan.json").read_text())
     cases = [{key: one[key] for key in ("method", "stage", "entropy", "values")} for one in kept["cases"]]
     assert cases == plan_check.CASES
     assert all(row["holds"] for one in kept["cases"] for row in one["rows"])

@@ -14,13 +14,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from bench import RESULTS
 from bench.measure import prepare
 
 _BANK, _QUERIES, _WIDTH, _CLASSES, _K, _TEMPERATURE = 50_000, 10_000, 384, 1000, 20, 0.07
-_RESULT = Path(__file__).parent / "results/knn.json"
+_RESULT = RESULTS / "knn.json"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 
 Each side of each pair is a process of its own; one works while the other is stopped (SIGSTOP), and they take turns part
 by part, round by round, so every ratio is between neighbours in time. Both build their backbone with
-``fasttrain.models.architectures.create_backbone`` from the cifar recipe, in fp32 with AdamW and gradients clipped where it says so.
+``create_backbone`` from the cifar recipe, in fp32 with AdamW and gradients clipped where the recipe says so.
 Ours is Loader and Engine (DeepSpeed, ZeRO 0) driven as ``fasttrain train`` does; the peer is lightly's dataset,
 transforms, heads, loss and EMA in the loop of its PyTorch examples, with a DataLoader of two workers. What is measured:
 
@@ -39,6 +39,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench import RESULTS
 from bench.measure import busy_seconds, processor
 
 _QUIET = 0.04  # part of the machine that others may use during a measurement
@@ -56,7 +57,7 @@ class Worker:
     """One side in a process, and its workers; stopped unless it is asked something."""
 
     def __init__(self, side: str, method: str, arch: str, options: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--serve", side, "--methods", method, "--arch", arch]
+        command = [sys.executable, "-m", "bench.trainer.paired", "--serve", side, "--methods", method, "--arch", arch]
         command += ["--data_path", options.data_path, "--batch", str(options.batch), "--seconds", str(options.seconds)]
         # Two threads for both. Ours sets the rest of its environment itself, as its command does.
         environment = os.environ | {"OMP_NUM_THREADS": "2"}
@@ -211,7 +212,7 @@ def _machine() -> dict[str, Any]:
 def _write(options: argparse.Namespace, results: dict[str, Any]) -> None:
     settings = {"batch": options.batch, "rounds": options.rounds, "seconds": options.seconds, "threads": 2}
     settings |= {"loader_workers": 2, "recipe": "cifar", "precision": "fp32", "optimizer": "adamw"}
-    path = Path(options.output)
+    path = options.output
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": _machine(), "settings": settings, "unit": "seconds a batch", "results": results}
     before = json.loads(path.read_text()) if path.is_file() else {}
@@ -255,7 +256,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=600, help="seconds to wait, in all, for a quiet machine")
     parser.add_argument(
         "--output",
-        default="bench/results/trainer-cpu.json",
+        type=Path,
+        default=RESULTS / "trainer-cpu.json",
         help="where the figures are written; kept there: other methods', if measured alike",
     )
     parser.add_argument("--serve", choices=_SIDES, help=argparse.SUPPRESS)
