@@ -16,7 +16,6 @@ import math
 from statistics import mean
 
 from bench.evidence.campaign import DOCS, EVIDENCE, Row, Run, parser, run_all, table
-from bench.evidence.picture import drops
 
 _BATCH = 128
 _SMALL = _BATCH // 8
@@ -93,6 +92,8 @@ def report(rows: list[Row]) -> str:
 def main() -> None:
     """Train what is missing, print the table, draw the picture."""
     options = parser(__doc__, seeds=(0, 1, 2)).parse_args()
+    from bench.evidence.picture import drops  # needs matplotlib, unlike the table
+
     path = EVIDENCE / "claim.json"
     rows = run_all(design(options.seeds), path, show=options.show)
     print(report(rows))

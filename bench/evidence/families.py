@@ -13,7 +13,6 @@ from typing import Any
 
 from bench import ROOT
 from bench.evidence.campaign import DOCS, EVIDENCE, Run, alone, parser
-from bench.evidence.picture import curves
 
 _FAMILIES = {"contrastive": "simclr", "clustering": "swav", "distillation": "dino"}
 _LOGGED = 15
@@ -32,6 +31,8 @@ def train(run: Run) -> dict[str, list[float]]:
 def main() -> None:
     """Train what is missing and draw all."""
     options = parser(__doc__, seeds=(0,)).parse_args()
+    from bench.evidence.picture import curves  # needs matplotlib, unlike the table
+
     found: dict[str, Any] = json.loads(_RESULT.read_text()) if _RESULT.is_file() else {}
     if not options.show:
         with alone():

@@ -8,7 +8,6 @@ python -m bench.evidence.learns --data_path CIFAR10 --methods simclr byol dino
 from __future__ import annotations
 
 from bench.evidence.campaign import DOCS, EVIDENCE, Row, Run, knn_of, parser, run_all, summary, table
-from bench.evidence.picture import bars
 from fasttrain import methods
 
 _CIFAR_EPOCHS = "20"
@@ -41,6 +40,8 @@ def main() -> None:
     made.add_argument("--data_path", help="CIFAR-10; without it, the embedded digits")
     made.add_argument("--methods", nargs="+", default=methods.names(), choices=methods.names())
     options = made.parse_args()
+    from bench.evidence.picture import bars  # needs matplotlib, unlike the table
+
     what = "digits" if options.data_path is None else "cifar"
     path = EVIDENCE / f"learns-{what}.json"
     rows = run_all(runs(options.methods, options.seeds, options.data_path), path, show=options.show)
