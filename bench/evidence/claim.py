@@ -13,6 +13,7 @@ the smaller batch harms. The drop is the k-NN accuracy lost, in points, mean ove
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import mean
 
 from bench.evidence.campaign import DOCS, EVIDENCE, Row, Run, parser, run_all, table
@@ -22,14 +23,14 @@ _SMALL = _BATCH // 8
 _PEAK = 3e-3  # of the learning rate, whatever the batch
 _EPOCHS, _WARMUP = 30, 2
 _UPDATES, _EPOCHS_TOO = "B/8", "B/8 epochs"
-_PAPER = {
+PAPER = {
     ("dino", "B/8"): (6.76, 2.35),
     ("dino", "EMA 0.8"): (8.25, 0.92),
     ("byol", "B/8"): (23.65, 2.35),
     ("byol", "EMA 0.8"): (2.63, 0.41),
     ("simclr", "B/8"): (2.17, 1.01),
 }
-_CHANGES = [*_PAPER, *((method, _EPOCHS_TOO) for method in ("dino", "byol", "simclr"))]
+_CHANGES = [*PAPER, *((method, _EPOCHS_TOO) for method in ("dino", "byol", "simclr"))]
 
 
 def run(method: str, twin: str, change: str, seed: int) -> Run:
@@ -49,10 +50,10 @@ def run(method: str, twin: str, change: str, seed: int) -> Run:
 def design(seeds: list[int]) -> list[Run]:
     """All cells, the seeds outermost; as many epochs comes last."""
     methods = dict.fromkeys(method for method, _ in _CHANGES)
-    first = [*((method, "as it is") for method in methods), *_PAPER]
+    first = [*((method, "as it is") for method in methods), *PAPER]
     return [
         run(method, twin, change, seed)
-        for cells in (first, _CHANGES[len(_PAPER) :])
+        for cells in (first, _CHANGES[len(PAPER) :])
         for seed in seeds
         for method, change in cells
         for twin in ("", "+er")
@@ -76,13 +77,13 @@ def lost(rows: list[Row], method: str, change: str) -> tuple[float, float]:
     return 100 * (b0 - b1), 100 * (t0 - t1)
 
 
-def report(rows: list[Row]) -> str:
-    """A line a change: accuracies, what is lost, and what the paper's lost."""
+def report(rows: list[Row], changes: Iterable[tuple[str, str]] = _CHANGES) -> str:
+    """Return a line per change: accuracies, points lost here, and points lost in the paper."""
     body = []
-    for method, change in _CHANGES:
+    for method, change in changes:
         found = [both(rows, method + kind, change) for kind in ("", "+er")]
         cells = [f"{before:.3f} to {after:.3f} ({seeds})" for before, after, seeds in found]
-        points = [*lost(rows, method, change), *_PAPER.get((method, change.removesuffix(" epochs")), ())]
+        points = [*lost(rows, method, change), *PAPER.get((method, change.removesuffix(" epochs")), ())]
         name = {_UPDATES: "B/8, as many updates", _EPOCHS_TOO: "B/8, as many epochs"}.get(change, change)
         body.append([f"{method}, {name}", *cells, *(f"{value:.2f}" for value in points)])
     head = ["change", "base k-NN (seeds)", "with ER", "base loses", "ER loses", "paper: base", "paper: ER"]
@@ -97,8 +98,8 @@ def main() -> None:
     path = EVIDENCE / "claim.json"
     rows = run_all(design(options.seeds), path, show=options.show)
     print(report(rows))
-    names = [f"{method}\n{change}" for method, change in _PAPER]
-    drops(names, [lost(rows, *key) for key in _PAPER], list(_PAPER.values()), DOCS / "claim.svg")
+    names = [f"{method}\n{change}" for method, change in PAPER]
+    drops(names, [lost(rows, *key) for key in PAPER], list(PAPER.values()), DOCS / "claim.svg")
 
 
 if __name__ == "__main__":

@@ -27,14 +27,12 @@ from bench.faults.plan import SETTINGS, Setting, Trial, plan
 from bench.faults.strikes import FAKETIME
 
 _RESULT = RESULTS / "faults.json"
-DOCS = ROOT / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- campaign -->\n", "<!-- end -->\n"
 _NAMESPACE = "FASTTRAIN_FAULTS_NAMESPACE"
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Make the trials that are missing, print the table and write it into the documentation."""
+    """Make the missing trials and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
@@ -51,7 +49,6 @@ def main() -> None:
     for row in rows:
         if not row["ok"]:
             print(f"trial {row['trial']}, {row['setting']}, {row['fault']}: {'; '.join(row['wrong'])}")
-    write_into(DOCS, table(rows))
 
 
 def run_all(trials: Sequence[Trial], path: Path, jobs: int = 1) -> None:
@@ -115,15 +112,6 @@ def table(rows: Sequence[Row]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def write_into(path: Path, text: str) -> None:
-    """Replace the table in the documentation."""
-    before, found, rest = path.read_text().partition(_BEGIN)
-    _, ended, after = rest.partition(_END)
-    if not (found and ended):
-        raise SystemExit(f"{path} has no place for the table, between {_BEGIN.strip()} and {_END.strip()}")
-    path.write_text(before + _BEGIN + text + _END + after)
 
 
 def commit() -> str:

@@ -177,13 +177,3 @@ def test_what_is_done_is_not_done_again_and_the_table_counts(tmp_path, monkeypat
     last = campaign.table(rows).splitlines()[-1]
     assert last.startswith("| **all** | 6 | 6 | 1 | ")
     assert last.endswith(" | 5 |")
-
-
-def test_the_table_goes_into_its_place(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- campaign -->\nold\n<!-- end -->\nafter\n")
-    campaign.write_into(page, "new\n")
-    assert page.read_text() == "before\n<!-- campaign -->\nnew\n<!-- end -->\nafter\n"
-    page.write_text("no place")
-    with pytest.raises(SystemExit, match="has no place for the table"):
-        campaign.write_into(page, "new\n")
