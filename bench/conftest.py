@@ -24,7 +24,7 @@ _TESTS = Path(__file__).parent / "tests"
 
 
 class Record:
-    """What belongs to the whole session."""
+    """Hold the data of the whole session."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -42,7 +42,7 @@ class Record:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kernel benchmarks")
     group.addoption("--threads", type=int, default=2, help="threads of torch, OpenMP and MKL (default 2)")
-    group.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where the tensors are")
+    group.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="device of the tensors")
     for name in ("cifar10", "imagenet"):
         group.addoption(f"--{name}", type=Path, metavar="DIR", help="folder of JPEGs, for the loader's benchmark")
 
@@ -110,7 +110,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 @pytest.fixture
 def not_run(request: pytest.FixtureRequest) -> Callable[[str, str, str, str], NoReturn]:
-    """Skips, and says why at the end."""
+    """Return a function that skips the test and lists the reason at the end."""
 
     def skip(operation: str, case: str, contestant: str, reason: str) -> NoReturn:
         entry = {"operation": operation, "case": case, "contestant": contestant, "reason": reason}
@@ -122,7 +122,7 @@ def not_run(request: pytest.FixtureRequest) -> Callable[[str, str, str, str], No
 
 @pytest.fixture
 def race(benchmark: Any, request: pytest.FixtureRequest, not_run: Any) -> Callable[[Any, str, Any], None]:
-    """Times one contestant in one case: agreement with ours first, then memory, then time."""
+    """Return a function that checks one contestant against ours, then measures its memory and its time."""
     from bench.peers import OURS, NotRun, check_agreement
 
     record = request.config.stash[_RECORD]
@@ -132,12 +132,12 @@ def race(benchmark: Any, request: pytest.FixtureRequest, not_run: Any) -> Callab
         benchmark.group = f"{operation.name} {case.name}"
         try:
             step = operation.step(name, case)
-            found = step()
+            outputs = step()
         except NotRun as reason:
             not_run(operation.name, case.name, name, str(reason))
         if name != OURS:
-            check_agreement(found, operation.step(OURS, case)(), name)
-        del found
+            check_agreement(outputs, operation.step(OURS, case)(), name)
+        del outputs
         peak = record.peak_bytes(operation, name, case)
         benchmark.extra_info |= {
             "contestant": name,
@@ -147,11 +147,11 @@ def race(benchmark: Any, request: pytest.FixtureRequest, not_run: Any) -> Callab
         with contextlib.suppress(NotRun):  # the baseline may be missing
             baseline = record.peak_bytes(operation, operation.baseline, case)
             benchmark.extra_info[f"peak_over_{operation.baseline}"] = round(peak / baseline, 5)
-        counts = name == OURS and operation.flops is not None
-        if counts:
+        rated = name == OURS and operation.flops is not None
+        if rated:
             record.sgemm.measure()
         benchmark(step)
-        if counts and benchmark.stats is not None:  # None with --benchmark-disable
+        if rated and benchmark.stats is not None:  # None with --benchmark-disable
             record.sgemm.measure(1)
             stats, work = benchmark.stats.stats, operation.flops(case) / record.sgemm.best
             benchmark.extra_info |= {

@@ -1,4 +1,4 @@
-"""What checkpoints cost: seconds that a step waits for one, of the time that 100 steps of the demo take.
+"""Measure the cost of checkpoints: the seconds that a step waits for one, relative to 100 steps of the demo.
 
 python -m bench.scale.saving
 """
@@ -30,30 +30,30 @@ def main() -> None:
     publish, seconds = store.publish, []
 
     def timed(*arguments: object, **options: object) -> None:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         publish(*arguments, **options)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
 
     store.publish = timed
     with tempfile.TemporaryDirectory() as output:
         if status := train([*_FLAGS, "--limit_steps", str(_STEPS), "--output_dir", output]):
             raise SystemExit(status)
-        whole = json.loads(Path(output, "summary.json").read_text())["seconds"]
+        total = json.loads(Path(output, "summary.json").read_text())["seconds"]
         newest = Path(output, "checkpoints", Path(output, "checkpoints/latest").read_text().strip())
         size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
-    found = {
+    result = {
         "every_steps": _EVERY,
         "steps": _STEPS,
         "checkpoints": len(seconds),
         "checkpoint_bytes": size,
-        "seconds": whole,
+        "seconds": total,
         "seconds_saving": sum(seconds),
         "seconds_a_checkpoint_median": statistics.median(seconds),
-        "overhead": sum(seconds) / (whole - sum(seconds)),
+        "overhead": sum(seconds) / (total - sum(seconds)),
     }
     path = RESULTS / "saving.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
