@@ -30,7 +30,7 @@ def test_tiles_have_sizes_that_tl_dot_takes(dim, dtype, capability):
 
 def test_no_bf16_kernel_spills_and_all_fit_the_chip():
     """Compiled for A100, H100 and B200 in another process, because this one interprets its kernels."""
-    command = [sys.executable, "bench/kernels/aot.py", "--check", "--types", "bf16"]
+    command = [sys.executable, "-m", "bench.kernels.aot", "--check", "--types", "bf16"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
