@@ -56,7 +56,7 @@ def test_normalizer_is_an_additive_constant():
     assert vmf_reconstruction(z, z).item() == pytest.approx(constant - 10)  # a perfect match
 
 
-def test_reference_normalizer_gives_the_figure_of_the_papers_code():
+def test_reference_normalizer_gives_the_papers_figure():
     """Its README: 1000 random unit vectors in 1000 dimensions, kappa 10. The true entropy is -2035.15."""
     z = uniform(1000, 1000)
     assert vmf_entropy(z, estimator="expectation", normalizer="reference").item() == pytest.approx(-249.308, abs=2e-3)

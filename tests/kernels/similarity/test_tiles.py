@@ -28,6 +28,7 @@ def test_tiles_have_sizes_that_tl_dot_takes(dim, dtype, capability):
             assert tile.block_out == tile.block_d  # the gradient uses the tile of y that was read
 
 
+@pytest.mark.slow
 def test_no_bf16_kernel_spills_and_all_fit_the_chip():
     """Compiled for A100, H100 and B200 in another process, because this one interprets its kernels."""
     command = [sys.executable, "-m", "bench.kernels.aot", "--check", "--types", "bf16"]
