@@ -1,1 +1,1 @@
-"""How good the features are: nearest neighbours and the spectrum."""
+"""Quality of features: nearest neighbours, linear classifiers and the spectrum."""

@@ -1,4 +1,4 @@
-"""Features on disk, found again by what decides them: weights, images, view. A second evaluation extracts nothing."""
+"""A cache of features on disk, keyed by weights, images and view. A second evaluation extracts nothing."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ..errors import ConfigError
 from ..pipelines import Loader, Source, ViewRecipe
 from .features import Features, extract_views
 
-_SAMPLED = 16  # images whose content is part of the listing
+_SAMPLED = 16  # images whose content is part of the key
 
 
 def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/fasttrain/features``, which is under ``~/.cache`` unless set."""
+    """Return ``$XDG_CACHE_HOME/fasttrain/features``, with ``~/.cache`` if the variable is not set."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fasttrain" / "features"
 
 
 def network_digest(network: nn.Module) -> str:
-    """Hash of a network's structure, of what its modules keep as plain numbers and names, and of every weight.
+    """Return a hash of a network: its structure, its modules' plain attributes, and every weight.
 
-    A ViT's heads are such a number: the structure and the weights of three heads and of six are the same.
+    The number of a ViT's heads is such an attribute. Structure and weights are the same with three heads and with six.
     """
     digest = hashlib.sha256(str(network).encode())
     for name, module in network.named_modules():
@@ -46,15 +46,15 @@ def network_digest(network: nn.Module) -> str:
 
 
 def source_digest(source: Source) -> str:
-    """Hash of a data set's listing: names, sizes and dates of its files, labels, and the content of a few images."""
+    """Return a hash of a data set: names, sizes and dates of its files, labels, and the content of a few images."""
     count = len(source)
     digest = hashlib.sha256(f"{count} {source.channels} {source.encoded}".encode())
     if source.labels is not None:
         digest.update(source.labels.tobytes())
     for i in range(count):
-        with suppress(OSError):  # unreadable images are no part of the features
+        with suppress(OSError):  # unreadable images have no features
             digest.update(f"{i} {source.stamp(i)}".encode(errors="surrogateescape"))
-    for i in range(0, count, max(1, count // _SAMPLED)):  # in case a date lies
+    for i in range(0, count, max(1, count // _SAMPLED)):  # in case a date is wrong
         with suppress(OSError):
             digest.update(source.read(i).tobytes())
     return digest.hexdigest()
@@ -62,7 +62,7 @@ def source_digest(source: Source) -> str:
 
 @cache
 def views_digest() -> str:
-    """Hash of the code that makes views, and the version of DALI, which decodes: another code makes other pixels."""
+    """Return a hash of the code that makes views and of DALI's version. Both decide the pixels."""
     folder = Path(pipelines.__file__).parent
     digest = hashlib.sha256(dali_version.encode())
     for path in sorted(folder.rglob("*.py")):
@@ -71,9 +71,10 @@ def views_digest() -> str:
 
 
 class FeatureCache:
-    """Extracts features of one network, or finds them in ``folder`` (None: always extracts). Collective.
+    """Features of one network, read from ``folder`` or extracted. Collective.
 
-    Rank 0 alone reads and writes the files and decides; where it finds them the other ranks get nothing.
+    Only rank 0 reads and writes the files. If it reads the features, the other ranks get None. Without a folder,
+    features are always extracted.
     """
 
     def __init__(
@@ -86,12 +87,12 @@ class FeatureCache:
         """Hash of the network and its weights."""
         self._sources: dict[int, str] = {}
         self.extracted = 0
-        """Images that the network has seen."""
+        """Images whose features were computed."""
         self.reused = 0
-        """Images whose features were on disk."""
+        """Images whose features were read."""
 
     def views(self, source: Source, recipe: ViewRecipe, seed: int = 0) -> Features | None:
-        """Features [N, V, D] of the recipe's views of every readable image; None on ranks that are spared the work."""
+        """Return features [N, V, D] of the recipe's V views of every readable image, or None (see the class)."""
         path = self._path(source, recipe, seed)
         features = self._read(path) if self._world.is_main else None
         if self._agree(features is not None):
@@ -133,7 +134,7 @@ class FeatureCache:
         try:
             tensors: dict[str, Tensor] = load_file(path, device=str(self._device))
         except (OSError, SafetensorError):
-            return None  # half a file is extracted again
+            return None  # an incomplete file is replaced
         return Features(tensors["features"], tensors.get("labels"))
 
     def _write(self, path: Path | None, features: Features) -> None:
@@ -146,12 +147,12 @@ class FeatureCache:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
             os.replace(part, path)
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"features cannot be kept in {path.parent}: {error}; choose --cache DIR") from None
+            raise ConfigError(f"--cache {path.parent}: cannot be written: {error}. Choose another folder.") from None
 
-    def _agree(self, found: bool) -> bool:
-        """What rank 0 found, on every rank."""
+    def _agree(self, is_cached: bool) -> bool:
+        """Return rank 0's value on every rank."""
         if self._world.size == 1:
-            return found
-        answer = [found]
-        dist.broadcast_object_list(answer)
-        return answer[0]
+            return is_cached
+        values = [is_cached]
+        dist.broadcast_object_list(values)
+        return values[0]

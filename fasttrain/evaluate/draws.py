@@ -1,4 +1,4 @@
-"""Draws of a fraction of every class, for few-shot evaluation and for held-out splits."""
+"""Random subsets with a fraction of every class, for few-shot evaluation and for held-out splits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def class_balanced(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Rows [n], in order, of a random ``fraction`` of each class of ``labels`` [N], at least one."""
+    """Return the rows [n], in order, of a random ``fraction`` of each class of ``labels`` [N], at least one each."""
     generator = torch.Generator().manual_seed(seed)
     host, chosen = labels.cpu(), []
     for label in torch.unique(host):
@@ -18,9 +18,9 @@ def class_balanced(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def held_out(labels: Tensor, fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split the rows of ``labels`` [N] in those to fit on and ``fraction`` of every class to choose settings by.
+    """Return the rows of ``labels`` [N] to fit on, and a ``fraction`` of every class to choose settings by.
 
-    A class of one row stays with those to fit on; without any larger class both are all rows.
+    A class of one row is in the first part. If every class has one row, both parts are all rows.
     """
     rows = class_balanced(labels, fraction, seed)
     single = labels.bincount()[labels] == 1

@@ -1,4 +1,4 @@
-"""Evaluates a backbone on the clean images of a data set: k-nearest neighbours and the spectrum of its features."""
+"""The evaluation during a training: k-NN and the spectrum of a backbone's features on clean images."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .features import Features, extract
 from .knn import knn_accuracy
 from .spectrum import SPECTRUM_ROWS, rankme, spectrum_stride
 
-_PIXEL_SIDE = 32  # raw pixels are compared at this size at most
-_PIXEL_BYTES = 2**31  # of the training images' raw pixels; of more they are not compared
-_DEVICE_SHARE = 1 / 8  # of a GPU's memory that features may take beside the training
+_PIXEL_SIDE = 32  # largest size of the images whose raw pixels are compared
+_PIXEL_BYTES = 2**31  # raw pixels of larger training sets are not compared
+_DEVICE_SHARE = 1 / 8  # of a GPU's memory for features, next to the training
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """k-NN and spectrum of a backbone; k-NN is None without labels or without held-out images."""
+    """k-NN and spectrum of a backbone. k-NN is None without labels or without held-out images."""
 
     knn_top1: float | None
     rankme: float
     finite: bool
-    """Whether all features are numbers; if not, nothing else is known."""
+    """Whether all features are finite. If not, the other values are unknown."""
 
 
 class Evaluator:
-    """Evaluates backbones on the clean images of both splits. Nothing is fitted on the held-out one."""
+    """Evaluate backbones on the clean images of both splits. Nothing is fitted on the held-out split."""
 
     def __init__(self, splits: Splits, config: Config, device: torch.device, world: World) -> None:
         self.device = device
@@ -50,7 +50,7 @@ class Evaluator:
         self._batch = config.train.batch_size_per_gpu
         self._pixel_views = evaluation_view(recipe, min(size, _PIXEL_SIDE))
         views, train = evaluation_view(recipe, size), splits.train
-        if self._val is None:  # the spectrum reads no more of them
+        if self._val is None:  # only the spectrum needs images, and it needs these
             train = Subset(train, range(0, len(train), spectrum_stride(len(train))))
         self._loaders = [self._loader(source, views) for source in (train, self._val) if source is not None]
         self._bad_pixels: dict[str, str] = {}
@@ -59,18 +59,18 @@ class Evaluator:
             self._most = torch.cuda.get_device_properties(device).total_memory * _DEVICE_SHARE
 
     def backbone(self, backbone: nn.Module) -> Evaluation:
-        """The features of a network: of all images for k-NN, without it of as many as the spectrum is taken of."""
-        found = self._extract(backbone, self._loaders)
-        bank = found[0].features
+        """Evaluate a network. k-NN needs the features of all images; the spectrum alone needs only its sample."""
+        features = self._extract(backbone, self._loaders)
+        bank = features[0].features
         if not all(part.isfinite().all() for part in torch.split(bank, SPECTRUM_ROWS)):
             return Evaluation(None, math.nan, finite=False)
         spectrum = rankme(bank[:: spectrum_stride(len(bank))]) if bank.shape[1] <= 8192 else math.nan
-        return Evaluation(_knn(found), spectrum, finite=True)
+        return Evaluation(_knn(features), spectrum, finite=True)
 
     def pixels(self) -> float | None:
-        """k-NN on the normalised pixels themselves, at most 32 pixels wide.
+        """Return the k-NN accuracy of the normalised pixels themselves, of images at most 32 pixels wide.
 
-        None where there is no k-NN, or where the training images' pixels would take more than 2 GiB.
+        Return None without k-NN, or if the training images' pixels take more than 2 GiB.
         """
         view = self._pixel_views.views[0]
         if self._val is None or len(self._train) * view.size**2 * self._pixel_views.channels * 4 > _PIXEL_BYTES:
@@ -91,7 +91,7 @@ class Evaluator:
 
     @property
     def bad(self) -> dict[str, str]:
-        """Images that could not be read, and why."""
+        """Images that could not be read, with the reason."""
         return self._bad_pixels | {name: why for loader in self._loaders for name, why in loader.bad.items()}
 
     def close(self) -> None:
@@ -100,11 +100,11 @@ class Evaluator:
             loader.close()
 
 
-def _knn(found: list[Features]) -> float | None:
-    """Accuracy on the second of two sets, where the first one's features are; None where there is only one."""
-    if len(found) == 1:
+def _knn(features: list[Features]) -> float | None:
+    """Return the accuracy of held-out features (second) by training features (first), or None without the second."""
+    if len(features) == 1:
         return None
-    bank, queries = found
+    bank, queries = features
     assert bank.labels is not None
     assert queries.labels is not None
     return knn_accuracy(bank.features, bank.labels, queries.features, queries.labels)

@@ -1,4 +1,4 @@
-"""Features of a whole data set, without augmentation or of several augmented views."""
+"""Features of a whole data set."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ..pipelines import Loader
 
 @dataclass(frozen=True)
 class Features:
-    """Rows of a data set in its own order; labels where it has them."""
+    """Features of images in the order of the data set, and their labels, if any."""
 
     features: Tensor
     labels: Tensor | None
 
 
 def extract(backbone: nn.Module, loader: Loader, device: torch.device, *, most: float = math.inf) -> Features:
-    """Features [N, D] of every readable image of an evaluation loader, the same on every rank.
+    """Return the features [N, D] of every readable image of an evaluation loader, the same on every rank.
 
-    BatchNorm is in evaluation mode. Features of more than ``most`` bytes are kept in the host's memory.
+    BatchNorm is in evaluation mode. Features of more than ``most`` bytes are stored in the host's memory.
     """
-    found = extract_views(backbone, loader, device, most=most)
-    return Features(found.features[:, 0], found.labels)
+    rows = extract_views(backbone, loader, device, most=most)
+    return Features(rows.features[:, 0], rows.labels)
 
 
 @torch.no_grad()
 def extract_views(backbone: nn.Module, loader: Loader, device: torch.device, *, most: float = math.inf) -> Features:
-    """As :func:`extract`, of all V views of the loader's first resolution: [N, V, D]."""
+    """Return what :func:`extract` does for all V views of the loader's first resolution: [N, V, D]."""
     training = backbone.training
     backbone.eval()
     count = len(loader.source)
@@ -45,7 +45,7 @@ def extract_views(backbone: nn.Module, loader: Loader, device: torch.device, *, 
             with _exact_convolutions():
                 rows = backbone(views.flatten(0, 1)).float().unflatten(0, views.shape[:2]).transpose(0, 1)
             rows, indices = _gather(rows, batch.indices.to(device), loader)
-            if features is None:  # whole at once: pieces that are joined and sorted later take three times as much
+            if features is None:  # allocate once: joining and sorting parts later takes three times the memory
                 size = count * rows.shape[1:].numel() * rows.element_size()
                 features = rows.new_empty(count, *rows.shape[1:], device="cpu" if size > most else device)
             features[indices.to(features.device)] = rows.to(features.device)
@@ -61,7 +61,7 @@ def extract_views(backbone: nn.Module, loader: Loader, device: torch.device, *, 
 
 @contextmanager
 def _exact_convolutions() -> Iterator[None]:
-    """fp32 as it is written: cuDNN forms fp32 convolutions in tf32, of 10 bits, unless told otherwise."""
+    """Compute fp32 convolutions in fp32. By default cuDNN uses tf32, which has 10 bits."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -71,7 +71,7 @@ def _exact_convolutions() -> Iterator[None]:
 
 
 def _gather(rows: Tensor, indices: Tensor, loader: Loader) -> tuple[Tensor, Tensor]:
-    """A batch's rows of all ranks, and the images' numbers; the ranks may hold different numbers of them."""
+    """Return the rows and image numbers of all ranks. Ranks may have different numbers of rows."""
     if loader.world_size == 1:
         return rows, indices
     padded = rows.new_zeros(loader.batch_size, *rows.shape[1:])

@@ -14,7 +14,7 @@ from .nearest import nearest
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions in [0, 1] of the queries whose class comes first, and among the first five."""
+    """Fractions in [0, 1] of the queries whose class ranks first, and among the first five."""
 
     top1: float
     top5: float
@@ -30,9 +30,9 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 256,
 ) -> float:
-    """Top-1 accuracy in [0, 1] of ``queries`` [M, D] against the labelled ``bank`` [N, D]; see :func:`knn`."""
-    found = knn(bank, bank_labels, queries, query_labels, ks=[k], temperature=temperature, chunk=chunk)
-    return found[k].top1
+    """Return the top-1 accuracy of ``queries`` [M, D] with the labelled ``bank`` [N, D]; see :func:`knn`."""
+    accuracies = knn(bank, bank_labels, queries, query_labels, ks=[k], temperature=temperature, chunk=chunk)
+    return accuracies[k].top1
 
 
 def knn(
@@ -45,11 +45,10 @@ def knn(
     temperature: float = 0.07,
     chunk: int = 256,
 ) -> dict[int, Accuracy]:
-    """Accuracy of ``queries`` [M, D] against the labelled ``bank`` [N, D] for each k, from one search.
+    """Return the accuracy of ``queries`` [M, D] with the labelled ``bank`` [N, D] for each k, from one exact search.
 
-    Each of the k neighbours of highest cosine votes for its class with weight exp(cosine / temperature). Exact, in
-    chunks of queries, so that at most chunk x N similarities exist. A k beyond N is cut to N. The queries' device does
-    the work; a bank in another memory passes by in blocks.
+    Each of the k neighbours with the highest cosine votes for its class with weight exp(cosine / temperature). A k
+    above N means N. At most chunk x N similarities exist at a time, on the queries' device.
     """
     bank_labels, query_labels = bank_labels.to(queries.device), query_labels.to(queries.device)
     classes = int(max(bank_labels.max(), query_labels.max())) + 1
@@ -69,9 +68,9 @@ def knn(
 
 
 def hits_of(scores: Tensor, labels: Tensor, above: float = -math.inf) -> tuple[int, int]:
-    """Rows of ``scores`` [M, C] whose label [M] scores highest, and whose label is among the five that do.
+    """Return the numbers of rows of ``scores`` [M, C] whose label [M] has the highest score, and one of the top five.
 
-    A label that does not score ``above`` a value, as one without votes, is no hit.
+    A label whose score is not above ``above``, such as a label without votes, is not a top-five hit.
     """
     best = scores.topk(min(5, scores.shape[1]), dim=1)
     hits = (best.indices == labels[:, None]) & (best.values > above)

@@ -1,4 +1,4 @@
-"""The linear probe: a linear classifier on frozen features by SGD, its learning rate chosen on training images."""
+"""The linear probe: a linear classifier on frozen features by SGD. Its learning rate is chosen on training images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 @dataclass(frozen=True)
 class Probe:
-    """What a linear probe reaches on the held-out images, with the learning rate that was chosen without them."""
+    """Accuracy of a linear probe on the held-out images, and the learning rate that was chosen without them."""
 
     top1: float
     top5: float
@@ -36,22 +36,22 @@ def linear_probe(
     batch: int = 256,
     seed: int = 0,
 ) -> Probe:
-    """SGD with momentum 0.9, batches of 256 and a cosine to 0, no weight decay, on features as they are [N, D].
+    """Train a classifier on features [N, D] with SGD: momentum 0.9, batches of 256, cosine to 0, no weight decay.
 
-    All learning rates are tried at once on nine tenths of the training images; the one that does best on the last tenth
-    trains on all of them, and the queries [M, D] are seen once, at the end.
+    All learning rates are tried at once on nine tenths of the training images. The rate with the best accuracy on the
+    last tenth trains on all of them. The queries [M, D] are used once, at the end.
 
-    What others do, so that figures can be compared: DINO (``eval_linear.py``) trains for 100 epochs at 0.001 x batch /
-    256 with this cosine, on the [CLS] tokens of a ViT-S's last four blocks side by side, and reports the best epoch on
-    the validation set; MoCo v1 and v2 train for 100 epochs at 30, a tenth of it from epochs 60 and 80, on a ResNet's
-    pooled features. Both see random crops and flips. Here the network's own features of the clean images are cached,
-    so a probe takes seconds, and nothing is chosen on what is reported; both learning rates are among those tried.
+    Protocols of others, for comparison. DINO (``eval_linear.py``): 100 epochs at 0.001 x batch / 256 with this cosine,
+    on the concatenated [CLS] tokens of a ViT-S's last four blocks; it reports the best epoch on the validation set.
+    MoCo v1 and v2: 100 epochs at 30, divided by 10 at epochs 60 and 80, on a ResNet's pooled features. Both use random
+    crops and flips. Here the features of clean images are cached, so a probe takes seconds. Nothing is chosen on the
+    reported images. The default rates include both learning rates.
     """
     classes = int(torch.cat([labels, query_labels]).max()) + 1
-    fitted, held = held_out(labels, seed=seed)
+    fitted, tuning = held_out(labels, seed=seed)
     tried = train(rows[fitted], labels[fitted], rates, classes=classes, epochs=epochs, batch=batch, seed=seed)
-    reached = [c.accuracy(rows[held], labels[held]).top1 if c.weight.isfinite().all() else -1 for c in tried]
-    best = rates[max(range(len(rates)), key=lambda i: (reached[i], -rates[i]))]
+    top1 = [c.accuracy(rows[tuning], labels[tuning]).top1 if c.weight.isfinite().all() else -1 for c in tried]
+    best = rates[max(range(len(rates)), key=lambda i: (top1[i], -rates[i]))]
     (final,) = train(rows, labels, [best], classes=classes, epochs=epochs, batch=batch, seed=seed)
     accuracy = final.accuracy(queries, query_labels)
     return Probe(accuracy.top1, accuracy.top5, best, epochs)
@@ -60,10 +60,10 @@ def linear_probe(
 def train(
     rows: Tensor, labels: Tensor, rates: Sequence[float], *, classes: int, epochs: int, batch: int, seed: int
 ) -> list[Classifier]:
-    """A classifier for each of R learning rates, from zero, all in one pass over the same batches.
+    """Train a classifier for each of R learning rates, from zero, in one pass over the same batches.
 
-    The weights lie side by side, so that a batch x [B, D] meets all R C classes in one product; the gradient of mean
-    cross-entropy is x^T (softmax - one-hot) / B. The last batch of an epoch may be shorter.
+    The weights are concatenated, so one product of a batch x [B, D] gives the scores of all R C classes. The gradient
+    of the mean cross-entropy is x^T (softmax - one-hot) / B. The last batch of an epoch may be shorter.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = rows.float()

@@ -12,20 +12,20 @@ from torch import Tensor
 from .draws import class_balanced, held_out
 from .knn import Accuracy, hits_of
 
-_ROWS = 65_536  # that are raised to fp64 at once
+_ROWS = 65_536  # rows converted to fp64 at once
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _MSN_PENALTY = 2.5e-4
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier: scores are ``rows @ weight.T + bias``, weight [C, D]."""
+    """A linear classifier with scores ``rows @ weight.T + bias``, weight [C, D]."""
 
     weight: Tensor
     bias: Tensor
 
     def accuracy(self, rows: Tensor, labels: Tensor) -> Accuracy:
-        """Accuracy on rows [M, D]."""
+        """Return the accuracy on rows [M, D]."""
         hits = [hits_of(x.to(self.weight) @ self.weight.T + self.bias, y) for x, y in _chunks(rows, labels)]
         first, five = (sum(column) / len(rows) for column in zip(*hits, strict=True))
         return Accuracy(first, five)
@@ -33,7 +33,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Regression:
-    """What logistic regression reaches on the held-out images, with the penalty that was chosen without them."""
+    """Accuracy of logistic regression on the held-out images, and the penalty that was chosen without them."""
 
     top1: float
     top5: float
@@ -62,7 +62,8 @@ def fit(
 ) -> Classifier:
     """Minimise mean cross-entropy + penalty / 2 ||weight||^2 over rows [N, D], in fp64, by L-BFGS to convergence.
 
-    The bias is free, or 0. This is scikit-learn's LogisticRegression with C = 1 / (penalty N).
+    The bias has no penalty; it is 0 with ``bias=False``. This is scikit-learn's LogisticRegression with
+    C = 1 / (penalty N).
     """
     dim = rows.shape[1]
     theta = torch.zeros(classes, dim + 1, dtype=torch.float64, device=rows.device)
@@ -74,7 +75,7 @@ def fit(
     )
 
     def objective() -> Tensor:
-        """The loss, with its gradient in ``theta.grad``; a chunk of rows at a time."""
+        """Return the loss and set ``theta.grad``, one chunk of rows at a time."""
         weight, offset = theta.detach()[:, :dim], theta.detach()[:, dim]
         loss: Tensor = penalty / 2 * weight.square().sum()
         gradient = torch.cat([penalty * weight, torch.zeros_like(offset)[:, None]], 1)
@@ -90,8 +91,8 @@ def fit(
         return loss
 
     optimizer.step(objective)  # type: ignore[no-untyped-call]
-    found = theta.detach()
-    return Classifier(found[:, :dim], found[:, dim])
+    solution = theta.detach()
+    return Classifier(solution[:, :dim], solution[:, dim])
 
 
 def logistic_regression(
@@ -103,23 +104,23 @@ def logistic_regression(
     penalties: Sequence[float] = _PENALTIES,
     seed: int = 0,
 ) -> Regression:
-    """L2-regularised logistic regression on features, each dimension standardised by the training rows [N, D].
+    """Fit L2-regularised logistic regression on features, standardised per dimension by the training rows [N, D].
 
-    The penalty (of :func:`fit`) that does best on a tenth of the training images, having seen the others, is used to
-    fit all of them; the queries [M, D] are seen once, at the end.
+    The penalty of :func:`fit` is chosen on a tenth of the training images, after a fit on the others. The final fit
+    uses all of them. The queries [M, D] are used once, at the end.
     """
     mean, std = rows.mean(0), rows.std(0).clamp_min(1e-6)
     rows, queries = (rows - mean) / std, (queries - mean) / std
     classes = int(torch.cat([labels, query_labels]).max()) + 1
-    fitted, held = held_out(labels, seed=seed)
-    found: dict[float, float] = {}
+    fitted, tuning = held_out(labels, seed=seed)
+    top1: dict[float, float] = {}
     classifier = None
-    for penalty in sorted(penalties, reverse=True):  # from the smoothest, each from where the last ended
+    for penalty in sorted(penalties, reverse=True):  # each fit starts at the solution of the larger penalty
         classifier = fit(rows[fitted], labels[fitted], penalty, classes=classes, start=classifier)
-        found[penalty] = classifier.accuracy(rows[held], labels[held]).top1
-    best = max(found, key=lambda penalty: (found[penalty], penalty))
-    reached = fit(rows, labels, best, classes=classes).accuracy(queries, query_labels)
-    return Regression(reached.top1, reached.top5, best)
+        top1[penalty] = classifier.accuracy(rows[tuning], labels[tuning]).top1
+    best = max(top1, key=lambda penalty: (top1[penalty], penalty))
+    accuracy = fit(rows, labels, best, classes=classes).accuracy(queries, query_labels)
+    return Regression(accuracy.top1, accuracy.top5, best)
 
 
 def few_shot(
@@ -133,20 +134,20 @@ def few_shot(
     penalty: float = _MSN_PENALTY,
     seed: int = 0,
 ) -> FewShot:
-    """Logistic regression on a fraction of the labels, the same of every class and at least one, over several draws.
+    """Fit logistic regression on a fraction of every class's labels, at least one, for several draws.
 
-    As MSN's low-shot evaluation (arXiv 2204.07141, ``logistic_eval.py``, in cyanure's terms): every row centred by its
-    own mean and of unit norm, no bias; ``penalty`` is of the summed cross-entropy, since so few labels leave none to
-    choose it by. (Cyanure stops at a duality gap of 1e-3; here it is solved to the end.)
+    This is MSN's low-shot evaluation (arXiv 2204.07141, ``logistic_eval.py``, in cyanure's terms). Every row is centred
+    by its own mean and has unit norm. There is no bias. ``penalty`` is fixed, because too few labels remain to choose
+    it, and refers to the summed cross-entropy. Cyanure stops at a duality gap of 1e-3; this converges.
     """
     classes = int(torch.cat([labels, query_labels]).max()) + 1
-    reached = []
+    accuracies = []
     for draw in range(draws):
         chosen = class_balanced(labels, fraction, seed + draw)
-        few, asked = (F.normalize(x - x.mean(1, keepdim=True), dim=1) for x in (rows[chosen], queries))
+        few, centred = (F.normalize(x - x.mean(1, keepdim=True), dim=1) for x in (rows[chosen], queries))
         classifier = fit(few, labels[chosen], penalty / len(few), classes=classes, bias=False)
-        reached.append(classifier.accuracy(asked, query_labels).top1)
-    top1 = torch.tensor(reached, dtype=torch.float64)
+        accuracies.append(classifier.accuracy(centred, query_labels).top1)
+    top1 = torch.tensor(accuracies, dtype=torch.float64)
     return FewShot(fraction, len(chosen), draws, float(top1.mean()), float(top1.std(correction=0)))
 
 

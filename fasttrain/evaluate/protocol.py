@@ -1,4 +1,4 @@
-"""What ``fasttrain eval`` measures of a network on a data set, and in which order."""
+"""The figures of ``fasttrain eval``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Metric = Literal["knn", "linear", "logistic", "few_shot", "spectrum", "views"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 LABELLED = METRICS[:4]
 LABEL_FREE = METRICS[4:]
-_SMALL = 64  # pixels; SimCLR and MoCo blur no smaller images
+_SMALL = 64  # pixels; SimCLR and MoCo do not blur smaller images
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured, and how much of it."""
+    """The figures to measure, and their settings."""
 
     metrics: tuple[Metric, ...] = METRICS
     ks: tuple[int, ...] = (10, 20, 200)
@@ -40,10 +40,10 @@ class Protocol:
 
 
 def augmented_view(recipe: ViewRecipe, size: int, count: int) -> ViewRecipe:
-    """``count`` random views as MoCo v2 has them, the same for every network, so that LiDAR and alignment compare.
+    """Return a recipe of ``count`` random views in MoCo v2's style, so that LiDAR and alignment of networks compare.
 
-    Crops of 20 to 100 % of the area, flips, colour jitter of 0.4 (hue 0.1), grey for one in five and, above 64 pixels,
-    blur.
+    It has crops of 20 to 100 % of the area, flips, colour jitter of 0.4 (hue 0.1), grey with probability 0.2, and
+    above 64 pixels blur.
     """
     colour = recipe.channels == 3
     view = View(
@@ -66,39 +66,39 @@ def evaluate(
     size: int,
     note: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
-    """All figures, by name; None on ranks but the first. Collective. Nothing is fitted on the held-out images.
+    """Return all figures by name, or None on ranks other than 0. Collective. Nothing is fitted on held-out images.
 
-    The label-based figures need labels and held-out images; where they are missing a line says so. Raises ConfigError
-    for features that are not numbers.
+    Without labels or held-out images, ``note`` gets a line and the figures that need them are left out. Raise
+    ConfigError for features that are not finite.
     """
     pixels = backbone.blueprint.recipe
-    clean, wanted = evaluation_view(pixels, size), protocol.metrics
-    labelled = [name for name in LABELLED if name in wanted]
+    clean, metrics = evaluation_view(pixels, size), protocol.metrics
+    labelled = [name for name in LABELLED if name in metrics]
     if labelled and (missing := _missing(splits)):
-        note(f"left out, since the data has no {missing}: {', '.join(labelled)}")
+        note(f"left out, because the data has no {missing}: {', '.join(labelled)}")
         labelled = []
-    train = cache.views(splits.train, clean) if labelled or "spectrum" in wanted else None
+    train = cache.views(splits.train, clean) if labelled or "spectrum" in metrics else None
     val = cache.views(splits.val, clean) if labelled and splits.val is not None else None
     views = None
-    if "views" in wanted:
+    if "views" in metrics:
         few = _spaced(splits.train, protocol.lidar_images)
         random = augmented_view(pixels, size, protocol.lidar_views)
         views = cache.views(few, random, seed=protocol.seed)
     if not cache.is_main:
         return None
-    for found in (train, val, views):
-        if found is not None and not found.features.isfinite().all():
-            raise ConfigError(f"{backbone.name}: its features are not all numbers; choose an earlier checkpoint")
+    for part in (train, val, views):
+        if part is not None and not part.features.isfinite().all():
+            raise ConfigError(f"{backbone.name}: its features are not finite. Choose an earlier checkpoint.")
     figures: dict[str, Any] = {}
     if train is not None and val is not None:
         figures |= _with_labels(_clean(train), _clean(val), labelled, protocol, note)
 
-    def enough(found: Features, name: str) -> bool:
-        if len(found.features) < 2:
-            note(f"left out, since one image alone can be read: {name}")
-        return len(found.features) > 1
+    def enough(part: Features, name: str) -> bool:
+        if len(part.features) < 2:
+            note(f"left out, because only one image can be read: {name}")
+        return len(part.features) > 1
 
-    if train is not None and "spectrum" in wanted and enough(train, "spectrum"):
+    if train is not None and "spectrum" in metrics and enough(train, "spectrum"):
         note("spectrum")
         figures |= _spectrum(_clean(train))
     if views is not None and enough(views, "views"):
@@ -109,23 +109,23 @@ def evaluate(
 
 
 def _with_labels(
-    train: Features, val: Features, wanted: Sequence[str], protocol: Protocol, note: Callable[[str], None]
+    train: Features, val: Features, metrics: Sequence[str], protocol: Protocol, note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The figures that need labels."""
+    """Return the figures that need labels."""
     assert train.labels is not None
     assert val.labels is not None
     data = (train.features, train.labels, val.features, val.labels)
     figures: dict[str, Any] = {}
-    if "knn" in wanted:
+    if "knn" in metrics:
         note(f"k-NN over {len(train.features):,} x {train.features.shape[1]} with {len(val.features):,} queries")
-        figures["knn"] = {str(k): dataclasses.asdict(found) for k, found in knn(*data, ks=protocol.ks).items()}
-    if "linear" in wanted:
+        figures["knn"] = {str(k): dataclasses.asdict(accuracy) for k, accuracy in knn(*data, ks=protocol.ks).items()}
+    if "linear" in metrics:
         note(f"linear probe, {protocol.linear_epochs} epochs")
         figures["linear"] = dataclasses.asdict(linear_probe(*data, epochs=protocol.linear_epochs, seed=protocol.seed))
-    if "logistic" in wanted:
+    if "logistic" in metrics:
         note("logistic regression")
         figures["logistic"] = dataclasses.asdict(logistic_regression(*data, seed=protocol.seed))
-    if "few_shot" in wanted:
+    if "few_shot" in metrics:
         note(f"few-shot, {protocol.draws} draws")
         figures["few_shot"] = [
             dataclasses.asdict(few_shot(*data, fraction=fraction, draws=protocol.draws, seed=protocol.seed))
@@ -135,7 +135,7 @@ def _with_labels(
 
 
 def _spectrum(train: Features) -> dict[str, Any]:
-    """Of the training images' features, at most 25,600 of them, evenly spaced."""
+    """Return the figures of the training images' spectrum, from at most 25,600 evenly spaced images."""
     rows = train.features[:: spectrum_stride(len(train.features))]
     return {
         "rankme": rankme(rows),
@@ -145,12 +145,12 @@ def _spectrum(train: Features) -> dict[str, Any]:
     }
 
 
-def _clean(found: Features) -> Features:
-    return Features(found.features[:, 0], found.labels)
+def _clean(one_view: Features) -> Features:
+    return Features(one_view.features[:, 0], one_view.labels)
 
 
 def _spaced(source: Source, count: int) -> Source:
-    """``count`` images, evenly spaced, so that all classes are among them."""
+    """Return ``count`` evenly spaced images, so that all classes are included."""
     count = min(count, len(source))
     return Subset(source, [k * len(source) // count for k in range(count)])
 

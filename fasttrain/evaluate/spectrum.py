@@ -1,4 +1,4 @@
-"""How many directions the features use, without labels."""
+"""Spectra of features: the number of directions that they use. No labels are needed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-SPECTRUM_ROWS = 25_600  # as in RankMe's paper: enough rows for the spectrum of any backbone
+SPECTRUM_ROWS = 25_600  # as in RankMe's paper: enough rows for any backbone
 
 
 def spectrum_stride(count: int) -> int:
-    """Every how manieth of ``count`` rows to take a spectrum of, so that they are evenly spaced and at most 25,600."""
+    """Return the step that selects at most 25,600 evenly spaced rows of ``count``."""
     return math.ceil(count / SPECTRUM_ROWS)
 
 
 def rankme(features: Tensor, eps: float = 1e-7) -> float:
-    """Effective rank exp(H(p)), p = singular values / their sum + eps, of features [N, D] (RankMe, arXiv 2210.02885).
+    """Return RankMe (arXiv 2210.02885) of features [N, D]: exp(H(p)) with p = singular values / their sum + eps.
 
-    Between 1 (collapsed to a line) and min(N, D).
+    It is between 1 (collapse to a line) and min(N, D).
     """
     singular = torch.linalg.svdvals(features.double())
     p = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny) + eps
@@ -26,11 +26,11 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
 
 
 def alpha_req(features: Tensor, first: int = 11, last: int = 50) -> float:
-    """Rate alpha at which the covariance's eigenvalues of features [N, D] fall, lambda_j ~ j^-alpha.
+    """Return alpha-ReQ of features [N, D]: the alpha of the covariance's eigenvalues lambda_j ~ j^-alpha.
 
-    The slope of log lambda_j against log j by least squares over j = first .. last (alpha-ReQ, Agrawal et al. 2022:
-    good features have alpha near 1). With fewer than ``last`` positive eigenvalues the range ends at the last of them;
-    with fewer than twice ``first`` it begins at 1. NaN with fewer than three.
+    It is the least-squares slope of log lambda_j over log j for j = first .. last (Agrawal et al. 2022: good features
+    have alpha near 1). With fewer than ``last`` positive eigenvalues, the range ends at the last positive one. With
+    fewer than twice ``first``, it begins at 1. With fewer than three, the result is NaN.
     """
     rows = features.double()
     singular = torch.linalg.svdvals(rows - rows.mean(0))
@@ -47,11 +47,11 @@ def alpha_req(features: Tensor, first: int = 11, last: int = 50) -> float:
 
 
 def lidar(views: Tensor, delta: float = 1e-4, eps: float = 1e-8) -> float:
-    """Effective rank of linear discriminant analysis with images as classes: views [n, q, D] of n images (LiDAR).
+    """Return LiDAR (arXiv 2312.04000): the effective rank of LDA with images as classes, from views [n, q, D].
 
-    With the scatter Sb of the n class means (over n - 1) and the scatter within, Sw = mean + delta I (over n (q - 1)),
-    lambda are the eigenvalues of Sw^-1/2 Sb Sw^-1/2, p = lambda / their sum + eps, and LiDAR = exp(H(p)), between 1 and
-    min(n - 1, D) (arXiv 2312.04000). Raises ValueError for fewer than two images or two views.
+    Sb is the scatter of the n class means (over n - 1), and Sw the scatter within classes (over n (q - 1)) + delta I.
+    With lambda the eigenvalues of Sw^-1/2 Sb Sw^-1/2 and p = lambda / their sum + eps, LiDAR is exp(H(p)), between 1
+    and min(n - 1, D). Raise ValueError for fewer than two images or two views.
     """
     n, q, dim = views.shape
     if n < 2 or q < 2:

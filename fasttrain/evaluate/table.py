@@ -9,19 +9,19 @@ from rich.table import Table
 
 
 def table(title: str, figures: dict[str, Any]) -> Table:
-    """A row a figure: its name, its value, and how it was taken."""
-    found = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    """Return a table with a row per figure: its name, its value and its settings."""
+    result = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for column in ("figure", "value", "how"):
-        found.add_column(column, justify="right" if column == "value" else "left")
+        result.add_column(column, justify="right" if column == "value" else "left")
     for row in _rows(figures):
-        found.add_row(*row)
-    return found
+        result.add_row(*row)
+    return result
 
 
 def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
-    for k, reached in figures.get("knn", {}).items():
-        rows.append((f"k-NN, k = {k}", _percent(reached["top1"]), f"top-5 {_percent(reached['top5'])}; T = 0.07"))
+    for k, accuracy in figures.get("knn", {}).items():
+        rows.append((f"k-NN, k = {k}", _percent(accuracy["top1"]), f"top-5 {_percent(accuracy['top5'])}; T = 0.07"))
     if linear := figures.get("linear"):
         how = f"top-5 {_percent(linear['top5'])}; SGD, {linear['epochs']} epochs, lr {linear['lr']:g}"
         rows.append(("linear probe", _percent(linear["top1"]), how))

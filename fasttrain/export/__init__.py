@@ -1,1 +1,1 @@
-"""Take a trained backbone elsewhere: one module a format, each of which reads back what it wrote."""
+"""Export a trained backbone for other programs: one module per format, each of which checks its file."""

@@ -1,4 +1,4 @@
-"""Holds what a format's own reader makes of a file to the network that was written."""
+"""Check an exported file: its format's own reader must give the features of the original network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BATCHES = (1, 2, 5)
 
 
 def random_images(blueprint: Blueprint, batch: int) -> Tensor:
-    """Normal images [batch, C, size, size], always the same ones."""
+    """Return images [batch, C, size, size] of normal noise, the same in every call."""
     generator = torch.Generator().manual_seed(batch)
     return torch.randn(batch, blueprint.pixels.channels, blueprint.size, blueprint.size, generator=generator)
 
@@ -28,20 +28,21 @@ def check_same(
     tolerance: float = 1e-5,
     batches: Sequence[int] = _BATCHES,
 ) -> float:
-    """Largest difference of the features of random images, relative to the largest feature where that is above 1.
+    """Return the largest difference of features of random images, relative to the largest feature if that is above 1.
 
-    Raises ConfigError where it exceeds ``tolerance``: what was written must not be used.
+    Raise ConfigError if it exceeds ``tolerance``. The file must then not be used.
     """
     worst = 0.0
     for batch in batches:
         images = random_images(backbone.blueprint, batch)
-        wanted, found = backbone.network(images), other(images)
-        if wanted.shape != found.shape:
+        expected, features = backbone.network(images), other(images)
+        if expected.shape != features.shape:
             raise ConfigError(
-                f"{reader} gives features {[*found.shape]}, not {[*wanted.shape]}; choose another --format"
+                f"--format: {reader} must give features of shape {[*expected.shape]}, got {[*features.shape]}. "
+                "Choose another format."
             )
-        apart = float((wanted - found).abs().max() / wanted.abs().max().clamp_min(1))
-        if not apart <= tolerance:  # NaN too
-            raise ConfigError(f"{reader} gives other features, {apart:.1e} apart; choose another --format")
-        worst = max(worst, apart)
+        error = float((expected - features).abs().max() / expected.abs().max().clamp_min(1))
+        if not error <= tolerance:  # NaN too
+            raise ConfigError(f"--format: {reader} gives features that differ by {error:.1e}. Choose another format.")
+        worst = max(worst, error)
     return worst

@@ -1,4 +1,4 @@
-"""A Hugging Face folder: ``transformers.ViTModel`` for plain ViTs, timm's wrapper for every other timm network."""
+"""Export as a Hugging Face folder: ``transformers.ViTModel`` for plain ViTs, timm's wrapper for all other networks."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _NAMES = (
 
 
 def write_hf(backbone: Backbone, path: Path) -> str:
-    """Write config.json and model.safetensors into the folder ``path``; returns the line that loads it.
+    """Write config.json and model.safetensors into the folder ``path``; return the line that loads them.
 
-    A plain ViT has ViTModel's names (its features are ``last_hidden_state[:, 0]``) and is held to the network if
-    transformers is installed. Everything else has timm's, which ``timm.create_model("local-dir:PATH")`` and
-    transformers' TimmWrapperModel read. Raises ConfigError for a network that neither has.
+    A plain ViT gets ViTModel's names. Its features are ``last_hidden_state[:, 0]``, and they are checked if
+    transformers is installed. Other networks keep timm's names, for ``timm.create_model("local-dir:PATH")`` and
+    transformers' TimmWrapperModel. Raise ConfigError for a network that neither library has.
     """
     path.mkdir()
     vit = plain_vit(backbone.network)
@@ -50,15 +50,15 @@ def write_hf(backbone: Backbone, path: Path) -> str:
     line = f"transformers.ViTModel.from_pretrained({path.name!r}, add_pooling_layer=False)"
     try:
         from transformers import ViTModel
-    except ImportError:  # or it met a folder called kernels, as when Python runs in this repository's root
-        return f"{line}  (not checked: transformers cannot be imported here)"
+    except ImportError:  # not installed, or Python runs in this repository's root, where it imports the folder kernels
+        return f"{line}  (not checked: transformers cannot be imported)"
     loaded = ViTModel.from_pretrained(path, add_pooling_layer=False).eval()
     check_same(backbone, lambda images: loaded(images).last_hidden_state[:, 0], "transformers.ViTModel")
     return line
 
 
 def vit_model_tensors(vit: VisionTransformer) -> dict[str, Tensor]:
-    """The weights under ``transformers.ViTModel``'s names, with queries, keys and values apart."""
+    """Return the weights with ``transformers.ViTModel``'s names. Queries, keys and values are separate there."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in vit.state_dict().items():
         if ".attn.qkv." in name:
@@ -71,7 +71,7 @@ def vit_model_tensors(vit: VisionTransformer) -> dict[str, Tensor]:
 
 
 def vit_model_config(vit: VisionTransformer, size: int, channels: int) -> dict[str, Any]:
-    """config.json of ``transformers.ViTModel``."""
+    """Return the content of config.json for ``transformers.ViTModel``."""
     block = vit.blocks[0]
     return {
         "architectures": ["ViTModel"],
@@ -92,9 +92,10 @@ def vit_model_config(vit: VisionTransformer, size: int, channels: int) -> dict[s
 
 
 def vit_processor_config(blueprint: Blueprint) -> dict[str, Any]:
-    """preprocessor_config.json of the view that evaluation takes: of a processor that crops, for ViT's own squeezes.
+    """Return the content of preprocessor_config.json for the evaluation's view.
 
-    It crops by whole pixels after it has resized, so its view may lie half a pixel beside ours.
+    ViT's own processor changes the aspect ratio, so this is a processor that crops. It resizes first and then crops
+    whole pixels, so its view can differ by half a pixel from ours.
     """
     b = blueprint
     whole = evaluation_view(b.recipe, b.size).views[0].scale[0]
@@ -115,7 +116,7 @@ def vit_processor_config(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blueprint) -> dict[str, Any]:
-    """config.json of timm's wrapper: how to build the network, and the pixels that it wants."""
+    """Return the content of config.json for timm's wrapper: the network's arguments and its pixels."""
     b = blueprint
     kept = ("first_conv", "classifier", "fixed_input_size")
     noted = {key: network.pretrained_cfg[key] for key in kept if key in network.pretrained_cfg}

@@ -1,4 +1,4 @@
-"""ONNX: images [batch, C, size, size] to features [batch, D], for any batch; held to the network by onnxruntime."""
+"""Export as ONNX: images [batch, C, size, size] to features [batch, D] for any batch, checked by onnxruntime."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..pretrained import Backbone
 from .check import check_same, random_images
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
-_LARGEST = 2**31 - 2**20  # bytes of a protobuf; beyond them weights lie in a file of their own
-_TOLERANCE = 1e-4  # other kernels, other order of sums
+_LARGEST = 2**31 - 2**20  # bytes of a protobuf; weights of larger networks go to a separate file
+_TOLERANCE = 1e-4  # onnxruntime's kernels sum in another order
 
 
 def write_onnx(backbone: Backbone, path: Path) -> str:
-    """Write the network for inference; returns the line that loads it.
+    """Write the network for inference; return the line that loads it.
 
-    Raises ConfigError where the packages are missing, and for a network that torch cannot trace.
+    Raise ConfigError if a package is missing, and for a network that torch cannot trace.
     """
     if missing := [name for name in _NEEDED if util.find_spec(name) is None]:
-        raise ConfigError(f"--format onnx needs {', '.join(missing)}; type: pip install 'fasttrain[export]'")
+        raise ConfigError(f"--format: onnx needs {', '.join(missing)}. Type: pip install 'fasttrain[export]'")
     import onnxruntime
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in backbone.network.state_dict().values())
@@ -45,10 +45,10 @@ def write_onnx(backbone: Backbone, path: Path) -> str:
             verbose=False,
         )
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
-        cause = error.__cause__ or error  # the error itself says in which of torch's steps it was, in colours
+        cause = error.__cause__ or error  # the error itself only names torch's export step, with colour codes
         why = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise ConfigError(
-            f"torch cannot write {backbone.blueprint.arch} as ONNX: {why}; choose another --format"
+            f"--format: torch cannot write {backbone.blueprint.arch} as onnx: {why}. Choose another format."
         ) from None
     finally:
         for logger, level in zip(noisy, levels, strict=True):

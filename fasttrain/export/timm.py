@@ -1,4 +1,4 @@
-"""Weights as .safetensors: in timm's key layout for ``timm.create_model``, and of any network for ourselves."""
+"""Export weights as .safetensors: for ``timm.create_model``, or of any network for fasttrain."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .check import check_same
 
 
 def write_timm(backbone: Backbone, path: Path) -> str:
-    """Write what ``timm.create_model(arch, checkpoint_path=PATH, num_classes=0, ...)`` loads, and load it so.
+    """Write a file for ``timm.create_model(arch, checkpoint_path=PATH, num_classes=0, ...)``; return such a line.
 
-    Returns the line that loads it. Raises ConfigError for a network that timm does not have.
+    Raise ConfigError for a network that timm does not have.
     """
     name, options = timm_arguments(backbone.blueprint)
     _write(backbone, path)
@@ -26,7 +26,7 @@ def write_timm(backbone: Backbone, path: Path) -> str:
 
 
 def write_safetensors(backbone: Backbone, path: Path) -> str:
-    """Write weights and how to build the network, which ``fasttrain eval`` and ``from_file`` read; any network."""
+    """Write weights and arguments of any network for ``fasttrain eval`` and ``from_file``; return a line to load it."""
     _write(backbone, path)
     check_same(backbone, from_file(path).network, "fasttrain")
     return f"fasttrain.pretrained.from_file(Path({path.name!r})).network"

@@ -1,4 +1,4 @@
-"""Which ViTs are the plain one of 2020, which Hugging Face and facebookresearch/dino have too."""
+"""Recognise the plain ViT of 2020, which Hugging Face and facebookresearch/dino have too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEY = re.compile(
 
 
 def plain_vit(network: nn.Module) -> VisionTransformer | None:
-    """The network where it is a ViT with a class token, learnt positions and nothing beside attention and MLP."""
+    """Return the network if it is a ViT with a class token, learnt positions, attention and MLP only; else None."""
     if not isinstance(network, VisionTransformer) or network.global_pool != "token" or not network.has_class_token:
         return None
     names = network.state_dict().keys()

@@ -1,4 +1,4 @@
-"""Write an export: the formats, the check of the target, and an atomic replacement of what was there."""
+"""Write an export: the formats, the check of the target, and an atomic replacement of an earlier file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Format(NamedTuple):
     module: str
     function: str
     suffix: str
-    """Of its files; empty for a folder."""
+    """Suffix of its files; empty for a folder."""
     about: str
 
 
@@ -60,8 +60,8 @@ def write_export(backbone: Backbone, path: Path, name: str) -> str:
         line = str(write(backbone, folder / path.name))
         for file in folder.rglob("*"):
             if file.is_file():
-                file.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
-        for part in sorted(folder.iterdir(), reverse=True):  # ONNX's weights before the graph that refers to them
+                file.chmod(0o666 & ~_umask())  # only the owner can read the files that safetensors writes
+        for part in sorted(folder.iterdir(), reverse=True):  # ONNX's weights come before the graph that needs them
             os.replace(part, path.parent / part.name)
         return line
     except OSError as error:

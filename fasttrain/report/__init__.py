@@ -1,1 +1,1 @@
-"""Looking at a run: its views before it starts, its curves when it ends."""
+"""Show a run: its views before it starts, and a page about it at any time."""

@@ -1,4 +1,4 @@
-"""Where the [CLS] token of a ViT's last block looks (arXiv 2104.14294, figure 1)."""
+"""Attention maps of the [CLS] token in a ViT's last block (arXiv 2104.14294, figure 1)."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from .pictures import data_uri, heat
 from .samples import Sample
 
 IMAGES, HEADS = 6, 6
-"""Images shown, and heads of each at most."""
+"""Number of images, and the largest number of heads."""
 
 
 @torch.no_grad()
 def attention(network: nn.Module, images: Tensor) -> Tensor:
-    """Attention of the [CLS] token to the patches in the last block: [B, heads, rows, columns].
+    """Return the attention of the [CLS] token to the patches in the last block: [B, heads, rows, columns].
 
-    ``softmax(q_cls k^T / sqrt(d))`` of each head, of which the columns of patches are returned; a row sums to 1 less
-    what goes to [CLS] itself and to registers. Raises ConfigError for a network that has no [CLS] token to ask.
+    This is ``softmax(q_cls k^T / sqrt(d))`` per head, without the columns of [CLS] and of registers, so the sum is
+    below 1. Raise ConfigError for a network without a [CLS] token or without such a matrix.
     """
     vit: Any = network
     blocks = getattr(vit, "blocks", None)
     if getattr(vit, "cls_token", None) is None or not blocks or not hasattr(vit, "patch_embed"):
-        raise ConfigError("the network has no [CLS] token: it is no ViT, or pools its patches")
+        raise ConfigError("the network has no [CLS] token: it is not a ViT, or it pools its patches")
     layer: Any = getattr(blocks[-1], "attn", None)
     if not isinstance(getattr(layer, "attn_drop", None), nn.Module):
-        raise ConfigError(f"{type(network).__name__} keeps its attention to itself")
-    found: list[Tensor] = []
+        raise ConfigError(f"{type(network).__name__} does not expose its attention")
+    matrices: list[Tensor] = []
     training = network.training
     network.eval()
-    hook = layer.attn_drop.register_forward_hook(lambda module, given, result: found.append(result))
+    hook = layer.attn_drop.register_forward_hook(lambda module, inputs, output: matrices.append(output))
     try:
         with _unfused(layer):
             vit.forward_features(images)
@@ -46,13 +46,13 @@ def attention(network: nn.Module, images: Tensor) -> Tensor:
     size = to_2tuple(vit.patch_embed.patch_size)
     grid = images.shape[-2] // size[0], images.shape[-1] // size[1]
     tokens = grid[0] * grid[1] + getattr(vit, "num_prefix_tokens", 1)
-    if not found or found[0].shape[-2:] != (tokens, tokens):  # in windows, or [CLS] joins later
+    if not matrices or matrices[0].shape[-2:] != (tokens, tokens):  # attention in windows, or [CLS] is added later
         raise ConfigError(f"{type(network).__name__} has no attention of [CLS] to all patches in its last block")
-    return found[0][:, :, 0, -grid[0] * grid[1] :].reshape(*found[0].shape[:2], *grid)
+    return matrices[0][:, :, 0, -grid[0] * grid[1] :].reshape(*matrices[0].shape[:2], *grid)
 
 
 def table(sample: Sample) -> list[list[Shown]]:
-    """A row an image: itself, the mean over the heads, then each of the first heads."""
+    """Return a row per image: the image, the mean over the heads, then each of the first heads."""
     network = sample.backbone.network
     chosen = choose(sample, IMAGES)
     maps = attention(network, sample.inputs(chosen)).cpu()
@@ -69,7 +69,7 @@ def table(sample: Sample) -> list[list[Shown]]:
 
 @contextmanager
 def _unfused(layer: Any) -> Iterator[None]:
-    """Fused attention never forms the matrix, so the layer goes the long way here."""
+    """Turn fused attention off, because it never forms the matrix."""
     before = getattr(layer, "fused_attn", False)
     layer.fused_attn = False
     try:

@@ -1,4 +1,4 @@
-"""Charts as SVG: plain text that scales, follows the page's colours, and tells its values where one points at it."""
+"""Charts as SVG. Unlike matplotlib's, they are small, follow the page's colours and show values on hover."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from markupsafe import Markup, escape
 
 NOTHING = "\N{EN DASH}"
-"""In place of a value that there is not."""
+"""Shown for a missing value."""
 WIDTH, HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 32
-_POINTS = 400  # of a line, at most
-_TINY = 1e-12  # differences below it are none
-_DOTTED = 12  # points of a line that are drawn as dots too, at most
-_HOVERED = 60  # points of a line that tell their values, at most
+_POINTS = 400  # largest number of points per line
+_TINY = 1e-12  # smaller differences count as 0
+_DOTTED = 12  # a line with at most this number of points gets a dot for each
+_HOVERED = 60  # largest number of points per line that show their values
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. ``style`` is a class of the page's style sheet, which gives colour and dashes."""
+    """A curve. ``style`` is a class of the page's style sheet with its colour and dashes."""
 
     name: str
     points: Sequence[Point]
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A value that stays, as a line across the whole chart."""
+    """A constant, drawn across the whole chart."""
 
     name: str
     value: float
@@ -49,10 +49,10 @@ def line_chart(
     unit: str = "",
     band: bool = False,
 ) -> Markup:
-    """An SVG of the lines over one x axis, which starts at 0.
+    """Return an SVG of lines with finite points, over an x axis that starts at 0; empty without points.
 
-    With ``band`` it is shaded where the first line is above the second. Points must be finite. Of long lines each
-    stretch keeps its extremes. Empty without any point.
+    With ``band``, the area where the first line is above the second is shaded. Long lines are thinned and keep their
+    extremes.
     """
     lines = [Line(line.name, thin(line.points, _POINTS), line.style) for line in lines if line.points]
     if not lines:
@@ -82,24 +82,24 @@ def line_chart(
             parts += [f'<circle class="dot {line.style}" cx="{u:.1f}" cy="{v:.1f}" r="3"/>' for u, v in places]
         parts += [_hover(line.name, point, at(*point), x_label, unit) for point in thin(line.points, _HOVERED)]
     ends = [f"{line.name} from {number(line.points[0][1])} to {number(line.points[-1][1])}{unit}" for line in lines]
-    said = "; ".join([*ends, *(f"{level.name} {number(level.value)}{unit}" for level in levels)])
-    return picture(f"{title}. {said}.", "".join(parts))
+    summary = "; ".join([*ends, *(f"{level.name} {number(level.value)}{unit}" for level in levels)])
+    return picture(f"{title}. {summary}.", "".join(parts))
 
 
 def picture(label: str, content: str, width: int = WIDTH, height: int = HEIGHT) -> Markup:
-    """An SVG that screen readers take for one picture with this label."""
+    """Return an SVG that screen readers treat as one picture with this label."""
     size = f'viewBox="0 0 {width} {height}"'
     return Markup(f'<svg {size} role="img" aria-label="{escape(label)}">{content}</svg>')
 
 
 def sample(style: str) -> Markup:
-    """A short piece of a line, or of the band, for a legend."""
+    """Return a short piece of a line, or of the band, for a legend."""
     piece = '<path class="band" d="M0 0H34V10H0Z"/>' if style == "band" else f'<path class="line {style}" d="M0 5H34"/>'
     return Markup(f'<svg class="sample" viewBox="0 0 34 10" aria-hidden="true">{piece}</svg>')
 
 
 def number(value: float) -> str:
-    """Four significant digits at most, with thousands set apart."""
+    """Return a number as text, with at most four significant digits and commas between thousands."""
     if not math.isfinite(value):
         return NOTHING
     if abs(value) >= 1000:
@@ -108,20 +108,20 @@ def number(value: float) -> str:
 
 
 def thin(points: Sequence[Point], most: int) -> list[Point]:
-    """At most ``most`` of the points (4 or more): the first, the last, and lowest and highest of each stretch."""
+    """Return at most ``most`` (4 or more) points: first, last, and the lowest and the highest of each interval."""
     if len(points) <= most:
         return list(points)
-    stretches = (most - 2) // 2
+    count = (most - 2) // 2
     kept = {0, len(points) - 1}
-    for k in range(stretches):
-        start, stop = (1 + (len(points) - 2) * n // stretches for n in (k, k + 1))
-        stretch = range(start, stop)
-        kept |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+    for k in range(count):
+        start, stop = (1 + (len(points) - 2) * n // count for n in (k, k + 1))
+        interval = range(start, stop)
+        kept |= {min(interval, key=lambda i: points[i][1]), max(interval, key=lambda i: points[i][1])}
     return [points[i] for i in sorted(kept)]
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from ``low`` to ``high``: multiples of 1, 2 or 5 times a power of ten."""
+    """Return round numbers from ``low`` to ``high``: multiples of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
@@ -130,7 +130,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _span(values: Sequence[float], margin: float) -> Point:
-    """The axis: from the least to the greatest with a margin, and never of no length."""
+    """Return the ends of an axis: the smallest and largest value with a margin, and never the same value twice."""
     low, high = min(values), max(values)
     room, top = (high - low) * margin, max(abs(low), abs(high))
     if high - low <= max(1e-9 * top, _TINY):
@@ -158,7 +158,7 @@ def _axes(at: object, x_span: Point, y_span: Point, x_label: str) -> str:
 
 
 def _labels(values: Sequence[float]) -> list[str]:
-    """With as many decimals as tell neighbours apart; powers of ten where there would be too many."""
+    """Return ticks as text, with enough decimals to distinguish neighbours, or as powers of ten."""
     step = min((b - a for a, b in pairwise(values)), default=1.0)
     top = max((abs(v) for v in values), default=0.0)
     if top and (top < 1e-3 or top >= 1e6):
@@ -172,9 +172,9 @@ def _path(places: Sequence[Point]) -> str:
 
 
 def _hover(name: str, point: Point, place: Point, x_label: str, unit: str) -> str:
-    """A place to point at, larger than what is drawn there."""
-    told = f"{name}, {x_label} {number(point[0])}: {number(point[1])}{unit}"
-    return f'<circle class="hover" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="7">{_title(told)}</circle>'
+    """Return an invisible circle that shows a point's value on hover."""
+    text = f"{name}, {x_label} {number(point[0])}: {number(point[1])}{unit}"
+    return f'<circle class="hover" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="7">{_title(text)}</circle>'
 
 
 def _title(text: str) -> str:

@@ -16,22 +16,22 @@ from ..pipelines.views.draw import Parameters, draw_parameters
 from ..pipelines.views.rand_augment import OPERATIONS
 from .pictures import in_rgb, to_image
 
-_CELL = 168  # pixels of a picture on the sheet
+_CELL = 168  # side of a picture in pixels
 _GAP = 12
 _LINE = 13
-_LINES = 6  # of text below a picture
+_LINES = 6  # lines of text below a picture
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
 def contact_sheet(config: Config, count: int) -> Image.Image:
-    """A row an image: the image as evaluation sees it, then every view as drawn in epoch 0, with its parameters.
+    """Draw a row per image: the evaluation's view, then every view of epoch 0 with its parameters.
 
-    Pixels are those that the network gets, before normalisation and in RGB: what colour space they are then given is in
-    the headline. Raises ConfigError where there are fewer images, DataError for data that cannot be read.
+    The pixels are the network's inputs before normalisation, in RGB. The headline names another colour space. Raise
+    ConfigError if the data has fewer images, and DataError if it cannot be read.
     """
     source = open_source(config.train.data_path, config.train.val_path).train
     if count > len(source):
-        raise ConfigError(f"--images {count} is more than the data has, {len(source)}")
+        raise ConfigError(f"--images: must be at most the {len(source)} images of the data, got {count}.")
     shown = in_rgb(config.views)
     whole = evaluation_view(shown, max(view.size for view in shown.views))
     seed = config.train.seed
@@ -51,12 +51,12 @@ def contact_sheet(config: Config, count: int) -> Image.Image:
         labels += [describe(view, drawn, v, b, sizes[b]) for v, view in enumerate(config.views.each)]
         pictures = [originals[b], *(view[b] for view in views)]
         rows.append([(_enlarged(p.numpy()), label) for p, label in zip(pictures, labels, strict=True)])
-    space = "" if config.views.color_space == "rgb" else f", shown in RGB, given as {config.views.color_space}"
+    space = "" if config.views.color_space == "rgb" else f", shown in RGB, trained in {config.views.color_space}"
     return _draw(f"{config.method}, recipe {config.recipe}, seed {seed}, epoch 0{space}", rows)
 
 
 def describe(view: View, drawn: Parameters, v: int, b: int, size: tuple[int, int]) -> list[str]:
-    """What was drawn for view ``v`` of image ``b`` of (height, width) ``size``, in a few short lines."""
+    """Return a few lines with the parameters of view ``v`` of image ``b``, whose (height, width) is ``size``."""
     (y0, x0), (y1, x1) = drawn.start[v, b].tolist(), drawn.end[v, b].tolist()
     area = (y1 - y0) * (x1 - x0) / (size[0] * size[1])
     lines = [f"{'local' if view.local else 'global'} {view.size} px, {100 * area:.0f} % of the area"]
@@ -68,7 +68,7 @@ def describe(view: View, drawn: Parameters, v: int, b: int, size: tuple[int, int
         lines.append("grey")
     tail = [f"blur {drawn.sigma[v, b]:.1f} px"] if drawn.sigma[v, b] > 0 else []
     tail += ["solarised"] if drawn.solarize[v, b] else []
-    tail += [f"turned {drawn.angle[v, b]:+.0f}°"] if drawn.angle[v, b] else []
+    tail += [f"rotated {drawn.angle[v, b]:+.0f}°"] if drawn.angle[v, b] else []
     names = [OPERATIONS[number - 1] for number in drawn.operation[v, b].tolist() if number]
     return lines + [", ".join(part) for part in (tail, names) if part]
 
@@ -79,7 +79,7 @@ def _size(source: Source, index: int) -> tuple[int, int]:
 
 
 def _enlarged(view: NDArray[np.float32]) -> Image.Image:
-    """A picture of [C, H, W] in 0..1; small ones are enlarged without smoothing, so that each pixel shows."""
+    """Return a picture of [C, H, W] in 0..1. Small views are enlarged without smoothing, so every pixel is visible."""
     picture = to_image(view)
     how = Image.Resampling.NEAREST if picture.width <= _CELL else Image.Resampling.LANCZOS
     return picture.resize((_CELL, _CELL), how)

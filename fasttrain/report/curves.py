@@ -1,4 +1,4 @@
-"""Which curves a report shows, and how the runs are told apart in them."""
+"""The curves of a report, and the styles that distinguish the runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .charts import Level, Line, line_chart, number
 from .reading import reading
 from .runs import Run
 
-_COLOURS, _DASHES = 6, 5  # of the style sheet; no two of the first 30 runs are alike
+_COLOURS, _DASHES = 6, 5  # in the style sheet; the first 30 runs all differ
 
 
 @dataclass(frozen=True)
 class Legend:
-    """An entry below a chart: a piece of the line, a name, the last value."""
+    """An entry below a chart: the style of the line, a name, the last value."""
 
     style: str
     name: str
@@ -26,7 +26,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and what stands around it."""
+    """A chart with its title, its legend and the sentences below it."""
 
     title: str
     svg: Markup
@@ -44,37 +44,37 @@ class _Quantity:
 
 
 _QUANTITIES = (
-    _Quantity("loss", "Loss", "What is minimised; losses of different methods do not compare."),
-    _Quantity("information", "Information, nats", "The bound: entropy less reconstruction. Higher is better.", " nats"),
+    _Quantity("loss", "Loss", "The objective. Losses of different methods cannot be compared."),
+    _Quantity("information", "Information, nats", "The bound: entropy minus reconstruction. Higher is better.", " nats"),
     _Quantity(
         "deficit",
         "Deficit, nats",
-        "How far the projections are from the uniform law, 0; on the sphere without a row's kernel on itself. "
-        "It compares all methods.",
+        "Distance of the projections from the uniform distribution, which has 0. On the sphere, a row's kernel on "
+        "itself is left out. It can be compared between all methods.",
         " nats",
     ),
-    _Quantity("knn_top1", "k-NN accuracy, %", "Of backbone features on held-out images, k = 20, T = 0.07.", " %", 100),
+    _Quantity("knn_top1", "k-NN accuracy, %", "Backbone features on held-out images, k = 20, T = 0.07.", " %", 100),
     _Quantity(
-        "effective_rank", "Effective rank", "Dimensions that the projections fill (exp of their spectrum's entropy)."
+        "effective_rank", "Effective rank", "Dimensions that the projections use: exp of their spectrum's entropy."
     ),
     _Quantity("rankme", "RankMe", "Effective rank of the backbone's features on clean images."),
     _Quantity(
-        "channel_std", "Channel std", "Spread of the projections, times the root of D: 1 is uniform, 0 one point."
+        "channel_std", "Channel std", "Standard deviation of the projections times √D: 1 is uniform, 0 is a collapse."
     ),
-    _Quantity("grad_norm", "Gradient norm", "Of all parameters together, before it is clipped."),
-    _Quantity("lr", "Learning rate", "As scheduled, scaled to the batch."),
+    _Quantity("grad_norm", "Gradient norm", "All parameters together, before clipping."),
+    _Quantity("lr", "Learning rate", "The scheduled value, scaled to the batch."),
     _Quantity("images_per_s", "Throughput, images/s", "All ranks together.", " images/s"),
-    _Quantity("data_wait", "Data wait, %", "Part of the time that is spent waiting for the next batch.", " %", 100),
+    _Quantity("data_wait", "Data wait, %", "Share of the time spent waiting for the next batch.", " %", 100),
 )
 
 
 def style(index: int) -> str:
-    """Colour and dashes of run ``index``: both differ, so that either tells runs apart."""
+    """Return colour and dashes of run ``index``. Both differ between runs, so either distinguishes them."""
     return f"c{index % _COLOURS} d{index % _DASHES}"
 
 
 def bound_chart(run: Run) -> Chart | None:
-    """Entropy, its ceiling and reconstruction of a run; what lies between is the information. None without them."""
+    """Return a chart of entropy, ceiling and reconstruction, with the information as a band; None without values."""
     entropy, reconstruction, ceiling = run.curve("entropy"), run.curve("reconstruction"), run.curve("entropy_max")
     if not entropy or not reconstruction:
         return None
@@ -88,7 +88,7 @@ def bound_chart(run: Run) -> Chart | None:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """A chart for each quantity that some run has, with all runs in it."""
+    """Return a chart of all runs for each quantity that any run has."""
     drawn = []
     for q in (*_QUANTITIES, *_own_quantities(runs)):
         lines = [
@@ -113,7 +113,7 @@ def _own_quantities(runs: Sequence[Run]) -> list[_Quantity]:
 
 
 def _curve(run: Run, key: str) -> list[tuple[float, float]]:
-    """The logged values and, where the end was evaluated only after the last step was logged, the summary's."""
+    """Return the logged values, and the summary's value if the last evaluation followed the last logged step."""
     points = run.curve(key)
     end = (run.summary or {}).get(key) if key in ("knn_top1", "rankme") else None
     if end is not None and run.lines and (last := run.lines[-1].get("epoch")) is not None:
@@ -122,7 +122,7 @@ def _curve(run: Run, key: str) -> list[tuple[float, float]]:
 
 
 def _untrained(runs: Sequence[Run]) -> list[Level]:
-    """What the images themselves reach and an untrained network, where all runs agree on it."""
+    """Return the accuracies of raw pixels and of an untrained network, if they are the same for all runs."""
     levels = []
     for key, name in (("knn_top1_pixels", "raw pixels"), ("knn_top1_untrained", "untrained network")):
         values = {run.summary[key] for run in runs if run.summary and run.summary.get(key) is not None}

@@ -1,4 +1,4 @@
-"""The map of a network's features in two dimensions: PCA and t-SNE, by scikit-learn, drawn as SVG."""
+"""Maps of a network's features in two dimensions: scikit-learn's PCA and t-SNE, drawn as SVG."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .charts import picture
 from .samples import Sample, class_name
 
 COLOURS = 10
-"""Classes that have a colour of their own; the others, the rarest, are grey."""
+"""Number of classes with their own colour. The rarest classes are grey."""
 _SIDE, _MARGIN = 330, 16
-_LEAST = 6  # images below which neighbourhoods mean nothing
+_LEAST = 6  # with fewer images, neighbourhoods have no meaning
 
 
 @dataclass(frozen=True)
 class Map:
-    """Places [N, 2] of N images, and how they came about."""
+    """Places [N, 2] of N images, and a description of the projection."""
 
     name: str
     places: NDArray[np.float64]
@@ -30,30 +30,33 @@ class Map:
 
 
 def project(sample: Sample) -> list[Map]:
-    """PCA and t-SNE of the sample's unit-norm features. Raises ConfigError where there is nothing to map with or of."""
+    """Return PCA and t-SNE of the sample's unit-norm features.
+
+    Raise ConfigError without scikit-learn, with too few images, or if all features are the same.
+    """
     try:
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
     except ImportError:
-        raise ConfigError("the map needs scikit-learn; type: pip install scikit-learn") from None
+        raise ConfigError("the map needs scikit-learn. Type: pip install scikit-learn") from None
     rows = sample.rows.double().numpy()
     if len(rows) < _LEAST:
-        raise ConfigError(f"{len(rows)} images are too few for a map; {_LEAST} would do")
+        raise ConfigError(f"the map needs at least {_LEAST} images, got {len(rows)}")
     if rows.std(0).max() < 1e-6:
-        raise ConfigError("all images have the same features (a collapse), so there is nothing to map")
+        raise ConfigError("all images have the same features (a collapse)")
     pca = PCA(2, random_state=0) if rows.shape[1] > 1 else PCA(1)
     places = pca.fit_transform(rows)
     places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
-    told = 100 * pca.explained_variance_ratio_.sum()
-    maps = [Map("PCA", places, f"the two directions of greatest variance, {told:.0f} % of it")]
+    explained = 100 * pca.explained_variance_ratio_.sum()
+    maps = [Map("PCA", places, f"The two directions of greatest variance, {explained:.0f} % of the total.")]
     perplexity = min(30, (len(rows) - 1) // 3)
     tsne = TSNE(perplexity=perplexity, init="random" if rows.shape[1] < 2 else "pca", random_state=0)
-    how = f"perplexity {perplexity}: who is near whom; distances between groups mean nothing"
+    how = f"Perplexity {perplexity}. It shows neighbourhoods; distances between groups have no meaning."
     return [*maps, Map("t-SNE", tsne.fit_transform(rows), how)]
 
 
 def draw(map_: Map, sample: Sample) -> Markup:
-    """A dot an image, coloured by class where there are labels, with its name where one points at it."""
+    """Draw a dot per image, with its class's colour if there are labels, and its name on hover."""
     low, high = map_.places.min(0), map_.places.max(0)
     scale = (_SIDE - 2 * _MARGIN) / max(float((high - low).max()), 1e-12)
     spots = _SIDE / 2 + (map_.places - (low + high) / 2) * scale * (1, -1)
@@ -78,6 +81,6 @@ def draw(map_: Map, sample: Sample) -> Markup:
 
 
 def colours_of(labels: Sequence[int]) -> dict[int, int]:
-    """The colours, numbered from 0, of the most frequent classes; of equally frequent ones, the first."""
+    """Return the colour numbers of the most frequent classes. Among equally frequent ones, the first are chosen."""
     frequent = sorted(Counter(labels).items(), key=lambda item: (-item[1], item[0]))[:COLOURS]
     return {label: colour for colour, label in enumerate(sorted(label for label, _ in frequent))}

@@ -1,4 +1,4 @@
-"""What a network takes for alike: sample images, each with those whose features are nearest."""
+"""Sample images, each with the images that have the nearest features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUERIES, NEIGHBOURS = 8, 6
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with its text, and whether it is of the class that was asked for (None without labels)."""
+    """A picture with its text, and whether it has the first image's class (None without labels)."""
 
     uri: str
     alt: str
@@ -23,7 +23,7 @@ class Shown:
 
 
 def nearest(rows: Tensor, queries: list[int], count: int) -> tuple[Tensor, Tensor]:
-    """Cosines and numbers [Q, count] of the rows [N, D], of unit norm, nearest to those of ``queries``, not itself."""
+    """Return cosines and numbers [Q, count] of the unit rows [N, D] nearest to each query's row, except itself."""
     cosines = rows[queries] @ rows.T
     for at, query in enumerate(queries):
         cosines[at, query] = -2
@@ -31,7 +31,7 @@ def nearest(rows: Tensor, queries: list[int], count: int) -> tuple[Tensor, Tenso
 
 
 def choose(sample: Sample, count: int) -> list[int]:
-    """``count`` images that differ: one of each class in turn where there are labels, else evenly spread."""
+    """Return ``count`` images: one of each class in turn if there are labels, else evenly spaced."""
     total = len(sample.source)
     if sample.labels is None:
         return sorted({total * k // count for k in range(count)})
@@ -44,13 +44,13 @@ def choose(sample: Sample, count: int) -> list[int]:
 
 
 def table(sample: Sample) -> list[list[Shown]]:
-    """A row an image: itself, then its nearest by cosine, the nearest first."""
+    """Return a row per image: the image, then its neighbours by descending cosine."""
     queries = choose(sample, QUERIES)
-    cosines, found = nearest(sample.rows, queries, NEIGHBOURS)
-    wanted = list(dict.fromkeys([*queries, *found.flatten().tolist()]))
-    uris = dict(zip(wanted, map(data_uri, sample.pictures(wanted)), strict=True))
+    cosines, indices = nearest(sample.rows, queries, NEIGHBOURS)
+    shown = list(dict.fromkeys([*queries, *indices.flatten().tolist()]))
+    uris = dict(zip(shown, map(data_uri, sample.pictures(shown)), strict=True))
     rows = []
-    for query, near, angles in zip(queries, found.tolist(), cosines.tolist(), strict=True):
+    for query, near, angles in zip(queries, indices.tolist(), cosines.tolist(), strict=True):
         row = [Shown(uris[query], f"Image: {sample.describe(query)}", _class(sample, query))]
         for place, (i, cosine) in enumerate(zip(near, angles, strict=True), 1):
             alt = f"Neighbour {place}: {sample.describe(i)}, cosine {cosine:.3f}"

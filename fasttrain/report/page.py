@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no script, no file beside it."""
+"""The report as one self-contained HTML page: no network, no script, no other file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .runs import Run
 from .samples import Sample
 
 _HERE = Path(__file__).parent
-_MOST_DOTS = 5000  # of all maps together: a dot takes 100 bytes
+_MOST_DOTS = 5000  # in all maps together; a dot takes 100 bytes
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What a section holds for one run: pictures in rows below headings or drawings, or why there are none."""
+    """A section's content for one run: rows of pictures or drawings, or the reason why there are none."""
 
     run: str
     heads: tuple[str, ...] = ()
@@ -42,39 +42,39 @@ class Panel:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The panels of a run, and what was left out of them, a line each."""
+    """The panels of a run."""
 
     map: Panel
     neighbours: Panel
     attention: Panel
 
 
-def images_of(runs: int, wanted: int) -> int:
-    """Images in each map, so that a page of many runs stays small."""
-    return min(wanted, _MOST_DOTS // max(1, 2 * runs))
+def images_of(runs: int, images: int) -> int:
+    """Return the number of images in each map, so that a page of many runs stays small."""
+    return min(images, _MOST_DOTS // max(1, 2 * runs))
 
 
 def pictures(run: Run, sample: Sample | str) -> Pictures:
-    """All that is drawn from features; in place of a sample, why there is none."""
+    """Return the panels that need features. A string instead of a sample is the reason why there are none."""
     return Pictures(
         *(_panel(run, sample, draw) for draw in (_map_panel, _neighbours_panel, _attention_panel)),
     )
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before comparing."""
+    """Return what a reader must know before comparing runs."""
     lines = []
     data = dict.fromkeys(run.data for run in runs)
     counts = dict.fromkeys(run.summary["images"] for run in runs if run.summary and "images" in run.summary)
     if len(data) == 1 and len(counts) > 1:  # images in memory have no other name
         data = dict.fromkeys(f"{count:,} images" for count in counts)
     if len(data) > 1:
-        lines.append(f"The runs are of different data ({'; '.join(data)}): their figures do not compare.")
+        lines.append(f"The runs have different data ({'; '.join(data)}), so their figures cannot be compared.")
     return lines + [f"{run.name}: {note}." for run in runs for note in run.notes]
 
 
 def render(runs: Sequence[Run], drawn: Sequence[Pictures] = ()) -> str:
-    """The page. Without pictures it says how they are drawn."""
+    """Return the page. Without pictures it shows the command that draws them."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -124,11 +124,11 @@ _FACTS: tuple[tuple[str, Callable[[Run], Any]], ...] = (
     ("k-NN, raw pixels", lambda run: _percent(run.last("knn_top1_pixels"))),
     ("RankMe", lambda run: run.last("rankme")),
     ("entropy, nats", lambda run: run.last("entropy")),
-    ("its ceiling, nats", lambda run: run.last("entropy_max")),
+    ("entropy ceiling, nats", lambda run: run.last("entropy_max")),
     ("reconstruction, nats", lambda run: run.last("reconstruction")),
     ("information, nats", lambda run: run.last("information")),
     ("deficit, nats", lambda run: run.last("deficit")),
-    ("images a second", lambda run: run.last("images_per_s")),
+    ("images/s", lambda run: run.last("images_per_s")),
     ("seconds", lambda run: run.last("seconds")),
     ("ranks", lambda run: run.last("world_size") or (run.card and run.card.world_size)),
     ("ZeRO stage", lambda run: run.card and str(run.card.zero_stage)),
@@ -139,7 +139,7 @@ _FACTS: tuple[tuple[str, Callable[[Run], Any]], ...] = (
 
 
 def facts(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of the table: a heading and every run's value; what no run has is left out."""
+    """Return rows with a heading and every run's value. Rows without any value are left out."""
     rows = [[name, *(_text(value(run)) for run in runs)] for name, value in _FACTS]
     return [row for row in rows if set(row[1:]) != {NOTHING}]
 
@@ -170,16 +170,14 @@ def _panel(run: Run, sample: Sample | str, draw: Callable[[Run, Sample], Panel])
 
 
 def _map_panel(run: Run, sample: Sample) -> Panel:
-    drawings = tuple((found.name, maps.draw(found, sample), found.how) for found in maps.project(sample))
+    drawings = tuple((one.name, maps.draw(one, sample), one.how) for one in maps.project(sample))
     which = "held-out images" if sample.held_out else "training images (none are held out)"
-    text = f"{len(sample.source):,} {which}, by {sample.backbone.name}"
+    text = f"{len(sample.source):,} {which}, {sample.backbone.name}"
     if sample.labels is None:
         return Panel(run.name, drawings=drawings, text=f"{text}. The data has no labels, so the dots have no colours.")
     more = len(set(sample.labels)) - maps.COLOURS
     grey = f" The {maps.COLOURS} most frequent classes have colours, the other {more} are grey." if more > 0 else ""
-    return Panel(
-        run.name, drawings=drawings, text=f"{text}. Colours are classes, which the training has not seen.{grey}"
-    )
+    return Panel(run.name, drawings=drawings, text=f"{text}. Colours are classes; the training did not use them.{grey}")
 
 
 def _neighbours_panel(run: Run, sample: Sample) -> Panel:
@@ -187,17 +185,17 @@ def _neighbours_panel(run: Run, sample: Sample) -> Panel:
         raise ConfigError("one image has no neighbours")
     rows = neighbours.table(sample)
     heads = ("image", *(str(place) for place in range(1, len(rows[0]))))
-    text = "The data has no labels, so right and wrong are not marked."
+    text = "The data has no labels, so other classes are not marked."
     if sample.labels is not None:
         near = [shown.same for row in rows for shown in row[1:]]
-        text = f"{sum(map(bool, near))} of {len(near)} are of the image's class; the others are marked ✗."
+        text = f"{sum(map(bool, near))} of {len(near)} have the image's class. The others are marked ✗."
     return Panel(run.name, heads, tuple(map(tuple, rows)), text=text)
 
 
 def _attention_panel(run: Run, sample: Sample) -> Panel:
     rows = attention.table(sample)
     heads = ("image", "mean", *(f"head {number}" for number in range(1, len(rows[0]) - 1)))
-    return Panel(run.name, heads, tuple(map(tuple, rows)), text="Each map is scaled to its own greatest value.")
+    return Panel(run.name, heads, tuple(map(tuple, rows)), text="Each map is scaled to its own maximum.")
 
 
 def _sections(drawn: Sequence[Pictures]) -> list[dict[str, Any]]:
@@ -205,19 +203,19 @@ def _sections(drawn: Sequence[Pictures]) -> list[dict[str, Any]]:
         {
             "id": "map",
             "title": "Map of the features",
-            "about": "Backbone features of unit norm, in two dimensions; point at a dot for its image.",
+            "about": "Backbone features of unit norm, in two dimensions. Hover over a dot for its image.",
             "panels": [one.map for one in drawn],
         },
         {
             "id": "neighbours",
             "title": "Nearest neighbours",
-            "about": "Among the same images, those whose features have the highest cosine with the first image's.",
+            "about": "The images whose backbone features have the highest cosines with the first image's features.",
             "panels": [one.neighbours for one in drawn],
         },
         {
             "id": "attention",
             "title": "Attention of the [CLS] token",
-            "about": "Where the last block of a ViT looks, a square a patch: dark little, bright much.",
+            "about": "Attention in the last block of the ViT, one square per patch: dark is little, bright is much.",
             "panels": [one.attention for one in drawn],
         },
     ]

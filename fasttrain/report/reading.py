@@ -1,4 +1,4 @@
-"""What the bound means for a run: a few sentences for the method's family, and the run's own figures."""
+"""Sentences that explain the bound for a run: about the method's family, and with the run's own figures."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from .charts import number
 from .runs import Run
 
 _OWN = {
-    "contrastive": "Its loss holds both terms: the numerator pulls two views together (reconstruction), the "
-    "denominator pushes images apart and so estimates the entropy. A good run holds its entropy while the "
+    "contrastive": "Its loss contains both terms. The numerator pulls two views together: the reconstruction. The "
+    "denominator pushes images apart and thereby estimates the entropy. In a good run the entropy stays high while the "
     "reconstruction falls.",
-    "clustering": "Its loss is the reconstruction, a cross-entropy with the cluster of another view; that clusters are "
-    "used evenly (Sinkhorn, or k-means over the whole data) keeps the entropy near its ceiling, log K. An entropy that "
-    "falls says that clusters run empty.",
-    "distillation": "Its loss is the reconstruction alone. Nothing in it rewards entropy, which a teacher, a predictor "
-    "or centring must hold up; where the entropy falls as fast as the reconstruction nothing is learnt, and an entropy "
-    "at its floor is a collapse.",
+    "clustering": "Its loss is the reconstruction: a cross-entropy with the cluster of another view. The method uses "
+    "all clusters equally (by Sinkhorn, or k-means over the whole data), which keeps the entropy near its ceiling, "
+    "log K. A falling entropy means that clusters become empty.",
+    "distillation": "Its loss is the reconstruction alone. It does not reward entropy. The teacher, the predictor or "
+    "centring must keep the entropy high. If the entropy falls as fast as the reconstruction, nothing is learnt. An "
+    "entropy at its minimum is a collapse.",
 }
 _TWIN = (
-    "With --entropy its loss is reconstruction minus entropy, weight 1, which is minus the information. The entropy "
-    "replaces {}."
+    "With --entropy the loss is reconstruction minus entropy, with weight 1. This is the negative information. The "
+    "entropy term replaces {}."
 )
 _REPLACED = {
     "contrastive": "the denominator",
     "clustering": "the equal use of clusters",
-    "distillation": "what else has to hold it up, such as centring",
+    "distillation": "other means against collapse, such as centring",
 }
 
 
 def reading(run: Run) -> list[str]:
-    """The sentences below a run's bound."""
+    """Return the sentences below the chart of a run's bound."""
     sentences = []
     method = None if run.config is None else methods.load(run.config.method)
     if run.config is not None and method is not None and method.family in _OWN and method.space is not None:
@@ -41,7 +41,7 @@ def reading(run: Run) -> list[str]:
     )
     if None not in (entropy, ceiling, reconstruction, information):
         sentences.append(
-            f"At the last step: entropy {number(entropy)} of at most {number(ceiling)} nats, reconstruction "
-            f"{number(reconstruction)}, so at least {number(information)} nats are known of one view from the other."
+            f"At the last step the entropy is {number(entropy)} of at most {number(ceiling)} nats and the "
+            f"reconstruction is {number(reconstruction)} nats. So two views share at least {number(information)} nats."
         )
     return sentences

@@ -1,4 +1,4 @@
-"""How to run it again: the shortest command that gives the same configuration, and what differs between runs."""
+"""The shortest command that repeats a run, and the settings that differ between runs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from ..pipelines import ViewRecipe
 from .charts import NOTHING
 from .runs import Run
 
-_ELSEWHERE = ("output_dir",)
-"""Another run of the same kind has its own."""
+_PER_RUN = ("output_dir",)
+"""Settings that differ when a run is repeated."""
 
 
 def command(run: Run) -> str | None:
-    """The command that trains as the run did, into a new folder; None without a configuration or a path.
+    """Return the command that repeats the run in a new folder, or None without a configuration or a data path.
 
-    Flags say what is not in the recipe already. What flags cannot say, as a list of views, is read from config.yaml.
+    Its flags are the settings that differ from the recipe. If flags cannot express them, for example a list of views,
+    it reads the run's config.yaml.
     """
     if run.config is None or run.config.train.in_memory:
         return None
     words = _flags(run.config)
     try:
         exact = words is not None and _flat(parse(words)[0]) == _flat(run.config)
-    except ConfigError:  # say, a recipe that has changed since
+    except ConfigError:  # for example, the recipe has changed since
         exact = False
     if words is None or not exact:
         words = ["--config", str(run.path / "config.yaml"), "--output_dir", f"{run.path}-again"]
@@ -41,10 +42,10 @@ def command(run: Run) -> str | None:
 
 
 def _flags(config: Config) -> list[str] | None:
-    """Every setting that is not the recipe's, as a flag; None where one has no form as a flag."""
+    """Return every setting that differs from the recipe as a flag, or None if one cannot be a flag."""
     t = config.train
-    given = {"recipe": config.recipe, "data_path": t.data_path, "entropy": config.entropy}
-    base = resolve(config.method, {name: value for name, value in given.items() if value is not None})
+    values = {"recipe": config.recipe, "data_path": t.data_path, "entropy": config.entropy}
+    base = resolve(config.method, {name: value for name, value in values.items() if value is not None})
     words = ["--method", config.method, *(["--entropy"] if config.entropy else [])]
     words += [] if config.plugin is None else ["--plugin", config.plugin]
     if resolve(config.method, {} if t.data_path is None else {"data_path": t.data_path}).recipe != config.recipe:
@@ -53,7 +54,7 @@ def _flags(config: Config) -> list[str] | None:
     for ours, usual in ((config.train, base.train), (config.settings, base.settings)):
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)
-            if field.name in (*_ELSEWHERE, "data_path") or value == getattr(usual, field.name):
+            if field.name in (*_PER_RUN, "data_path") or value == getattr(usual, field.name):
                 continue
             if value is None:
                 return None
@@ -62,28 +63,28 @@ def _flags(config: Config) -> list[str] | None:
 
 
 def _view_flags(ours: ViewRecipe, usual: ViewRecipe) -> list[str]:
-    """DINO's five, where they may be what makes the difference; whether they are is seen when they are read back."""
+    """Return DINO's five flags as far as they may express the difference. The caller parses them to verify it."""
     words = []
     for kind in ("global", "local"):
-        mine, theirs = ([view for view in r.views if view.local == (kind == "local")] for r in (ours, usual))
-        if theirs and not mine:
+        run, recipe = ([view for view in r.views if view.local == (kind == "local")] for r in (ours, usual))
+        if recipe and not run:
             words += _flag(f"{kind}_crops_number", 0)
         for name, flag in (("size", "size"), ("scale", "scale"), ("count", "number")):
-            values = {getattr(view, name) for view in mine}
-            if len(values) == 1 and values != {getattr(view, name) for view in theirs}:
+            values = {getattr(view, name) for view in run}
+            if len(values) == 1 and values != {getattr(view, name) for view in recipe}:
                 words += _flag(f"{kind}_crops_{flag}", *values)
     return words
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    given = value if isinstance(value, tuple) else (value,)
-    return [f"--{name}", *([] if value is True else [str(v).lower() if v is False else str(v) for v in given])]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{name}", *([] if value is True else [str(v).lower() if v is False else str(v) for v in values])]
 
 
 def differences(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a table: the settings in which runs differ or, of a single one, those not its recipe's.
+    """Return headings and rows of a table: settings that differ between runs, or between one run and its recipe.
 
-    A method's own settings count among the runs that have them.
+    A setting that only one method has is compared among the runs that have it.
     """
     configs = [run.config for run in runs if run.config is not None]
     if len(configs) == 1:
@@ -92,7 +93,7 @@ def differences(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         values |= {} if config.train.data_path is None else {"data_path": config.train.data_path}
         try:
             configs = [config, resolve(config.method, values)]
-        except ConfigError:  # a recipe that is no more
+        except ConfigError:  # the recipe does not exist any more
             return [], []
         names = ["this run", f"recipe {config.recipe}"]
     else:
@@ -104,12 +105,12 @@ def differences(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    """Every setting by its name, whichever folder the run is written to; of views each field."""
+    """Return every setting by name, with one entry per field of each view, without the output folder."""
     flat: dict[str, Any] = yaml.safe_load(config.to_yaml())
     views = flat.pop("views")
     flat["views"] = ", ".join(f"{view['count']} of {view['size']} px" for view in views)
     flat |= {f"views[{i}].{name}": value for i, view in enumerate(views) for name, value in view.items()}
-    return {name: value for name, value in flat.items() if name not in _ELSEWHERE}
+    return {name: value for name, value in flat.items() if name not in _PER_RUN}
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

@@ -1,4 +1,4 @@
-"""A run as its folder tells it: finished, under way, stopped before its end, or hardly begun."""
+"""Read a run from its folder, whether it finished or not."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ _DIGITS = "the embedded digits"
 
 @dataclass(frozen=True)
 class Run:
-    """What is known about a run."""
+    """The content of a run's folder."""
 
     path: Path
     name: str
-    """By which the report calls it: the folder's name, with as many of its parents as tell it from the others."""
+    """Name in the report: the end of the path that distinguishes it from the other runs."""
     lines: tuple[dict[str, Any], ...]
     """The lines of metrics.jsonl, in the order of their steps."""
     summary: dict[str, Any] | None
     """summary.json; None if the run has not finished."""
     config: Config | None
-    """None where config.yaml is missing or cannot be used."""
+    """None if config.yaml is missing or invalid."""
     text: str
-    """config.yaml as it stands; empty where it is missing."""
+    """The text of config.yaml; empty if it is missing."""
     card: Card | None
-    """Of the newest complete checkpoint."""
+    """The card of the newest complete checkpoint."""
     notes: tuple[str, ...] = ()
-    """What is missing or broken, for people."""
+    """Missing or invalid files, as text for the reader."""
 
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """(epoch, value) of every logged step that has a finite value."""
+        """Return (epoch, value) of every logged step with a finite value."""
         with_both = [line for line in self.lines if _is_number(line.get("epoch")) and _is_number(line.get(key))]
         return [(float(line["epoch"]), float(line[key])) for line in with_both]
 
     def last(self, key: str) -> Any:
-        """The summary's value, or that of the last logged step that has one."""
+        """Return the summary's value, or the value of the last logged step that has one."""
         if self.summary is not None and self.summary.get(key) is not None:
             return self.summary[key]
         return next((line[key] for line in reversed(self.lines) if line.get(key) is not None), None)
 
     @property
     def steps(self) -> int:
-        """Steps of which something is known to be done."""
+        """Number of the last known step."""
         return int(max([line.get("step", 0) for line in self.lines] + [(self.summary or {}).get("steps", 0)]))
 
     @property
     def state(self) -> str:
-        """Whether it finished, and how far it came."""
+        """Whether the run finished, and its number of steps."""
         collapsed = ", collapsed" if (self.summary or {}).get("collapsed") else ""
         if self.summary is not None and self.summary.get("steps", 0) >= self.steps:
             return f"finished: {self.steps:,} steps{collapsed}"
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The images that it is trained and evaluated on, as far as paths tell."""
+        """The paths of the images for training and evaluation."""
         if self.config is None:
             return str((self.summary or {}).get("dataset", "unknown data"))
         t = self.config.train
@@ -82,25 +82,26 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs in these folders; one that is given twice counts once.
+    """Return the runs in these folders, each folder once.
 
-    Raises ConfigError for a folder that holds no run, and where none of them has logged a step.
+    Raise ConfigError for a folder without a run, and if no run has logged a step.
     """
     folders = list(dict.fromkeys(path.expanduser().resolve() for path in paths))
     runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     if not any(run.lines for run in runs):
-        what = "has" if len(runs) == 1 else "have"
-        raise ConfigError(f"{', '.join(map(str, paths))} {what} logged no step; let it train on, or choose another run")
+        raise ConfigError(
+            f"{', '.join(map(str, paths))}: no step is logged. Resume the training or choose another run."
+        )
     return runs
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """The run in a folder. Raises ConfigError where there is none."""
+    """Return the run in a folder. Raise ConfigError if there is none."""
     metrics, settings = folder / "metrics.jsonl", folder / "config.yaml"
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such run; give the folder that a training wrote (--output_dir)")
+        raise ConfigError(f"{folder}: no such run. Give the --output_dir of a training.")
     if not metrics.is_file() and not settings.is_file():
-        raise ConfigError(f"{folder} holds no run: neither metrics.jsonl nor config.yaml is in it")
+        raise ConfigError(f"{folder}: is no run, because it has no metrics.jsonl and no config.yaml.")
     lines, notes = _metrics(metrics)
     config, text = None, ""
     try:
@@ -108,20 +109,20 @@ def read_run(folder: Path, name: str) -> Run:
         text = settings.read_text()
         config = resolve(str(values.get("method")), {}, values)
     except ConfigError as error:
-        notes.append(f"config.yaml cannot be used ({str(error).removeprefix('--config ')})")
+        notes.append(f"config.yaml is invalid ({str(error).removeprefix('--config ')})")
     try:
         card = read_card(newest(folder))
     except ConfigError:
         card = None
-        notes.append("no complete checkpoint, so nothing is known of its network but what was logged")
+        notes.append("no complete checkpoint, so only logged values are shown")
     summary = read_summary(folder)
     if summary is None and (folder / "summary.json").exists():
-        notes.append("summary.json cannot be read, so whether it finished is unknown")
+        notes.append("summary.json cannot be read, so it is unknown whether the run finished")
     return Run(folder, name, tuple(lines), summary, config, text, card, tuple(notes))
 
 
 def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines that are whole, and a note where some are not."""
+    """Return the valid lines, and a note if some are invalid."""
     if not path.is_file():
         return [], []
     lines, broken = [], 0
@@ -134,11 +135,11 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             lines.append(line)
         else:
             broken += 1
-    return lines, [f"{broken} of the lines of metrics.jsonl cannot be read and are left out"] if broken else []
+    return lines, [f"{broken} lines of metrics.jsonl are invalid and left out"] if broken else []
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ."""
+    """Return the shortest ends of the paths that all differ."""
     for length in range(1, max((len(folder.parts) for folder in folders), default=1) + 1):
         names = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(names)) == len(names):

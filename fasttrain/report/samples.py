@@ -1,4 +1,4 @@
-"""The images that a report shows, and what a run's network makes of them."""
+"""The images that a report shows, and their features by a run's network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Sample:
     rows: Tensor
     """Features [N, D] of unit norm, on the CPU."""
     held_out: bool
-    """Whether the run has not trained on these images."""
+    """Whether the images were held out from the training."""
 
     @property
     def labels(self) -> list[int] | None:
@@ -40,27 +40,27 @@ class Sample:
         return None if self.source.labels is None else [int(label) for label in self.source.labels]
 
     def describe(self, i: int) -> str:
-        """Name and, where there is one, class of image ``i``."""
+        """Return the name of image ``i``, with its class if it has one."""
         labels, name = self.labels, short(self.source.describe(i))
         return name if labels is None else f"{name}, class {self.class_of(labels[i])}"
 
     def class_of(self, label: int) -> str:
-        """Name of a class, or its number."""
+        """Return the name of a class, or its number."""
         return class_name(self.source.classes, label)
 
     def pictures(self, indices: Sequence[int]) -> list[Image.Image]:
-        """What the network sees of images ``indices``, before normalisation and in RGB."""
+        """Return the network's inputs for images ``indices`` before normalisation, in RGB."""
         blueprint = self.backbone.blueprint
         views = self.views(indices, evaluation_view(in_rgb(blueprint.recipe), blueprint.size))
         return [to_image(view.numpy()) for view in views]
 
     def inputs(self, indices: Sequence[int]) -> Tensor:
-        """What the network is given of images ``indices``: [N, C, H, W]."""
+        """Return the network's inputs for images ``indices``: [N, C, H, W]."""
         blueprint = self.backbone.blueprint
         return self.views(indices, evaluation_view(blueprint.recipe, blueprint.size))
 
     def views(self, indices: Sequence[int], recipe: ViewRecipe) -> Tensor:
-        """The one view of the recipe of images ``indices``, in their order: [N, C, H, W]."""
+        """Return the recipe's single view of images ``indices``, in their order: [N, C, H, W]."""
         loader = _loader(Subset(self.source, indices), recipe)
         try:
             return torch.cat([batch.views[0][0].cpu() for batch in loader.epoch(0)])
@@ -69,13 +69,13 @@ class Sample:
 
 
 def look(run: Run, images: int, splits: Splits | None = None) -> Sample:
-    """Features of at most ``images`` images of the run's data, held-out ones if it has any; the same for every run.
+    """Return features of at most ``images`` images of the run's data, held-out images if it has any.
 
-    ``splits`` is the data of a run for which no path tells it. Raises ConfigError or DataError where the network or the
-    data are not at hand.
+    Runs with the same data get the same images. ``splits`` is the data of a run whose data has no path. Raise
+    ConfigError or DataError if the network or the data are not available.
     """
     if run.config is None:
-        raise ConfigError("its config.yaml is missing or cannot be used")
+        raise ConfigError("its config.yaml is missing or invalid")
     backbone = from_run(run.path)
     splits = splits or _open(run)
     source = splits.val or splits.train
@@ -91,7 +91,7 @@ def look(run: Run, images: int, splits: Splits | None = None) -> Sample:
     finally:
         loader.close()
         backbone.network.cpu()
-    if bad:  # they have no features
+    if bad:  # unreadable images have no features
         sample = Subset(sample, [i for i in range(len(sample)) if sample.describe(i) not in bad])
     if not rows.isfinite().all():
         raise ConfigError("its features are not finite: the run diverged")
@@ -99,12 +99,12 @@ def look(run: Run, images: int, splits: Splits | None = None) -> Sample:
 
 
 def short(name: str, most: int = 40) -> str:
-    """The end of a long name, which for a path is what tells it from others."""
+    """Return the end of a long name. The ends of paths differ, not their beginnings."""
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
-    """Name of a class, or its number."""
+    """Return the name of a class, or its number."""
     return classes[label] if label < len(classes) else str(label)
 
 
@@ -113,11 +113,11 @@ def _open(run: Run) -> Splits:
     t, index = run.config.train, run.path / "index"
     if t.in_memory:
         name = str(t.data_path).removeprefix(IN_MEMORY)
-        raise DataError(f"its data, {name}, was in memory and has no path; from Python, Result.report() shows it")
+        raise DataError(f"its data, {name}, was in memory and has no path. Use Result.report() in Python.")
     splits = open_source(t.data_path, t.val_path, cache=index if index.is_dir() else None)
     trained_on = (run.summary or {}).get("dataset", splits.name)
     if trained_on != splits.name:
-        raise DataError(f"its data, {trained_on}, is not what its path has now, {splits.name}")
+        raise DataError(f"its data was {trained_on}, but its path now has {splits.name}")
     return splits
 
 
