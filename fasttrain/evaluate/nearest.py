@@ -15,9 +15,9 @@ _BLOCK = 2**30
 def nearest(bank: Tensor, queries: Tensor, k: int, *, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """Return the highest cosines, in descending order, and their rows of the bank [N, D]: both [M, min(k, N)].
 
-    At most chunk x N cosines exist at a time, on the device of the queries [M, D]. A bank on another device, because it
-    is too large for the GPU, is copied once in blocks of 1 GiB. Larger chunks are slower on a CPU: above 32 MiB, glibc's
-    largest mmap threshold, every product gets new pages, which takes a fifth of its time.
+    At most chunk x N cosines exist at a time, on the device of the queries [M, D]. A bank on another device (because it
+    is too large for the GPU) is copied once, in blocks of 1 GiB. Larger chunks are slower on a CPU: above 32 MiB, which
+    is glibc's largest mmap threshold, every product gets new pages, and they take a fifth of its time.
     """
     chunks = torch.split(F.normalize(queries.float(), dim=1), chunk)
     best: list[tuple[Tensor, Tensor]] = []

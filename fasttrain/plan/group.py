@@ -1,4 +1,4 @@
-"""A process group of any size with one process in it, which sends nothing and writes down what it would send."""
+"""A process group of any size with one process. It records its messages and sends nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Message:
-    """A collective operation: its kind, its bytes, and what it is for.
+    """A collective operation: its kind, its bytes and its purpose.
 
-    ``bytes`` are those of the largest tensor of it: what is reduced, what is gathered of all ranks, what is scattered.
+    ``bytes`` is the size of its largest tensor: the reduced tensor, the output of a gather, or the input of a scatter.
     """
 
     kind: str
@@ -29,7 +29,7 @@ class _Sent(dist.distributed_c10d.Work):
 
 
 class PlannedGroup(dist.ProcessGroup):
-    """Rank 0 of ``size``. What is received is not a number: for tensors without numbers only."""
+    """Rank 0 of ``size`` ranks. Nothing is received, so tensors must have no values."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]
@@ -41,15 +41,15 @@ class PlannedGroup(dist.ProcessGroup):
         return _Sent()
 
     def allreduce(self, tensors: Sequence[Tensor], options: object = None) -> _Sent:  # type: ignore[override]
-        """Note an all-reduce."""
+        """Record an all-reduce."""
         return self._send("all_reduce", tensors[0])
 
     def broadcast(self, tensors: Sequence[Tensor], options: object = None) -> _Sent:  # type: ignore[override]
-        """Note a broadcast."""
+        """Record a broadcast."""
         return self._send("broadcast", tensors[0])
 
     def all_gather_single(self, output: Tensor, input: Tensor, options: object = None) -> _Sent:
-        """Note an all-gather into one tensor."""
+        """Record an all-gather into one tensor."""
         return self._send("all_gather", output)
 
     def _allgather_base(self, output: Tensor, input: Tensor, opts: Any = None) -> _Sent:
@@ -57,12 +57,12 @@ class PlannedGroup(dist.ProcessGroup):
 
     @contextmanager
     def topic(self, about: str) -> Iterator[None]:
-        """What is sent within is ``about`` something else."""
+        """Set the purpose of the messages inside this context."""
         before, self.about = self.about, about
         yield
         self.about = before
 
 
 def planned_group(size: int) -> PlannedGroup | None:
-    """Rank 0 of ``size`` ranks, None for one. No process group is started, and one that is there is left alone."""
+    """Return rank 0 of ``size`` ranks, or None for one rank. torch's default process group is not touched."""
     return None if size == 1 else PlannedGroup(0, size)

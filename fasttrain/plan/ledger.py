@@ -1,9 +1,9 @@
-"""What a step does, operator by operator: floating-point operations, bytes moved, bytes alive, bytes kept."""
+"""Count a step operator by operator: floating-point operations, bytes moved, bytes alive and bytes saved."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,23 +18,21 @@ from .. import kernels  # noqa: F401 (defines torch.ops.fasttrain)
 _ATEN, _OURS = torch.ops.aten, torch.ops.fasttrain
 _SCALAR = _ATEN._local_scalar_dense.default
 _CAST = _ATEN._to_copy.default
-_KERNELS = {_OURS.pair_lse, _OURS.pair_lse_backward, _OURS.self_lse, _OURS.self_lse_backward}
-_KERNELS |= {_OURS.prototype_terms, _OURS.prototype_terms_backward}
 
 
 class Work(NamedTuple):
-    """One operator: floating-point operations (a multiplication and an addition are 2), and bytes read and written."""
+    """An operator's floating-point operations (a multiplication and an addition are 2), and bytes read and written."""
 
     flops: int
     bytes: int
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down every operator that runs below it, on tensors that have no numbers.
+    """Record every operator that runs inside, on tensors without values.
 
-    A number that Python asks for is 0, and fasttrain's kernels are those of the GPU. ``work`` is the operators so far,
-    ``peak`` the most bytes that were alive at once of all that they made, ``weight_copies`` the storages that are alive
-    of what autocast made of the trained ``weights``.
+    A value that Python reads is 0. fasttrain's kernels use the GPU's backend. ``work`` lists the operators. ``peak`` is
+    the largest number of bytes of their outputs that were alive at once. ``weight_copies`` are autocast's copies of the
+    trained ``weights`` that are alive.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
@@ -49,13 +47,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operator and note it."""
+        """Run the operator and record it."""
         if func is _SCALAR:
             return 0.0 if args[0].is_floating_point() else 0
         packet = func._overloadpacket
-        if packet in _KERNELS:
-            args = (*args[:-1], "triton")  # the backend is every kernel's last argument
         kwargs = kwargs or {}
+        if packet in _KERNELS:
+            args, kwargs = (), _named(func._schema, args, kwargs) | {"backend": "triton"}
         out = func(*args, **kwargs)
         read = _tensors((args, kwargs))
         if func is _CAST and _storage(read[0]) in self._weights:
@@ -64,8 +62,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         new = [x for x in _tensors(out) if _storage(x) not in before]
         written = [*new, *_changed(func._schema, args, kwargs)]
         moved = sum(map(_touched, [*read, *written])) if written else 0  # a view moves nothing
-        formula = self._formulas.get(packet)
-        flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
+        if packet in _KERNELS:
+            flops = _KERNELS[packet](**kwargs)
+        else:
+            formula = self._formulas.get(packet)
+            flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
         if flops or moved:
             self.work.append(Work(flops, moved))
         for tensor in new:
@@ -86,24 +87,24 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Kept:
-    """Counts what autograd keeps for the backward pass: every storage once, but for parameters, buffers and inputs.
+    """Count what autograd saves for the backward pass: every storage once, without parameters, buffers and inputs.
 
-    ``network`` bytes are kept by what runs inside the networks' modules, ``loss`` bytes by what the method does with
-    their outputs, ``copies`` bytes are weights in autocast's precision.
+    ``network`` bytes are saved inside the networks' modules, ``loss`` bytes by the method's computations with their
+    outputs. ``copies`` bytes are weights in autocast's precision.
     """
 
     def __init__(self, method: nn.Module, inputs: Iterable[Tensor], copies: Collection[Any] = ()) -> None:
         self._method = method
-        # Held here, lest their numbers pass to others: ZeRO-3 gives parameters new storages as it goes.
-        self._held = [x.untyped_storage() for x in (*method.parameters(), *method.buffers(), *inputs)]
-        self._others = {storage._cdata for storage in self._held}
+        # These references keep the addresses valid: ZeRO-3 replaces the storages of parameters during a step.
+        self._storages = [x.untyped_storage() for x in (*method.parameters(), *method.buffers(), *inputs)]
+        self._ignored = {storage._cdata for storage in self._storages}
         self._copies = copies
-        self._found: dict[int, tuple[str, int]] = {}
+        self._saved: dict[int, tuple[str, int]] = {}
         self._depth = 0
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count within."""
+        """Count inside this context."""
         networks = [c for c in self._method.children() if any(True for _ in c.parameters())]
         inside = [m for network in networks for m in network.modules()]
         hooks = [m.register_forward_pre_hook(lambda *_: self._enter(1)) for m in inside]
@@ -116,19 +117,19 @@ class Kept:
                 hook.remove()
 
     def total(self, where: str) -> int:
-        """Bytes kept in ``network``, ``loss`` or ``copies``."""
-        return sum(size for place, size in self._found.values() if place == where)
+        """Return the bytes saved in ``network``, ``loss`` or ``copies``."""
+        return sum(size for place, size in self._saved.values() if place == where)
 
     def _enter(self, by: int) -> None:
         self._depth += by
 
     def _keep(self, x: Tensor) -> Tensor:
-        if isinstance(x, nn.Parameter):  # itself: ZeRO-3, which gives it other storages as it goes, knows it by that
+        if isinstance(x, nn.Parameter):  # do not detach: ZeRO-3 recognises a parameter by its identity
             return x
         key = _storage(x)
-        if key not in self._others and not isinstance(x._base, nn.Parameter):
+        if key not in self._ignored and not isinstance(x._base, nn.Parameter):
             place = "copies" if x.untyped_storage() in self._copies else "network" if self._depth else "loss"
-            self._found.setdefault(key, (place, x.untyped_storage().nbytes()))
+            self._saved.setdefault(key, (place, x.untyped_storage().nbytes()))
         return x.detach()
 
 
@@ -141,23 +142,28 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
+def _named(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return an operator's arguments by name."""
+    return {a.name: v for a, v in zip(schema.arguments, args, strict=False)} | kwargs
+
+
 def _changed(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an operator changes in place."""
+    """Return the tensors that an operator changes in place."""
     if not schema.is_mutable:
         return []
-    given = {a.name: v for a, v in zip(schema.arguments, args, strict=False)} | kwargs
+    arguments = _named(schema, args, kwargs)
     names = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return _tensors([given.get(name) for name in names])
+    return _tensors([arguments.get(name) for name in names])
 
 
 def _touched(x: Tensor) -> int:
-    """Bytes of a tensor, those that an expansion repeats counted once."""
+    """Return the bytes of a tensor. Bytes that an expansion repeats count once."""
     return min(x.nbytes, x.untyped_storage().nbytes())
 
 
 def _flop_formulas() -> Mapping[Any, Callable[..., int]]:
-    """Torch's formulas, attention on the CPU as on the GPU, and those of our kernels from ``kernels/NOTES.md``."""
-    formulas = dict(FlopCounterMode(display=False, custom_mapping=_OUR_FLOPS).flop_registry)
+    """Return torch's formulas, with attention on the CPU counted as on the GPU."""
+    formulas = dict(FlopCounterMode(display=False).flop_registry)
     flash = "_scaled_dot_product_flash_attention"
     for name in (flash, f"{flash}_for_cpu"):
         formulas[getattr(_ATEN, name)] = formulas[getattr(_ATEN, flash)]
@@ -165,45 +171,45 @@ def _flop_formulas() -> Mapping[Any, Callable[..., int]]:
     return formulas
 
 
-# Arguments are the operators' own, with shapes for tensors. A product of N x M x D is 2 N M D operations.
+# Operations of fasttrain's kernels, from kernels/NOTES.md. Parameters have the names of the operators' schemas.
 
 
-Shape = Sequence[int]
+def _product(x: Tensor, y: Tensor) -> int:
+    """Return the operations of x [N, D] times y^T [D, M]: 2 N M D."""
+    return 2 * x.shape[0] * y.shape[0] * x.shape[1]
 
 
-def _pair(x: Shape, y: Shape, *args: Any, out_shape: Any = None) -> int:
-    return 2 * x[0] * y[0] * x[1]
+def _pair(x: Tensor, y: Tensor, **_: Any) -> int:
+    return _product(x, y)
 
 
-def _pair_backward(x: Shape, y: Shape, *args: Any, out_shape: Any = None) -> int:
-    # Each of the two gradients forms the scores again. args are bias, gain, rows, cols and so on to need_x, need_y.
-    return 2 * sum(map(bool, args[9:11])) * _pair(x, y)
+def _pair_backward(x: Tensor, y: Tensor, need_x: bool, need_y: bool, **_: Any) -> int:
+    return 2 * (need_x + need_y) * _product(x, y)  # each gradient computes the scores again
 
 
-def _self(x: Shape, *args: Any, out_shape: Any = None) -> int:
-    return _pair(x, x) // 2
+def _self(x: Tensor, **_: Any) -> int:
+    return _product(x, x) // 2
 
 
-def _self_backward(x: Shape, *args: Any, out_shape: Any = None) -> int:
-    return 2 * _pair(x, x)
+def _self_backward(x: Tensor, **_: Any) -> int:
+    return 2 * _product(x, x)
 
 
 def _prototypes(
-    student: Any, teacher: Any, prototypes: Any, others: Any, bias: Any, weights: Any, *args: Any, out_shape: Any = None
+    student: Tensor, teacher: Tensor | None, student_prototypes: Tensor, weights: Tensor | None, **_: Any
 ) -> int:
-    of_teacher = 0 if teacher is None else 3 * _pair(teacher, prototypes)
-    return (1 if weights is None else 2) * _pair(student, prototypes) + of_teacher
+    of_teacher = 0 if teacher is None else 3 * _product(teacher, student_prototypes)
+    return (1 if weights is None else 2) * _product(student, student_prototypes) + of_teacher
 
 
 def _prototypes_backward(
-    student: Any, teacher: Any, prototypes: Any, others: Any, bias: Any, weights: Any, *args: Any, out_shape: Any = None
+    student: Tensor, teacher: Tensor | None, student_prototypes: Tensor, marginal_grad: Tensor | None, **_: Any
 ) -> int:
-    marginal_grad = args[7]
-    of_teacher = 0 if teacher is None else _pair(teacher, prototypes)
-    return (3 if marginal_grad is None else 4) * _pair(student, prototypes) + of_teacher
+    of_teacher = 0 if teacher is None else _product(teacher, student_prototypes)
+    return (3 if marginal_grad is None else 4) * _product(student, student_prototypes) + of_teacher
 
 
-_OUR_FLOPS = {
+_KERNELS: Mapping[Any, Callable[..., int]] = {
     _OURS.pair_lse: _pair,
     _OURS.pair_lse_backward: _pair_backward,
     _OURS.self_lse: _self,

@@ -1,4 +1,4 @@
-"""The linear layer that DeepSpeed puts in the place of torch's at ZeRO-3, for tensors without numbers."""
+"""DeepSpeed's linear layer of ZeRO-3, for tensors without values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..engine.zero import linear_function, set_linear_function
 
 @contextmanager
 def linear_of_zero3() -> Iterator[None]:
-    """Within, ``torch.nn.functional.linear`` is as at ZeRO-3, where DeepSpeed replaces it for good.
+    """Replace ``torch.nn.functional.linear`` inside this context, as DeepSpeed does at ZeRO-3.
 
-    (A ``TorchFunctionMode`` would be off where checkpointed blocks are recomputed.)
+    A ``TorchFunctionMode`` would not be active when checkpointed blocks are recomputed.
     """
     linear = linear_function()
     set_linear_function(_Linear.apply)
@@ -27,9 +27,9 @@ def linear_of_zero3() -> Iterator[None]:
 
 
 class _Linear(torch.autograd.Function):
-    """``x W^T + b``, which keeps parameters, not what autocast makes of them, and its input as it came, fp32 or not.
+    """``x W^T + b``. It saves the parameters and the input in their own precision, not autocast's copies.
 
-    As ``deepspeed.runtime.zero.linear.LinearFunctionForZeroStage3`` does (0.19.8).
+    So does ``deepspeed.runtime.zero.linear.LinearFunctionForZeroStage3`` (0.19.8).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""One step of a method on tensors that have shapes only: whatever the network, it is counted, not calculated."""
+"""Run one micro-step of a method on tensors without values, and count it."""
 
 from __future__ import annotations
 
@@ -22,33 +22,32 @@ from ..pipelines import ViewRecipe
 from .group import Message, PlannedGroup, planned_group
 from .ledger import Kept, Ledger, Work
 from .linear import linear_of_zero3
-from .operators import kernels_as_operators
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What autocast lowers products to at a precision; fp32 is as it is."""
+"""Types of matrix products under autocast."""
 _BATCH_NORM = "BatchNorm statistics"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one rank does in a micro-step, forward and backward."""
+    """The work of one rank in a micro-step, forward and backward."""
 
     batch: int
     kept: int
-    """Bytes that the networks keep for the backward pass, inputs of recomputed blocks included."""
+    """Bytes that the networks save for the backward pass, including the inputs of recomputed blocks."""
     kept_by_loss: int
-    """Bytes that the loss keeps: rows, prototypes and numbers a row."""
+    """Bytes that the loss saves: projections, prototypes and values per row."""
     weight_copies: int
-    """Bytes of the weights in autocast's precision, which it keeps from the first product to the backward pass."""
+    """Bytes of the weights in autocast's precision, alive from their first product to the backward pass."""
     temporary: int
-    """Bytes that are alive at the worst moment beyond what is kept, the gradient of the parameter in hand included."""
+    """Further bytes that are alive at the worst moment, including the gradient of the current parameter."""
     inputs: int
     """Bytes of the batch's views."""
     work: tuple[Work, ...]
     messages: tuple[Message, ...]
-    """What BatchNorm, the loss and the centre send."""
+    """Messages of BatchNorm, the loss and the centre."""
     uses: tuple[tuple[str, ...], ...]
-    """Names of the parameters that the modules use, call by call, first all of forward, then all of backward."""
+    """Names of the parameters of every module call: first the forward calls, then the backward calls."""
 
     @property
     def flops(self) -> int:
@@ -68,14 +67,14 @@ def trace(
 ) -> Trace:
     """Count a micro-step of ``batch`` images on one of ``world`` ranks.
 
-    ``method`` is left as it is; it may be on the device ``meta``. ``precision`` is fp32, bf16 or fp16, as the engine
-    lowers products to. At ``stage`` 3 linear layers are DeepSpeed's. With ``on_gpu`` BatchNorm over ranks is
-    ``torch.nn.SyncBatchNorm``, else the CPU's own.
+    ``method`` is not changed and may be on the device ``meta``. ``precision`` is the engine's: fp32, bf16 or fp16. At
+    ``stage`` 3, linear layers are DeepSpeed's. BatchNorm over ranks is ``torch.nn.SyncBatchNorm`` with ``on_gpu``, else
+    the implementation for CPUs.
     """
     method = copy.deepcopy(method)
     group = planned_group(world)
-    with FakeTensorMode(), kernels_as_operators():
-        forget_numbers(method)
+    with FakeTensorMode():
+        drop_values(method)
         if group is not None:
             method.group = group
             if method.synchronised_batch_norm and on_gpu:
@@ -84,21 +83,21 @@ def trace(
                 synchronise(method, group)
         images = [torch.empty(n, batch, views.channels, size, size) for size, n in views.groups]
         indices = torch.arange(batch)
-        for parameter in method.parameters():  # gradients are counted apart
+        for parameter in method.parameters():  # memory.gradient_bytes counts the gradients
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-        step = Step(0, 1, 1, measure=False)  # as most steps are; what is logged needs a few rows more
+        step = Step(0, 1, 1, measure=False)  # most steps are not logged
         ledger = Ledger(method.parameters())
         kept = Kept(method, images, ledger.weight_copies)
         linear = linear_of_zero3 if stage == 3 else nullcontext
         with ledger, kept.counting(), linear():
             autocast = torch.autocast("cpu", LOW.get(precision), enabled=precision in LOW)
-            with autocast, _uses(method) as uses:  # of recomputed blocks weights are there already, or needed at once
+            with autocast, _uses(method) as uses:  # without the calls of the recomputation, which need no new weights
                 loss = method(images, step, indices).loss
             alive = ledger.alive
             loss.backward()
         by_loss, copies = kept.total("loss"), kept.total("copies")
-        # Where blocks are recomputed, what they begin with is kept beside autograd, which does not tell of it.
+        # Checkpointed blocks save their inputs outside autograd, so the saved-tensor hooks do not see them.
         network = max(alive - by_loss - copies, kept.total("network"))
         return Trace(
             batch=batch,
@@ -113,8 +112,8 @@ def trace(
         )
 
 
-def forget_numbers(module: nn.Module) -> None:
-    """Leave a module's tensors their shapes only, on the CPU as far as torch is told. Within FakeTensorMode."""
+def drop_values(module: nn.Module) -> None:
+    """Replace a module's tensors by tensors without values, on the CPU. Call it in FakeTensorMode."""
 
     def like(x: Tensor) -> Tensor:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
@@ -128,22 +127,22 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 @contextmanager
 def _uses(method: nn.Module) -> Iterator[list[tuple[str, ...]]]:
-    """Fill a list with the names of the parameters that modules hold themselves, in the order of their calls.
+    """Fill a list with the names of the modules' own parameters, in the order of the module calls.
 
-    The calls of the backward pass are those of the forward pass that need a gradient, the last one first.
+    The calls of the backward pass are the forward calls with gradients, in reverse order.
     """
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     forward: list[tuple[str, ...]] = []
     backward: list[tuple[str, ...]] = []
 
-    def note(module: nn.Module, _: Any) -> None:
-        held = tuple(names[id(parameter)] for parameter in module.parameters(recurse=False))
-        if held:
-            forward.append(held)
+    def record(module: nn.Module, _: Any) -> None:
+        own = tuple(names[id(parameter)] for parameter in module.parameters(recurse=False))
+        if own:
+            forward.append(own)
             if torch.is_grad_enabled():
-                backward.append(held)
+                backward.append(own)
 
-    hooks = [module.register_forward_pre_hook(note) for module in method.modules()]
+    hooks = [module.register_forward_pre_hook(record) for module in method.modules()]
     uses: list[tuple[str, ...]] = []
     try:
         yield uses
@@ -154,7 +153,7 @@ def _uses(method: nn.Module) -> Iterator[list[tuple[str, ...]]]:
 
 
 class _Exchange(torch.autograd.Function):
-    """What SyncBatchNorm sends for a layer, around the BatchNorm that works on this rank's batch."""
+    """The messages of SyncBatchNorm for a layer. The BatchNorm itself works on this rank's batch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, channels: int, group: PlannedGroup) -> Tensor:

@@ -1,4 +1,4 @@
-"""The end of a step on tensors that have shapes only: clipping, the optimizer, and the teacher that follows."""
+"""Run the end of a step on tensors without values, and count it: clipping, optimizer and the teacher's average."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from ..methods.base import Step
 from ..optim.optimizers import create_optimizer, parameter_groups
 from .group import Message, planned_group
 from .ledger import Ledger
-from .trace import forget_numbers
+from .trace import drop_values
 
 
 @dataclass(frozen=True)
 class Update:
-    """What the update does, on one rank that holds everything whole."""
+    """The work of the update on one rank without sharding."""
 
     state: int
     """Bytes of the optimizer's state."""
     temporary: int
-    """Bytes that the optimizer takes for a while."""
+    """Bytes that the optimizer needs temporarily."""
     moved: int
     """Bytes that clipping and the optimizer read and write."""
     teacher_moved: int
     """Bytes that the teacher's average reads and writes."""
     messages: tuple[Message, ...]
-    """What the method sends after the step."""
+    """Messages of the method after the step."""
 
 
 def trace_update(method: Method, train: TrainConfig, *, world: int) -> Update:
-    """Count one update of all trained parameters; ``method`` is left as it is and may be on the device ``meta``."""
+    """Count one update of all trained parameters. ``method`` is not changed and may be on the device ``meta``."""
     method = copy.deepcopy(method)
     group = planned_group(world)
     with FakeTensorMode():
-        forget_numbers(method)
+        drop_values(method)
         method.group = group
         rule_for = partial(method.parameter_rule, decay_all=train.decay_all)
         groups = parameter_groups(method, train.weight_decay, rule_for)
@@ -49,7 +49,7 @@ def trace_update(method: Method, train: TrainConfig, *, world: int) -> Update:
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        optimizer.step()  # makes the state
+        optimizer.step()  # the first step creates the state
         if train.clip_each and train.clip_grad:
             clip_each_parameter(optimizer, train.clip_grad, None)
         with Ledger(()) as update:
@@ -58,9 +58,9 @@ def trace_update(method: Method, train: TrainConfig, *, world: int) -> Update:
             optimizer.step()
         with Ledger(()) as average:
             method.end_step(Step(0, 1, 1))
-        held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
         return Update(
-            state=sum(value.nbytes for value in held),
+            state=sum(tensor.nbytes for tensor in tensors),
             temporary=update.peak,
             moved=sum(work.bytes for work in update.work),
             teacher_moved=sum(work.bytes for work in average.work),

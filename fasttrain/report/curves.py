@@ -45,7 +45,9 @@ class _Quantity:
 
 _QUANTITIES = (
     _Quantity("loss", "Loss", "The objective. Losses of different methods cannot be compared."),
-    _Quantity("information", "Information, nats", "The bound: entropy minus reconstruction. Higher is better.", " nats"),
+    _Quantity(
+        "information", "Information, nats", "The bound, entropy minus reconstruction. Higher is better.", " nats"
+    ),
     _Quantity(
         "deficit",
         "Deficit, nats",

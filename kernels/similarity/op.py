@@ -32,7 +32,7 @@ for _name, _schema in _SCHEMAS.items():
 
 pair_lse = torch.ops.fasttrain.pair_lse.default
 self_lse = torch.ops.fasttrain.self_lse.default
-_pair_lse_backward = torch.ops.fasttrain.pair_lse_backward.default
+pair_lse_backward = torch.ops.fasttrain.pair_lse_backward.default
 _self_lse_backward = torch.ops.fasttrain.self_lse_backward.default
 
 
@@ -177,7 +177,7 @@ def _backprop_pair(ctx: Any, row_grad: Tensor | None, col_grad: Tensor | None) -
     x, y, bias, gain, rows, cols = ctx.saved_tensors
     scale, excluded, unit_norm, columns, backend = ctx.options
     of_x, of_y, of_bias, of_gain, *_ = ctx.needs_input_grad
-    dx, dy, dbias = _pair_lse_backward(
+    dx, dy, dbias = pair_lse_backward(
         x,
         y,
         bias,

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ..collectives import Group, start_gather
-from .op import kernels
+from .op import pair_lse, pair_lse_backward, self_lse
+
+_Rows = tuple[Tensor, Tensor] | None
 
 
 def row_logsumexp_over_ranks(
@@ -34,7 +36,7 @@ def row_logsumexp_over_ranks(
     """Return ``log sum_j exp(scale gain <x_i, y_j>)`` [N] over the rows y_j of all ranks. ``y is x`` is symmetric."""
     apply = _Symmetric.apply if y is x else _Pair.apply
     operands = (x,) if y is x else (x, y)
-    lse: Tensor = apply(*operands, gain, scale, exclude_self, unit_norm, kernels(backend), group)
+    lse: Tensor = apply(*operands, gain, scale, exclude_self, unit_norm, backend, group)
     return lse
 
 
@@ -46,10 +48,19 @@ def _forward(ctx: Any, x: Tensor, y: Tensor, own: Any) -> tuple[Tensor, Tensor]:
     first = ctx.group.rank() * len(y)
     for others in (all_y[:first], all_y[first + len(y) :]):
         if len(others):
-            options = {"scale": ctx.scale, "unit_norm": ctx.unit_norm}
-            part, _ = ctx.kernels.pair_lse(x, others, None, ctx.gain, excluded=None, columns=False, **options)
+            part, _ = pair_lse(x, others, None, ctx.gain, ctx.scale, None, ctx.unit_norm, False, ctx.backend)
             parts.append(part)
     return torch.stack(parts).logsumexp(0), all_y
+
+
+def _gradient(ctx: Any, x: Tensor, y: Tensor, rows: _Rows, cols: _Rows, excluded: int | None) -> Tensor:
+    """Return the gradient for x. ``rows`` and ``cols`` are the log-sum-exps of each side with their gradients."""
+    none = x.new_empty(0)
+    row, row_grad = rows or (none, None)
+    col, col_grad = cols or (none, None)
+    options = (ctx.scale, excluded, ctx.unit_norm, True, False, ctx.backend)
+    dx: Tensor = pair_lse_backward(x, y, None, ctx.gain, row, col, row_grad, col_grad, *options)[0]
+    return dx
 
 
 def _gather_weights(lse: Tensor, grad: Tensor, group: Group) -> tuple[Tensor, Tensor]:
@@ -66,13 +77,12 @@ class _Symmetric(torch.autograd.Function):
         scale: float,
         exclude_self: bool,
         unit_norm: bool,
-        kernels: Any,
+        backend: str,
         group: Group,
     ) -> Tensor:
-        ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
+        ctx.gain, ctx.scale, ctx.unit_norm, ctx.backend, ctx.group = gain, scale, unit_norm, backend, group
         ctx.excluded = group.rank() * len(x) if exclude_self else None
-        options = {"scale": scale, "exclude_self": exclude_self, "unit_norm": unit_norm}
-        lse, all_x = _forward(ctx, x, x, lambda: kernels.self_lse(x, gain, **options)[0])
+        lse, all_x = _forward(ctx, x, x, lambda: self_lse(x, gain, scale, exclude_self, unit_norm, backend)[0])
         ctx.save_for_backward(x, all_x, lse)
         return lse
 
@@ -80,19 +90,7 @@ class _Symmetric(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, all_x, lse = ctx.saved_tensors
         rows = (lse, grad)
-        dx, _, _ = ctx.kernels.pair_backward(
-            x,
-            all_x,
-            None,
-            ctx.gain,
-            rows,
-            _gather_weights(*rows, ctx.group),
-            scale=ctx.scale,
-            excluded=ctx.excluded,
-            unit_norm=ctx.unit_norm,
-            need_x=True,
-            need_y=False,
-        )
+        dx = _gradient(ctx, x, all_x, rows, _gather_weights(*rows, ctx.group), ctx.excluded)
         # Half of <x, dx> is from this rank's rows with all columns, half from all rows with this rank's columns. Summed
         # over the ranks, both halves are equal.
         dgain = (x * dx).sum() / (2 * ctx.gain) if ctx.gain is not None and ctx.needs_input_grad[1] else None
@@ -109,14 +107,14 @@ class _Pair(torch.autograd.Function):
         scale: float,
         exclude_self: bool,
         unit_norm: bool,
-        kernels: Any,
+        backend: str,
         group: Group,
     ) -> Tensor:
-        ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
+        ctx.gain, ctx.scale, ctx.unit_norm, ctx.backend, ctx.group = gain, scale, unit_norm, backend, group
         rank = group.rank()
         ctx.excluded = (rank * len(y), rank * len(x)) if exclude_self else (None, None)
-        options = {"scale": scale, "excluded": 0 if exclude_self else None, "unit_norm": unit_norm, "columns": False}
-        lse, all_y = _forward(ctx, x, y, lambda: kernels.pair_lse(x, y, None, gain, **options)[0])
+        options = (scale, 0 if exclude_self else None, unit_norm, False, backend)
+        lse, all_y = _forward(ctx, x, y, lambda: pair_lse(x, y, None, gain, *options)[0])
         ctx.save_for_backward(x, y, all_y, lse)
         return lse
 
@@ -126,19 +124,13 @@ class _Pair(torch.autograd.Function):
         of_x, of_y, of_gain, *_ = ctx.needs_input_grad
         of_gain = of_gain and ctx.gain is not None
         rows = (lse, grad)
-        options = {"scale": ctx.scale, "unit_norm": ctx.unit_norm, "need_x": True, "need_y": False}
         dx = dy = dgain = None
         if of_x or of_gain:
-            dx, _, _ = ctx.kernels.pair_backward(
-                x, all_y, None, ctx.gain, rows, None, excluded=ctx.excluded[0], **options
-            )
+            dx = _gradient(ctx, x, all_y, rows, None, ctx.excluded[0])
             dgain = (x * dx).sum() / ctx.gain if of_gain else None
         if of_y:
             all_x = start_gather(x, ctx.group)()
-            cols = _gather_weights(*rows, ctx.group)
-            dy, _, _ = ctx.kernels.pair_backward(
-                y, all_x, None, ctx.gain, None, cols, excluded=ctx.excluded[1], **options
-            )
+            dy = _gradient(ctx, y, all_x, None, _gather_weights(*rows, ctx.group), ctx.excluded[1])
         return (
             dx.to(x.dtype) if of_x and dx is not None else None,
             dy.to(y.dtype) if dy is not None else None,
