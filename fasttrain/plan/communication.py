@@ -1,4 +1,4 @@
-"""Bytes that an optimizer step sends between ranks, by what they are for."""
+"""Bytes that an optimizer step sends between ranks, by purpose."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .weights import Weight, Zero, flat_groups, gathers, trained
 class Traffic:
     """Collective operations of one kind and purpose in an optimizer step.
 
-    ``bytes`` are those of the tensors: what is reduced, what is gathered of all ranks, what is scattered. A rank sends
-    and receives (N - 1) / N of them, twice for an all-reduce. ``hidden`` says whether they run beside the products.
+    ``bytes`` is the size of the tensors: the reduced tensors, the outputs of gathers, or the inputs of scatters. Each
+    of N ranks sends and receives (N - 1) / N of it, twice for an all-reduce. ``hidden`` operations overlap with
+    computation.
     """
 
     about: str
@@ -30,18 +31,19 @@ class Traffic:
 def traffic(
     weights: Sequence[Weight], traced: Trace, update: Update, zero: Zero, *, accumulation: int = 1
 ) -> tuple[Traffic, ...]:
-    """Everything but single numbers (norms, what is logged); nothing in a world of one."""
+    """Return all traffic except single values, such as norms and logged scalars. One rank sends nothing."""
     if zero.world == 1:
         return ()
-    found = [*gradient_traffic(weights, zero, accumulation), *_parameters(weights, traced, zero, accumulation)]
-    found += [_summed(message, accumulation) for message in _sums(traced.messages)]
-    return (*found, *(_summed(message, 1) for message in _sums(update.messages)))
+    operations = [*gradient_traffic(weights, zero, accumulation), *_parameters(weights, traced, zero, accumulation)]
+    operations += _sums(traced.messages, accumulation)
+    return (*operations, *_sums(update.messages, 1))
 
 
 def gradient_traffic(weights: Sequence[Weight], zero: Zero, accumulation: int = 1) -> list[Traffic]:
-    """Gradients: all-reduced in fp32 at stage 0; in the precision of the products at stages 1 and 2; scattered at 3.
+    """Return the traffic of gradients.
 
-    DeepSpeed's stage 2 reduces all of them to all ranks too, and stages 2 and 3 do it every micro-step.
+    Stage 0 all-reduces them in fp32. Stages 1 and 2 all-reduce them in the precision of the products. Stage 3 scatters
+    them. Stages 2 and 3 do so every micro-step.
     """
     own = trained(weights)
     elements = sum(weight.numel for weight in own)
@@ -63,28 +65,20 @@ def _parameters(weights: Sequence[Weight], traced: Trace, zero: Zero, accumulati
         parts = [part for _, part in flat_groups(weights, zero.world)]
         return [Traffic("updated parameters", "all_gather", 4 * sum(parts) * zero.world, len(parts))]
     fetched = gathers(weights, traced.uses, zero)
+    size, count = fetched.bytes * accumulation, fetched.messages * accumulation
     whole = [weight for weight in weights if zero.keeps_whole(weight)]
-    size = sum(4 * weight.part(zero.world) * zero.world for weight in whole)
+    small = sum(4 * weight.part(zero.world) * zero.world for weight in whole)
     return [
-        Traffic(
-            "fetched parameters",
-            "all_gather",
-            fetched.bytes * accumulation,
-            fetched.messages * accumulation,
-            zero.overlap,
-        ),
-        Traffic("small parameters", "all_gather", size, len(whole)),
+        Traffic("fetched parameters", "all_gather", size, count, zero.overlap),
+        Traffic("small parameters", "all_gather", small, len(whole)),
     ]
 
 
-def _sums(messages: Sequence[Message]) -> list[Traffic]:
+def _sums(messages: Sequence[Message], times: int) -> list[Traffic]:
+    """Sum messages by purpose and kind, sent ``times`` times."""
     sizes: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
     for message in messages:
-        sizes[message.about, message.kind] += message.bytes
-        counts[message.about, message.kind] += 1
+        sizes[message.about, message.kind] += message.bytes * times
+        counts[message.about, message.kind] += times
     return [Traffic(about, kind, sizes[about, kind], counts[about, kind]) for about, kind in sizes]
-
-
-def _summed(one: Traffic, times: int) -> Traffic:
-    return Traffic(one.about, one.kind, one.bytes * times, one.messages * times)

@@ -1,4 +1,4 @@
-"""From a configuration and a cluster to what the run will need."""
+"""Forecast a run from its configuration and the cluster."""
 
 from __future__ import annotations
 
@@ -26,103 +26,104 @@ from .weights import Weight, weights_of, zero_of
 
 @dataclass(frozen=True)
 class Stage:
-    """What the run needs at a ZeRO stage."""
+    """The needs of the run at a ZeRO stage."""
 
     stage: int
     parts: tuple[Part, ...]
     traffic: tuple[Traffic, ...]
     time: StepTime
     largest_batch: int
-    """Images a GPU and micro-step that fit, 0 for none."""
+    """Largest number of images per GPU and micro-step that fits, or 0."""
 
     @property
     def bytes(self) -> int:
-        """What a GPU must hold."""
+        """Memory per GPU."""
         return total(self.parts)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run on a cluster."""
+    """The forecast of a run on a cluster."""
 
     config: Config
     cluster: Cluster
     precision: str
     images: int
-    """Of an epoch, as the data has them."""
+    """Images of the data set."""
     weights: tuple[Weight, ...]
     buffers: dict[str, int]
     """Bytes by name."""
     synchronised: bool
-    """Whether BatchNorm sees all ranks."""
+    """Whether BatchNorm's statistics are over all ranks."""
     can_recompute: bool
-    """Whether --activation_checkpointing is there to be tried."""
+    """Whether --activation_checkpointing is available and off."""
     bucket: int
-    """Elements of ZeRO's buckets."""
+    """Elements per bucket of ZeRO."""
     flops: int
-    """Operations of a micro-step, forward and backward."""
+    """Floating-point operations of a micro-step, forward and backward."""
     stages: tuple[Stage, ...]
     chosen: Stage | None
-    """The stage asked for, or the lowest that fits; None if none does."""
+    """The stage of --zero_stage, or the lowest stage that fits; None if none fits."""
 
     @property
     def global_batch(self) -> int:
-        """Images of an optimizer step."""
+        """Images per optimizer step."""
         t = self.config.train
         return t.batch_size_per_gpu * t.gradient_accumulation_steps * self.cluster.world
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole recipe."""
+        """Optimizer steps of the whole run."""
         t = self.config.train
         micro_steps = self.images // (t.batch_size_per_gpu * self.cluster.world)
         return t.epochs * (micro_steps // t.gradient_accumulation_steps)
 
     def fits(self, stage: Stage) -> bool:
-        """Whether a GPU holds what the stage needs."""
+        """Return whether a GPU has enough memory for the stage."""
         return stage.bytes <= self.cluster.usable
 
     def hours(self, stage: Stage) -> float:
-        """From the first step to the last, evaluation and checkpoints not counted."""
+        """Return the hours of all steps, without evaluation and checkpoints."""
         return self.steps * stage.time.total / 3600
 
 
 def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
-    """Count one step of the run and work out the rest.
+    """Trace one step of the run and derive the forecast from it.
 
-    Raises ConfigError for what :func:`build_method` refuses, a batch larger than the data, fp16 on shards, or one image
-    a GPU where BatchNorm needs two.
+    Raise ConfigError for a configuration that :func:`build_method` refuses, for a batch larger than the data, for fp16
+    with a ZeRO stage, and for one image per GPU if BatchNorm needs two.
     """
     t, world = config.train, cluster.world
     precision = "bf16" if t.precision == "auto" else t.precision
     largest = images // (world * t.gradient_accumulation_steps)
     if t.batch_size_per_gpu > largest:
+        batch = t.batch_size_per_gpu * world * t.gradient_accumulation_steps
         raise ConfigError(
-            f"a batch of {t.batch_size_per_gpu * world * t.gradient_accumulation_steps} images is larger than the data "
-            f"({images}); lower --batch_size_per_gpu or --nodes"
+            f"--batch_size_per_gpu: the global batch must be at most the {images} images of the data, got {batch}. "
+            "Lower it or --nodes."
         )
     if t.zero_stage and precision == "fp16":
-        raise ConfigError("--precision fp16 is for --zero_stage 0 only; use --precision bf16")
+        raise ConfigError(f"--precision: fp16 needs --zero_stage 0, got {t.zero_stage}. Use --precision bf16.")
     with torch.device("meta"):
         method = build_method(config, images=images, world_size=world)
     weights = weights_of(method, t, precision)
     buffers = {name: buffer.nbytes for name, buffer in method.named_buffers()}
-    held = sum(buffers.values()) + method.bytes_between_epochs(config.settings, images)
+    method_bytes = sum(buffers.values()) + method.bytes_between_epochs(config.settings, images)
     update = trace_update(method, t, world=world)
 
-    def needs(of: Trace, stage: int) -> tuple[Part, ...]:
+    def needs(traced: Trace, stage: int) -> tuple[Part, ...]:
         zero = zero_of(t, stage, world, precision, weights)
-        return parts(weights, held, of, update, zero, accumulation=t.gradient_accumulation_steps)
+        return parts(weights, method_bytes, traced, update, zero, accumulation=t.gradient_accumulation_steps)
 
     def traces(stage: int) -> tuple[Trace, Trace]:
-        """A step as it is asked for, and one whose batch is about the largest that fits."""
+        """Return a step with the configured batch, and a step with about the largest batch that fits."""
         try:
             one = trace(method, config.views, t.batch_size_per_gpu, precision=precision, world=world, stage=stage)
         except ValueError as error:
             if t.batch_size_per_gpu > 1:
                 raise
-            raise ConfigError(f"one image a GPU cannot be planned ({error}); raise --batch_size_per_gpu") from None
-        batch = _about_the_largest(one, total(needs(one, stage)), cluster.usable)
+            raise ConfigError(f"--batch_size_per_gpu: 1 cannot be planned ({error}). Raise it.") from None
+        batch = _estimated_batch(one, total(needs(one, stage)), cluster.usable)
         return one, trace(method, config.views, batch, precision=precision, world=world, stage=stage)
 
     def at(stage: int, one: Trace, two: Trace) -> Stage:
@@ -130,15 +131,15 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
         times = t.gradient_accumulation_steps
         sent = traffic(weights, one, update, zero, accumulation=times)
         seconds = step_time(weights, one, update, sent, zero, cluster, precision=precision, accumulation=times)
-        asked = needs(one, stage)
-        fits = min(largest_batch(asked, one.batch, needs(two, stage), two.batch, cluster.usable), largest)
+        memory = needs(one, stage)
+        fits = min(largest_batch(memory, one.batch, needs(two, stage), two.batch, cluster.usable), largest)
         accepted = next((batch for batch in range(fits, 0, -1) if _accepts(config, batch * world)), 0)
-        return Stage(stage, asked, sent, seconds, accepted)
+        return Stage(stage, memory, sent, seconds, accepted)
 
-    below = traces(0)  # the same at stages 0 to 2
-    stages = [at(0, *below)]
+    unsharded = traces(0)  # the same at stages 0 to 2
+    stages = [at(0, *unsharded)]
     if precision != "fp16":
-        stages += [at(1, *below), at(2, *below), at(3, *traces(3))]
+        stages += [at(1, *unsharded), at(2, *unsharded), at(3, *traces(3))]
     synchronised = method.synchronised_batch_norm and any(isinstance(m, _BatchNorm) for m in method.modules())
     return Forecast(
         config,
@@ -150,24 +151,24 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
         synchronised,
         not t.activation_checkpointing and _can_recompute(method.backbone),
         zero_of(t, 1, world, precision, weights).bucket,
-        below[0].flops,
+        unsharded[0].flops,
         tuple(stages),
         _choice(stages, t, cluster),
     )
 
 
-def _about_the_largest(one: Trace, needed: int, usable: float) -> int:
-    """A batch that about fills the memory, if what a batch takes were in proportion to it; another than it has.
+def _estimated_batch(one: Trace, needed: int, usable: float) -> int:
+    """Return about the largest batch that fits, if memory is proportional to it; never the traced batch itself.
 
-    Two images at least: of one, a head's BatchNorm refuses to take statistics.
+    It has at least two images, because a head's BatchNorm needs them.
     """
-    an_image = (one.kept + one.kept_by_loss + one.temporary + one.inputs) / one.batch
-    batch = max(int(one.batch + (usable - needed) / an_image), 2)
+    per_image = (one.kept + one.kept_by_loss + one.temporary + one.inputs) / one.batch
+    batch = max(int(one.batch + (usable - needed) / per_image), 2)
     return batch if batch != one.batch else batch + 1
 
 
 def _choice(stages: Sequence[Stage], train: TrainConfig, cluster: Cluster) -> Stage | None:
-    """The stage asked for, or the lowest of those that the engine chooses from; None if it does not fit."""
+    """Return the stage of --zero_stage, or the lowest stage that the engine would choose; None if it does not fit."""
     if train.zero_stage is not None:
         candidates = [stage for stage in stages if stage.stage == train.zero_stage]
     else:
@@ -175,30 +176,29 @@ def _choice(stages: Sequence[Stage], train: TrainConfig, cluster: Cluster) -> St
     return next((stage for stage in candidates if stage.bytes <= cluster.usable), None)
 
 
-def refusal(found: Forecast) -> str:
-    """One line for a run that fits at none of the stages it may have: what it needs, and what would help."""
-    t, gpu = found.config.train, found.cluster.gpu
-    asked = [stage for stage in found.stages if t.zero_stage in (None, stage.stage)]
-    best = min(asked, key=lambda stage: stage.bytes)
-    line = (
-        f"{t.arch} with {t.batch_size_per_gpu} images a GPU needs {best.bytes / GIB:.1f} GiB at --zero_stage "
-        f"{best.stage}, and {gpu.name} has {found.cluster.usable / GIB:.1f} to give"
+def refusal(prediction: Forecast) -> str:
+    """Return one line for a run that does not fit: the memory it needs, and changes that help."""
+    t, cluster = prediction.config.train, prediction.cluster
+    allowed = [stage for stage in prediction.stages if t.zero_stage in (None, stage.stage)]
+    best = min(allowed, key=lambda stage: stage.bytes)
+    problem = (
+        f"--gpu {cluster.gpu.name}: {t.arch} with {t.batch_size_per_gpu} images per GPU needs "
+        f"{best.bytes / GIB:.1f} GiB at --zero_stage {best.stage}, got {cluster.usable / GIB:.1f} usable."
     )
-    other = next((stage for stage in found.stages if stage.bytes <= found.cluster.usable), None)
-    most = max(found.stages, key=lambda stage: stage.largest_batch)
+    other = next((stage for stage in prediction.stages if stage.bytes <= cluster.usable), None)
+    most = max(prediction.stages, key=lambda stage: stage.largest_batch)
     if other is not None:
-        helps = [f"--zero_stage {other.stage} fits"]
-    elif most.largest_batch:
-        helps = [f"--zero_stage {most.stage} --batch_size_per_gpu {most.largest_batch} fits"]
+        return f"{problem} Use --zero_stage {other.stage}."
+    if most.largest_batch:
+        fix = f"Use --zero_stage {most.stage} --batch_size_per_gpu {most.largest_batch}."
     else:
-        helps = ["nor does one image fit; take more GPUs (--nodes), a GPU with more memory, or a smaller --arch"]
-    if other is None and found.can_recompute:
-        helps.append("--activation_checkpointing takes less")
-    return "; ".join([line, *helps])
+        fix = "One image does not fit either. Use more GPUs (--nodes), a GPU with more memory, or a smaller --arch."
+    recompute = " --activation_checkpointing needs less memory." if prediction.can_recompute else ""
+    return f"{problem} {fix}{recompute}"
 
 
 def _can_recompute(backbone: nn.Module) -> bool:
-    """Whether ``networks.checkpoint_activations`` takes the network."""
+    """Return whether ``models.architectures.checkpoint_activations`` accepts the network."""
     batch_norm = any(isinstance(layer, _BatchNorm) for layer in backbone.modules())
     return hasattr(backbone, "set_grad_checkpointing") and not batch_norm
 

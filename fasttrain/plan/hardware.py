@@ -1,4 +1,4 @@
-"""GPUs and the links between them, from data sheets. Nothing here was measured."""
+"""GPUs and their links, from data sheets. Nothing here was measured."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU on its board of eight."""
+    """A GPU on a board of eight."""
 
     name: str
     memory: float
-    """Bytes that torch reports as the device's total, by public error messages; less than the box says."""
+    """Bytes that torch reports as the device's total, from public error messages. The nominal size is larger."""
     flops: float
-    """Dense products in bf16 or fp16 with fp32 sums, operations a second."""
+    """Operations per second of dense products in bf16 or fp16 with fp32 sums."""
     flops_fp32: float
-    """fp32 without tensor cores, as torch computes products unless it is told otherwise."""
+    """Operations per second in fp32 without tensor cores, which is torch's default."""
     bandwidth: float
-    """Memory, bytes a second."""
+    """Memory bandwidth, bytes per second."""
     nvlink: float
-    """To the other GPUs of the node, bytes a second and direction."""
+    """Bandwidth to the other GPUs of the node, bytes per second and direction."""
     network: float
-    """InfiniBand out of a DGX node of 8, bytes a second and direction, all its adapters together."""
+    """InfiniBand bandwidth out of a DGX node of 8 GPUs, bytes per second and direction, all adapters together."""
 
 
 # NVIDIA's data sheets: A100 (2021: SXM4 40 and 80 GB, 312 TFLOP/s bf16, 19.5 fp32, 1,555 and 2,039 GB/s, NVLink 600
@@ -54,29 +54,29 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu:
-    """The GPU of that name. Raises ConfigError for one that is not in the table."""
+    """Return the GPU of a name. Raise ConfigError if the table does not have it."""
     if name not in GPUS:
-        raise ConfigError(f"--gpu {name!r} is unknown; choose one of {', '.join(GPUS)}")
+        raise ConfigError(f"--gpu: must be one of {', '.join(GPUS)}, got {name!r}.")
     return GPUS[name]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """So many nodes with so many GPUs each, the links between them, and what is taken for granted of all of it."""
+    """The machines, and the fractions of their peaks that the forecast assumes."""
 
     gpu: Gpu
     nodes: int = 1
     gpus_per_node: int = 8
     flops_fraction: float = 0.5
-    """Of the peak, for what products are bound by."""
+    """Achieved fraction of the peak of products."""
     bandwidth_fraction: float = 0.8
-    """Of the memory's bandwidth, for everything else."""
+    """Achieved fraction of the memory bandwidth."""
     link_fraction: float = 0.8
-    """Of the links' bandwidth."""
+    """Achieved fraction of the links' bandwidth."""
     latency: float = 30e-6
-    """Seconds a collective operation takes however small it is."""
+    """Smallest time of a collective operation, in seconds."""
     reserve: float = 3 * GIB
-    """Bytes for the CUDA context, NCCL, libraries' workspaces, the allocator's gaps and DALI's buffers."""
+    """Bytes for the CUDA context, NCCL, workspaces of libraries, fragmentation and DALI's buffers."""
 
     @property
     def world(self) -> int:
@@ -85,20 +85,20 @@ class Cluster:
 
     @property
     def usable(self) -> float:
-        """Bytes of a GPU that a run may fill."""
+        """Bytes per GPU that a run can use."""
         return self.gpu.memory - self.reserve
 
     @property
     def link(self) -> float:
-        """Bytes a second and direction of the slowest link of a ring through all GPUs.
+        """Bytes per second and direction of the slowest link of a ring through all GPUs.
 
-        With several nodes NCCL runs as many rings as a node has adapters, so together they have all of its network.
+        With several nodes, NCCL runs one ring per network adapter. Together they use the whole network of a node.
         """
-        within = self.gpu.nvlink
-        return within if self.nodes == 1 else min(within, self.gpu.network * self.gpus_per_node / 8)
+        nvlink = self.gpu.nvlink
+        return nvlink if self.nodes == 1 else min(nvlink, self.gpu.network * self.gpus_per_node / 8)
 
     def seconds(self, kind: str, bytes: float, messages: int = 1) -> float:
-        """Time of collective operations by rings: an all-reduce passes the data twice, all others once."""
+        """Return the time of ring collectives. An all-reduce sends the data twice, all others once."""
         if self.world == 1:
             return 0.0
         passes = 2 if kind == "all_reduce" else 1
@@ -106,6 +106,6 @@ class Cluster:
         return passes * share * bytes / (self.link * self.link_fraction) + messages * self.latency
 
     def roofline(self, flops: float, bytes: float, precision: str) -> float:
-        """Seconds of an operator that is bound by products or by memory, whichever takes longer."""
+        """Return the seconds of an operator: the larger of its time for products and for memory."""
         peak = self.gpu.flops_fp32 if precision == "fp32" else self.gpu.flops
         return max(flops / (peak * self.flops_fraction), bytes / (self.gpu.bandwidth * self.bandwidth_fraction))

@@ -1,4 +1,4 @@
-"""Bytes that a rank holds, by what they are for, at the two moments when it holds most."""
+"""Memory per rank by purpose, at the two moments with the largest totals."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .trace import Trace
 from .update import Update
 from .weights import Weight, Zero, flat_groups, gathers, trained
 
-_PREFETCHED = 2  # batches that the loader keeps ready beside the one in hand (pipelines.Loader)
+_PREFETCHED = 2  # batches that pipelines.Loader prepares in addition to the current one
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes for one purpose, while the backward pass begins and while the optimizer moves."""
+    """Bytes for one purpose at the start of the backward pass, and during the optimizer's update."""
 
     name: str
     backward: int
@@ -24,16 +24,16 @@ class Part:
 def parts(
     weights: Sequence[Weight], buffers: int, traced: Trace, update: Update, zero: Zero, *, accumulation: int = 1
 ) -> tuple[Part, ...]:
-    """What one rank holds; the sum at a moment is what the run needs then.
+    """Return the memory of one rank. The sum over the parts at a moment is the memory at that moment.
 
-    Gradients are counted whole beside all activations, though they come as those go.
+    All gradients count together with all activations. In fact gradients appear while activations are freed.
     """
     stage = zero.stage
-    arriving = gathers(weights, traced.uses, zero)  # nothing but at stage 3
+    fetched = gathers(weights, traced.uses, zero)  # empty below stage 3
     sent = sorted({weight.sent for weight in trained(weights)})
     elements = sum(weight.numel for weight in trained(weights))
-    held, teacher = (
-        4 * sum(_elements_held(weight, zero) for weight in weights if weight.teacher == of_teacher)
+    student, teacher = (
+        4 * sum(_local_elements(weight, zero) for weight in weights if weight.teacher == of_teacher)
         for of_teacher in (False, True)
     )
     shard = shard_elements(weights, zero)
@@ -43,34 +43,34 @@ def parts(
     during = copy if stage >= 2 else 0
     step = copy if zero.offload else max(copy, update.temporary * shard // elements + (4 * shard if stage else 0))
     gradients = gradient_bytes(weights, zero)
-    # Where gradients accumulate, stage 2 adds a new set to the old: when a bucket is full, or at the end.
-    again = gradients if stage == 2 and accumulation > 1 else 0
-    amid = again if elements > zero.bucket else 0
+    # When gradients accumulate, stage 2 adds a second set to the first when a bucket is full, or at the end.
+    second = gradients if stage == 2 and accumulation > 1 else 0
+    second_early = second if elements > zero.bucket else 0
     views = traced.inputs * (1 + _PREFETCHED)
     return (
-        Part("parameters", held, held),
+        Part("parameters", student, student),
         Part("teacher", teacher, teacher),
         Part("buffers", buffers, buffers),
         Part("optimizer", state + master, state + master),
-        Part("gradients", gradients + amid, gradients + again),
+        Part("gradients", gradients + second_early, gradients + second),
         Part("activations", traced.kept, 0),
         Part("weights in low precision", traced.weight_copies, 0),
         Part("loss", traced.kept_by_loss, 0),
         Part("temporary", traced.temporary, step),
         Part("views", views, views),
         Part("ZeRO's buckets", buckets + during, buckets),
-        Part("fetched parameters", arriving.peak + arriving.buffer, 0),
+        Part("fetched parameters", fetched.peak + fetched.buffer, 0),
     )
 
 
-def _elements_held(weight: Weight, zero: Zero) -> int:
-    """Elements of a weight on a rank: whole, or its part; at stage 3 small weights are there both ways."""
+def _local_elements(weight: Weight, zero: Zero) -> int:
+    """Return the elements of a weight on a rank. Stage 3 stores small weights both whole and sharded."""
     whole = weight.numel if zero.keeps_whole(weight) else 0
     return whole + (weight.part(zero.world) if zero.stage == 3 else 0)
 
 
 def shard_elements(weights: Sequence[Weight], zero: Zero) -> int:
-    """Elements of trained weights that a rank's optimizer moves."""
+    """Return the number of elements that a rank's optimizer updates."""
     if zero.stage == 0:
         return sum(weight.numel for weight in trained(weights))
     if zero.stage == 3:
@@ -79,10 +79,10 @@ def shard_elements(weights: Sequence[Weight], zero: Zero) -> int:
 
 
 def gradient_bytes(weights: Sequence[Weight], zero: Zero, rank: int | None = None) -> int:
-    """Bytes of gradients, fp32: all of them before they are reduced (stages 0 and 1), or a rank's own.
+    """Return the bytes of fp32 gradients: all of them (stages 0 and 1), or the gradients of a rank (2 and 3).
 
-    At stage 2 a rank keeps a weight's gradient whole if any of it is in its part; ``rank`` is the one that has most
-    unless it is given.
+    At stage 2, a rank keeps the whole gradient of a weight if any element is in its part. Without ``rank``, the result
+    is the maximum over the ranks.
     """
     if zero.stage < 2:
         return 4 * sum(weight.numel for weight in trained(weights))
@@ -100,10 +100,10 @@ def gradient_bytes(weights: Sequence[Weight], zero: Zero, rank: int | None = Non
 
 
 def _buckets(elements: int, sent: Sequence[int], zero: Zero) -> tuple[int, int]:
-    """What DeepSpeed sets aside for gradients on their way, and the copy that it makes of a full bucket to send it.
+    """Return the bytes of DeepSpeed's gradient buckets, and of the copy of a full bucket that it sends.
 
-    The buckets have their full size however few the gradients; under autocast there is one for each precision. Where
-    stages 1 and 2 reduce one beside the products there is a second one to fill meanwhile.
+    Buckets have their full size even with few gradients. Autocast needs one bucket per precision. Stages 1 and 2 need a
+    second bucket if reductions overlap with computation.
     """
     full = min(elements, zero.bucket)
     if zero.stage == 0:
@@ -113,23 +113,23 @@ def _buckets(elements: int, sent: Sequence[int], zero: Zero) -> tuple[int, int]:
     return zero.bucket * 4 * len(sent) * (2 if zero.overlap else 1), full * (4 if sent == [4] else 6)
 
 
-def total(found: Sequence[Part]) -> int:
-    """Bytes at the worse of the two moments."""
-    return max(sum(part.backward for part in found), sum(part.update for part in found))
+def total(memory: Sequence[Part]) -> int:
+    """Return the bytes at the worse of the two moments."""
+    return max(sum(part.backward for part in memory), sum(part.update for part in memory))
 
 
 def largest_batch(few: Sequence[Part], batch: int, many: Sequence[Part], other: int, usable: float) -> int:
-    """The most images that fit into ``usable`` bytes, from what ``batch`` and ``other`` images take.
+    """Return the largest batch that fits in ``usable`` bytes, from the memory of ``batch`` and ``other`` images.
 
-    What a batch takes is a constant and a part that grows with it, but for the temporary bytes: they are the largest of
-    several such sums, and so between the two batches less than said here.
+    Memory is linear in the batch, except for the temporary bytes. They are a maximum of linear functions, so between
+    the two batches they are below the straight line used here.
     """
     most: float = 2**31
     for moment in ("backward", "update"):
-        low, high = (sum(getattr(part, moment) for part in found) for found in (few, many))
-        an_image, room = (high - low) / (other - batch), usable - low
-        if an_image > 0:
-            most = min(most, batch + room / an_image)
+        low, high = (sum(getattr(part, moment) for part in memory) for memory in (few, many))
+        per_image, room = (high - low) / (other - batch), usable - low
+        if per_image > 0:
+            most = min(most, batch + room / per_image)
         elif room < 0:
             return 0
     return max(int(most), 0)

@@ -1,4 +1,4 @@
-"""Seconds of a step from rooflines: what it would take if every operator ran at a fraction of what binds it."""
+"""Seconds of a step from rooflines: every operator runs at a fraction of the peak that limits it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class StepTime:
     update: float
     """Clipping, optimizer and the teacher's average."""
     sent: float
-    """Everything that is sent, hidden or not."""
+    """All communication, hidden or not."""
     waited: float
-    """What of it the step waits for."""
+    """Communication that is not hidden."""
 
     @property
     def total(self) -> float:
-        """All of the step."""
+        """The whole step."""
         return self.operators + self.update + self.waited
 
 
@@ -43,17 +43,17 @@ def step_time(
     precision: str,
     accumulation: int = 1,
 ) -> StepTime:
-    """Operator by operator the larger of its products' time and its memory's; then the update, and what is sent.
+    """Return the time of the operators by their rooflines, of the update and of the communication.
 
-    What runs beside the products is waited for as far as it takes longer than they do.
+    Communication that overlaps with the operators costs only the time by which it exceeds them.
     """
     one = sum(cluster.roofline(work.flops, work.bytes, precision) for work in traced.work)
     operators = one * accumulation
     moved = update.moved * shard_elements(weights, zero) / sum(weight.numel for weight in trained(weights))
     moved += update.teacher_moved / (zero.world if zero.stage == 3 else 1)
     seconds = [(t.hidden, cluster.seconds(t.kind, t.bytes, t.messages)) for t in sent]
-    hidden = sum(s for beside, s in seconds if beside)
-    shown = sum(s for beside, s in seconds if not beside)
+    hidden = sum(s for overlaps, s in seconds if overlaps)
+    exposed = sum(s for overlaps, s in seconds if not overlaps)
     return StepTime(
-        operators, cluster.roofline(0, moved, precision), hidden + shown, shown + max(hidden - operators, 0.0)
+        operators, cluster.roofline(0, moved, precision), hidden + exposed, exposed + max(hidden - operators, 0.0)
     )

@@ -1,4 +1,4 @@
-"""The weights of a method as ZeRO sees them, and what DeepSpeed is told to do with them."""
+"""The weights of a method and the ZeRO settings that decide where they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .trace import LOW
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter: how large it is, who owns it, and in how many bytes an element ZeRO sends it and its gradient."""
+    """A parameter."""
 
     name: str
     numel: int
@@ -24,16 +24,17 @@ class Weight:
     """The optimizer's group, or None if it is not trained."""
     teacher: bool
     sent: int
+    """Bytes per element when ZeRO sends the weight or its gradient."""
 
     def part(self, world: int) -> int:
-        """Elements that a rank holds of it at stage 3, padding included."""
+        """Return the elements per rank at stage 3, padding included."""
         return -(-self.numel // world)
 
 
 def weights_of(method: Method, train: TrainConfig, precision: str) -> tuple[Weight, ...]:
-    """All weights of a method, in its own order.
+    """Return all weights of a method, in its own order.
 
-    Under autocast DeepSpeed sends those of linear layers and convolutions in the lower precision, at stages 1 to 3.
+    Under autocast, DeepSpeed sends the weights of linear layers and convolutions in low precision at stages 1 to 3.
     """
     groups = parameter_groups(method, 0.0, partial(method.parameter_rule, decay_all=train.decay_all))
     group_of = {id(p): group["name"] for group in groups for p in group["params"]}
@@ -56,114 +57,114 @@ class Zero:
     stage: int
     world: int
     bucket: int
-    """Gradients that are reduced at once."""
+    """Size of a bucket of gradients, which are reduced together."""
     overlap: bool
-    """Whether reductions and gathers run beside the products."""
+    """Whether reductions and gathers overlap with computation."""
     offload: bool
     """Whether the optimizer's state is in the host's memory."""
     persistent: int
-    """Weights of up to this size stay whole at stage 3."""
+    """Stage 3 does not shard weights up to this size."""
     reuse: int
-    """Weights that are used again within so many elements stay gathered."""
+    """Gathered weights stay if they are used again within this number of elements."""
     prefetch: int
-    """What is fetched ahead at once,"""
+    """Size of one prefetch."""
     live: int
-    """as long as less than this is there."""
+    """Prefetching stops at this number of gathered elements."""
 
     def keeps_whole(self, weight: Weight) -> bool:
-        """Whether a rank has the weight whole all the time."""
+        """Return whether a rank always has the whole weight."""
         return self.stage < 3 or weight.numel <= self.persistent
 
 
 def zero_of(train: TrainConfig, stage: int, world: int, precision: str, weights: Iterable[Weight]) -> Zero:
-    """What the engine tells DeepSpeed, with DeepSpeed's own defaults."""
+    """Return the engine's ZeRO settings, completed with DeepSpeed's defaults."""
     elements = sum(weight.numel for weight in trained(weights))
-    given = completed_config(train, stage, precision, elements)
+    settings = completed_config(train, stage, precision, elements)
     return Zero(
         stage,
         world,
-        bucket=int(given.reduce_bucket_size),
-        overlap=bool(given.overlap_comm),
+        bucket=int(settings.reduce_bucket_size),
+        overlap=bool(settings.overlap_comm),
         offload=train.offload_optimizer and stage > 0,
-        persistent=int(given.param_persistence_threshold),
-        reuse=int(given.max_reuse_distance),
-        prefetch=int(given.prefetch_bucket_size),
-        live=int(given.max_live_parameters),
+        persistent=int(settings.param_persistence_threshold),
+        reuse=int(settings.max_reuse_distance),
+        prefetch=int(settings.prefetch_bucket_size),
+        live=int(settings.max_live_parameters),
     )
 
 
 def trained(weights: Iterable[Weight]) -> list[Weight]:
-    """The weights that the optimizer moves."""
+    """Return the weights that the optimizer updates."""
     return [weight for weight in weights if weight.group is not None]
 
 
 def flat_groups(weights: Sequence[Weight], world: int) -> list[tuple[list[Weight], int]]:
-    """Stages 1 and 2: the weights of every group, end to end, and the elements of a rank's equal part of them."""
-    found = []
+    """Return the concatenated weights of every group and the elements of a rank's equal part, at stages 1 and 2."""
+    groups = []
     ordered = sorted(trained(weights), key=lambda weight: weight.group or "")
     for _, members in groupby(ordered, key=lambda weight: weight.group):
         group = list(members)
         # DeepSpeed's parts begin at multiples of 2 elements.
-        found.append((group, -(-sum(weight.numel for weight in group) // (2 * world)) * 2))
-    return found
+        groups.append((group, -(-sum(weight.numel for weight in group) // (2 * world)) * 2))
+    return groups
 
 
 @dataclass(frozen=True)
 class Gathers:
-    """What stage 3 fetches in a micro-step."""
+    """The weights that stage 3 fetches in a micro-step."""
 
     bytes: int
     messages: int
     peak: int
-    """Bytes of fetched weights at the worst moment, fp32 whatever they were sent in."""
+    """Bytes of fetched weights at the worst moment. They are stored in fp32."""
     buffer: int
-    """Bytes in which as many arrive as are asked for at once."""
+    """Bytes of the receive buffer."""
 
 
 def gathers(weights: Sequence[Weight], uses: Sequence[Sequence[str]], zero: Zero) -> Gathers:
-    """Play a micro-step of stage 3: a module's weights are fetched before its call, if they are not there.
+    """Simulate a micro-step of stage 3.
 
-    After it they go, unless they are used again within ``zero.reuse`` elements of the modules to come.
+    A module's weights are fetched before its call unless they are gathered already. They are freed after the call
+    unless they are used again within the next ``zero.reuse`` elements.
     """
     sharded = {weight.name: weight for weight in weights if not zero.keeps_whole(weight)}
     sizes = {weight.name: weight.numel for weight in weights}
     ends = _windows([sum(sizes[name] for name in names) for names in uses], zero.reuse)
-    # Where a weight is used next, seen from each of its uses.
     next_use: dict[tuple[int, str], int] = {}
-    seen: dict[str, int] = {}
+    following: dict[str, int] = {}
     for index in range(len(uses) - 1, -1, -1):
         for name in uses[index]:
-            next_use[index, name] = seen.get(name, len(uses))
-            seen[name] = index
-    there: dict[str, int] = {}
+            next_use[index, name] = following.get(name, len(uses))
+            following[name] = index
+    gathered: dict[str, int] = {}
     total = elements = alive = peak = 0
     for index, names in enumerate(uses):
         for name in names:
-            if name in sharded and name not in there:
+            if name in sharded and name not in gathered:
                 padded = sharded[name].part(zero.world) * zero.world
-                there[name] = 4 * padded
-                total, alive = total + sharded[name].sent * padded, alive + there[name]
+                gathered[name] = 4 * padded
+                total, alive = total + sharded[name].sent * padded, alive + gathered[name]
                 elements += padded
         peak = max(peak, alive)
         for name in names:
-            if name in there and next_use[index, name] >= ends[index]:
-                alive -= there.pop(name)
-    # Every call fetches further ahead, until so much is there.
+            if name in gathered and next_use[index, name] >= ends[index]:
+                alive -= gathered.pop(name)
+    # Every call prefetches further, up to ``zero.live`` elements.
     most = 4 * min(sum(weight.part(zero.world) * zero.world for weight in sharded.values()), zero.live)
     messages = -(-elements // zero.prefetch)
     return Gathers(total, messages, max(peak, most), -(-total // max(messages, 1)))
 
 
 def _windows(sizes: Sequence[int], reach: int) -> list[int]:
-    """For every position, the first one after it that lies beyond ``reach`` elements."""
-    ends, end, within = [], 0, 0
+    """Return for every position the first later position that is more than ``reach`` elements away."""
+    ends, end, distance = [], 0, 0
     for start in range(len(sizes)):
         if end <= start:
-            end, within = start + 1, 0
+            end, distance = start + 1, 0
         else:
-            within -= sizes[start]
-        while end < len(sizes) and within < reach:
-            within += sizes[end]
+            distance -= sizes[start]
+        while end < len(sizes) and distance < reach:
+            distance += sizes[end]
             end += 1
         ends.append(end)
     return ends
