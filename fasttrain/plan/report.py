@@ -99,7 +99,8 @@ def _heading(prediction: Forecast) -> list[str]:
         f"{name}, {t.arch}: {_count(prediction, teacher=False) / 1e6:.1f} M parameters trained, "
         f"{_count(prediction, teacher=True) / 1e6:.1f} M in the teacher; {t.optimizer}, {prediction.precision}",
         f"{c.nodes} x {c.gpus_per_node} {c.gpu.name}; {t.batch_size_per_gpu} images per GPU, "
-        f"{prediction.global_batch:,} per step; {t.epochs} epochs of {prediction.images:,} images: {prediction.steps:,} steps",
+        f"{prediction.global_batch:,} per step; {t.epochs} epochs of {prediction.images:,} images: "
+        f"{prediction.steps:,} steps",
         f"{prediction.flops / t.batch_size_per_gpu / 1e9:,.1f} GFLOP per image, forward and backward, all views",
         "",
     ]

@@ -1,4 +1,4 @@
-"""The same fraction of every class, at least one, and another draw for another seed."""
+"""Draws have the same fraction of every class, and depend on the seed only."""
 
 import torch
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ _LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(torch.tensor)
 
 @given(labels=_LABELS, fraction=st.floats(0.01, 1), seed=st.integers(0, 9))
 @settings(deadline=None)
-def test_every_class_gives_its_fraction(labels, fraction, seed):
+def test_class_balanced_takes_the_fraction_of_every_class(labels, fraction, seed):
     rows = class_balanced(labels, fraction, seed)
     assert rows.tolist() == sorted(set(rows.tolist()))
     for label in labels.unique():
@@ -21,18 +21,17 @@ def test_every_class_gives_its_fraction(labels, fraction, seed):
 
 @given(labels=_LABELS, seed=st.integers(0, 9))
 @settings(deadline=None)
-def test_a_split_has_every_row_once_and_fits_on_every_class(labels, seed):
-    fitted, held = held_out(labels, seed=seed)
+def test_held_out_splits_all_rows_and_fits_every_class(labels, seed):
+    fitted, tuning = held_out(labels, seed=seed)
     assert set(labels[fitted].tolist()) == set(labels.tolist())
     if labels.bincount().max() == 1:
-        assert fitted.tolist() == held.tolist() == list(range(len(labels)))
+        assert fitted.tolist() == tuning.tolist() == list(range(len(labels)))
     else:
-        assert sorted(fitted.tolist() + held.tolist()) == list(range(len(labels)))
-        assert len(held) > 0
+        assert sorted(fitted.tolist() + tuning.tolist()) == list(range(len(labels)))
+        assert len(tuning) > 0
 
 
-def test_draws_differ_by_seed_and_not_otherwise():
-    labels = torch.arange(300) % 3
-    first = class_balanced(labels, 0.1, 0)
-    assert torch.equal(first, class_balanced(labels, 0.1, 0))
-    assert not torch.equal(first, class_balanced(labels, 0.1, 1))
+def test_class_balanced_depends_on_the_seed_only():
+    first, again, other = (class_balanced(torch.arange(300) % 3, 0.1, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

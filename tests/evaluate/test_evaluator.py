@@ -1,4 +1,4 @@
-"""What the evaluator reads: all images for k-NN, without it those of the spectrum; and pixels only where they count."""
+"""The evaluator reads all images for k-NN, the spectrum's sample without it, and pixels only if they are compared."""
 
 import numpy as np
 import pytest
@@ -21,74 +21,69 @@ def _source(count, labelled=True):
 
 
 @pytest.fixture
-def made():
-    """Makes evaluators of 11 images and 6 held out."""
-    every = []
+def make():
+    """Return a function that makes an evaluator of 11 images and 6 held-out images."""
+    evaluators = []
 
     def make(train_labels=True, val_labels=True, val=True):
         splits = Splits("noise", _source(11, train_labels), _source(6, val_labels) if val else None)
         config = resolve("simclr", {"recipe": "cifar", "batch_size_per_gpu": 4, "num_workers": 1})
-        every.append(Evaluator(splits, config, torch.device("cpu"), World(0, 1, 0, 1)))
-        return every[-1]
+        evaluators.append(Evaluator(splits, config, torch.device("cpu"), World(0, 1, 0, 1)))
+        return evaluators[-1]
 
     yield make
-    for one in every:
+    for one in evaluators:
         one.close()
 
 
 class _Counted(nn.Flatten):
-    seen = 0
+    seen, factor = 0, 1.0
 
     def forward(self, x):
         self.seen += len(x)
-        return super().forward(x)
+        return super().forward(x) * self.factor
 
 
 _NO_KNN = [{"train_labels": False}, {"val_labels": False}, {"val": False}]
 
 
-@pytest.mark.parametrize("without", _NO_KNN)
-def test_pixels_are_not_read_where_there_is_no_knn(made, monkeypatch, without):
-    """Every image was once read, and what was found thrown away."""
+@pytest.mark.parametrize("data", _NO_KNN)
+def test_pixels_without_knn_reads_nothing(make, monkeypatch, data):
     monkeypatch.setattr(evaluator, "extract", lambda *_, **__: pytest.fail("read"))
-    assert made(**without).pixels() is None
+    assert make(**data).pixels() is None
 
 
-def test_too_many_pixels_are_not_read(made, monkeypatch):
-    """Those of ImageNet took 47 GB."""
+def test_pixels_above_the_limit_are_not_read(make, monkeypatch):
+    """ImageNet's pixels took 47 GB."""
     monkeypatch.setattr(evaluator, "_PIXEL_BYTES", 11 * 32 * 32 * 3 * 4)
-    assert made().pixels() is not None
+    assert make().pixels() is not None
     monkeypatch.setattr(evaluator, "_PIXEL_BYTES", 11 * 32 * 32 * 3 * 4 - 1)
     monkeypatch.setattr(evaluator, "extract", lambda *_, **__: pytest.fail("read"))
-    assert made().pixels() is None
+    assert make().pixels() is None
 
 
-def test_of_pixels_no_spectrum_is_taken_and_no_loader_stays(made, monkeypatch):
+def test_pixels_takes_no_spectrum_and_closes_its_loaders(make, monkeypatch):
     closed, close = [], Loader.close
     monkeypatch.setattr(Loader, "close", lambda self: (closed.append(self), close(self)))
     monkeypatch.setattr(evaluator, "rankme", lambda _: pytest.fail("a spectrum"))
-    assert made().pixels() * 6 in range(7)
+    assert make().pixels() * 6 in range(7)
     assert [len(loader.source) for loader in closed] == [11, 6]
 
 
-@pytest.mark.parametrize("without", _NO_KNN)
-def test_without_knn_the_network_sees_the_rows_of_the_spectrum_alone(made, monkeypatch, without):
-    of_all, network = made().backbone(nn.Flatten()), _Counted()
-    assert of_all.knn_top1 is not None
+@pytest.mark.parametrize("data", _NO_KNN)
+def test_backbone_without_knn_reads_the_spectrum_s_sample(make, monkeypatch, data):
+    network, seen = _Counted(), []
+    assert make().backbone(nn.Flatten()).knn_top1 is not None
     monkeypatch.setattr(spectrum, "SPECTRUM_ROWS", 4)
-    seen = []
     monkeypatch.setattr(evaluator, "rankme", lambda rows: seen.append(rows) or rankme(rows))
-    found = made(**without).backbone(network)
-    assert found.knn_top1 is None
+    evaluation = make(**data).backbone(network)
+    assert evaluation.knn_top1 is None
     assert network.seen == 4
-    with_knn = made().backbone(nn.Flatten())  # takes every third row of all of them
-    assert found.rankme == with_knn.rankme
+    assert evaluation.rankme == make().backbone(nn.Flatten()).rankme  # takes every third row
     assert torch.equal(*seen)
 
 
-def test_features_that_are_not_numbers(made):
-    class _Diverged(nn.Flatten):
-        def forward(self, x):
-            return super().forward(x) * float("nan")
-
-    assert not made().backbone(_Diverged()).finite
+def test_backbone_with_nan_features_is_not_finite(make):
+    network = _Counted()
+    network.factor = float("nan")
+    assert not make().backbone(network).finite
