@@ -32,7 +32,7 @@ def open_page(path):
             page.requests, page.problems = [], []
             page.on("request", lambda request: page.requests.append(request.url))
             page.on("console", lambda message: page.problems.append(message.text))
-            page.on("pageerror", page.problems.append)
+            page.on("pageerror", lambda error: page.problems.append(str(error)))
             page.goto(path.resolve().as_uri())
             return page
 

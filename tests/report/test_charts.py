@@ -1,4 +1,4 @@
-"""Charts show their points where they belong, keep what stands out, and take no name for markup."""
+"""Charts show all points in their places, keep extremes, and escape names."""
 
 import math
 import re
@@ -23,7 +23,7 @@ def _path(element):
 
 
 @given(_POINTS, st.integers(4, 100))
-def test_thinning_keeps_ends_and_extremes_in_order(points, most):
+def test_thin_keeps_ends_extremes_and_order(points, most):
     kept = thin(points, most)
     assert len(kept) <= max(most, 4)
     assert (kept[0], kept[-1]) == (points[0], points[-1])
@@ -34,17 +34,17 @@ def test_thinning_keeps_ends_and_extremes_in_order(points, most):
 
 
 @given(_NUMBERS, st.floats(1e-6, 1e9))
-def test_ticks_are_few_round_and_inside(low, width):
+def test_ticks_are_few_and_inside_the_axis(low, width):
     high = low + width
     if high - low < 1e-6 * max(1, abs(low)):
         return
-    found = ticks(low, high)
-    assert 1 <= len(found) <= 7
+    values = ticks(low, high)
+    assert 1 <= len(values) <= 7
     step = (high - low) * 1e-6
-    assert all(low - step <= value <= high + step for value in found)
+    assert all(low - step <= value <= high + step for value in values)
 
 
-def test_a_line_goes_through_its_points():
+def test_line_goes_through_its_points():
     svg = _parse(line_chart("Loss", [Line("a", [(0, 0.0), (5, 1.0), (10, 0.5)], "c0 d0")]))
     (line,) = (e for e in svg.iter("path") if "line" in e.get("class"))
     (u0, v0), (u1, v1), (u2, v2) = _path(line)
@@ -55,8 +55,8 @@ def test_a_line_goes_through_its_points():
 
 
 @given(_POINTS, _NUMBERS)
-@example([(0.0, 5e-324)], 0.0)  # whose logarithm there is not
-def test_everything_drawn_is_inside(points, level):
+@example([(0.0, 5e-324)], 0.0)  # its logarithm is not finite
+def test_line_chart_is_inside_its_picture(points, level):
     svg = line_chart("x", [Line("a", sorted(points), "c0"), Line("b", points[:1], "c1")], [Level("l", level, "c2")])
     for element in _parse(svg).iter():
         if element.tag == "circle":
@@ -67,19 +67,19 @@ def test_everything_drawn_is_inside(points, level):
     assert "inf" not in svg
 
 
-def test_values_are_told_where_one_points():
+def test_line_chart_shows_values_on_hover():
     svg = _parse(line_chart("Loss", [Line("run", [(0.5, 2.0), (1, 1234.5)], "c0")], unit=" nats"))
     titles = [element.text for element in svg.iter("title")]
     assert titles == ["run, epoch 0.5: 2 nats", "run, epoch 1: 1,234 nats"]
 
 
-def test_names_are_no_markup():
+def test_line_chart_escapes_names():
     svg = line_chart("<b>", [Line('"><script>', [(0, 1.0)], "c0")], [Level("&", 1.0, "c1")])
     assert "<script" not in svg
     _parse(svg)
 
 
-def test_a_constant_and_no_points_at_all():
+def test_line_chart_of_a_constant_and_of_no_points():
     assert "NaN" not in line_chart("x", [Line("a", [(0, 3.0), (1, 3.0)], "c0")])
     assert line_chart("x", [Line("a", [], "c0")]) == ""
 
@@ -88,11 +88,11 @@ def test_a_constant_and_no_points_at_all():
     ("value", "text"),
     [(0.0, "0"), (1234.6, "1,235"), (0.123456, "0.1235"), (1.23e-6, "1.23e-6"), (-45.3281, "-45.33"), (math.nan, "–")],  # noqa: RUF001
 )
-def test_numbers(value, text):
+def test_number_has_at_most_four_digits(value, text):
     assert number(value) == text
 
 
-def test_the_band_is_where_the_first_line_is_above():
+def test_band_is_where_the_first_line_is_above():
     lines = [Line("a", [(0, 1.0), (1, 1.0), (2, 1.0)], "c0"), Line("b", [(0, 3.0), (1, 1.0), (2, 0.0)], "c1")]
     svg = _parse(line_chart("x", lines, band=True))
     band, *_ = (e for e in svg.iter("path") if e.get("class") == "band")

@@ -1,4 +1,4 @@
-"""The contact sheet shows what a training sees, and says what was drawn."""
+"""The contact sheet shows the views of a training and their parameters."""
 
 import numpy as np
 import pytest
@@ -7,68 +7,59 @@ from PIL import Image
 from fasttrain.cli import main
 from fasttrain.config.arguments import parse
 from fasttrain.pipelines import Loader, draw_parameters, open_source
-from fasttrain.report import contact_sheet as views
-from tests.small_runs import write_images
+from fasttrain.report import contact_sheet as module
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "noise")
+@pytest.fixture
+def config(images):
+    return parse(["--method", "simclr", "--recipe", "cifar", "--data_path", str(images), "--seed", "3"])[0]
 
 
-def _config(data, *more):
-    return parse(["--method", "simclr", "--recipe", "cifar", "--data_path", str(data), "--seed", "3", *more])[0]
-
-
-def test_the_pictures_are_the_views_of_epoch_0(data, monkeypatch):
-    monkeypatch.setattr(views, "_CELL", 32)  # so that no picture is resized
-    config = _config(data)
-    sheet = np.asarray(views.contact_sheet(config, 2))
-    loader = Loader(open_source(str(data)).train, config.views, 2, seed=3, threads=1)
+def test_contact_sheet_has_the_views_of_epoch_0(config, monkeypatch):
+    monkeypatch.setattr(module, "_CELL", 32)  # no picture is resized
+    sheet = np.asarray(module.contact_sheet(config, 2))
+    loader = Loader(open_source(config.train.data_path).train, config.views, 2, seed=3, threads=1)
     batch = next(loader.epoch(0))
     loader.close()
     mean, std = (np.array(v)[:, None, None] for v in (config.views.mean, config.views.std))
     expected = np.rint(255 * (batch.views[0][1, 0].numpy() * std + mean)).clip(0, 255).transpose(1, 2, 0)
-    left = views._GAP + 2 * (32 + views._GAP)  # behind the image itself and view 0
-    found = sheet[3 * views._GAP :, left:][:32, :32].astype(float)
-    assert np.abs(found - expected).max() <= 1
+    left = module._GAP + 2 * (32 + module._GAP)  # after the image and view 0
+    view = sheet[3 * module._GAP :, left:][:32, :32].astype(float)
+    assert np.abs(view - expected).max() <= 1
 
 
-def test_every_parameter_is_said(data):
-    config = _config(data)
+def test_describe_lists_the_parameters(config):
     drawn = draw_parameters(config.views, 3, 0, np.arange(8), np.full(8, 32), np.full(8, 32))
-    lines = [views.describe(config.views.each[0], drawn, 0, b, (32, 32)) for b in range(8)]
-    for b, said in enumerate(lines):
+    texts = [module.describe(config.views.each[0], drawn, 0, b, (32, 32)) for b in range(8)]
+    for b, lines in enumerate(texts):
         area = np.prod(drawn.end[0, b] - drawn.start[0, b]) / 1024
-        assert said[0] == f"global 32 px, {100 * area:.0f} % of the area"
-        assert ("flipped" in said[1]) == bool(drawn.flip[0, b])
-    assert any(line.startswith("b ") for said in lines for line in said)
-
-
-@pytest.mark.parametrize("method", ["infomin", "cmc", "dino"])
-def test_the_command_writes_a_picture(data, tmp_path, capsys, method):
-    path = tmp_path / "sheet.png"
-    given = ["--method", method, "--recipe", "cifar", "--data_path", str(data)]
-    assert main(["report", "--views", *given, "--images", "2", "--output", str(path)]) == 0
-    assert "2 images" in capsys.readouterr().out
-    with Image.open(path) as sheet:
-        assert sheet.width > 2 * views._CELL
+        assert lines[0].startswith("global 32 px, ")
+        assert f" {100 * area:.0f} %" in lines[0]
+        assert ("flipped" in lines[1]) == bool(drawn.flip[0, b])
+    assert any(line.startswith("b ") for lines in texts for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("command", "method"), [(["report", "--views"], "infomin"), (["views"], "cmc"), (["views"], "dino")]
+)
+def test_views_writes_a_picture(images, tmp_path, capsys, command, method):
+    path = tmp_path / "sheet.png"
+    flags = ["--method", method, "--recipe", "cifar", "--data_path", str(images)]
+    assert main([*command, *flags, "--images", "2", "--output", str(path)]) == 0
+    assert "2 images" in capsys.readouterr().out
+    with Image.open(path) as sheet:
+        assert sheet.width > 2 * module._CELL
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
     [
-        (["--images", "0"], "--images must be at least 1, got 0"),
-        (["--images", "33"], "--images 33 is more than the data has, 32"),
-        (["--images", "x"], "argument --images: invalid int value: 'x'"),
-        (["--output", "/no/such/folder/sheet.png"], "--output /no/such/folder/sheet.png cannot be written"),
-        (["--data_path", "/no/such"], "no such folder"),
-        (["--lrr", "1"], "--lrr is unknown; did you mean --lr?"),
+        (["--images", "33"], "--images: "),
+        (["--output", "/no/such/folder/sheet.png"], "--output /no/such/folder/sheet.png: "),
+        (["--data_path", "/no/such"], "/no/such"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line_and_status_2(data, capsys, more, message):
-    given = ["--method", "simclr", "--recipe", "cifar", "--data_path", str(data)]
-    assert main(["report", "--views", *given, *more]) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1
+def test_views_that_cannot_be_drawn_are_refused(images, capsys, more, names):
+    assert main(["views", "--method", "simclr", "--recipe", "cifar", "--data_path", str(images), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: {names}")

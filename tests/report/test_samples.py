@@ -1,4 +1,4 @@
-"""What a report shows of images is what the network makes of them."""
+"""A report's images have the features of the run's network."""
 
 import dataclasses
 
@@ -18,29 +18,27 @@ def run(dino_run):
     return read_run(dino_run, "dino")
 
 
-def test_rows_are_the_networks_features_of_the_inputs(run):
+def test_look_returns_the_network_s_features(run):
     sample = look(run, 5)
     assert len(sample.source) == 5
     assert sample.held_out
     inputs = sample.inputs(range(5))
     features = torch.nn.functional.normalize(sample.backbone.network(inputs), dim=1)
     torch.testing.assert_close(sample.rows, features)
-    mean, std = (
-        torch.tensor(v)[:, None, None]
-        for v in (sample.backbone.blueprint.pixels.mean, sample.backbone.blueprint.pixels.std)
-    )
+    pixels = sample.backbone.blueprint.pixels
+    mean, std = (torch.tensor(v)[:, None, None] for v in (pixels.mean, pixels.std))
     shown = np.asarray(sample.pictures([3])[0]).transpose(2, 0, 1)
     assert np.abs(shown - 255 * (inputs[3] * std + mean).clamp(0, 1).numpy()).max() <= 1
 
 
-def test_names_and_classes_are_those_of_the_images(run):
+def test_describe_names_image_and_class(run):
     sample = look(run, 8)
     for i, label in enumerate(sample.labels):
         assert sample.describe(i).endswith(f", class {('cat', 'dog')[label]}")
         assert ("cat", "dog")[label] in sample.source.describe(i)
 
 
-def test_images_that_cannot_be_read_are_left_out(tmp_path):
+def test_look_leaves_unreadable_images_out(tmp_path):
     data = write_images(tmp_path / "noise", val=6)
     output = train_few_steps(data, tmp_path / "run")
     broken = data / "val" / "dog" / "03.jpg"
@@ -52,9 +50,9 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path):
     torch.testing.assert_close(sample.rows, torch.nn.functional.normalize(features, dim=1))
 
 
-def test_other_data_than_the_runs_is_not_shown(run):
+def test_look_refuses_other_data_than_the_run_s(run):
     summary = run.summary | {"dataset": "Mine"}
-    with pytest.raises(DataError, match="its data, Mine, is not what its path has now, noise"):
+    with pytest.raises(DataError, match="Mine.*noise"):
         look(dataclasses.replace(run, summary=summary), 4)
     train = ArraySource(np.zeros((4, 32, 32, 3), np.uint8), name="Mine")
     assert look(dataclasses.replace(run, summary=summary), 4, Splits("Mine", train, None)).labels is None
