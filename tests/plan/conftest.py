@@ -1,24 +1,21 @@
-"""What the tests of the plan share."""
+"""Share traces between tests."""
 
 import pytest
 
 from fasttrain.plan import forecast
 from fasttrain.plan.trace import trace
 
-
-@pytest.fixture(scope="session")
-def _traces():
-    return {}
+_TRACES = {}
 
 
 @pytest.fixture(autouse=True)
-def _traced_once(monkeypatch, _traces):
-    """Forecasts of the same step share their trace, which is what takes time."""
+def _cached_trace(monkeypatch):
+    """Trace each step once: this takes nearly all of a forecast's time."""
 
-    def remembered(method, views, batch, **options):
+    def cached(method, views, batch, **options):
         key = (str(method), method.settings, views, batch, *sorted(options.items()))
-        if key not in _traces:
-            _traces[key] = trace(method, views, batch, **options)
-        return _traces[key]
+        if key not in _TRACES:
+            _TRACES[key] = trace(method, views, batch, **options)
+        return _TRACES[key]
 
-    monkeypatch.setattr(forecast, "trace", remembered)
+    monkeypatch.setattr(forecast, "trace", cached)

@@ -1,10 +1,10 @@
-"""A small run to plan, and its method on the device ``meta``."""
+"""Small runs to plan, and the settings of ZeRO."""
 
 import torch
 
 from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method
-from fasttrain.plan.weights import Weight
+from fasttrain.plan.weights import Weight, Zero
 
 _FEW = {
     "cmc": {"negatives": 64},
@@ -29,3 +29,8 @@ def built(config, world=1, device="meta"):
 
 def weight(numel, group="decay", teacher=False, sent=4, name=None):
     return Weight(name or f"{group}.{numel}", numel, group, teacher, sent)
+
+
+def zero(stage, world=4, **options):
+    options = {"bucket": 1000, "persistent": 10, "reuse": 10**6, "prefetch": 100, "live": 0, **options}
+    return Zero(stage, world, **{"overlap": False, "offload": False, **options})

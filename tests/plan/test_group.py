@@ -1,4 +1,4 @@
-"""The group counts what crosses it and has any size."""
+"""The group records messages and has any size."""
 
 import torch
 import torch.distributed as dist
@@ -8,7 +8,7 @@ from fasttrain.kernels.collectives import gather_rows, mean_over_ranks
 from fasttrain.plan.group import Message, planned_group
 
 
-def test_bytes_are_those_of_all_ranks():
+def test_group_records_the_bytes_of_all_ranks():
     group = planned_group(512)
     assert (group.size(), group.rank()) == (512, 0)
     with FakeTensorMode():
@@ -26,7 +26,4 @@ def test_bytes_are_those_of_all_ranks():
         Message("all_reduce", whole, "a mean"),
         Message("broadcast", 28, "loss and centre"),
     ]
-
-
-def test_one_rank_needs_no_group():
     assert planned_group(1) is None

@@ -1,4 +1,4 @@
-"""Operators are counted as by hand: operations, bytes moved, bytes alive at once, bytes kept."""
+"""Operators are counted as by hand: operations, bytes moved, bytes alive, bytes saved."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def _flops(work):
     return sum(one.flops for one in work)
 
 
-def test_products_and_bytes_of_a_chain():
+def test_ledger_counts_products_bytes_and_peak():
     with FakeTensorMode():
         x, w = torch.empty(10, 20), torch.empty(20, 30)
         with Ledger(()) as ledger:
@@ -28,7 +28,7 @@ def test_products_and_bytes_of_a_chain():
     assert z.shape == (10, 30)
 
 
-def test_what_has_gone_is_not_alive():
+def test_ledger_counts_freed_tensors_as_free():
     with FakeTensorMode():
         x = torch.empty(100)
         with Ledger(()) as ledger:
@@ -41,13 +41,12 @@ def test_what_has_gone_is_not_alive():
     assert (ledger.peak, ledger.alive) == (800, 0)
 
 
-def test_a_number_that_is_asked_for_is_0():
+def test_ledger_reads_values_as_0():
     with FakeTensorMode(), Ledger(()):
-        assert float(torch.ones(3).sum()) == 0.0
-        assert int(torch.ones(3, dtype=torch.long).sum()) == 0
+        assert [float(torch.ones(3).sum()), int(torch.ones(3, dtype=torch.long).sum())] == [0.0, 0]
 
 
-def test_attention_counts_two_products_forward_and_five_backward():
+def test_ledger_counts_seven_products_of_attention():
     batch, heads, rows, dim = 2, 3, 16, 8
     product = 2 * batch * heads * rows * rows * dim
     with FakeTensorMode():
@@ -68,7 +67,7 @@ def test_attention_counts_two_products_forward_and_five_backward():
         (lambda z: info_nce(z[0], z[1], temperature=0.1), 1 + 4),
     ],
 )
-def test_contrastive_kernels(loss, products):
+def test_ledger_counts_products_of_contrastive_kernels(loss, products):
     rows, dim = 64, 16
     with FakeTensorMode(), Ledger(()) as ledger:
         z = torch.empty(2, rows, dim, requires_grad=True)
@@ -77,7 +76,7 @@ def test_contrastive_kernels(loss, products):
     assert _flops(ledger.work) == pytest.approx(products * 2 * side * side * dim, rel=0.01)
 
 
-def test_prototype_kernels_take_four_products_a_student_view_and_four_a_teacher_view():
+def test_ledger_counts_four_products_per_view_of_prototypes():
     rows, dim, count = 8, 16, 256
     with FakeTensorMode(), Ledger(()) as ledger:
         student = torch.empty(3, rows, dim, requires_grad=True)
@@ -106,17 +105,17 @@ def _kept(precision=None):
     return {place: kept.total(place) for place in ("network", "loss", "copies")}
 
 
-def test_what_is_kept_is_counted_once_without_parameters_and_inputs():
-    # The hidden layer is kept by ReLU and by the next layer, the output by its square.
+def test_kept_counts_storages_once():
+    # ReLU and the next layer save the hidden layer. The square saves the output.
     assert _kept() == {"network": 4 * 10 * 30, "loss": 4 * 10 * 5, "copies": 0}
 
 
-def test_what_autocast_makes_of_weights_is_told_apart():
-    # The input is cast; as it gets no gradient, the copy of the first weight is not needed again.
+def test_kept_counts_autocast_s_weights_separately():
+    # The input is cast. It has no gradient, so the copy of the first weight is not saved.
     assert _kept(torch.bfloat16) == {"network": 2 * (10 * 20 + 10 * 30), "loss": 4 * 10 * 5, "copies": 2 * 30 * 5}
 
 
-def test_counting_leaves_no_hooks_and_the_gradients_as_they_are():
+def test_kept_changes_neither_gradients_nor_hooks():
     torch.manual_seed(0)
     method, x = _Method(), torch.randn(10, 20)
     method(x).backward()

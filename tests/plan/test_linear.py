@@ -1,4 +1,4 @@
-"""The linear layer of ZeRO-3 computes what torch's does, and keeps what DeepSpeed's keeps."""
+"""The linear layer of ZeRO-3 has torch's results and saves DeepSpeed's tensors."""
 
 from contextlib import nullcontext
 
@@ -26,12 +26,12 @@ def _run(mode, shape, bias, low, linear=None):
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(4,), (2, 3)])
-def test_as_torch_and_as_deepspeed(shape, bias, low):
+def test_linear_matches_torch_and_deepspeed(shape, bias, low):
     ours, kept = _run(linear_of_zero3(), shape, bias, low)
     plain, _ = _run(nullcontext(), shape, bias, low)
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a.float(), b.float(), rtol=0.05 if low else 1e-5, atol=0.1 if low else 1e-5)
-    assert (torch.Size([*shape, 6]), torch.float32) in kept  # as it came
+    assert (torch.Size([*shape, 6]), torch.float32) in kept
     if get_accelerator().device_name() == "cpu":
         theirs, kept_there = _run(nullcontext(), shape, bias, low, zero3_linear_wrap)
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

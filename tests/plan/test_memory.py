@@ -1,101 +1,85 @@
-"""Bytes by what they are for, at every stage; bench/tests/test_plan_check.py holds them to what DeepSpeed holds."""
+"""Memory by purpose at every stage. bench/tests/test_plan_check.py compares it with DeepSpeed."""
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fasttrain.plan.memory import Part, between_epochs, gradient_bytes, largest_batch, parts, shard_elements, total
+from fasttrain.plan.memory import Part, gradient_bytes, largest_batch, parts, shard_elements, total
 from fasttrain.plan.trace import Trace
 from fasttrain.plan.update import Update
-from fasttrain.plan.weights import Zero, flat_groups
+from fasttrain.plan.weights import flat_groups
 
-from .small import configured, weight
+from .small import weight, zero
 
 _WEIGHTS = (weight(1000), weight(200), weight(8, "no_decay"), weight(1000, None, teacher=True, name="t"))
 _TRACE = Trace(4, 1000, 100, 50, 70, 30, (), (), ())
 _UPDATE = Update(state=2 * 4 * 1208, temporary=4 * 1208, moved=0, teacher_moved=0, messages=())
 
 
-def _zero(stage, world=4, bucket=10_000, overlap=False, offload=False):
-    return Zero(
-        stage, world, bucket, overlap=overlap, offload=offload, persistent=10, reuse=10**6, prefetch=100, live=0
-    )
+def _parts(stage, moment=None, weights=_WEIGHTS, accumulation=1, **options):
+    settings = zero(stage, **{"bucket": 10_000, **options})
+    memory = parts(weights, 77, _TRACE, _UPDATE, settings, accumulation=accumulation)
+    return {p.name: p if moment is None else getattr(p, moment) for p in memory}
 
 
-def _parts(stage, **options):
-    return {p.name: p for p in parts(_WEIGHTS, 77, _TRACE, _UPDATE, _zero(stage), **options)}
-
-
-def test_stage_0_holds_everything_whole():
-    found = _parts(0)
-    held = {name: part.backward for name, part in found.items()}
-    assert held["parameters"] == held["gradients"] == 4 * 1208
-    assert held["teacher"] == 4 * 1000
-    assert held["optimizer"] == 8 * 1208
-    assert (held["activations"], held["loss"], held["buffers"]) == (1000, 100, 77)
-    assert held["views"] == 3 * 30  # one in hand, two ahead
-    assert held["ZeRO's buckets"] == 0
-    assert found["temporary"].backward == 70
-    assert found["temporary"].update == 4 * 1208  # a bucket is copied to be sent, or the optimizer's own
-    assert found["activations"].update == 0
+def test_stage_0_has_everything_whole():
+    memory = _parts(0, "backward")
+    assert memory["parameters"] == memory["gradients"] == 4 * 1208
+    assert (memory["teacher"], memory["optimizer"]) == (4 * 1000, 8 * 1208)
+    assert (memory["activations"], memory["loss"], memory["buffers"], memory["temporary"]) == (1000, 100, 77, 70)
+    assert memory["views"] == 3 * 30  # the current batch and two prefetched ones
+    assert memory["ZeRO's buckets"] == 0
+    update = _parts(0, "update")
+    assert update["temporary"] == 4 * 1208  # the optimizer's, or the copy of a bucket
+    assert update["activations"] == 0
+    assert total(_parts(0).values()) == max(sum(memory.values()), sum(update.values()))
+    assert sum(memory.values()) != sum(update.values())
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_stages_1_and_2_shard_the_optimizer_and_set_buckets_aside(stage):
-    held = {name: part.backward for name, part in _parts(stage).items()}
-    assert held["parameters"] == 4 * 1208
-    shard = 300 + 2
-    assert shard_elements(_WEIGHTS, _zero(stage)) == shard
-    assert held["optimizer"] == 12 * shard  # master weights too
-    assert held["gradients"] == (4 * 1208 if stage == 1 else 4 * (1000 + 200 + 8))
-    assert held["ZeRO's buckets"] == 4 * 10_000 + (0 if stage == 1 else 4 * 1208)
+def test_stages_1_and_2_shard_the_optimizer_and_have_buckets(stage):
+    memory = _parts(stage, "backward")
+    assert memory["parameters"] == 4 * 1208
+    assert shard_elements(_WEIGHTS, zero(stage)) == 300 + 2
+    assert memory["optimizer"] == 12 * 302  # with master weights
+    assert memory["gradients"] == (4 * 1208 if stage == 1 else 4 * (1000 + 200 + 8))
+    assert memory["ZeRO's buckets"] == 4 * 10_000 + (0 if stage == 1 else 4 * 1208)
 
 
 def test_stage_3_shards_all_but_small_weights():
-    held = {name: part.backward for name, part in _parts(3).items()}
-    assert held["parameters"] == 4 * (250 + 50 + 2 + 8)  # the small one both ways
-    assert held["teacher"] == 4 * 250
-    assert held["optimizer"] == 8 * 302  # it steps the shards themselves
-    assert held["gradients"] == 4 * 302
+    memory = _parts(3, "backward")
+    assert memory["parameters"] == 4 * (250 + 50 + 2 + 8)  # the small weight is stored whole and sharded
+    assert memory["teacher"] == 4 * 250
+    assert (memory["optimizer"], memory["gradients"]) == (8 * 302, 4 * 302)
 
 
-def test_a_bucket_for_every_precision_that_is_sent():
+def test_buckets_exist_per_precision_and_twice_with_overlap():
     low = (weight(1000, sent=2), weight(200))
-    held = {p.name: p.update for p in parts(low, 0, _TRACE, _UPDATE, _zero(1))}
-    assert held["ZeRO's buckets"] == 2 * 4 * 10_000
-    held = {p.name: p.update for p in parts(low, 0, _TRACE, _UPDATE, _zero(3))}
-    assert held["ZeRO's buckets"] == (4 + 2) * 10_000
-
-
-def test_a_second_bucket_is_filled_while_the_first_is_sent():
+    for stage, size in ((1, 2 * 4), (3, 4 + 2)):
+        assert _parts(stage, "update", weights=low)["ZeRO's buckets"] == size * 10_000
     for stage, times in ((1, 2), (2, 2), (3, 1)):
-        plain, beside = (
-            {p.name: p.update for p in parts(_WEIGHTS, 0, _TRACE, _UPDATE, _zero(stage, bucket=100, overlap=overlap))}
-            for overlap in (False, True)
+        alone, overlapped = (
+            _parts(stage, "update", bucket=100, overlap=overlap)["ZeRO's buckets"] for overlap in (False, True)
         )
-        before, now = plain["ZeRO's buckets"], beside["ZeRO's buckets"]
-        assert now - before == (times - 1) * 4 * 100
-        assert plain.keys() == beside.keys()
+        assert overlapped - alone == (times - 1) * 4 * 100
 
 
-def test_an_offloaded_optimizer_takes_nothing_of_the_gpu():
-    held = {p.name: p for p in parts(_WEIGHTS, 77, _TRACE, _UPDATE, _zero(2, offload=True))}
-    here = {p.name: p for p in parts(_WEIGHTS, 77, _TRACE, _UPDATE, _zero(2))}
-    assert held["optimizer"].update == 0 < here["optimizer"].update
-    assert held["gradients"] == here["gradients"]
+def test_offloaded_optimizer_has_no_gpu_memory():
+    host, gpu = (_parts(2, "update", offload=offload) for offload in (True, False))
+    assert host["optimizer"] == 0 < gpu["optimizer"]
+    assert host["gradients"] == gpu["gradients"]
 
 
 @pytest.mark.parametrize("bucket", [100, 10_000])
-def test_accumulated_gradients_are_held_twice_at_stage_2_only(bucket):
-    for stage in range(4):
-        options = (_WEIGHTS, 77, _TRACE, _UPDATE, _zero(stage, bucket=bucket))
-        once, more = ({p.name: p for p in parts(*options, accumulation=n)}["gradients"] for n in (1, 4))
-        assert more.update == (2 if stage == 2 else 1) * once.update
-        assert more.backward == (2 if stage == 2 and bucket == 100 else 1) * once.backward
+@pytest.mark.parametrize("stage", range(4))
+def test_accumulated_gradients_exist_twice_at_stage_2(stage, bucket):
+    once, more = (_parts(stage, bucket=bucket, accumulation=n)["gradients"] for n in (1, 4))
+    assert more.update == (2 if stage == 2 else 1) * once.update
+    assert more.backward == (2 if stage == 2 and bucket == 100 else 1) * once.backward
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 9))
-def test_stage_2_keeps_whole_what_lies_in_a_rank_s_part(sizes, world):
+def test_stage_2_keeps_whole_gradients_of_a_rank_s_part(sizes, world):
     weights = [weight(n, group=("a", "b")[i % 2], name=str(i)) for i, n in enumerate(sizes)]
     own = []
     for rank in range(world):
@@ -104,32 +88,18 @@ def test_stage_2_keeps_whole_what_lies_in_a_rank_s_part(sizes, world):
             owners = [i for i, w in enumerate(members) for _ in range(w.numel)]
             kept += sum(members[i].numel for i in set(owners[rank * part : (rank + 1) * part]))
         own.append(4 * kept)
-        assert gradient_bytes(weights, _zero(2, world), rank=rank) == own[-1]
-    assert gradient_bytes(weights, _zero(2, world)) == max(own)
-
-
-def test_the_worse_moment_counts():
-    found = parts(_WEIGHTS, 77, _TRACE, _UPDATE, _zero(0))
-    sums = sum(p.backward for p in found), sum(p.update for p in found)
-    assert total(found) == max(sums)
-    assert sums[0] != sums[1]
+        assert gradient_bytes(weights, zero(2, world), rank=rank) == own[-1]
+    assert gradient_bytes(weights, zero(2, world)) == max(own)
 
 
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(0, 50), st.integers(0, 50), st.integers(0, 9000))
-def test_the_largest_batch_is_the_last_that_fits(batch, other, first, second, usable):
-    """Two moments, each a constant and so much an image; none of both may be too large."""
-
-    def taken(images):
-        return [Part("fixed", 1000, 500), Part("an image", first * images, second * images)]
+def test_largest_batch_is_the_last_that_fits(batch, other, first, second, usable):
+    def memory(images):
+        return [Part("fixed", 1000, 500), Part("per image", first * images, second * images)]
 
     assume(batch != other)
-    found = largest_batch(taken(batch), batch, taken(other), other, usable)
-    if found:
-        assert total(taken(found)) <= usable
-    if found < 10**6:
-        assert total(taken(found + 1)) > usable
-
-
-def test_k_means_copies_the_rows():
-    assert between_epochs(configured("deepcluster"), 1000) == 4 * (1000 * 16 + (1 << 24))
-    assert between_epochs(configured("simclr"), 1000) == 0
+    largest = largest_batch(memory(batch), batch, memory(other), other, usable)
+    if largest:
+        assert total(memory(largest)) <= usable
+    if largest < 10**6:
+        assert total(memory(largest + 1)) > usable

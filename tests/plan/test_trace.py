@@ -1,4 +1,4 @@
-"""A step on shapes keeps what a real one keeps, for every method; ranks, BatchNorm and precision are seen."""
+"""A traced step saves the same bytes as a real one. The trace sees ranks, BatchNorm and precision."""
 
 import gc
 
@@ -20,7 +20,7 @@ def _traced(config, world=1, **options):
 
 
 def _real(config, precision):
-    """What autograd keeps in a forward pass that happens."""
+    """Return the bytes that autograd saves in a real forward pass."""
     method = built(config, device="cpu")
     batch = config.train.batch_size_per_gpu
     views = [torch.randn(n, batch, config.views.channels, size, size) for size, n in config.views.groups]
@@ -32,23 +32,23 @@ def _real(config, precision):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_keeps_what_a_real_step_keeps(name):
+def test_trace_saves_what_a_real_step_saves(name):
     config = configured(name, arch="conv_small")
     traced = _traced(config)
-    # Real: the CPU's kernels keep a few small matrices that the GPU's form again.
+    # The CPU's kernels save a few small matrices that the GPU's kernels compute again.
     assert traced.kept + traced.kept_by_loss == pytest.approx(_real(config, "fp32"), rel=0.03)
     assert traced.flops > 0
     assert traced.messages == ()
 
 
 @pytest.mark.parametrize(("arch", "precision"), [("vit_tiny", "fp32"), ("vit_tiny", "bf16"), ("resnet18", "bf16")])
-def test_keeps_what_real_networks_keep(arch, precision):
+def test_trace_saves_what_real_networks_save(arch, precision):
     config = configured("simclr", arch=arch, patch_size=8, batch_size_per_gpu=4)
     traced = _traced(config, precision=precision)
     assert traced.kept + traced.kept_by_loss + traced.weight_copies == pytest.approx(_real(config, precision), rel=0.01)
 
 
-def test_precision_and_stage_3_change_what_is_kept():
+def test_trace_depends_on_precision_and_stage_3():
     config = configured("simclr", arch="vit_tiny", patch_size=8)
     single, low, sharded = (
         _traced(config, precision=precision, stage=stage)
@@ -59,22 +59,23 @@ def test_precision_and_stage_3_change_what_is_kept():
     linear = [m.weight.numel() for m in built(config).modules() if isinstance(m, torch.nn.Linear)]
     assert low.weight_copies == pytest.approx(2 * sum(linear), rel=0.02)  # biases are not needed again
     assert low.flops == single.flops == sharded.flops
-    # DeepSpeed's linear layer keeps no copy of its weight, but its input as it came, which after LayerNorm is fp32.
+    # DeepSpeed's linear layer saves no copy of its weight, and its input in fp32 after LayerNorm.
     assert sharded.weight_copies < 0.01 * low.weight_copies
     assert low.kept < sharded.kept < single.kept
 
 
-def test_recomputed_blocks_keep_what_they_begin_with():
+@pytest.mark.slow
+def test_recomputed_blocks_save_their_inputs():
     config = configured("simclr", arch="vit_tiny", patch_size=8, activation_checkpointing=True, drop_path_rate=0)
     plain = _traced(configured("simclr", arch="vit_tiny", patch_size=8, drop_path_rate=0))
     traced, sharded = (_traced(config, stage=stage) for stage in (0, 3))
-    assert traced.flops > 1.2 * plain.flops  # a third forward pass, but for the patches and the head
+    assert traced.flops > 1.2 * plain.flops  # another forward pass, except for patches and head
     assert traced.kept == sharded.kept < 0.2 * plain.kept
     assert traced.uses == plain.uses
     method = built(config, device="cpu")
     views = [torch.randn(n, 8, config.views.channels, size, size) for size, n in config.views.groups]
     before = _alive()
-    with Kept(method, views).counting():  # makes what autograd keeps visible
+    with Kept(method, views).counting():  # makes saved tensors visible to gc
         objective = method(views, Step(0, 1, 1, measure=False), torch.arange(8))
     real = sum(size for storage, size in _alive().items() if storage not in before)
     assert objective.loss.requires_grad
@@ -82,14 +83,14 @@ def test_recomputed_blocks_keep_what_they_begin_with():
 
 
 def _alive():
-    """Bytes of every storage of a tensor with numbers that Python knows; other tests may have left ones without."""
+    """Return the bytes of every storage of a real tensor by its address. Other tests may leave fake tensors."""
     gc.collect()
     tensors = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and type(x) is not FakeTensor)
-    found = [x.untyped_storage() for x in tensors if x.device.type == "cpu"]
-    return {storage.data_ptr(): storage.nbytes() for storage in found}
+    storages = [x.untyped_storage() for x in tensors if x.device.type == "cpu"]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-def test_what_is_kept_grows_with_the_batch_alone():
+def test_trace_is_linear_in_the_batch():
     config = configured("dino", arch="conv_small")
     method = built(config)
     few, more, most = (trace(method, config.views, b, precision="fp32", world=1) for b in (4, 8, 16))
@@ -97,11 +98,11 @@ def test_what_is_kept_grows_with_the_batch_alone():
     assert most.inputs == 4 * few.inputs
 
 
-def test_ranks_gather_rows_and_synchronise_batch_norm():
+def test_trace_of_ranks_gathers_rows_and_statistics():
     config = configured("mocov3", arch="conv_small")
     one, many = (_traced(config, world) for world in (1, 64))
     assert many.kept == one.kept
-    assert many.kept_by_loss > one.kept_by_loss + 64 * 8 * 4  # the keys of all ranks
+    assert many.kept_by_loss > one.kept_by_loss + 64 * 8 * 4  # keys of all ranks
     method = built(config, 64)
     layers = [m.num_features for m in method.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     statistics = [m for m in many.messages if m.about == "BatchNorm statistics"]
@@ -112,14 +113,14 @@ def test_ranks_gather_rows_and_synchronise_batch_norm():
     assert any(m.about == "loss and centre" and m.kind == "all_gather" for m in many.messages)
 
 
-def test_moco_s_batch_norm_stays_on_its_rank():
+def test_trace_of_moco_does_not_synchronise_batch_norm():
     traced = _traced(configured("moco", arch="conv_small"), world=4)
     assert {m.about for m in traced.messages} == {"loss and centre"}
-    # Images on their way to other ranks, their keys on the way back, and all keys into everyone's queue.
+    # Images to other ranks, their keys back, and all keys for every rank's queue.
     assert [m.kind for m in traced.messages] == ["all_gather"] * 3
 
 
-def test_uses_go_forward_and_then_back_without_the_teacher():
+def test_uses_go_forward_then_backward_without_the_teacher():
     config = configured("dino", arch="conv_small")
     uses = _traced(config).uses
     trained = [names for names in uses if names[0].startswith("student.")]
@@ -129,7 +130,7 @@ def test_uses_go_forward_and_then_back_without_the_teacher():
     assert teacher == list(range(len(trained) // 2, len(trained) // 2 + len(teacher)))
 
 
-def test_the_method_is_left_as_it_is():
+def test_trace_does_not_change_the_method():
     config = configured("swav", arch="conv_small")
     method = built(config, 4)
     before = {name: x.device for name, x in method.state_dict().items()}

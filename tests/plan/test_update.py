@@ -1,4 +1,4 @@
-"""The update's state, traffic through memory and messages."""
+"""The update's state, memory traffic and messages."""
 
 import pytest
 
@@ -15,11 +15,11 @@ def _counted(method):
 
 @pytest.mark.parametrize(
     ("optimizer", "moments", "moved"),
-    # adamw reads weight, gradient and two moments and writes three of them; sgd without decay of its own the same
-    # with one. Both write the gradient too, as torch's schema has it.
+    # adamw reads weight, gradient and two moments, and writes weight and moments. sgd has one moment. In torch's
+    # schemas both write the gradient too.
     [("adamw", 2, 8), ("sgd", 1, 6), ("lars", 1, None), ("lamb", 2, None)],
 )
-def test_state_and_traffic_of_the_optimizers(optimizer, moments, moved):
+def test_update_counts_state_and_traffic_of_optimizers(optimizer, moments, moved):
     config = configured("dino", arch="conv_small", optimizer=optimizer, clip_grad=0)
     method = built(config)
     trained, teacher = _counted(method)
@@ -29,13 +29,13 @@ def test_state_and_traffic_of_the_optimizers(optimizer, moments, moved):
     if moved is not None:
         assert update.moved == pytest.approx(moved * trained, rel=0.01)
         assert update.temporary == 0
-    else:  # for each tensor at once
+    else:  # they need temporary copies
         assert update.temporary > 0.5 * trained
     assert update.messages == ()
 
 
 @pytest.mark.parametrize("each", [False, True])
-def test_clipping_reads_and_writes_the_gradients(each):
+def test_update_counts_reads_and_writes_of_clipping(each):
     plain, clipped = (
         trace_update(built(config), config.train, world=1)
         for config in (configured("dino", arch="conv_small", clip_grad=clip, clip_each=each) for clip in (0, 1))
@@ -44,7 +44,7 @@ def test_clipping_reads_and_writes_the_gradients(each):
     assert clipped.moved - plain.moved == pytest.approx(3 * trained, rel=0.01)
 
 
-def test_moco_sends_its_statistics_after_the_step():
+def test_update_of_moco_sends_statistics_after_the_step():
     config = configured("moco", arch="conv_small")
     method = built(config, 4)
     (message,) = trace_update(method, config.train, world=4).messages
