@@ -75,7 +75,7 @@ _USES = [("a", "small"), ("b",), ("b",), ("a", "small")]
         ({"reuse": 1, "live": 1200}, 2 * 4 * 1002 + 2 * 500, 4 * 1200),
     ],
 )
-def test_gathers_fetch_again_beyond_reuse_and_prefetch_up_to_live(options, size, peak):
+def test_gathers_refetch_beyond_reuse_and_prefetch_to_live(options, size, peak):
     fetched = gathers(_WEIGHTS, _USES, zero(3, world=2, **options))
     messages = -(-(1002 * (1 + ("reuse" in options)) + 500) // 100)
     assert fetched == Gathers(size, messages, peak, -(-size // messages))

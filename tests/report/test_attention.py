@@ -33,7 +33,7 @@ def test_attention_is_the_softmax_of_the_last_block(size):
     torch.testing.assert_close(maps, whole[:, :, 0, 1:].unflatten(-1, (rows, columns)))
 
 
-def test_attention_leaves_registers_out_and_the_network_unchanged():
+def test_attention_leaves_registers_out_and_restores_the_layer():
     network = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=28)
     layer = network.blocks[-1].attn
     before = layer.fused_attn
