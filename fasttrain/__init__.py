@@ -1,10 +1,21 @@
-"""fasttrain: multi-view self-supervised learning through the entropy-reconstruction bound.
+"""High-throughput multi-view self-supervised learning through the entropy-reconstruction bound.
 
-``fasttrain.losses`` and ``fasttrain.kernels`` need only torch, triton and numpy; the trainer, ``fasttrain[train]``.
+:func:`train` runs a training from Python; ``fasttrain.losses`` are the objectives for other trainers, and
+``fasttrain.kernels`` their fused reductions.
 """
 
 from .api import Result, train
-
-__all__ = ["Result", "__version__", "train"]
+from .errors import Collapsed, ConfigError, Crashed, DataError, Diverged, Interrupted, SaveError
 
 __version__ = "0.1.0"
+__all__ = [
+    "Collapsed",
+    "ConfigError",
+    "Crashed",
+    "DataError",
+    "Diverged",
+    "Interrupted",
+    "Result",
+    "SaveError",
+    "train",
+]

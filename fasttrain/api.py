@@ -1,19 +1,20 @@
-"""``fasttrain.train(...)``: a run from Python or a notebook, and what came of it."""
+"""``fasttrain.train(...)``: a run from Python or a notebook, and its result."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # torch must not be imported before its threads are set, see train
     from torch import nn
 
-    from .config.settings import Config
+    from .config.resolve import Config
+    from .methods import Method
     from .pipelines import Source, Splits
     from .pipelines.sources.dataset import MapDataset
 
@@ -23,36 +24,36 @@ class Result:
     """A finished run."""
 
     network: nn.Module
-    """The trained backbone on the CPU, in evaluation mode: the teacher's where the method has one. Images [B, C, H, W],
-    normalised as ``config.views`` says, become features [B, D]."""
+    """The trained backbone on the CPU, in evaluation mode: the teacher's if the method has one. It returns features
+    [B, D] for images [B, C, H, W] that are normalised as ``config.views`` says."""
     metrics: tuple[Mapping[str, Any], ...]
-    """The lines of ``metrics.jsonl``, one a logged step: ``step``, ``epoch``, ``loss``, the bound in nats, rates,
+    """The lines of ``metrics.jsonl``, one per logged step: ``step``, ``epoch``, ``loss``, the bound in nats, rates,
     ``images_per_s``, and ``knn_top1`` (a fraction) where it was measured."""
     summary: Mapping[str, Any]
-    """What ``summary.json`` holds: the figures at the end."""
+    """The content of ``summary.json``: the figures at the end."""
     config: Config
-    """Everything that decided the run."""
+    """Everything that determined the run."""
     data: Splits
-    """The images that it was trained on, and those held out."""
+    """The training images and the held-out images."""
     output_dir: Path
-    """The run's folder, which ``fasttrain eval``, ``export`` and ``report`` take."""
+    """The run's folder, for ``fasttrain eval``, ``export`` and ``report``."""
     checkpoint: Path
     """The folder of its newest checkpoint."""
 
     def report(self, output: str | os.PathLike[str] | None = None, *, images: int = 1000) -> Path:
-        """Write the page of ``fasttrain report``; returns its path, by default ``output_dir/report.html``.
+        """Write the page of ``fasttrain report``; return its path, by default ``output_dir/report.html``.
 
-        ``images`` are in the map of features; 0 leaves out all that needs the data. Raises ConfigError where the page
-        cannot be written.
+        ``images`` are in the map of features; 0 leaves out everything that needs the data. Raise ConfigError if the
+        page cannot be written.
         """
-        from .cli.report import report
+        from .report.write import write_report
 
         path = None if output is None else Path(output)
-        return report([self.output_dir], path, images=images, splits=self.data)[0]
+        return write_report([self.output_dir], path, images=images, splits=self.data)[0]
 
     def __repr__(self) -> str:
-        c, s = self.config, self.summary
-        figures = [f"{c.method}{'+ER' if c.entropy else ''}", f"{s['steps']} steps in {s['seconds']:.0f} s"]
+        s = self.summary
+        figures = [self.config.title, f"{s['steps']} steps in {s['seconds']:.0f} s"]
         figures += [f"{name} {s[key]:.3f}" for key, name in _SHOWN.items() if s.get(key) is not None]
         return f"Result({', '.join([*figures, str(self.output_dir)])})"
 
@@ -61,83 +62,183 @@ _SHOWN = {"knn_top1": "k-NN", "rankme": "RankMe", "information": "information"}
 
 
 def train(
-    method: str,
+    method: str | type[Method],
     *,
     entropy: bool | None = None,
     data: str | os.PathLike[str] | MapDataset | Source | Splits | None = None,
     val: str | os.PathLike[str] | MapDataset | Source | None = None,
+    model: nn.Module | Callable[[int], nn.Module] | None = None,
     config: str | os.PathLike[str] | None = None,
-    **settings: Any,
+    plugin: str | os.PathLike[str] | None = None,
+    recipe: str | None = None,
+    data_path: str | os.PathLike[str] | None = None,
+    val_path: str | os.PathLike[str] | None = None,
+    arch: str | None = None,
+    patch_size: int | None = None,
+    num_heads: int | None = None,
+    activation_checkpointing: bool | None = None,
+    drop_path_rate: float | None = None,
+    optimizer: str | None = None,
+    lr: float | None = None,
+    min_lr: float | None = None,
+    lr_drops: Sequence[float] | None = None,
+    warmup_epochs: float | None = None,
+    weight_decay: float | None = None,
+    weight_decay_end: float | None = None,
+    decay_all: bool | None = None,
+    clip_grad: float | None = None,
+    clip_each: bool | None = None,
+    epochs: int | None = None,
+    batch_size_per_gpu: int | None = None,
+    gradient_accumulation_steps: int | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    num_workers: int | None = None,
+    max_bad_fraction: float | None = None,
+    zero_stage: Literal[0, 1, 2, 3] | None = None,
+    overlap_comm: bool | None = None,
+    offload_optimizer: bool | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
+    seed: int | None = None,
+    deterministic: bool | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    resume: str | None = None,
+    saveckp_freq: int | None = None,
+    keep: int | None = None,
+    saveckp_freq_steps: int | None = None,
+    limit_steps: int | None = None,
+    log_every: int | None = None,
+    max_skipped_steps: int | None = None,
+    rollback: int | None = None,
+    watchdog_minutes: float | None = None,
+    stop_on_collapse: bool | None = None,
+    knn_every: int | None = None,
+    global_crops_size: int | None = None,
+    global_crops_scale: tuple[float, float] | None = None,
+    local_crops_number: int | None = None,
+    local_crops_size: int | None = None,
+    local_crops_scale: tuple[float, float] | None = None,
+    **method_settings: Any,
 ) -> Result:
     """Train as ``fasttrain train --method METHOD`` does, with a live display in terminals and notebooks.
 
-    ``data`` is what ``--data_path`` takes (nothing: the embedded digits), a map-style data set as
-    :func:`fasttrain.pipelines.source_from_dataset` reads it, a source, or ``Splits`` of both; ``val`` is the same for
-    held-out images, which serve k-NN only. ``config`` is a YAML file, as a run's config.yaml; ``settings`` are the
-    flags of the command line by name (``epochs=30, lr=1e-3, recipe="cifar", output_dir="runs/mine"``), and overrule
-    it, as ``entropy`` does.
+    Args:
+        method: the name of a method, or a class registered with :func:`fasttrain.methods.register`.
+        entropy: train the entropy-reconstruction twin of the method.
+        data: like ``--data_path`` (None: the embedded digits), a map-style data set
+            (:func:`fasttrain.pipelines.source_from_dataset`), a source, or ``Splits`` of both.
+        val: the same for held-out images, which are used for k-NN only.
+        model: a backbone to train instead of ``arch``: a module that returns features [B, D], which is copied, or a
+            function that builds one for a number of input channels. Training starts from the module's weights.
+        config: a YAML file, such as the config.yaml of a run.
+        plugin: a Python file that registers the method; it is run.
+        recipe: a set of published or tested values (``fasttrain train --recipe list``).
+        data_path, val_path: other names of ``data`` and ``val``, for paths.
+        **method_settings: the method's own settings, such as ``temperature``.
 
-    Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result. Raises ImportError without the
-    ``train`` extra; ConfigError or DataError, both ValueError, for invalid input; Diverged if the loss or
-    gradients stay not finite; Collapsed with ``stop_on_collapse``; Interrupted after SIGTERM,
-    Ctrl-C or a notebook's stop button, with a checkpoint that the same call with the same ``output_dir`` goes on from;
-    Crashed for any other error.
+    All other arguments are the settings of :class:`fasttrain.config.settings.TrainConfig` and the view flags; None
+    leaves the recipe's value. Arguments override ``config``, which overrides the recipe.
 
-    Source: the methods are those of docs/methods.md, the bound that of arXiv 2307.10907.
+    Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result.
+
+    Raises:
+        ImportError: the ``train`` extra is not installed.
+        ConfigError, DataError: invalid input (both are ValueError).
+        Diverged: the loss or its gradient stay not finite.
+        Collapsed: the representation collapsed, with ``stop_on_collapse``.
+        Interrupted: SIGTERM, Ctrl-C or a notebook's stop button, after a checkpoint was saved. The same call with the
+            same ``output_dir`` resumes from it.
+        Crashed: any other error.
+
+    Source: the methods are those of docs/methods.md; the bound is arXiv 2307.10907, equation 2.
     """
-    from .distributed.world import initialise, prepare_environment, world_from_environment
+    arguments = dict(locals())  # the signature's own names and values, before any other local variable
+    from .distributed.world import World, initialise, prepare_environment
 
     prepare_environment()
     try:
-        from .config.arguments import read_yaml
-        from .config.settings import IN_MEMORY, resolve
+        from .config.resolve import read_yaml, resolve
+        from .config.settings import IN_MEMORY, MODULE, TrainConfig, ViewFlags
         from .distributed.watchdog import starting
-        from .engine.engine import quiet_deepspeed
+        from .engine.zero import quiet_deepspeed
+        from .methods import load_plugin
+        from .methods.registry import name_of
         from .pipelines import open_source
         from .pretrained import from_run
+        from .report.write import write_report
         from .training.records import output_folder
         from .training.trainer import train as run
     except ModuleNotFoundError as error:
-        raise ImportError(f"the trainer needs {error.name}; type: pip install 'fasttrain[train]'") from error
+        raise ImportError(f"fasttrain.train needs {error.name}. Install it: pip install 'fasttrain[train]'") from error
 
     quiet_deepspeed()
-    world = world_from_environment()
-    given = _splits(data, val)
-    paths: dict[str, Any] = {"data_path": IN_MEMORY + given.name} if given else {"data_path": data, "val_path": val}
-    values = {name: os.fspath(path) for name, path in paths.items() if path is not None} | settings
-    values |= {} if entropy is None else {"entropy": entropy}
-    chosen = resolve(method, values, None if config is None else read_yaml(Path(config)))
-    with starting(world, chosen.train.watchdog_minutes):
+    world = World.from_environment()
+    if plugin is not None:
+        load_plugin(Path(plugin))
+    names = {field.name for cls in (TrainConfig, ViewFlags) for field in dataclasses.fields(cls)} | {
+        "recipe",
+        "entropy",
+    }
+    values: dict[str, Any] = {name: arguments[name] for name in names} | method_settings
+    splits = _splits(data if data is not None else data_path, val if val is not None else val_path)
+    if splits is not None:
+        values["data_path"] = IN_MEMORY + splits.name
+    else:
+        values |= {"data_path": data_path if data is None else data, "val_path": val_path if val is None else val}
+    if model is not None:
+        values["arch"] = MODULE + getattr(type(model), "__name__", "model")
+    values = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in values.items()
+        if value is not None
+    }
+    file = None if config is None else read_yaml(Path(config))
+    settings = resolve(name_of(method), values, file, plugin=None if plugin is None else os.fspath(plugin))
+    with starting(world, settings.train.watchdog_minutes):
         initialise(world)
-    output = output_folder(chosen, world)
-    chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, output_dir=str(output)))
-    t = chosen.train
-    splits = given or open_source(t.data_path, t.val_path, cache=output / "index")
-    summary = run(chosen, world, splits)
-    backbone = from_run(output)
+    output = output_folder(settings, world)
+    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, output_dir=str(output)))
+    t = settings.train
+    splits = splits or open_source(t.data_path, t.val_path, cache=output / "index")
+    outcome = run(settings, world, splits, network=model)
+    if world.is_main and outcome.steps:
+        write_report([output], images=0)
+    backbone = from_run(output, network=_untrained(model, settings))
     assert backbone.checkpoint is not None
     metrics = tuple(json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines())
-    return Result(backbone.network, metrics, summary, chosen, splits, output, backbone.checkpoint)
+    return Result(backbone.network, metrics, outcome.summary, settings, splits, output, backbone.checkpoint)
+
+
+def _untrained(model: nn.Module | Callable[[int], nn.Module] | None, config: Config) -> nn.Module | None:
+    """Return a module of the user's backbone, to load the trained weights into."""
+    if model is None:
+        return None
+    from .models.architectures import given_backbone
+
+    return given_backbone(model, config.views.channels, config.views.views[0].size)
 
 
 def _splits(data: Any, val: Any) -> Splits | None:
-    """Images that have no path; None where the configuration tells their paths. Raises ConfigError for a mixture."""
+    """Return images without a path, or None if the configuration has the paths. Raise ConfigError for a mixture."""
     from .errors import ConfigError
     from .pipelines import Splits, source_from_dataset
 
     if data is None or isinstance(data, str | os.PathLike):
         if not (val is None or isinstance(val, str | os.PathLike)):
-            raise ConfigError("val is a data set in memory, data is not; give both as paths or both as data sets")
+            raise ConfigError("val: is a data set in memory, but data is not. Give both as paths or as data sets.")
         return None
     if val is not None and isinstance(val, str | os.PathLike | Splits):
-        raise ConfigError(f"data is in memory, so val must be a data set too, got {val!r}")
+        raise ConfigError(f"val: must be a data set, because data is in memory, got {val!r}.")
     if isinstance(data, Splits):
         if val is not None:
-            raise ConfigError("data has its held-out images already; leave val out")
+            raise ConfigError("val: data has its own held-out images. Leave val out.")
         return data
-    for name, one in (("data", data), ("val", val)):
-        if one is not None and not (hasattr(one, "__len__") and (hasattr(one, "__getitem__") or hasattr(one, "read"))):
-            raise ConfigError(f"{name} is {type(one).__name__}; give a path, a map-style data set or a source")
-    train, held_out = (one if one is None or hasattr(one, "read") else source_from_dataset(one) for one in (data, val))
+    for name, images in (("data", data), ("val", val)):
+        readable = hasattr(images, "__len__") and (hasattr(images, "__getitem__") or hasattr(images, "read"))
+        if images is not None and not readable:
+            kind = type(images).__name__
+            raise ConfigError(f"{name}: must be a path, a map-style data set or a source, got {kind}.")
+    train, held_out = (
+        images if images is None or hasattr(images, "read") else source_from_dataset(images) for images in (data, val)
+    )
     assert train is not None
     return Splits(train.name, train, held_out)

@@ -1,71 +1,107 @@
-"""Files that are on the disk, whole: summed while they are written, flushed, read back, and known again by the sum."""
+"""Files that are complete on disk or absent, and loading of tensors that never runs code."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
-import zlib
+import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch.utils.serialization import config as serialization
 
-_BLOCK = 1 << 22  # bytes read at a time
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-"""What a full, read-only or broken disk answers: nothing that a program can mend."""
+"""Error numbers of a full, read-only or broken disk, which no program can fix."""
 
 
-class Sum(NamedTuple):
-    """A file's size in bytes and the CRC-32 of its content, in hexadecimal."""
+class Fingerprint(NamedTuple):
+    """A file's size in bytes, and a hash of its zip directory (None in cards of earlier versions).
+
+    The zip directory holds the name, the size and the CRC-32 of every record of a torch file. So the hash identifies
+    the content, and the CRCs verify it. Bits outside of the directory and the records (local headers and padding) are
+    not covered, because torch reads the same tensors whatever their value is.
+    """
 
     size: int
-    crc32: str
+    directory: str | None = None
 
 
-def write_tensors(path: Path, content: Any) -> Sum:
-    """``torch.save`` to a file that is then on the disk, read back, and found to be what was written.
+def write_tensors(path: Path, content: Any) -> Fingerprint:
+    """Write a file with ``torch.save``, flush it to the disk, and verify it by reading it back.
 
-    Raises OSError, with the file's name and the system's reason, where that fails.
+    Raises OSError, with the file's name and the system's reason, if any of that fails.
     """
-    stream = None
     try:
-        with path.open("wb") as file:
-            stream = _Summing(file)
-            torch.save(content, cast(IO[bytes], stream))  # it needs no more of a file
+        with path.open("wb") as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
+            torch.save(content, file)
             _flush(file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises errors of its own over the system's
-        first = error if stream is None or stream.failed is None else stream.failed
-        if isinstance(first, OSError):
-            raise OSError(first.errno, first.strerror, str(path)) from None
-        raise
-    if (found := checksum(path)) != stream.sum:
-        raise OSError(errno.EIO, f"what was written ({stream.sum}) does not read back ({found})", str(path))
-    return stream.sum
+    except (OSError, RuntimeError) as error:
+        # torch's writer raises a RuntimeError while it handles the system's error.
+        reason = _os_error(error)
+        if reason is None:
+            raise
+        raise OSError(reason.errno, reason.strerror, str(path)) from None
+    try:
+        written = fingerprint(path)
+        problem = difference(path, written)
+    except (OSError, zipfile.BadZipFile) as error:
+        problem = str(error)
+    if problem is not None:
+        raise OSError(errno.EIO, f"the file does not read back as it was written ({problem})", str(path))
+    return written
 
 
-def checksum(path: Path) -> Sum:
-    """The sum of a file, read in blocks. Raises OSError where it cannot be read."""
-    size = crc = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            size, crc = size + len(block), zlib.crc32(block, crc)
-    return Sum(size, f"{crc:08x}")
+def fingerprint(path: Path) -> Fingerprint:
+    """Return a torch file's fingerprint. Raises OSError or BadZipFile if its directory cannot be read."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        file.seek(archive.start_dir)
+        return Fingerprint(path.stat().st_size, hashlib.sha256(file.read()).hexdigest()[:16])
 
 
-def difference(path: Path, expected: Sum) -> str | None:
-    """What is wrong with a file that should have this sum, or None. A wrong size is found without reading it."""
+def difference(path: Path, expected: Fingerprint) -> str | None:
+    """Return how a torch file differs from its fingerprint, or None. Reads the whole file only if its size matches."""
     try:
         size = path.stat().st_size
         if size != expected.size:
-            return f"{path.name} has {size:,} bytes, {expected.size:,} were written"
-        return None if checksum(path) == expected else f"{path.name} is not what was written (its checksum differs)"
+            return f"{path.name} has {size:,} bytes instead of {expected.size:,}"
+        if expected.directory not in (None, fingerprint(path).directory):
+            return f"{path.name} is corrupt (its directory differs)"
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+        return None if record is None else f"{path.name} is corrupt (the checksum of {record} differs)"
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
+    except Exception as error:  # zipfile and the decompressors raise many kinds
+        return f"{path.name} is corrupt ({error})"
+
+
+def load_tensors(path: Path, classes: Sequence[Any] = ()) -> Any:
+    """Map a torch file into memory and return its content. It may hold tensors, plain values and ``classes`` only.
+
+    The tensors are read from the disk when they are used. Raises whatever ``torch.load`` raises for a damaged file.
+    """
+    with torch.serialization.safe_globals(list(classes)):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def describe_load_error(error: Exception) -> str:
+    """Return the end of a message: the problem of a file whose loading raised ``error``, and how to fix it."""
+    if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"holds more than tensors ({foreign[1]}) and is not loaded: opening it could run code. If you trust it, "
+            "save its tensors again yourself (torch.load(..., weights_only=False), torch.save); choose another"
+        )
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"is damaged ({'no ' if isinstance(error, KeyError) else ''}{first}); choose another"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by a text that is on the disk: the old content stays until the new one is whole."""
+    """Replace a file by a text. The old content stays until the new content is complete on the disk."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         file.write(text.encode())
@@ -75,7 +111,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk."""
+    """Flush a folder's file names to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -83,35 +119,20 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def finite(value: Any) -> Any:
+    """Return a number, or a dictionary of numbers, as JSON can hold it: null replaces NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-class _Summing:
-    """A file to torch's writer, which writes from start to end; it keeps the sum, and the first error."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.sum = Sum(0, "00000000")
-        self.failed: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        crc = zlib.crc32(data, int(self.sum.crc32, 16))
-        self.sum = Sum(self.sum.size + memoryview(data).nbytes, f"{crc:08x}")
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.failed = self.failed or error
-            raise
-
-    def flush(self) -> None:
-        if self.failed is None:
-            self.file.flush()
-
-
-def finite(value: Any) -> Any:
-    """What JSON can hold of a number, or of a dictionary of them: it has no NaN, so what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _os_error(error: BaseException | None) -> OSError | None:
+    """Return the system's error from the chain of errors that led to this one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

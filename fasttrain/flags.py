@@ -1,30 +1,61 @@
-"""Settings as typed dataclass fields, each with the sentence that ``--help`` prints and the values that it may have."""
+"""Settings as typed dataclass fields: the help text of each, its range, and the check of values against both.
+
+A field ``epochs: Count = flag(100, "epochs")`` is a setting in YAML, a keyword in Python and a flag on a command line.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from .errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+"""An integer of at least 1."""
+Several = Annotated[int, Field(ge=2)]
+"""An integer of at least 2."""
+Natural = Annotated[int, Field(ge=0)]
+"""An integer of at least 0."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A finite number above 0."""
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A finite number of at least 0."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+"""A number above 0 and at most 1."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""An integer from 0 to 2**63 - 1."""
+
+_RANGES = {
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le:g}",
+    "finite_number": "must be a finite number",
+}
+
+Settings = TypeVar("Settings")
 
 
-def flag(
-    default: Any, help: str, *, least: float | None = None, above: float | None = None, most: float | None = None
-) -> Any:
-    """A dataclass field that is also a command-line flag of the same name.
-
-    A number is at least ``least`` (at most ``most`` too, if that is given), or greater than ``above``.
-    """
-    return field(default=default, metadata={"help": help, "least": least, "above": above, "most": most})
+def flag(default: Any, help: str) -> Any:
+    """Return a dataclass field with a default and the sentence that ``--help`` prints."""
+    return field(default=default, metadata={"help": help})
 
 
-def demand(value: float, bounds: Mapping[str, Any]) -> str | None:
-    """What a flag's metadata asks of its number, in words; None where the number is so."""
-    least, above, most = (bounds[name] for name in ("least", "above", "most"))
-    if not math.isfinite(value):
-        return "a finite number"
-    if above is not None and value <= above:
-        return f"above {above:g}"
-    if (least is not None and value < least) or (most is not None and value > most):
-        return f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
-    return None
+def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Make a settings dataclass from values. Raise ConfigError, which names the flag, for an invalid one."""
+    try:
+        settings: Settings = TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
+        text = _RANGES.get(first["type"])
+        reason = first["msg"].lower() if text is None else text.format(**first.get("ctx", {}))
+        if not name:  # the check of several values together, which names them itself
+            raise ConfigError(str(first.get("ctx", {}).get("error", reason))) from None
+        raise ConfigError(f"--{name}: {reason}, got {first['input']!r}") from None
+    return settings

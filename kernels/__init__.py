@@ -1,12 +1,12 @@
-"""Reductions of multi-view self-supervised learning: similarity log-sum-exp, entropies, prototypes, Sinkhorn.
+"""Reductions for multi-view self-supervised learning: similarity log-sum-exp, entropies, prototypes, Sinkhorn.
 
-Knows tensors only: nothing here imports ``fasttrain`` or ``fasttrain.pipelines``. Every entropy is in nats.
-``group`` is the process group that a reduction crosses; None means that this process holds the whole batch.
+This package knows tensors only. It imports neither ``fasttrain`` nor ``fasttrain.pipelines``. Every entropy is in nats.
+``group`` is the process group of a reduction across ranks. None means that this process has the whole batch.
 """
 
 if __name__ == "kernels":
-    # A clone's root is on Python's path, and somebody, such as transformers, looks for PyPI's package of this name.
-    # Taken for it, this one would register its operators twice.
+    # A clone's root is on Python's path, and a library, such as transformers, looks for PyPI's package "kernels".
+    # Imported under that name too, this package would register its operators twice.
     raise ModuleNotFoundError(
         "No module named 'kernels': found fasttrain's instead; start Python in another folder than fasttrain's root",
         name="kernels",

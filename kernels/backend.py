@@ -1,4 +1,4 @@
-"""Which code runs a reduction: by device, by argument, or by the environment variable FASTTRAIN_BACKEND."""
+"""The choice of the backend of a reduction: by device, argument, or environment variable FASTTRAIN_BACKEND."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _HALF_AND_SINGLE = ("torch.float16", "torch.bfloat16", "torch.float32")
 
 
 def interpreting() -> bool:
-    """Whether Triton interprets its kernels, which then run on CPU tensors."""
+    """Return whether Triton interprets its kernels. They then run on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def choose_backend(backend: Backend, x: Tensor) -> Backend:
-    """Resolve ``auto`` for the tensor x: FASTTRAIN_BACKEND if set, else Triton on GPUs and the CPU tiles elsewhere.
+    """Resolve ``auto`` for the tensor x: FASTTRAIN_BACKEND if it is set, else Triton on GPUs and CPU tiles elsewhere.
 
-    "cpu" names the tiles in plain torch, which run on any device; fp64 has no Triton kernel and takes them too.
-    Raises ValueError for a name that is none, and for Triton where it cannot run.
+    "cpu" is the tiles in plain torch, which run on any device. fp64 has no Triton kernel and uses them too. Raises
+    ValueError for an unknown name, and for "triton" if the device or the type does not support it.
     """
     if backend == "auto":
         backend = os.environ.get("FASTTRAIN_BACKEND", "auto")  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""What an argument of a reduction must be; each check raises ValueError that names the argument, in one line.
+"""Checks of a reduction's arguments. Each raises ValueError with one line that names the argument.
 
-Shapes, types and plain numbers only: looking at a tensor's values would wait for the device. A NaN in a row comes out
-as NaN in what depends on that row.
+They check shapes, types and plain numbers only: reading a tensor's values would wait for the device. A NaN in a row
+gives NaN in every result that depends on the row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def check_rows(x: Tensor, name: str, *, least_dim: int = 1) -> None:
-    """``x`` must be floating point [N, D] with N >= 1 and D >= least_dim."""
+    """Raise ValueError unless ``x`` is floating point [N, D] with N >= 1 and D >= least_dim."""
     if x.ndim != 2 or x.shape[0] < 1 or x.shape[1] < least_dim:
         raise ValueError(f"{name} must be [N, D] with N >= 1 and D >= {least_dim}, got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -20,14 +20,14 @@ def check_rows(x: Tensor, name: str, *, least_dim: int = 1) -> None:
 
 
 def check_pair(x: Tensor, y: Tensor, x_name: str, y_name: str, *, least_dim: int = 1, same_rows: bool = False) -> None:
-    """Two sets of rows of the same D, type and device; ``same_rows`` asks for the same N too."""
+    """Raise ValueError unless x and y are rows of the same D, type and device, and with ``same_rows`` of the same N."""
     check_rows(x, x_name, least_dim=least_dim)
     if y is x:
         return
     check_rows(y, y_name, least_dim=least_dim)
     if x.shape[1] != y.shape[1] or (same_rows and x.shape[0] != y.shape[0]):
-        what = "the same shape" if same_rows else "the same D"
-        raise ValueError(f"{x_name} and {y_name} must have {what}, got {tuple(x.shape)} and {tuple(y.shape)}")
+        size = "the same shape" if same_rows else "the same D"
+        raise ValueError(f"{x_name} and {y_name} must have {size}, got {tuple(x.shape)} and {tuple(y.shape)}")
     if x.dtype != y.dtype or x.device != y.device:
         raise ValueError(
             f"{x_name} and {y_name} must have one type and device, "
@@ -36,13 +36,13 @@ def check_pair(x: Tensor, y: Tensor, x_name: str, y_name: str, *, least_dim: int
 
 
 def check_finite(value: float, name: str) -> None:
-    """A plain number, neither infinite nor NaN."""
+    """Raise ValueError if a number is infinite or NaN."""
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_positive(value: float | Tensor, name: str) -> None:
-    """A positive finite number; of a tensor only that it is one number, for its value may be on a device."""
+    """Raise ValueError unless a number is positive and finite. Of a tensor, only the number of elements is checked."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")

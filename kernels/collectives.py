@@ -1,8 +1,8 @@
-"""Collectives that autograd can cross.
+"""Differentiable collectives.
 
-One convention for all of them: every rank computes the loss of its own rows, or the same global loss, and the
-trainer then *averages* the parameter gradients over ranks, as DeepSpeed and DDP do. Backward therefore sums the
-gradients of all ranks' losses; averaging by the trainer makes the result that of one process on the whole batch.
+All of them follow one convention. Every rank computes the loss of its own rows, or the same global loss. The trainer
+then *averages* the parameter gradients over the ranks, as DeepSpeed and DDP do. So backward sums the gradients of all
+ranks' losses, and the average equals the gradient of one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Group = dist.ProcessGroup
-# torch 2.14 has a new name for it, and warns of the old one.
+# torch 2.14 renamed it, and warns about the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
@@ -50,19 +50,19 @@ def _all_reduce_mean(x: Tensor, group: Group) -> Tensor:
 
 
 def start_gather(x: Tensor, group: Group) -> Callable[[], Tensor]:
-    """Start concatenating the rows of every rank, without autograd; calling what is returned waits for them."""
-    everyone = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-    work: Any = _all_gather(everyone, x.contiguous(), group=group, async_op=True)
+    """Start to concatenate the rows of all ranks, without autograd. The returned function waits and returns them."""
+    gathered = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
+    work: Any = _all_gather(gathered, x.contiguous(), group=group, async_op=True)
 
     def wait() -> Tensor:
         work.wait()
-        return everyone
+        return gathered
 
     return wait
 
 
 def gather_rows(x: Tensor, group: Group | None) -> Tensor:
-    """Concatenate the rows ``x`` [N, ...] of every rank, in rank order, into [ranks * N, ...]."""
+    """Concatenate the rows ``x`` [N, ...] of all ranks, in rank order, into [ranks * N, ...]."""
     if group is None:
         return x
     gathered: Tensor = _GatherRows.apply(x, group)
@@ -70,7 +70,7 @@ def gather_rows(x: Tensor, group: Group | None) -> Tensor:
 
 
 def mean_over_ranks(x: Tensor, group: Group | None) -> Tensor:
-    """Mean of ``x`` over the ranks; every rank gets the same tensor."""
+    """Return the mean of ``x`` over the ranks. Every rank gets the same tensor."""
     if group is None:
         return x
     mean: Tensor = _MeanOverRanks.apply(x, group)
@@ -78,5 +78,5 @@ def mean_over_ranks(x: Tensor, group: Group | None) -> Tensor:
 
 
 def first_row(x: Tensor, group: Group | None) -> int:
-    """Index of this rank's first row within ``gather_rows(x, group)``."""
+    """Return the index of this rank's first row in ``gather_rows(x, group)``."""
     return 0 if group is None else group.rank() * x.shape[0]

@@ -1,4 +1,4 @@
-"""Contrastive objectives: a row log-sum-exp of similarities, less the positives."""
+"""Contrastive objectives: a row log-sum-exp of similarities minus the positives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from .backend import Backend
 from .checks import check_pair, check_positive
 from .collectives import Group
+from .precision import at_least_single
 from .similarity.logsumexp import row_logsumexp
 
 
@@ -23,9 +24,9 @@ def nt_xent(
 
         l_i = log sum_{k != i} exp(<z_i, z_k> / temperature) - <z_i, z_j(i)> / temperature,   mean over the 2B rows
 
-    where j(i) is the other view of the same image: the positive stands in the sum, the row itself does not.
-    With ``group`` the sum runs over the rows of all ranks and the mean over this rank's own. A temperature that is a
-    tensor gets a gradient. Raises ValueError for shapes or types that differ or a temperature not above 0.
+    where j(i) is the other view of the same image. The sum includes the positive, but not the row itself.
+    With ``group`` the sum is over the rows of all ranks, and the mean over this rank's rows. A temperature that is a
+    tensor gets a gradient. Raises ValueError if shapes or types differ, or if the temperature is not above 0.
     """
     check_pair(z0, z1, "z0", "z1", same_rows=True)
     check_positive(temperature, "temperature")
@@ -49,19 +50,20 @@ def info_nce(
 
         l_i = log sum_{j in N(i)} exp(<q_i, j> / temperature) - <q_i, k_i> / temperature,   mean over the B rows
 
-    The candidates N(i) are k_i and its negatives: the batch's other keys (without a queue), the rows of ``queue``
-    [Q, D] (MoCo, arXiv 1911.05722, equation 1), or with ``in_batch=True`` and a queue both. One direction: for CLIP's
-    two, average with the arguments swapped, or see :func:`bidirectional_logsumexp`. With ``group`` the batch's keys are
-    those of all ranks. Whatever requires a gradient gets one; detach keys or queue where the method does.
+    The candidates N(i) are k_i and its negatives. Without a queue, the negatives are the other keys of the batch. With
+    ``queue`` [Q, D] they are its rows (MoCo, arXiv 1911.05722, equation 1), and with ``in_batch=True`` both. With
+    ``group`` the keys of all ranks are the batch. This is one direction. For the two directions of CLIP, average with
+    swapped arguments, or see :func:`bidirectional_logsumexp`. Every input that requires a gradient gets one, so detach
+    keys or queue if the method does.
 
-    Raises ValueError for shapes or types that differ, a temperature not above 0, or no negatives at all.
+    Raises ValueError if shapes or types differ, the temperature is not above 0, or there are no negatives.
     """
     check_pair(q, k, "q", "k", same_rows=True)
     check_positive(temperature, "temperature")
     if in_batch is None:
         in_batch = queue is None
     if queue is None and not in_batch:
-        raise ValueError("info_nce without queue and in_batch=False has no negatives; give one of them")
+        raise ValueError("in_batch: must not be False without a queue, because then there are no negatives")
     scale = 1 / temperature
     positives = scale * row_dots(q, k)
     lse = positives
@@ -74,15 +76,10 @@ def info_nce(
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """``<a_i, b_i>`` [N], in fp32 for half precision."""
+    """Return ``<a_i, b_i>`` [N], in fp32 for half precision."""
     return (at_least_single(a) * at_least_single(b)).sum(1)
 
 
 def dot_of_all(a: Tensor, b: Tensor) -> Tensor:
-    """``sum_i <a_i, b_i>``, in fp32 for half precision."""
+    """Return ``sum_i <a_i, b_i>``, in fp32 for half precision."""
     return torch.dot(at_least_single(a).reshape(-1), at_least_single(b).reshape(-1))
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """fp32 for half precision, in which 1e-12 is 0 and a sum of squares overflows; other types as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

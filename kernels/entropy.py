@@ -1,4 +1,4 @@
-"""Kernel density entropies, and reconstruction, on the unit sphere and in R^d (arXiv 2307.10907, section 3)."""
+"""Kernel density entropies and reconstruction, on the unit sphere and in R^d (arXiv 2307.10907, section 3)."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def vmf_entropy(
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> Tensor:
-    """Kernel density estimate of H(Z) in nats from unit-norm rows z [N, D], with the von Mises-Fisher kernel.
+    """Estimate H(Z) in nats from unit-norm rows z [N, D], with the von Mises-Fisher kernel.
 
         log p_i = log C_D(kappa) - log N + log sum_j exp(kappa <z_i, z_j>)
         "average":      H = -mean_i log p_i                            (Joe 1989)
         "expectation":  H = -sum_i w_i log p_i,  w = softmax(log p)    (plug-in)
 
-    The sum includes j = i, as in the paper's code, so the estimate lies at most log N above that of N equal points;
-    ``leave_one_out`` removes that term (and divides by N - 1). ``normalizer="none"`` leaves out log C_D(kappa), which
-    has no gradient; ``"reference"`` takes the constant of the paper's code, off by 83 nats at D = 128, to compare with
-    its figures. With ``group`` the rows of all ranks are the batch.
+    The sum includes j = i, as in the paper's code, so the estimate is at most log N above that for N equal points.
+    ``leave_one_out`` removes this term and divides by N - 1. ``normalizer="none"`` omits log C_D(kappa), which has no
+    gradient. ``"reference"`` uses the constant of the paper's code, to compare with its figures; it is wrong by 83 nats
+    at D = 128. With ``group`` the rows of all ranks are the batch.
 
-    Raises ValueError for z that is not [N, D >= 2], kappa not above 0, or an estimator or normalizer that is none.
+    Raises ValueError if z is not [N, D >= 2], kappa is not above 0, or estimator or normalizer is unknown.
     """
     check_rows(z, "z", least_dim=2)
     check_positive(kappa, "kappa")
@@ -63,10 +63,12 @@ def vmf_reconstruction(
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> Tensor:
-    """``-E log q(z1 | z0) = -log C_D(kappa) - kappa mean_i <z0_i, z1_i>`` in nats, for unit-norm z0, z1 [N, D].
+    """Return the reconstruction term in nats, for unit-norm z0, z1 [N, D].
 
-    It is one sum of products whichever ``backend`` is named. Raises ValueError for shapes or types that differ, D < 2,
-    kappa not above 0 or a normalizer that is none.
+        -E log q(z1 | z0) = -log C_D(kappa) - kappa mean_i <z0_i, z1_i>
+
+    It is one sum of products on every ``backend``. Raises ValueError if shapes or types differ, D < 2, kappa is not
+    above 0, or normalizer is unknown.
     """
     check_pair(z0, z1, "z0", "z1", least_dim=2, same_rows=True)
     check_positive(kappa, "kappa")
@@ -83,22 +85,22 @@ def gaussian_entropy(
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> Tensor:
-    """Kernel density estimate of H(Z) in nats from rows z [N, D] in R^D, with a Gaussian kernel (Joe's average).
+    """Estimate H(Z) in nats from rows z [N, D] in R^D, with a Gaussian kernel (Joe 1989).
 
         log p_i = -D/2 log(2 pi bandwidth^2) - log N + log sum_j exp(-|z_i - z_j|^2 / (2 bandwidth^2))
         H = -mean_i log p_i
 
-    ``leave_one_out`` and ``group`` as in :func:`vmf_entropy`. H grows without bound with the scale of z: the objective
-    that maximises it must fix the scale by other means. Raises ValueError for z that is not [N, D] or a bandwidth not
+    For ``leave_one_out`` and ``group`` see :func:`vmf_entropy`. H grows without bound with the scale of z. An objective
+    that maximises H must fix the scale by other means. Raises ValueError if z is not [N, D], or if the bandwidth is not
     above 0.
     """
     check_rows(z, "z")
     check_positive(bandwidth, "bandwidth")
-    # Distances do not depend on the origin; about the mean, the squares that cancel below are smallest.
+    # Distances do not depend on the origin. With the mean as origin, the squares that cancel below are smallest.
     z = z if z.dtype == torch.float64 else z.float()
     z = z - mean_over_ranks(z.detach().mean(0), group)
     half_squares = (z * z).sum(1, keepdim=True) / 2
-    # -|a - b|^2 / 2 = <a, b> - |a|^2 / 2 - |b|^2 / 2: the last term as one more feature, the second after the sum.
+    # -|a - b|^2 / 2 = <a, b> - |a|^2 / 2 - |b|^2 / 2: the last term is an extra feature, the second follows the sum.
     keys = torch.cat([z, -half_squares], dim=1)
     queries = torch.cat([z, torch.ones_like(half_squares)], dim=1)
     scale = bandwidth**-2
@@ -109,7 +111,7 @@ def gaussian_entropy(
 
 
 def _log_others(z: Tensor, leave_one_out: bool, group: Group | None) -> float:
-    """Log of the number of kernels that stand at each point; with one row and without itself there is none."""
+    """Return the log of the number of kernels in the sum at each point. Raise ValueError if there is none."""
     count = z.shape[0] * (1 if group is None else torch.distributed.get_world_size(group)) - leave_one_out
     if count < 1:
         raise ValueError(f"leave_one_out needs at least 2 rows, got z of shape {tuple(z.shape)}")

@@ -1,4 +1,4 @@
-"""Rows of unit norm, with a gradient of four operators."""
+"""Normalisation of rows to unit norm, with a gradient of four operators."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ _SHORTEST = 1e-12
 
 
 def normalize_rows(x: Tensor) -> Tensor:
-    """``z = x / max(|x|, 1e-12)`` along the last dimension, and its gradient ``(g - z <z, g>) / max(|x|, 1e-12)``.
+    """Return ``z = x / max(|x|, 1e-12)`` along the last dimension.
 
-    What ``torch.nn.functional.normalize`` gives, forward to the last bit; first derivatives only. (Of rows that are
-    shorter than 1e-12 but not 0 torch leaves the part of the gradient along z.)
+    Its gradient is ``(g - z <z, g>) / max(|x|, 1e-12)``; there are first derivatives only. The result equals
+    ``torch.nn.functional.normalize`` to the last bit. For nonzero rows shorter than 1e-12 the gradient differs: torch
+    keeps its part along z.
     """
     rows: Tensor = _NormalizeRows.apply(x)
     return rows
 
 
 class _NormalizeRows(torch.autograd.Function):
-    """torch differentiates norm, clamp and quotient one by one: 16 operators, and x is kept beside z."""
+    """torch differentiates norm, clamp and quotient one by one: 16 operators, and it saves x as well as z."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 The density on the unit sphere S^{d-1} is ``C_d(kappa) exp(kappa mu.z)`` with
 ``log C_d = (d/2 - 1) log kappa - (d/2) log 2 pi - log I_{d/2-1}(kappa)``. ``I_nu`` underflows long before its
-logarithm is large (nu = 63, kappa = 10 gives 1e-43), so the Bessel function is never formed:
+logarithm is large: nu = 63 and kappa = 10 give 1e-43. So the Bessel function is never formed. The expression
 
     -log C_d(kappa) = log|S^{d-1}| + log 0F1(; d/2; kappa^2 / 4)
 
-is a sum of positive terms, with nothing to cancel.
+is a sum of positive terms without cancellation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .checks import check_positive
 
 
 def log_sphere_area(dim: int) -> float:
-    """``log |S^{dim-1}|`` in nats: the entropy of the uniform law, and so the ceiling of any on the unit sphere."""
+    """Return ``log |S^{dim-1}|`` in nats: the entropy of the uniform distribution, the maximum on the unit sphere."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
 def _log_0f1(b: float, x: float) -> float:
-    """``log sum_m x^m / (m! (b)_m)`` for x >= 0, rescaled as it grows so that no term overflows."""
+    """Return ``log sum_m x^m / (m! (b)_m)`` for x >= 0. The sum is rescaled as it grows, so that no term overflows."""
     total = term = 1.0
     log_scale = 0.0
     m = 0
@@ -41,19 +41,19 @@ def _log_0f1(b: float, x: float) -> float:
 
 @lru_cache(maxsize=256)
 def log_vmf_normalizer(dim: int, kappa: float) -> float:
-    """``log C_dim(kappa)`` of the von Mises-Fisher density on the unit sphere in R^dim, in nats.
+    """Return ``log C_dim(kappa)`` of the von Mises-Fisher density on the unit sphere in R^dim, in nats.
 
-    Raises ValueError if dim < 2, or kappa is not positive and finite.
+    Raises ValueError if dim < 2, or if kappa is not positive and finite.
     """
     _check(dim, kappa)
     return -log_sphere_area(dim) - _log_0f1(dim / 2, kappa * kappa / 4)
 
 
 def reference_log_vmf_normalizer(dim: int, kappa: float) -> float:
-    """What the paper's own code (apple/ml-entropy-reconstruction) takes for ``log C_dim(kappa)``.
+    """Return ``log C_dim(kappa)`` as the paper's code computes it (apple/ml-entropy-reconstruction).
 
-    It forms log(I_nu(kappa) + 1e-7), so where the Bessel function is smaller than 1e-7 the constant is wrong: by 83
-    nats at dim = 128, kappa = 10. To compare with the published figures; raises as :func:`log_vmf_normalizer`.
+    Use it to compare with the published figures. The code forms log(I_nu(kappa) + 1e-7). If the Bessel function is
+    below 1e-7, the constant is wrong: by 83 nats at dim = 128, kappa = 10. Raises like :func:`log_vmf_normalizer`.
     """
     _check(dim, kappa)
     nu = dim / 2 - 1

@@ -1,11 +1,12 @@
-"""From image files, shards or arrays to batches of random views: recipes, sources and the loader."""
+"""Batches of random views from image files, shards or arrays: recipes, sources and the loader."""
 
 from ..errors import DataError
 from .loader import Batch, Loader
-from .sources.base import ArraySource, FolderSource, Source
+from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
 from .sources.open import Splits, open_source
-from .views.draw import Parameters, View, ViewRecipe, draw_parameters, evaluation_view
+from .views.draw import Parameters, draw_parameters
+from .views.recipe import Pixels, View, ViewRecipe, evaluation_view
 
 __all__ = [
     "ArraySource",
@@ -14,8 +15,10 @@ __all__ = [
     "FolderSource",
     "Loader",
     "Parameters",
+    "Pixels",
     "Source",
     "Splits",
+    "Subset",
     "View",
     "ViewRecipe",
     "draw_parameters",

@@ -1,7 +1,10 @@
-"""A run from Python is the command's, and its result can be used."""
+"""A run from Python equals the command's, and its result is usable."""
 
 import dataclasses
+import inspect
+import re
 import sys
+import typing
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 import fasttrain
 from fasttrain.cli import main
+from fasttrain.config.settings import TrainConfig, ViewFlags
 from fasttrain.errors import ConfigError
 from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.pipelines import ArraySource, DataError, Loader, Splits, evaluation_view
@@ -29,13 +33,13 @@ def result(images, tmp_path_factory):
     return fasttrain.train("simclr", entropy=True, data=images, recipe="cifar", output_dir=str(output), **_SHORT)
 
 
-def test_it_is_the_same_run_as_the_commands(result, images, tmp_path):
+def test_train_makes_the_same_run_as_the_command(result, images, tmp_path):
     more = ("--entropy", "--limit_steps", 2, "--knn_every", 0, "--num_workers", 1)
     assert main(["train", *flags(images, tmp_path / "run", *more)]) == 0
     assert_same_run(result.output_dir, tmp_path / "run")
 
 
-def test_the_network_is_the_one_that_was_evaluated(result):
+def test_result_network_is_the_evaluated_one(result):
     assert not result.network.training
     c = result.config
 
@@ -49,7 +53,7 @@ def test_the_network_is_the_one_that_was_evaluated(result):
     assert top1 == pytest.approx(result.summary["knn_top1"])
 
 
-def test_what_a_result_holds(result):
+def test_result_holds_metrics_config_and_checkpoint(result):
     assert [line["step"] for line in result.metrics] == [1, 2]
     assert result.metrics[-1]["information"] == pytest.approx(result.summary["information"])
     assert result.checkpoint == result.output_dir / "checkpoints" / "step-00000002"
@@ -60,7 +64,7 @@ def test_what_a_result_holds(result):
         result.summary = {}
 
 
-def test_a_configuration_file_is_overruled(result, tmp_path):
+def test_arguments_override_a_configuration_file(result, tmp_path):
     file = result.output_dir / "config.yaml"
     again = fasttrain.train("simclr", config=file, limit_steps=1, output_dir=str(tmp_path / "again"))
     assert again.config.entropy
@@ -68,7 +72,7 @@ def test_a_configuration_file_is_overruled(result, tmp_path):
     assert again.config.train.lr == result.config.train.lr
 
 
-def test_images_in_memory(tmp_path, capsys):
+def test_images_in_memory_train_and_report(tmp_path, capsys):
     result = fasttrain.train(
         "simclr", data=_arrays(16), val=_arrays(8, 1), recipe="cifar", output_dir=str(tmp_path / "run"), **_SHORT
     )
@@ -78,14 +82,13 @@ def test_images_in_memory(tmp_path, capsys):
     assert "<h2>Nearest neighbours</h2>" in page
     assert "Its images came from Python" in page
     capsys.readouterr()
-    assert main(["report", str(result.output_dir)]) == 0  # which cannot have them, and takes no others for them
-    assert "its data, mine, was in memory and has no path; from Python, Result.report()" in capsys.readouterr().err
+    assert main(["report", str(result.output_dir)]) == 0  # it cannot have the images, and opens no others
+    assert "Result.report()" in capsys.readouterr().err
     assert main(["eval", str(result.output_dir)]) == 2
-    told = "fasttrain: the run's images were in memory and have no path; give some by --data_path\n"
-    assert capsys.readouterr().err == told
+    assert "--data_path" in capsys.readouterr().err
 
 
-def test_a_torch_data_set(tmp_path):
+def test_torch_data_set_is_trained_on(tmp_path):
     pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     data = torch.utils.data.TensorDataset(pixels, torch.arange(16) % 4)
     result = fasttrain.train("simclr", data=data, recipe="cifar", output_dir=str(tmp_path / "run"), **_SHORT)
@@ -93,28 +96,44 @@ def test_a_torch_data_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("arguments", "error", "names"),
     [
-        ({"method": "dinno"}, ConfigError, "method 'dinno' is unknown"),
-        ({"lrr": 0.1}, ConfigError, "setting 'lrr' is unknown; did you mean lr"),
-        ({"epochs": 0}, ConfigError, "--epochs must be at least 1, got 0"),
-        ({"data": "/no/such"}, DataError, "no such folder"),
-        ({"data": ""}, DataError, "the data path is empty"),
-        ({"data": 5}, ConfigError, "data is int; give a path, a map-style data set or a source"),
-        ({"config": "/no/such.yaml"}, ConfigError, "--config /no/such.yaml cannot be read"),
-        ({"data": "/some", "val": _arrays(4)}, ConfigError, "give both as paths or both as data sets"),
-        ({"data": _arrays(4), "val": "/some"}, ConfigError, "val must be a data set too"),
-        ({"data": Splits("s", _arrays(4), None), "val": _arrays(4)}, ConfigError, "leave val out"),
+        ({"method": "dinno"}, ConfigError, "--method.*'dinno'"),
+        ({"lrr": 0.1}, ConfigError, "'lrr'.*lr"),
+        ({"epochs": 0}, ConfigError, "--epochs.*0"),
+        ({"data": "/no/such"}, DataError, "/no/such"),
+        ({"data": ""}, DataError, "empty"),
+        ({"data": 5}, ConfigError, "data: .*int"),
+        ({"config": "/no/such.yaml"}, ConfigError, "--config /no/such.yaml"),
+        ({"plugin": "/no/such.py"}, ConfigError, "--plugin.*/no/such.py"),
+        ({"data": "/some", "val": _arrays(4)}, ConfigError, "val: "),
+        ({"data": _arrays(4), "val": "/some"}, ConfigError, "val: .*'/some'"),
+        ({"data": Splits("s", _arrays(4), None), "val": _arrays(4)}, ConfigError, "val: "),
     ],
 )
-def test_what_cannot_be_run(given, error, message, tmp_path):
-    with pytest.raises(error, match=message):
-        fasttrain.train(**{"method": "simclr", "output_dir": str(tmp_path / "run"), **given})
+def test_invalid_argument_is_refused_by_name(arguments, error, names, tmp_path):
+    with pytest.raises(error, match=names):
+        fasttrain.train(**{"method": "simclr", "output_dir": str(tmp_path / "run"), **arguments})
 
 
-def test_without_the_trainers_libraries_the_error_says_what_to_type(monkeypatch):
+def test_signature_has_every_setting_with_its_type():
+    """An IDE completes and checks the settings: the signature must not fall behind the settings classes."""
+    parameters = inspect.signature(fasttrain.train).parameters
+    hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(ViewFlags)
+    others = {"method", "entropy", "data", "val", "model", "config", "plugin", "recipe", "method_settings"}
+    assert set(parameters) == set(hints) | others
+    widened = {"lr_drops": "Sequence[float]"} | dict.fromkeys(("data_path", "val_path", "output_dir", "init_from"))
+    for name, hint in hints.items():
+        annotation = parameters[name].annotation
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("'", '"')
+        optional = re.fullmatch(r"Optional\[(.*)\]|(.*) \| None", expected)
+        base = widened.get(name, (optional[1] or optional[2]) if optional else expected)
+        if base is not None and "Literal" not in expected:
+            assert annotation == f"{base} | None", name
+        assert parameters[name].default is None
+
+
+def test_missing_package_is_named_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "fasttrain.training.trainer", None)
-    with pytest.raises(
-        ImportError, match=r"the trainer needs fasttrain\.trainer; type: pip install 'fasttrain\[train\]'"
-    ):
+    with pytest.raises(ImportError, match=r"pip install 'fasttrain\[train\]'"):
         fasttrain.train("dino")

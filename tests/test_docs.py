@@ -18,7 +18,7 @@ from fasttrain.cli import eval as evaluation
 from fasttrain.cli import export as exporting
 from fasttrain.cli import plan as planning
 from fasttrain.cli import report as reporting
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.pipelines import View
 from fasttrain.report import contact_sheet as views
 from tests.doc_commands import DOCS, PAGES, commands, fasttrain_words, shell_commands

@@ -1,82 +1,120 @@
-"""Files that are on the disk, whole, or an error that says why not."""
+"""Files are complete on the disk, or an error says why not."""
 
 import errno
+import io
+import os
 import re
-import resource
-import zlib
+import zipfile
 
 import pytest
 import torch
 
-from fasttrain.files import Sum, checksum, difference, sync_folder, write_tensors, write_text
+from fasttrain.files import (
+    Fingerprint,
+    difference,
+    fingerprint,
+    finite,
+    load_tensors,
+    sync_folder,
+    write_tensors,
+    write_text,
+)
+from tests.checkpoints import RunsCode, largest_file
 
 _CONTENT = {"weight": torch.arange(100_000.0), "step": 3}
 
 
-def test_what_is_written_is_what_torch_reads_and_its_sum_is_the_file_s(tmp_path):
+def test_written_tensors_are_read_back_and_fingerprinted(tmp_path):
     path = tmp_path / "tensors.pt"
     written = write_tensors(path, _CONTENT)
-    content = path.read_bytes()
-    assert written == checksum(path) == Sum(len(content), f"{zlib.crc32(content):08x}")
-    for mapped in (False, True):
-        found = torch.load(path, weights_only=True, mmap=mapped)
-        assert torch.equal(found["weight"], _CONTENT["weight"])
-        assert found["step"] == 3
+    assert written == fingerprint(path)
+    assert written.size == path.stat().st_size
     assert difference(path, written) is None
+    assert difference(path, Fingerprint(written.size)) is None  # of an earlier version's card
+    content = load_tensors(path)
+    assert torch.equal(content["weight"], _CONTENT["weight"])
+    assert content["step"] == 3
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 400_000])
-def test_a_full_disk_is_an_error_with_the_system_s_reason(tmp_path, limit):
-    """torch's writer raises errors of its own over the system's."""
-    path, before = tmp_path / "tensors.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as error:
-            write_tensors(path, _CONTENT)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_full_disk_raises_the_systems_reason(tmp_path, limit):
+    """torch's writer raises errors of its own after the system's."""
+    path = tmp_path / "tensors.pt"
+    with largest_file(limit), pytest.raises(OSError, match="File too large") as error:
+        write_tensors(path, _CONTENT)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file"):
+def test_a_missing_folder_raises(tmp_path):
+    with pytest.raises(FileNotFoundError):
         write_tensors(tmp_path / "missing" / "tensors.pt", _CONTENT)
 
 
-def test_what_does_not_read_back_is_an_error(tmp_path, monkeypatch):
-    """A disk that takes everything and keeps something else."""
-    monkeypatch.setattr("fasttrain.files.os.fsync", lambda handle: (tmp_path / "tensors.pt").write_bytes(b"else"))
-    with pytest.raises(OSError, match=r"what was written .* does not read back"):
-        write_tensors(tmp_path / "tensors.pt", _CONTENT)
+@pytest.mark.parametrize("kept", [b"else", None])
+def test_a_file_that_does_not_read_back_raises(tmp_path, monkeypatch, kept):
+    """A disk that accepts everything and stores something else: another content, or one wrong bit."""
+    path, fsync = tmp_path / "tensors.pt", os.fsync
+
+    def damage(handle):
+        fsync(handle)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if kept is None else kept)
+
+    monkeypatch.setattr("fasttrain.files.os.fsync", damage)
+    with pytest.raises(OSError, match="read back") as error:
+        write_tensors(path, _CONTENT)
+    assert error.value.errno == errno.EIO
 
 
-def test_what_cannot_be_pickled_is_no_disk_error(tmp_path):
+def test_unpicklable_content_is_no_disk_error(tmp_path):
     with pytest.raises(Exception, match="pickle") as error:
         write_tensors(tmp_path / "tensors.pt", lambda: None)
     assert not isinstance(error.value, OSError)
 
 
+def test_every_flipped_bit_is_found_or_harmless(tmp_path):
+    """Bits outside of the records and the directory are padding and local headers, which torch does not interpret."""
+    path = tmp_path / "tensors.pt"
+    expected = {"weight": torch.arange(50.0), "mask": torch.ones(7), "step": 3}
+    written = write_tensors(path, expected)
+    original = path.read_bytes()
+    undetected = 0
+    for position in range(0, 8 * len(original), 11):
+        content = bytearray(original)
+        content[position // 8] ^= 1 << position % 8
+        path.write_bytes(content)
+        if difference(path, written) is None:
+            undetected += 1
+            loaded = torch.load(io.BytesIO(content), weights_only=True)
+            assert str(loaded) == str(expected), position
+    with zipfile.ZipFile(io.BytesIO(original)) as archive:
+        records = sum(record.file_size for record in archive.infolist())
+        assert undetected * 11 < 8 * (archive.start_dir - records)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: path.write_bytes(b"short"), "file has 5 bytes, 1,200 were written"),
-        (
-            lambda path: path.write_bytes(bytes(1199) + b"\x01"),
-            r"file is not what was written \(its checksum differs\)",
-        ),
-        (lambda path: path.unlink(), r"file cannot be read \(No such file or directory\)"),
-        (lambda path: (path.unlink(), path.mkdir()), r"file (has|cannot be read) .*"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-7]), "tensors.pt has [0-9,]+ bytes instead of [0-9,]+"),
+        (lambda path: torch.save({**_CONTENT, "step": 4}, path), "tensors.pt is corrupt .*"),
+        (lambda path: path.unlink(), r"tensors.pt cannot be read \(No such file or directory\)"),
+        (lambda path: (path.unlink(), path.mkdir()), r"tensors.pt (has|cannot be read) .*"),
     ],
-    ids=["size", "bit", "missing", "folder"],
+    ids=["cut", "swapped for another valid file", "missing", "folder"],
 )
 def test_every_difference_is_named(tmp_path, change, message):
-    path = tmp_path / "file"
-    path.write_bytes(bytes(1200))
-    expected = checksum(path)
+    path = tmp_path / "tensors.pt"
+    written = write_tensors(path, _CONTENT)
     change(path)
-    found = difference(path, expected)
-    assert found is not None
-    assert re.fullmatch(message, found), found
+    assert re.fullmatch(message, difference(path, written))
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    torch.save(RunsCode(tmp_path / "marker"), tmp_path / "tensors.pt")
+    with pytest.raises(Exception, match="mkdir"):
+        load_tensors(tmp_path / "tensors.pt")
+    assert not (tmp_path / "marker").exists()
 
 
 def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -93,9 +131,10 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_text(path, "newer")
     assert path.read_text() == "new"
-
-
-def test_a_folder_can_be_synchronised(tmp_path):
-    sync_folder(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "missing")
+
+
+def test_finite_replaces_what_json_cannot_hold():
+    values = {"loss": float("nan"), "more": {"norm": float("inf")}, "step": 3}
+    assert finite(values) == {"loss": None, "more": {"norm": None}, "step": 3}

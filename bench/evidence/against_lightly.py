@@ -63,7 +63,7 @@ def design(methods: Sequence[str], seeds: list[int], data: str) -> list[Run]:
 
 def lightly_side(method: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     """Train with lightly's classes, and return the entries of summary.json that the table needs."""
-    from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
+    from fasttrain.distributed.world import World, initialise, prepare_environment
 
     prepare_environment()
     import torch
@@ -75,7 +75,7 @@ def lightly_side(method: str, seed: int, arguments: list[str]) -> dict[str, Any]
     from fasttrain.pipelines import open_source
 
     config, _ = parse(["--method", method, "--seed", str(seed), *arguments])
-    t, world = config.train, world_from_environment()
+    t, world = config.train, World.from_environment()
     initialise(world)
     side = Peer(config)
     peak = side.optimizer.param_groups[0]["lr"]

@@ -199,7 +199,7 @@ class Stage:
 
 
 def recipe(case: Case) -> Any:
-    from fasttrain.config.settings import resolve
+    from fasttrain.config.resolve import resolve
 
     return resolve(case.method, {"recipe": case.recipe, "data_path": "-"}).views
 

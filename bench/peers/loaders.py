@@ -29,7 +29,7 @@ class Case:
 
     def views(self) -> Any:
         """Return the recipe's ViewRecipe."""
-        from fasttrain.config.settings import resolve
+        from fasttrain.config.resolve import resolve
 
         return resolve(self.method, {"recipe": self.recipe, "data_path": "-"}).views
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fasttrain.checkpoint import state
-from fasttrain.checkpoint.store import read_card
+from fasttrain.checkpoint.card import read_card
 
 State = dict[str, torch.Tensor]
 

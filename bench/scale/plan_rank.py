@@ -21,7 +21,7 @@ Case = dict[str, Any]
 
 
 def resolved(one: Case) -> Any:
-    from fasttrain.config.settings import resolve
+    from fasttrain.config.resolve import resolve
 
     values = {"recipe": "cifar", "data_path": ".", "batch_size_per_gpu": BATCH, "entropy": one["entropy"]}
     return resolve(one["method"], values | {"zero_stage": one["stage"]} | one["values"])
@@ -89,13 +89,13 @@ def measure(one: Case, sent: Sent) -> dict[str, Any]:
     """Return storages and traffic of a rank in a step of the engine."""
     import torch
 
-    from fasttrain.distributed.world import initialise, world_from_environment
+    from fasttrain.distributed.world import World, initialise
     from fasttrain.engine.build import build_method
     from fasttrain.engine.engine import Engine
     from fasttrain.pipelines import Batch
     from fasttrain.plan.ledger import Kept
 
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
     config = resolved(one)
     torch.manual_seed(0)
@@ -195,12 +195,12 @@ def main() -> None:
     parser.add_argument("cases", type=json.loads, help="a JSON list of cases")
     parser.add_argument("output", type=Path, help="the JSON file to write")
     options = parser.parse_args()
-    from fasttrain.distributed.world import prepare_environment, world_from_environment
+    from fasttrain.distributed.world import World, prepare_environment
 
     prepare_environment()
     sent = Sent()  # patches torch.distributed before DeepSpeed imports its functions by name
     measured = [measure(one, sent) for one in options.cases]
-    if world_from_environment().is_main:
+    if World.from_environment().is_main:
         options.output.write_text(json.dumps(measured))
 
 

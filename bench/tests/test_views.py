@@ -10,7 +10,7 @@ pytest.importorskip("lightly")
 from bench.evidence import views
 from bench.trainer.sides.lightly_views import LightlySimCLR
 from bench.trainer.sides.peer import Peer, transform
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.pipelines import FolderSource, Loader
 
 from .test_paired_data import assert_same_settings

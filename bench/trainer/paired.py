@@ -228,7 +228,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     if options.serve == "ours":
         prepare_environment()
-    from fasttrain.config.settings import resolve
+    from fasttrain.config.resolve import resolve
 
     values = {"recipe": "cifar", "arch": options.arch[0], "batch_size_per_gpu": options.batch}
     values |= {"data_path": options.data_path, "precision": "fp32", "zero_stage": 0, "optimizer": "adamw"}

@@ -1,1 +1,1 @@
-"""Checkpoints: what one holds, how it is written, chosen and read."""
+"""Checkpoints: their cards, how they are written, chosen and restored, and the one reader of their tensors."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: the configuration, the code and the libraries that made it."""
+"""The origin of a checkpoint: the configuration, the code and the libraries that made it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..config.settings import Config
+from ..config.resolve import Config
 
-_WHERE = ("output_dir", "resume", "limit_steps", "num_workers")
-"""Settings that do not decide what a run computes."""
+_IRRELEVANT = ("output_dir", "resume", "limit_steps", "num_workers")
+"""Settings that do not change the values that a run computes."""
 
 
 def provenance(config: Config) -> dict[str, str | None]:
-    """``config`` (a hash of what decides the run), ``commit`` (None outside of git), ``torch`` and ``deepspeed``."""
+    """Return ``config`` (a hash of the settings), ``commit`` (None outside of git), ``torch`` and ``deepspeed``."""
     return {
         "config": config_hash(config),
         "commit": git_commit(Path(__file__).resolve().parent),
@@ -27,17 +27,17 @@ def provenance(config: Config) -> dict[str, str | None]:
 
 
 def config_hash(config: Config) -> str:
-    """16 hexadecimal digits of the SHA-256 of everything that decides the run; where it is written does not."""
-    flat = yaml.safe_load(config.anywhere().to_yaml())
-    decides = {name: value for name, value in flat.items() if name not in _WHERE}
-    return hashlib.sha256(yaml.safe_dump(decides, sort_keys=True).encode()).hexdigest()[:16]
+    """Return 16 hexadecimal digits of the SHA-256 of all settings that change the run's values."""
+    flat = yaml.safe_load(config.with_absolute_paths().to_yaml())
+    relevant = {name: value for name, value in flat.items() if name not in _IRRELEVANT}
+    return hashlib.sha256(yaml.safe_dump(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that is checked out, with ``-dirty`` where tracked files differ; None if ``folder`` is not in git.
+    """Return the checked-out commit, with ``-dirty`` if tracked files differ, or None if git does not track ``folder``.
 
-    An installed package lies in an environment, which may itself be inside of someone's repository: only a repository
-    that tracks ``folder`` counts.
+    An installed package may lie in an environment inside another project's repository. That repository does not track
+    the package, so its commit is not returned.
     """
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""The console script: ``fasttrain train ...``, ``fasttrain eval ...`` and the others of the table below."""
+"""The command ``fasttrain``: one module per sub-command, and what all of them share."""
 
 from __future__ import annotations
 
@@ -7,35 +7,67 @@ import sys
 from collections.abc import Sequence
 
 _COMMANDS = {
-    "train": ("fasttrain.run", "train a backbone (the flags of fasttrain/run.py; fasttrain train --help)"),
-    "plan": (
-        "fasttrain.plan",
-        "say what a run will need, without a GPU: memory, traffic, time; takes the flags of train",
-    ),
-    "eval": (
-        "fasttrain.cli.eval",
-        "k-NN, linear probe, few-shot, RankMe and more, of a run, an export or a timm model",
-    ),
-    "export": ("fasttrain.cli.export", "take a network elsewhere: timm, Hugging Face, ONNX, facebookresearch/dino"),
-    "report": (
-        "fasttrain.cli.report",
-        "a page of one run or several (report.html); with --views, what views a training would see",
-    ),
-    "doctor": ("fasttrain.cli.doctor", "say what is installed, what stands in for what is not, and how to mend it"),
+    "train": "train a backbone (also: deepspeed fasttrain/run.py ...)",
+    "plan": "predict memory, traffic and time of a run, without a GPU; takes the flags of train",
+    "eval": "evaluate a run, an export or a timm model: k-NN, linear probe, few-shot, RankMe and more",
+    "export": "write a network for timm, Hugging Face, ONNX or facebookresearch/dino",
+    "report": "write a page about one run or several (report.html)",
+    "views": "draw the views that a training would see (views.png); takes the flags of train",
+    "doctor": "report what is installed, what replaces missing packages, and how to fix it",
 }
-"""Name of a command: the module whose ``main`` takes its arguments, and what it does."""
+"""The name of a sub-command, which is also the name of its module here, and its description."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Dispatch to a command; returns the exit status."""
+    """Run a sub-command; return the exit status.
+
+    0 finished; 1 unforeseen error; 2 invalid input (one line on stderr); 3 diverged or collapsed; 128 + n after signal
+    n.
+    """
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if command in ("-h", "--help"):
         print("usage: fasttrain COMMAND ...\n")
-        print("\n".join(f"  {name:9}{help}" for name, (_, help) in _COMMANDS.items()))
+        print("\n".join(f"  {name:9}{description}" for name, description in _COMMANDS.items()))
         return 0
     if command not in _COMMANDS:
         *others, last = _COMMANDS
-        print(f"fasttrain: command {command!r} is unknown; choose {', '.join(others)} or {last}", file=sys.stderr)
-        return 2
-    status: int = importlib.import_module(_COMMANDS[command][0]).main(rest)
+        return fail(f"command {command!r} is unknown. Choose {', '.join(others)} or {last}.")
+    return run(command, rest)
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Run a sub-command in a prepared environment; turn invalid input and missing packages into one line."""
+    from ..distributed.world import World, keep_freed_memory, prepare_environment
+    from ..errors import ConfigError, DataError
+
+    try:
+        prepare_environment()
+        keep_freed_memory()
+        module = importlib.import_module(f".{command}", __package__)
+    except ModuleNotFoundError as error:
+        return _missing(command, error)
+    except ConfigError as error:
+        return fail(str(error))
+    try:
+        status: int = module.main(arguments)
+        return status
+    except ModuleNotFoundError as error:
+        return _missing(command, error)
+    except (ConfigError, DataError) as error:
+        return fail(str(error)) if World.from_environment().is_main else error.status
+
+
+def fail(message: str, status: int = 2) -> int:
+    """Print one line on stderr; return the exit status."""
+    print(f"fasttrain: {message}", file=sys.stderr)
     return status
+
+
+def _missing(command: str, error: ModuleNotFoundError) -> int:
+    if (error.name or "fasttrain").startswith("fasttrain"):
+        raise error
+    extra = "export" if (error.name or "").startswith("onnx") else "train"
+    return fail(
+        f"fasttrain {command} needs {error.name}, which is not installed. "
+        f"Install it with: pip install 'fasttrain[{extra}]'"
+    )

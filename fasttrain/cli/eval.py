@@ -1,134 +1,124 @@
-"""``fasttrain eval RUN|FILE|--timm NAME``: how good a network's features are, beside others' on the same data."""
+"""``fasttrain eval RUN|FILE|--timm NAME``: measure the quality of a network's features."""
 
 from __future__ import annotations
 
 import json
-import sys
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+
+from .. import __version__
+from ..config.arguments import Parser
+from ..distributed.world import World, initialise
+from ..errors import ConfigError
+from ..evaluate import protocol, table
+from ..evaluate.cache import FeatureCache, default_folder
+from ..evaluate.protocol import METRICS, Metric, Protocol
+from ..files import finite
+from ..flags import Count, Several, flag
+from ..models.architectures import check_crops
+from ..pipelines import Splits, open_source
+from ..pretrained import Backbone
+from ..training.display import DataNotes
+from .source import SourceOptions, add_source, open_backbone
+
+_DEFAULTS = Protocol()
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The data and the figures of an evaluation."""
+
+    data_path: str | None = flag(None, "training images; default: the run's own, else the embedded digits")
+    val_path: str | None = flag(None, "held-out images, if data_path has no train/ and val/")
+    metrics: tuple[Metric, ...] = flag(METRICS, "figures to measure: " + ", ".join(METRICS))
+    knn_k: tuple[Count, ...] = flag(_DEFAULTS.ks, "numbers of neighbours")
+    linear_epochs: Count = flag(_DEFAULTS.linear_epochs, "epochs of the linear probe")
+    lidar_images: Several = flag(_DEFAULTS.lidar_images, "images for LiDAR and alignment")
+    lidar_views: Several = flag(_DEFAULTS.lidar_views, "augmented views of each of those images")
+    batch_size_per_gpu: Count = flag(128, "images per batch and rank")
+    num_workers: Count | None = flag(None, "threads that decode; default: this rank's share of the cores")
+    cache: str = flag(str(default_folder()), "folder for cached features, or none")
+    output: str | None = flag(None, "also write the figures to this JSON file")
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Evaluate a network; returns the exit status: 0, or 2 with one line for what cannot be used.
+    """Evaluate a network; return the exit status.
 
     On several ranks: ``torchrun --nproc_per_node N --no-python fasttrain eval ...``.
     """
-    from ..distributed.world import prepare_environment, world_from_environment
-
-    prepare_environment()
+    parser = Parser("eval", "Evaluate a network's features on images.")
+    add_source(parser)
+    parser.add_settings("evaluation", EvalOptions)
+    namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions)
+    if options.output and Path(options.output).is_dir():
+        raise ConfigError(f"--output {options.output}: is a folder. Give a file in it.")
+    world = World.from_environment()
+    backbone = open_backbone(namespace, source)
+    size = source.size or backbone.blueprint.size
     try:
-        from ..errors import ConfigError
-        from ..pipelines import DataError
-    except ModuleNotFoundError as error:
-        return _fail(f"evaluation needs {error.name}; type: pip install 'fasttrain[train]'")
-    try:
-        return _evaluate(_parse(arguments))
-    except (ConfigError, DataError) as error:
-        return _fail(str(error)) if world_from_environment().is_main else 2
-
-
-def _parse(arguments: Sequence[str]) -> Namespace:
-    from ..config.arguments import Parser, underscored
-    from ..errors import ConfigError
-    from ..evaluate.cache import default_folder
-    from ..evaluate.protocol import METRICS, Protocol
-    from ..pretrained import add_source_flags
-
-    defaults = Protocol()
-    parser = Parser(
-        prog="fasttrain eval",
-        description="Evaluate a network's features. The data is the run's own unless given, for other networks the "
-        "embedded digits.",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-h", "--help", action="store_true", help="show this page")
-    add_source_flags(parser)
-    parser.add_argument("--data_path", metavar="PATH", help="training images")
-    parser.add_argument("--val_path", metavar="PATH", help="held-out images, if data_path has no train/ and val/")
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="default: all of them")
-    parser.add_argument("--knn_k", nargs="+", type=int, default=list(defaults.ks), metavar="K", help="neighbours")
-    epochs = f"epochs of the linear probe (default: {defaults.linear_epochs})"
-    parser.add_argument("--linear_epochs", type=int, default=defaults.linear_epochs, metavar="N", help=epochs)
-    images = f"images that LiDAR and alignment see (default: {defaults.lidar_images})"
-    parser.add_argument("--lidar_images", type=int, default=defaults.lidar_images, metavar="N", help=images)
-    views = f"augmented views of each (default: {defaults.lidar_views})"
-    parser.add_argument("--lidar_views", type=int, default=defaults.lidar_views, metavar="N", help=views)
-    parser.add_argument("--batch_size_per_gpu", type=int, default=128, metavar="N", help="images a batch and rank")
-    parser.add_argument("--num_workers", type=int, metavar="N", help="threads that decode")
-    where = f"where features are kept, or none (default: {default_folder()})"
-    parser.add_argument("--cache", metavar="DIR|none", default=str(default_folder()), help=where)
-    parser.add_argument("--output", metavar="FILE.json", help="write the figures there too")
-    given: Namespace = parser.parse_args([underscored(a) for a in arguments])
-    least = {"linear_epochs": 1, "lidar_images": 2, "lidar_views": 2, "batch_size_per_gpu": 1, "num_workers": 1}
-    for name, minimum in least.items():
-        value = getattr(given, name)
-        if value is not None and value < minimum:
-            raise ConfigError(f"--{name} must be at least {minimum}, got {value}")
-    if min(given.knn_k) < 1:
-        raise ConfigError(f"--knn_k must be at least 1, got {min(given.knn_k)}")
-    if given.output and Path(given.output).is_dir():  # not after all has been computed
-        raise ConfigError(f"--output {given.output} is a folder; give a file in it")
-    return given
-
-
-def _evaluate(given: Namespace) -> int:
-    import torch
-    from rich.console import Console
-
-    from .. import __version__
-    from ..distributed.world import initialise, world_from_environment
-    from ..errors import ConfigError
-    from ..evaluate.cache import FeatureCache
-    from ..evaluate.protocol import Protocol, evaluate
-    from ..evaluate.table import table
-    from ..models.architectures import check_crops
-    from ..pipelines import open_source
-    from ..pretrained import open_backbone
-    from ..training.display import DataNotes
-
-    world = world_from_environment()
-    backbone = open_backbone(given)
-    size = given.size or backbone.blueprint.size
-    try:
-        check_crops(backbone.network, [size], backbone.blueprint.channels)
+        check_crops(backbone.network, [size], backbone.blueprint.pixels.channels)
     except ValueError as error:
         raise ConfigError(f"--size: {error}") from None
-    own = backbone.config.train if backbone.config is not None else None
-    data_path, val_path = given.data_path, given.val_path
-    if data_path is None and own is not None:
-        data_path, val_path = own.data_path, val_path or own.val_path
-        if own.in_memory:
-            raise ConfigError("the run's images were in memory and have no path; give some by --data_path")
-    splits = open_source(data_path, val_path)
+    splits = _splits(backbone, options)
     if world.size > 1:
         initialise(world)
-    device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     console = Console(stderr=True, highlight=False, quiet=not world.is_main, soft_wrap=True)
-    cache = FeatureCache(
-        backbone.network,
-        device,
-        world,
-        None if given.cache == "none" else Path(given.cache).expanduser(),
-        batch=given.batch_size_per_gpu,
-        threads=given.num_workers or world.threads,
-    )
-    protocol = Protocol(
-        metrics=tuple(given.metrics),
-        ks=tuple(sorted(set(given.knn_k))),
-        linear_epochs=given.linear_epochs,
-        lidar_images=given.lidar_images,
-        lidar_views=given.lidar_views,
-        seed=given.seed,
-    )
     console.print(f"{backbone.name} on {splits.name}, {size} pixels")
+    cache = _cache(backbone, options, world)
     with DataNotes():
-        figures = evaluate(backbone, splits, cache, protocol, size=size, note=console.print)
+        figures = protocol.evaluate(
+            backbone, splits, cache, _protocol(options, source.seed), size=size, note=console.print
+        )
     if figures is None:
         return 0
-    about: dict[str, Any] = {
+    folder = "" if options.cache == "none" else f" (cache: {options.cache})"
+    console.print(f"features: {cache.extracted:,} images extracted, {cache.reused:,} cached{folder}")
+    Console(highlight=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
+    if options.output:
+        about = _about(backbone, splits, cache, size, source.seed)
+        _write(Path(options.output).expanduser(), about | figures)
+    return 0
+
+
+def _splits(backbone: Backbone, options: EvalOptions) -> Splits:
+    train = None if backbone.config is None else backbone.config.train
+    data_path, val_path = options.data_path, options.val_path
+    if data_path is None and train is not None:
+        if train.in_memory:
+            raise ConfigError("--data_path: is needed, because the run's images were in memory and have no path.")
+        data_path, val_path = train.data_path, val_path or train.val_path
+    return open_source(data_path, val_path)
+
+
+def _cache(backbone: Backbone, options: EvalOptions, world: World) -> FeatureCache:
+    return FeatureCache(
+        backbone.network,
+        torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu"),
+        world,
+        None if options.cache == "none" else Path(options.cache).expanduser(),
+        batch=options.batch_size_per_gpu,
+        threads=options.num_workers or world.threads,
+    )
+
+
+def _protocol(options: EvalOptions, seed: int) -> Protocol:
+    return Protocol(
+        metrics=options.metrics,
+        ks=tuple(sorted(set(options.knn_k))),
+        linear_epochs=options.linear_epochs,
+        lidar_images=options.lidar_images,
+        lidar_views=options.lidar_views,
+        seed=seed,
+    )
+
+
+def _about(backbone: Backbone, splits: Splits, cache: FeatureCache, size: int, seed: int) -> dict[str, Any]:
+    return {
         "network": backbone.name,
         "arch": backbone.blueprint.arch,
         "checkpoint": None if backbone.checkpoint is None else str(backbone.checkpoint),
@@ -137,30 +127,16 @@ def _evaluate(given: Namespace) -> int:
         "dataset": splits.name,
         "images": len(splits.train),
         "images_val": None if splits.val is None else len(splits.val),
-        "seed": given.seed,
+        "seed": seed,
         "extracted": cache.extracted,
-        "cached": cache.found,
+        "cached": cache.reused,
         "version": __version__,
     }
-    where = "" if given.cache == "none" else f", in {given.cache}"
-    console.print(f"features of {cache.extracted:,} images extracted, of {cache.found:,} found{where}")
-    Console(highlight=False).print(table(f"{backbone.name} on {splits.name}", figures))
-    if given.output:
-        _write(Path(given.output), about | figures)
-    return 0
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from ..errors import ConfigError
-    from ..files import finite
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(finite(content), indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from None
-
-
-def _fail(message: str) -> int:
-    print(f"fasttrain: {message}", file=sys.stderr)
-    return 2
+        raise ConfigError(f"--output {path}: cannot be written: {error.strerror}.") from None

@@ -1,80 +1,52 @@
-"""The command line: every field of the configuration is a flag, under the launchers' and DINO's habits."""
+"""The command line: every setting is a flag, with the conventions of torchrun, DeepSpeed and facebookresearch/dino."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from rich.console import Console
-from rich.table import Table
-
 from .. import methods
 from ..errors import ConfigError, unknown_name
-from . import recipes
-from .settings import Config, TrainConfig, resolve
+from ..flags import Settings, validated
+from .resolve import Config, load_method, read_yaml, resolve
+from .settings import TrainConfig, ViewFlags
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
-    """Read the command line; returns the configuration and whether ``--print_config`` was given.
+    """Return the configuration that the arguments of ``fasttrain train`` describe, and whether to only print it.
 
-    Raises ConfigError for anything that cannot be used, with the nearest right name where there is one.
+    Raise ConfigError for anything invalid, with the nearest known name if there is one.
     """
-    arguments = [underscored(a) for a in arguments]
+    arguments = [underscored(argument) for argument in arguments]
     first, _ = _parser(None).parse_known_args(arguments)
+    if first.plugin is not None:
+        methods.load_plugin(Path(first.plugin).expanduser())
     file = read_yaml(Path(first.config)) if first.config else {}
     name = first.method or file.get("method")
     if name is None:
         if first.help:
             _parser(None).show_help()
-        raise ConfigError(f"--method is missing; choose one of {', '.join(methods.names())}")
-    try:
-        method = methods.load(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    given = vars(_parser(method).parse_args(arguments))
-    special = {k: given.pop(k) for k in ("method", "config", "print_config", "local_rank", "help")}
-    values = {k: v for k, v in given.items() if v is not None}
-    return resolve(name, values, file), special["print_config"]
+        raise ConfigError(f"--method: is missing. Choose one of {', '.join(methods.names())}.")
+    method = load_method(name, None if first.plugin else file.get("plugin"))
+    values = vars(_parser(method).parse_args(arguments))
+    special = {key: values.pop(key) for key in ("method", "config", "plugin", "print_config", "local_rank", "help")}
+    values = {key: value for key, value in values.items() if value is not None}
+    return resolve(name, values, file, plugin=special["plugin"]), special["print_config"]
 
 
-def asks_for_recipes(arguments: Sequence[str]) -> bool:
-    """Whether ``--recipe list`` is among the arguments."""
-    asked, _ = _parser(None).parse_known_args([underscored(a) for a in arguments])
-    return bool(asked.recipe == "list")
-
-
-def print_recipes() -> None:
-    """A table of all recipes with what was published for their values."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
-    for column in ("method", "recipe", "network", "epochs", "published, and the source of the values"):
-        table.add_column(column, no_wrap=column in ("method", "recipe"))
-    for e in recipes.entries():
-        table.add_row(e.method, e.recipe, e.arch, str(e.epochs), f"{e.published}\n{e.source}")
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a YAML file. Raises ConfigError where it cannot be read or holds something else."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config {path} must hold 'name: value' lines")
-    return content
+def lists_recipes(arguments: Sequence[str]) -> bool:
+    """Return whether ``--recipe list`` is among the arguments."""
+    options, _ = _parser(None).parse_known_args([underscored(argument) for argument in arguments])
+    return bool(options.recipe == "list")
 
 
 def underscored(argument: str) -> str:
-    """``--batch-size-per-gpu=8`` as ``--batch_size_per_gpu=8``; values keep their dashes."""
+    """Return ``--batch-size-per-gpu=8`` as ``--batch_size_per_gpu=8``. Values keep their dashes."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -82,14 +54,18 @@ def underscored(argument: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are ConfigErrors of one line; unknown flags get the nearest right name."""
+    """A parser that raises ConfigError with one line, and suggests the nearest name for an unknown flag."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"fasttrain {command}", description=description, add_help=False, allow_abbrev=False)
+        self.add_argument("-h", "--help", action="store_true", help="show this page")
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
+        """Raise ConfigError with the message that argparse would print."""
         raise ConfigError(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse all arguments; ConfigError for one that is unknown, with the nearest right name."""
+        """Parse all arguments. Raise ConfigError for an unknown one. Print the help page if it is requested."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -100,52 +76,73 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def show_help(self) -> NoReturn:
-        """Print the page and end the process."""
+        """Print the help page and end the process."""
         self.print_help()
         raise SystemExit(0)
+
+    def options(self, arguments: Sequence[str], *classes: type[Any]) -> tuple[argparse.Namespace, list[Any]]:
+        """Parse the arguments of a command and check them against its settings classes.
+
+        Return the namespace, for positional arguments, and an instance of each class. Raise ConfigError for anything
+        invalid.
+        """
+        namespace = self.parse_args([underscored(argument) for argument in arguments])
+        return namespace, [settings_from(namespace, cls) for cls in classes]
+
+    def add_settings(self, title: str, cls: type[Any]) -> None:
+        """Add a flag for every field of a settings dataclass. Without the flag its value is None."""
+        group = self.add_argument_group(title)
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            group.add_argument(f"--{field.name}", **_options(field, hints[field.name]))
+
+
+def settings_from(namespace: argparse.Namespace, cls: type[Settings]) -> Settings:
+    """Return an instance of a settings class from parsed arguments. Raise ConfigError for an invalid value."""
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values = {name: getattr(namespace, name) for name in names}
+    return validated(cls, {name: value for name, value in values.items() if value is not None})
 
 
 def _parser(method: type[methods.Method] | None) -> Parser:
     parser = Parser(
-        prog="fasttrain train",
-        description="Train a backbone by multi-view self-supervision. Without --data_path: on the embedded digits.",
-        add_help=False,
-        allow_abbrev=False,
+        "train", "Train a backbone by multi-view self-supervision. Without --data_path: the embedded digits."
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this page (with --method M, M's flags too)")
     parser.add_argument("--method", metavar="M", help="one of " + ", ".join(methods.names()))
     parser.add_argument(
-        "--entropy", nargs="?", const=True, type=_yes_or_no, help="optimise the entropy-reconstruction bound instead"
+        "--entropy", nargs="?", const=True, type=_boolean, help="train the entropy-reconstruction twin of the method"
     )
-    parser.add_argument("--recipe", metavar="NAME", help="a set of published or tried values; list shows them all")
-    parser.add_argument("--config", metavar="FILE", help="YAML file, as a run's config.yaml")
+    parser.add_argument("--recipe", metavar="NAME", help="a set of published or tested values; list shows them all")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, such as the config.yaml of a run")
+    parser.add_argument("--plugin", metavar="FILE.py", help="Python file that registers further methods; it is run")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # launchers inject it; the environment says it too
-    _add_flags(parser.add_argument_group("trainer"), TrainConfig)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # launchers add it; the environment has it too
+    parser.add_settings("trainer", TrainConfig)
+    parser.add_settings("views", ViewFlags)
     if method is not None:
-        _add_flags(parser.add_argument_group(method.__name__), method.Settings)
+        parser.add_settings(method.__name__, method.Settings)
     return parser
 
 
-def _add_flags(group: argparse._ArgumentGroup, cls: type[Any]) -> None:
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind = _without_none(hints[f.name])
-        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
-        if kind is bool:
-            options |= {"nargs": "?", "const": True, "type": _yes_or_no, "metavar": "true|false"}
-        elif typing.get_origin(kind) is tuple:
-            numbers = typing.get_args(kind)
-            options |= {"nargs": "*" if Ellipsis in numbers else len(numbers), "type": float, "metavar": "X"}
-        else:
-            options["metavar"] = f.name.rpartition("_")[2].upper()
-            options["type"] = {int: int, float: float}.get(kind, _literal if typing.get_origin(kind) else str)
-        group.add_argument(f"--{f.name}", **options)
+def _options(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """Return the arguments of ``add_argument`` for a field."""
+    kind = _without_none(hint)
+    default = "" if field.default is None else f" (default: {field.default})"
+    options: dict[str, Any] = {"help": f"{field.metadata['help']}{default}"}
+    if kind is bool:
+        return options | {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
+    if typing.get_origin(kind) is tuple:
+        items = typing.get_args(kind)
+        count: int | str = "*" if Ellipsis in items else len(items)
+        return options | {"nargs": count, "type": {int: int, float: float}.get(items[0], str), "metavar": "X"}
+    options["metavar"] = field.name.rpartition("_")[2].upper()
+    options["type"] = {int: int, float: float}.get(kind, _literal if typing.get_origin(kind) else str)
+    return options
 
 
 def _without_none(hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
-        return next(a for a in typing.get_args(hint) if a is not type(None))
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
     return hint
 
 
@@ -153,7 +150,7 @@ def _literal(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _yes_or_no(text: str) -> bool:
+def _boolean(text: str) -> bool:
     if text.lower() in ("true", "1", "yes", "on"):
         return True
     if text.lower() in ("false", "0", "no", "off"):

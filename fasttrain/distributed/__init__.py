@@ -1,1 +1,1 @@
-"""Ranks: how they start, agree, stop and fail together."""
+"""Ranks: how they start, exchange values, stop together and fail together."""

@@ -1,4 +1,4 @@
-"""The batches of an epoch where several ranks take them together, and what they learn of the data on the way."""
+"""Iterate over an epoch on all ranks in lockstep, and collect names from all ranks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..pipelines import Batch, DataError, Loader
 
 
 def in_step(loader: Loader, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
-    """Batches ``start_step``, ... of an epoch, as many on every rank.
+    """Yield the batches ``start_step``, ``start_step + 1``, ... of an epoch, the same number on every rank.
 
-    A DataError that one rank meets is raised on all of them: none then waits for another that is gone. Collective:
-    every rank takes every batch; it costs one reduction of a number a batch.
+    If one rank meets a DataError, all ranks raise it, so no rank waits for another that has ended. Collective: every
+    rank takes every batch. The cost is one reduction of one number per batch.
     """
     with closing(loader.epoch(epoch, start_step)) as batches:
         while True:
@@ -31,11 +31,11 @@ def in_step(loader: Loader, epoch: int, start_step: int = 0) -> Generator[Batch,
 
 
 def of_all_ranks(names: set[str], world_size: int) -> set[str]:
-    """Names that any rank has. Collective."""
-    everyone = [names] * world_size
+    """Return the union of all ranks' names. Collective."""
+    per_rank = [names] * world_size
     if world_size > 1:
-        dist.all_gather_object(everyone, names)
-    return set().union(*everyone)
+        dist.all_gather_object(per_rank, names)
+    return set().union(*per_rank)
 
 
 def _raise_together(failure: DataError | None, loader: Loader) -> None:

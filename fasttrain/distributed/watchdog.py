@@ -1,4 +1,8 @@
-"""A rank that fails, or a step that hangs, ends all ranks within seconds and says why; collectives would wait on."""
+"""End all ranks within seconds, with a reason, if one rank fails or a step hangs. Collectives would wait forever.
+
+``faulthandler`` ends a rank that hangs. Its timer needs no Python code, so it fires while a C call holds the GIL. The
+threads of this module do need the GIL: one reports a hang in one line, the other listens for the end of other ranks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
@@ -22,160 +26,213 @@ from .world import World
 
 _KEY = "fasttrain/end"  # in the process group's store: "<status> <crash or hang> <rank>" of the first rank that ends
 _PERIOD = 0.5  # seconds between looks at the store
-_PATIENCE = 5.0  # seconds for an answer of the store, whose machine may be out of reach
-_LINGER = 4 * _PERIOD  # before a rank goes that said why, since the store may go with it
+_PATIENCE = 5.0  # seconds to wait for an answer of the store, whose machine may be unreachable
+_LINGER = 4 * _PERIOD  # seconds that a rank stays after its report, because the store may end with it
+_GRACE = _PATIENCE + _LINGER  # seconds between the deadline and faulthandler: the report may wait for the store
 CRASHED = 1  # exit status
 
 
 def first_to_end(world: World, status: int = CRASHED, kind: str = "crash", *, store: Any = None) -> bool:
-    """Whether no rank has said before why all end: then this one is to say it, and the others go without a word.
+    """Return whether this rank is the first to end. The first rank prints the reason; the others end silently.
 
-    Every other rank's watchdog ends its process with ``status``. A thread beside the training needs its own connection
-    to the ``store``, opened while the rank that holds it was there: the training may wait on the process group's, and
-    a new one would be tried for half an hour.
+    The watchdogs of all other ranks end their processes with ``status``. A watchdog thread needs its own connection to
+    the ``store``, opened while the rank that holds the store was alive. The main thread may block the process group's
+    connection, and a new connection would be retried for half an hour.
     """
     if world.size == 1 or not dist.is_initialized():
         return world.is_main
-    mine = f"{status} {kind} {world.rank}"
+    end = f"{status} {kind} {world.rank}"
     first: list[bool] = []
 
     def ask() -> None:
         try:
-            first.append(bool((store or _get_default_store()).compare_set(_KEY, "", mine).decode() == mine))
-        except RuntimeError:  # the store went with the rank that held it
+            first.append(bool((store or _get_default_store()).compare_set(_KEY, "", end).decode() == end))
+        except RuntimeError:  # the store ended with the rank that held it
             first.append(True)
 
-    # Where the link to the store's machine is cut, TCP waits for it much longer than anybody should.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_PATIENCE)
+    # TCP waits much longer than _PATIENCE if the link to the store's machine is cut.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
     return first[0] if first else True
 
 
 def linger(world: World) -> None:
-    """Stay until the other ranks have seen that this one ends."""
+    """Wait until the other ranks have seen that this rank ends."""
     if world.size > 1 and dist.is_initialized():
         time.sleep(_LINGER)
 
 
 @contextmanager
 def starting(world: World, minutes: float, *, leave: Callable[[int], None] = os._exit) -> Iterator[None]:
-    """For the start of the process group: if it takes longer than ``minutes`` (0: never mind) this process ends.
+    """End the process if the context, the start of the process group, takes longer than ``minutes`` (0: no limit).
 
-    It says so in a line, whatever the rank: where one never came, the others cannot agree on who speaks.
+    Every rank prints a line, because ranks cannot agree on one speaker before all have started. If a C call holds the
+    GIL, faulthandler ends the process instead and prints the stacks of all threads.
     """
 
     def end() -> None:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        _say(
+        _report(
             f"rank {world.rank} waited {minutes:g} minutes (--watchdog_minutes) at {where} for all "
-            f"{world.size} ranks to start; look at what the others say, then start all of them"
+            f"{world.size} ranks to start; see the other ranks' output, then start all of them again"
         )
         leave(CRASHED)
 
+    limited = world.size > 1 and minutes > 0
     timer = threading.Timer(minutes * 60, end)
     timer.daemon = True
-    if world.size > 1 and minutes:
+    if limited:
         timer.start()
+        faulthandler.dump_traceback_later(minutes * 60 + _GRACE, exit=True, file=2)
     try:
         yield
     finally:
-        timer.cancel()
+        if limited:
+            timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
 
 
 class Watchdog:
-    """A thread beside the training of one rank, started when it is entered.
+    """A context that watches the training of one rank.
 
-    If no step finishes for ``minutes`` (0: never mind) it writes the stacks of all threads into ``rank-N.log`` and ends
-    the process with status 1; if another rank has failed it ends the process with that rank's status. Time under
-    :meth:`suspended` does not count. ``leave`` ends the process, without the cleaning up that waits for other ranks.
+    If no step finishes for ``minutes`` (0: no limit), a line on stderr reports it. Within ``_GRACE`` seconds the stacks
+    of all threads are written to ``rank-N.log`` and the process ends with status 1. Only the line is missing if a C
+    call holds the GIL. Time under :meth:`suspended` does not count. If another rank has ended, the process ends with
+    that rank's status. ``leave`` ends the process without the clean-up that waits for other ranks.
+
+    A process has one timer of faulthandler, so another use of ``faulthandler.dump_traceback_later`` replaces this one.
     """
 
     def __init__(self, world: World, minutes: float, *, leave: Callable[[int], None] = os._exit) -> None:
         self.world, self.limit, self.leave = world, minutes * 60, leave
         self.folder: Path | None = None
-        """The run's folder, once it is known."""
-        self._since: float | None = None
+        """The run's folder, when it is known."""
+        self._log: IO[bytes] | None = None
+        self._deadline: float | None = None
+        self._ending = False
+        """Whether the end of the process is certain. The timer is then not set again."""
+        self._arming = threading.RLock()  # guards the two fields above, the log and faulthandler's timer
         self._store = _get_default_store().clone() if world.size > 1 else None
         self._end: str | None = None
-        """Why all ranks are to end, once one has said so."""
+        """The end of the first rank that ended, as :data:`_KEY` has it."""
         self._stopped = threading.Event()
-        self._told = threading.Lock()  # held by the thread that says why this process ends
-        self._thread = threading.Thread(target=self._watch, name="fasttrain-watchdog", daemon=True)
-        # Apart, since an answer may never come.
+        self._reporting = threading.Lock()  # taken once, by the thread that reports the end of this process
+        self._reporter = threading.Thread(target=self._watch, name="fasttrain-watchdog", daemon=True)
+        # A thread of its own, because the store may never answer.
         self._listener = threading.Thread(target=self._listen, name="fasttrain-listener", daemon=True)
 
     def step_done(self) -> None:
-        """A step has finished, or the first one begins."""
-        self._since = time.monotonic()
+        """Start the time limit again: a step has finished, or the first step begins."""
+        with self._arming:
+            if self.limit and not self._ending:
+                self._deadline = time.monotonic() + self.limit
+                faulthandler.dump_traceback_later(self.limit + _GRACE, exit=True, file=self._open_log())
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """For work between steps that may take long."""
-        self._since, before = None, self._since
+        """Stop the time limit for work between steps that may take long."""
+        with self._arming:
+            was_set = self._deadline is not None
+            if not self._ending:
+                self._cancel()
         try:
             yield
         finally:
-            self._since = None if before is None else time.monotonic()
+            if was_set:
+                self.step_done()
 
     def crashed(self, error: BaseException) -> Crashed:
-        """Write the traceback and say in one line which rank failed and why.
+        """Report in one line which rank failed and why, and write the traceback to ``rank-N.log``.
 
-        On one rank the line is in what is returned, to be raised; on several the process ends here.
+        A single rank returns the line in an exception, to be raised. With several ranks the process ends here.
         """
         first = str(error).strip().partition("\n")[0]
-        what = f"rank {self.world.rank} failed: {type(error).__name__}{': ' if first else ''}{first}"
-        if self.world.size == 1 or (self._told.acquire(blocking=False) and first_to_end(self.world)):
+        line = f"rank {self.world.rank} failed: {type(error).__name__}{': ' if first else ''}{first}"
+        if self.world.size == 1 or (self._reporting.acquire(blocking=False) and first_to_end(self.world)):
             text = "".join(traceback.format_exception(error))
-            what = f"{what}; {self._record('its traceback is', lambda fd: os.write(fd, text.encode()))}"
+            line = f"{line}; its traceback is {self._write_log('traceback', text) or 'above'}"
             if self.world.size > 1:
-                _say(what)
+                _report(line)
         if self.world.size > 1:
             linger(self.world)
-            self.leave(CRASHED)
-        return Crashed(what)
+            self._leave(CRASHED)
+        return Crashed(line)
 
     def _watch(self) -> None:
         while not self._stopped.wait(_PERIOD):
-            if self.limit and self._since is not None and time.monotonic() - self._since > self.limit:
-                where = self._record("the stacks of all threads are", faulthandler.dump_traceback)
-                if self._told.acquire(blocking=False) and first_to_end(self.world, CRASHED, "hang", store=self._store):
-                    rank, minutes = self.world.rank, self.limit / 60
-                    _say(f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); {where}")
-                linger(self.world)
-                return self.leave(CRASHED)
             if self._end is not None:
                 status, kind, _ = self._end.split()
                 if kind == "hang":
-                    self._record("stacks", faulthandler.dump_traceback)
-                _flush()
-                return self.leave(int(status))
+                    faulthandler.dump_traceback(self._open_log())
+                return self._leave(int(status))
+            with self._arming:
+                hung = self._deadline is not None and time.monotonic() > self._deadline
+                self._ending |= hung
+            if hung:
+                return self._report_hang()
+
+    def _report_hang(self) -> None:
+        """Print the reason, unless another rank does. faulthandler ends the process afterwards."""
+        if self._reporting.acquire(blocking=False) and first_to_end(self.world, CRASHED, "hang", store=self._store):
+            reason = f"finished no step for {self.limit / 60:g} minutes (--watchdog_minutes)"
+            where = self._write_log(f"{reason}, stacks of all threads") or "below"
+            _report(f"rank {self.world.rank} {reason}; the stacks of all threads are {where}")
+        faulthandler.dump_traceback_later(_LINGER, exit=True, file=self._open_log())
 
     def _listen(self) -> None:
         while self._store is not None and self._end is None and not self._stopped.wait(_PERIOD):
             try:
                 if self._store.check([_KEY]):
                     self._end = self._store.get(_KEY).decode()
-            except RuntimeError:  # the rank that held the store has ended; what it breaks will be seen
+            except RuntimeError:  # the rank that held the store has ended, which breaks this rank's collectives
                 return
 
-    def _record(self, what: str, write: Callable[[int], object]) -> str:
-        """Write into ``rank-N.log``, or to stderr where there is no such folder; says where ``what`` is."""
-        try:
-            if self.folder is None:
-                raise FileNotFoundError
-            path = self.folder / f"rank-{self.world.rank}.log"
-            with path.open("a") as log:
-                log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, rank {self.world.rank}, {what} below\n")
-                log.flush()
-                write(log.fileno())
-            return f"{what} in {path}"
-        except OSError:  # a full disk too
-            write(2)
-            return f"{what} above"
+    def _open_log(self) -> IO[bytes] | int:
+        """Return ``rank-N.log``, or stderr if it cannot be opened. The file stays open, as faulthandler needs it."""
+        if self._log is None and self.folder is not None:
+            try:
+                self._log = (self.folder / f"rank-{self.world.rank}.log").open("ab", buffering=0)
+            except OSError:  # for example a full disk
+                return 2
+        return 2 if self._log is None else self._log
+
+    def _write_log(self, title: str, text: str = "") -> str | None:
+        """Append a heading and a text to ``rank-N.log`` and return "in PATH", or write the text to stderr."""
+        heading = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, rank {self.world.rank}, {title}\n"
+        log = self._open_log()
+        if not isinstance(log, int):
+            try:
+                log.write((heading + text).encode())
+                return f"in {log.name}"
+            except OSError:
+                self._log, self.folder = None, None
+        os.write(2, text.encode())
+        return None
+
+    def _cancel(self) -> None:
+        self._deadline = None
+        faulthandler.cancel_dump_traceback_later()
+
+    def _close(self) -> None:
+        """Stop the timer, and close ``rank-N.log``. Remove the file if nothing was written to it."""
+        with self._arming:
+            self._ending = True
+            self._cancel()
+            if self._log is not None:
+                self._log.close()
+                path = Path(self._log.name)
+                if path.is_file() and not path.stat().st_size:
+                    path.unlink(missing_ok=True)
+
+    def _leave(self, status: int) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self._close()
+        self.leave(status)
 
     def __enter__(self) -> Watchdog:
-        self._thread.start()
+        self._reporter.start()
         self._listener.start()
         return self
 
@@ -183,15 +240,12 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stopped.set()
-        self._thread.join()
+        self._reporter.join()
         self._listener.join(_PATIENCE)
+        self._close()
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(f"fasttrain: {line}", file=sys.stderr)
-    _flush()
-
-
-def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

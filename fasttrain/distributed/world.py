@@ -8,17 +8,33 @@ import socket
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ..errors import ConfigError
+from .deepspeed_names import disable_shared_memory_reduction
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """This process's place among all processes of the run."""
 
     rank: int
     size: int
     local_rank: int
     local_size: int
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """Return the world that ``deepspeed`` or ``torchrun`` set in the environment, or a world of one rank.
+
+        Raises ConfigError for a variable that is no whole number.
+        """
+        return cls(
+            rank=_variable("RANK", default=0),
+            size=_variable("WORLD_SIZE", default=1),
+            local_rank=_variable("LOCAL_RANK", default=0),
+            local_size=_variable("LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=1),
+        )
 
     @property
     def is_main(self) -> bool:
@@ -31,43 +47,46 @@ class World:
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
-def world_from_environment() -> World:
-    """Read what ``deepspeed`` or ``torchrun`` put into the environment; a plain process is a world of one."""
-    get = os.environ.get
-    return World(
-        rank=int(get("RANK", "0")),
-        size=int(get("WORLD_SIZE", "1")),
-        local_rank=int(get("LOCAL_RANK", "0")),
-        local_size=int(get("LOCAL_WORLD_SIZE") or get("LOCAL_SIZE") or "1"),
-    )
+def _variable(*names: str, default: int) -> int:
+    """Return the number in the first environment variable that is set."""
+    for name in names:
+        if value := os.environ.get(name):
+            if not value.isdecimal() or (default == 1 and int(value) < 1):
+                raise ConfigError(
+                    f"{name}: must be a whole number of at least {default}, got {value!r}. "
+                    "Unset the variable, or start the ranks with torchrun or deepspeed."
+                )
+            return int(value)
+    return default
 
 
 def prepare_environment() -> None:
-    """Set what torch and DeepSpeed read when they are imported. Call it before importing either.
+    """Set the environment variables that torch and DeepSpeed read at import. Call it before importing either.
 
-    Two OpenMP teams that each take all cores and spin at their barriers run 15 times slower than one, so every rank
-    gets its share of the cores, and ranks that share a machine sleep at their barriers.
+    Two OpenMP teams that each use all cores and spin at their barriers run 15 times slower than one. So every rank gets
+    its share of the cores, and ranks that share a machine sleep at their barriers. Raises ConfigError, like
+    :meth:`World.from_environment`.
     """
-    world = world_from_environment()
+    world = World.from_environment()
     if world.local_size > 1 or "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(world.threads)
     if world.local_size > 1:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of ranks that end we say one line, without C++ frames
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # fasttrain prints one line per failure, without C++ frames
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if has_nvidia_device() else "cpu")
-    _keep_freed_memory()
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one.
+def keep_freed_memory() -> None:
+    """Make glibc reuse freed memory instead of returning it to the kernel. For a command's own process only.
 
-    By default it hands tensors of many megabytes back to the kernel, which zeroes their pages again a moment later:
-    7 % of a step on two CPU cores. What is set in the environment (MALLOC_*_) stays; other C libraries are left alone.
+    By default glibc returns tensors of many megabytes to the kernel, which zeroes their pages again at the next step.
+    This costs 7 % of a step on two CPU cores. Settings in the environment (MALLOC_*_) and other C libraries are not
+    changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -82,7 +101,7 @@ def _keep_freed_memory() -> None:
 
 
 def has_nvidia_device() -> bool:
-    """Whether the driver's device is there; asking torch would import it before its threads are set."""
+    """Return whether an NVIDIA driver's device exists. Asking torch would import it before its threads are set."""
     return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")
 
 
@@ -99,25 +118,23 @@ def initialise(world: World) -> None:
     own_port = "MASTER_PORT" not in os.environ
     if own_port:
         os.environ["MASTER_PORT"] = str(_free_port())
-    # DeepSpeed would compile a shared-memory all-reduce at the first start: 15 to 50 s and a C++ compiler, which a
-    # user's machine need not have. gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    disable_shared_memory_reduction()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(world.local_rank)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    if own_port:  # a command that is started from here, as from a notebook, needs another
+    if own_port:  # a command that is started from this process, for example from a notebook, needs another port
         del os.environ["MASTER_PORT"]
 
 
-def everyone(world: World, mine: T) -> list[T]:
-    """What every rank has, in the order of the ranks; plain values only. Collective."""
+def all_gather_object(world: World, value: T) -> list[T]:
+    """Return every rank's value, in the order of the ranks. The values must be picklable. Collective."""
     import torch.distributed as dist
 
-    found = [mine] * world.size
+    values = [value] * world.size
     if world.size > 1:
-        dist.all_gather_object(found, mine)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def _free_port() -> int:

@@ -1,1 +1,1 @@
-"""The step through DeepSpeed."""
+"""The training step through DeepSpeed."""

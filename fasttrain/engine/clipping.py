@@ -1,4 +1,7 @@
-"""Clipping of every parameter's own gradient, as DINO has it, whole or in shards (DeepSpeed clips the global norm)."""
+"""Clipping of each parameter's own gradient, as DINO does, for whole parameters and for shards.
+
+DeepSpeed clips only the norm of the whole gradient.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ _EPS = 1e-6  # DINO's
 
 
 def clip_each_parameter(optimizer: torch.optim.Optimizer, limit: float, shards: Shards | None) -> None:
-    """From now on, before every step, ``g <- g min(1, limit / (|g| + 1e-6))`` for the gradient g of each parameter.
+    """Make the optimizer clip each parameter's gradient g before every step: ``g <- g min(1, limit / (|g| + 1e-6))``.
 
-    ``utils.clip_gradients`` of facebookresearch/dino. ``shards`` says which pieces of parameters the optimizer is
-    handed, None that they are whole; squared norms of pieces are summed over the ranks, 8 bytes a parameter.
+    This is ``utils.clip_gradients`` of facebookresearch/dino. ``shards`` has the layouts of the optimizer's flat
+    shards, or is None for whole parameters. The squared norms of pieces are summed over the ranks, 8 bytes per
+    parameter.
 
-    In fp16 a fused optimizer is handed the gradients times torch's ``grad_scale`` and divides by it in its step: the
-    limit is in the scale of what is handed over.
+    In fp16 a fused optimizer receives the gradients times torch's ``grad_scale`` and divides by it in its step. The
+    limit is therefore multiplied by ``grad_scale``.
     """
 
     @torch.no_grad()
@@ -46,7 +50,7 @@ def clip_each_parameter(optimizer: torch.optim.Optimizer, limit: float, shards: 
 
 
 def _pieces(parameters: list[Tensor], layouts: Mapping[Tensor, Layout] | None) -> tuple[list[Tensor], list[int], int]:
-    """Views of the gradients piece by piece, which parameter each belongs to, and how many parameters there are."""
+    """Return views of the gradients' pieces, the index of each piece's parameter, and the number of parameters."""
     views, numbers, count = [], [], 0
     for parameter in parameters:
         assert parameter.grad is not None

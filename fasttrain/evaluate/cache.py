@@ -87,7 +87,7 @@ class FeatureCache:
         self._sources: dict[int, str] = {}
         self.extracted = 0
         """Images that the network has seen."""
-        self.found = 0
+        self.reused = 0
         """Images whose features were on disk."""
 
     def views(self, source: Source, recipe: ViewRecipe, seed: int = 0) -> Features | None:
@@ -95,7 +95,7 @@ class FeatureCache:
         path = self._path(source, recipe, seed)
         features = self._read(path) if self._world.is_main else None
         if self._agree(features is not None):
-            self.found += len(source)
+            self.reused += len(source)
             return features
         loader = Loader(
             source,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.settings import Config
+from ..config.resolve import Config
 from ..distributed.world import World
-from ..pipelines import Loader, Source, Splits, ViewRecipe, evaluation_view
-from .features import Features, Subset, extract
+from ..pipelines import Loader, Source, Splits, Subset, ViewRecipe, evaluation_view
+from .features import Features, extract
 from .knn import knn_accuracy
 from .spectrum import SPECTRUM_ROWS, rankme, spectrum_stride
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..distributed.lockstep import in_step
-from ..pipelines import Loader, Source
+from ..pipelines import Loader
 
 
 @dataclass(frozen=True)
@@ -70,31 +68,6 @@ def _exact_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-class Subset:
-    """Some images of a source, numbered anew."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self._source, self._indices = source, list(indices)
-        self.name, self.channels, self.encoded = source.name, source.channels, source.encoded
-        self.classes = source.classes
-        self.labels: NDArray[np.int64] | None = None if source.labels is None else source.labels[self._indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def read(self, i: int) -> NDArray[np.uint8]:
-        """Bytes or pixels of image ``i``; OSError where it cannot be read."""
-        return self._source.read(self._indices[i])
-
-    def describe(self, i: int) -> str:
-        """Name of image ``i`` in the whole source."""
-        return self._source.describe(self._indices[i])
-
-    def stamp(self, i: int) -> str:
-        """What is another where image ``i`` may be another."""
-        return self._source.stamp(self._indices[i])
 
 
 def _gather(rows: Tensor, indices: Tensor, loader: Loader) -> tuple[Tensor, Tensor]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
-from ..pipelines import Source, Splits, View, ViewRecipe, evaluation_view
+from ..pipelines import Source, Splits, Subset, View, ViewRecipe, evaluation_view
 from ..pretrained import Backbone
 from .alignment import alignment, uniformity
 from .cache import FeatureCache
-from .features import Features, Subset
+from .features import Features
 from .knn import knn
 from .linear import linear_probe
 from .logistic import few_shot, logistic_regression
 from .spectrum import alpha_req, lidar, rankme, spectrum_stride
 
-LABELLED = ("knn", "linear", "logistic", "few_shot")
-LABEL_FREE = ("spectrum", "views")
-METRICS = (*LABELLED, *LABEL_FREE)
+Metric = Literal["knn", "linear", "logistic", "few_shot", "spectrum", "views"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+LABELLED = METRICS[:4]
+LABEL_FREE = METRICS[4:]
 _SMALL = 64  # pixels; SimCLR and MoCo blur no smaller images
 
 
@@ -28,7 +29,7 @@ _SMALL = 64  # pixels; SimCLR and MoCo blur no smaller images
 class Protocol:
     """What is measured, and how much of it."""
 
-    metrics: tuple[str, ...] = METRICS
+    metrics: tuple[Metric, ...] = METRICS
     ks: tuple[int, ...] = (10, 20, 200)
     linear_epochs: int = 100
     fractions: tuple[float, ...] = (0.01, 0.1)
@@ -70,7 +71,7 @@ def evaluate(
     The label-based figures need labels and held-out images; where they are missing a line says so. Raises ConfigError
     for features that are not numbers.
     """
-    pixels = backbone.blueprint.pixels
+    pixels = backbone.blueprint.recipe
     clean, wanted = evaluation_view(pixels, size), protocol.metrics
     labelled = [name for name in LABELLED if name in wanted]
     if labelled and (missing := _missing(splits)):

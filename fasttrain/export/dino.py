@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.consolidate import whole_tensors
+from ..checkpoint.state import whole_tensors
 from ..errors import ConfigError
 from ..models.weights import load_weights, read_weights
 from ..pretrained import Backbone

@@ -34,4 +34,4 @@ def write_safetensors(backbone: Backbone, path: Path) -> str:
 
 def _write(backbone: Backbone, path: Path) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone.network.state_dict().items()}
-    save_file(tensors, path, metadata=metadata(backbone.blueprint.written()))
+    save_file(tensors, path, metadata=metadata(backbone.blueprint.as_dict()))

@@ -10,8 +10,8 @@ from .simsiam import SimSiamLoss
 class BYOLLoss(nn.Module):
     """``mean |p0 - t1|^2 + mean |p1 - t0|^2`` of unit-norm rows (equations 2 and 3), in [0, 8].
 
-    That is ``4 - 2 cos(p0, t1) - 2 cos(p1, t0)``: four times :class:`SimSiamLoss`, and 4. The targets get no gradient.
-    Half precision is computed in fp32.
+    This equals ``4 - 2 cos(p0, t1) - 2 cos(p1, t0)``, which is 4 + 4 :class:`SimSiamLoss`. The targets get no
+    gradient. Half precision is computed in fp32.
     """
 
     def __init__(self) -> None:
@@ -19,9 +19,13 @@ class BYOLLoss(nn.Module):
         self.cosines = SimSiamLoss()
 
     def forward(self, prediction0: Tensor, prediction1: Tensor, target0: Tensor, target1: Tensor) -> Tensor:
-        """Loss of the online network's predictions and the target network's projections of two views, each [B, D].
+        """Return the loss of the online network's predictions and the target network's projections of two views.
 
-        A scalar; rows of any norm. Raises ValueError for shapes, types or devices that differ.
+        Each is [B, D], of any norm; the loss is a scalar. Raise ValueError if shapes, dtypes or devices differ.
         """
         loss: Tensor = 4 + 4 * self.cosines(prediction0, prediction1, target0, target1)
         return loss
+
+    def views(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Return twice the mean over all pairs of different views of predictions [S, B, D] and targets [T, B, D]."""
+        return 4 + 4 * self.cosines.views(predictions, targets)

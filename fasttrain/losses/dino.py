@@ -2,40 +2,99 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..kernels import prototype_cross_entropy
+from ..kernels import prototype_terms
 from ..kernels.backend import Backend
 from ..kernels.checks import check_positive, check_rows
 from ..kernels.collectives import mean_over_ranks
-from .base import at_least_single, default_group
+from ..kernels.precision import at_least_single
+from .base import CrossRank
 from .views import count_pairs, cross_entropy_of_others, stack_views
 
 
-class CenteredCrossEntropy(nn.Module):
-    """DINO's loss for one teacher temperature, and the centre that moves with it; what its two interfaces share.
+def warmup_temperature(epoch: int, warmup_epochs: float, start: float, end: float) -> float:
+    """Return the teacher's temperature in an epoch of a linear warm-up.
 
-    ``center`` is a buffer of ``center_shape``, whose last number is K. Raises ValueError for a student temperature
-    that is not positive or a momentum outside of [0, 1].
+    The W = ``warmup_epochs`` values go from ``start`` in epoch 0 to ``end`` in epoch W - 1 (``numpy.linspace`` in
+    facebookresearch/dino). Later epochs, and all epochs without warm-up, have ``end``.
+    """
+    if epoch == 0 and warmup_epochs > 0:
+        return start
+    steps = warmup_epochs - 1
+    return end if epoch >= steps else start + (end - start) * epoch / steps
+
+
+class CenteredCrossEntropy(CrossRank):
+    """DINO's loss for one teacher temperature, and its moving centre; the base of its two interfaces.
+
+    ``center`` is a buffer of ``center_shape``, whose last dimension is K; None turns centring off. Raise ValueError for
+    a student temperature that is not positive or a momentum outside [0, 1].
     """
 
-    center: Tensor
+    center: Tensor | None
 
     def __init__(
-        self, center_shape: Sequence[int], student_temp: float, center_momentum: float, backend: Backend
+        self, center_shape: Sequence[int] | None, student_temp: float, center_momentum: float, backend: Backend
     ) -> None:
-        super().__init__()
+        super().__init__(gather_distributed=dist.is_available())
         check_positive(student_temp, "student_temp")
         if not 0 <= center_momentum <= 1:
             raise ValueError(f"center_momentum must be in [0, 1], got {center_momentum}")
         self.student_temp = student_temp
         self.center_momentum = center_momentum
         self.backend = backend
-        self.register_buffer("center", torch.zeros(*center_shape))
+        self.register_buffer("center", None if center_shape is None else torch.zeros(*center_shape))
+
+    def terms(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        student_prototypes: Tensor,
+        teacher_prototypes: Tensor,
+        *,
+        teacher_temp: float,
+        entropy: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and, with ``entropy``, H(mean student assignment) of all views and ranks, in nats.
+
+        Features [S, B, D] and [T, B, D] with prototypes [K, D] each, as for
+        :func:`fasttrain.kernels.prototype_terms`. The centre does not move: call :meth:`update_center` afterwards.
+        """
+        return prototype_terms(
+            student,
+            teacher.detach(),
+            student_prototypes,
+            teacher_prototypes,
+            student_temp=self.student_temp,
+            teacher_temp=teacher_temp,
+            center=None if self.center is None else self.center.flatten(),
+            entropy=entropy,
+            backend=self.backend,
+            group=self.group,
+        )
+
+    @torch.no_grad()
+    def update_center(self, teacher_out: Tensor, *, teacher_prototypes: Tensor | None = None) -> None:
+        """Move the centre towards the mean over views, images and ranks of the teacher's logits [..., K].
+
+        With ``teacher_prototypes`` [K, D] the argument is features [..., D]. Their mean logit is the prototypes times
+        their mean, so no logits are computed.
+        """
+        if self.center is None:
+            return
+        dtype = torch.promote_types(teacher_out.dtype, torch.float32)
+        mean = teacher_out.mean(tuple(range(teacher_out.ndim - 1)), dtype=dtype)
+        mean = mean_over_ranks(mean, self.group)
+        if teacher_prototypes is not None:
+            with torch.autocast(mean.device.type, enabled=False):  # a product in bf16 would not reach the centre
+                mean = teacher_prototypes.to(dtype) @ mean
+        self.center.lerp_(mean.view_as(self.center).to(self.center), 1 - self.center_momentum)
 
     def _loss(
         self,
@@ -45,49 +104,30 @@ class CenteredCrossEntropy(nn.Module):
         teacher_prototypes: Tensor | None,
         student_prototypes: Tensor | None,
     ) -> Tensor:
-        """Loss of [T, B, K] and [S, B, K], or of [T, B, D] and [S, B, D] with prototypes; then the centre moves."""
+        """Return the loss of [T, B, K] and [S, B, K], or of [.., B, D] with prototypes; then move the centre."""
         check_positive(teacher_temp, "teacher_temp")
         count_pairs(teacher, student, "the teacher", "the student")
         self._check_prototypes(teacher_prototypes, student_prototypes, teacher.shape[2])
         teacher = teacher.detach()
         if teacher_prototypes is None or student_prototypes is None:
             with torch.no_grad():
-                targets = ((at_least_single(teacher) - self.center.flatten()) / teacher_temp).softmax(-1)
+                logits = at_least_single(teacher)
+                if self.center is not None:
+                    logits = logits - self.center.flatten()
+                targets = (logits / teacher_temp).softmax(-1)
             loss = cross_entropy_of_others(targets, student, temp=self.student_temp)
         else:
-            loss = prototype_cross_entropy(
-                student,
-                teacher,
-                student_prototypes,
-                teacher_prototypes,
-                student_temp=self.student_temp,
-                teacher_temp=teacher_temp,
-                center=self.center.flatten(),
-                backend=self.backend,
+            loss, _ = self.terms(
+                student, teacher, student_prototypes, teacher_prototypes, teacher_temp=teacher_temp, entropy=False
             )
         self.update_center(teacher, teacher_prototypes=teacher_prototypes)
         return loss
 
-    @torch.no_grad()
-    def update_center(self, teacher_out: Tensor, *, teacher_prototypes: Tensor | None = None) -> None:
-        """Move the centre towards the mean over views, images and ranks of the teacher's logits [..., K].
-
-        With ``teacher_prototypes`` [K, D] of features [..., D]: their mean logit is the prototypes times their mean.
-        """
-        kind = torch.promote_types(teacher_out.dtype, torch.float32)
-        mean = teacher_out.flatten(0, -2).mean(0, dtype=kind)
-        mean = mean_over_ranks(mean, default_group(dist.is_available()))
-        if teacher_prototypes is not None:
-            with torch.autocast(mean.device.type, enabled=False):
-                mean = teacher_prototypes.to(kind) @ mean
-        self.center.mul_(self.center_momentum)
-        self.center.add_(mean.view_as(self.center).to(self.center), alpha=1 - self.center_momentum)
-
     def _check_prototypes(self, teacher: Tensor | None, student: Tensor | None, dim: int) -> None:
-        count = self.center.numel()
         if (teacher is None) != (student is None):
             raise ValueError("give both teacher_prototypes and student_prototypes, or neither")
-        if teacher is None and dim != count:
+        count = None if self.center is None else self.center.numel()
+        if teacher is None and count not in (None, dim):
             raise ValueError(
                 f"logits must have the centre's K = {count}, got {dim}; if these are features, give both prototypes too"
             )
@@ -95,8 +135,9 @@ class CenteredCrossEntropy(nn.Module):
             if prototypes is None:
                 continue
             check_rows(prototypes, name)
-            if prototypes.shape != (count, dim):
-                raise ValueError(f"{name} must be [K, D] = {(count, dim)}, got {tuple(prototypes.shape)}")
+            expected = (len(prototypes) if count is None else count, dim)
+            if prototypes.shape != expected:
+                raise ValueError(f"{name} must be [K, D] = {expected}, got {tuple(prototypes.shape)}")
 
 
 class DINOLoss(CenteredCrossEntropy):
@@ -106,16 +147,17 @@ class DINOLoss(CenteredCrossEntropy):
         loss = mean over t, s != t and B of  -sum_k p_t,k log softmax(student_s / student_temp)_k
         center <- center_momentum center + (1 - center_momentum) mean over views and images of teacher_t
 
-    The centre, a buffer [1, 1, output_dim], moves after each loss, with gradient or without; its mean is that of all
-    ranks wherever a process group is started. The teacher's temperature is, in this order, what ``forward`` is given;
-    with ``epoch`` that of a linear warm-up of ``warmup_teacher_temp_epochs`` epochs from ``warmup_teacher_temp``;
-    ``teacher_temp``.
+    The centre, a buffer [1, 1, output_dim], moves after each loss, with or without gradient. If a process group is
+    started, its mean is over all ranks. ``center_mode="none"`` leaves the centre out.
 
-    Drop-in for ``lightly.loss.DINOLoss``, argument order included (facebookresearch/dino's is in ``compat.dino``). What
-    differs: the teacher never gets a gradient, as in the paper, and the result and all sums are at least fp32.
+    The teacher's temperature is the one that ``forward`` receives; else, with ``epoch``, that of a linear warm-up of
+    ``warmup_teacher_temp_epochs`` epochs from ``warmup_teacher_temp``; else ``teacher_temp``.
 
-    Raises ValueError for a temperature that is not positive, a momentum outside of [0, 1], or a ``center_mode`` other
-    than "mean".
+    Drop-in for ``lightly.loss.DINOLoss``, including the argument order (facebookresearch/dino's is in
+    ``compat.dino``). Differences: the teacher never gets a gradient, as in the paper, and the result and all sums are
+    at least fp32.
+
+    Raise ValueError for a temperature that is not positive, a momentum outside [0, 1], or an unknown ``center_mode``.
     """
 
     def __init__(
@@ -123,23 +165,32 @@ class DINOLoss(CenteredCrossEntropy):
         output_dim: int = 65536,
         warmup_teacher_temp: float = 0.04,
         teacher_temp: float = 0.04,
-        warmup_teacher_temp_epochs: int = 30,
+        warmup_teacher_temp_epochs: float = 30,
         student_temp: float = 0.1,
         center_momentum: float = 0.9,
         center_mode: str = "mean",
         *,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__((1, 1, output_dim), student_temp, center_momentum, backend)
+        if center_mode not in ("mean", "none"):
+            raise ValueError(f"Unknown mode {center_mode!r}. Valid modes are ['mean', 'none'].")
+        shape = None if center_mode == "none" else (1, 1, output_dim)
+        super().__init__(shape, student_temp, center_momentum, backend)
         check_positive(warmup_teacher_temp, "warmup_teacher_temp")
         check_positive(teacher_temp, "teacher_temp")
-        if center_mode != "mean":
-            raise ValueError(f"Unknown mode {center_mode!r}. Valid modes are ['mean'].")
+        self.warmup_teacher_temp = warmup_teacher_temp
         self.teacher_temp = teacher_temp
         self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
-        self.teacher_temp_schedule = torch.linspace(
-            warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs, dtype=torch.float64, device="cpu"
-        )
+
+    @property
+    def teacher_temp_schedule(self) -> Tensor:
+        """The temperatures of the warm-up's epochs, fp64 on the CPU, as lightly has them."""
+        epochs = range(math.ceil(self.warmup_teacher_temp_epochs))
+        return torch.tensor([self.teacher_temp_at(epoch) for epoch in epochs], dtype=torch.float64, device="cpu")
+
+    def teacher_temp_at(self, epoch: int) -> float:
+        """Return the teacher's temperature in an epoch."""
+        return warmup_temperature(epoch, self.warmup_teacher_temp_epochs, self.warmup_teacher_temp, self.teacher_temp)
 
     def forward(
         self,
@@ -151,26 +202,23 @@ class DINOLoss(CenteredCrossEntropy):
         teacher_prototypes: Tensor | None = None,
         student_prototypes: Tensor | None = None,
     ) -> Tensor:
-        """Loss of the teacher's and the student's views, each a tensor of logits [B, output_dim]; a scalar.
+        """Return the loss of the teacher's and the student's views, each a tensor of logits [B, output_dim].
 
-        View t of the teacher and view t of the student are the same view. With both prototypes [output_dim, D], those
-        of the last linear layers (no bias), the views are that layer's inputs [B, D] instead. Loss, gradients and
-        centre are the same, and no logits are formed: memory is O(views B D + output_dim D).
+        It is a scalar. View t of the teacher and view t of the student are the same view of the image.
 
-        Raises ValueError for fewer than two views, views that differ in shape, type or device, a temperature that is
+        With both prototypes [output_dim, D], the weights of the last linear layers (no bias), the views are that
+        layer's inputs [B, D] instead. Loss, gradients and centre are the same, and no logits are computed: memory is
+        O(views B D + output_dim D).
+
+        Raise ValueError for fewer than two views, views that differ in shape, dtype or device, a temperature that is
         not positive, or one kind of prototypes without the other.
         """
+        if teacher_temp is None:
+            teacher_temp = self.teacher_temp if epoch is None else self.teacher_temp_at(epoch)
         return self._loss(
             stack_views(teacher_out, "teacher_out"),
             stack_views(student_out, "student_out"),
-            self._teacher_temp(teacher_temp, epoch),
+            float(teacher_temp),
             teacher_prototypes,
             student_prototypes,
         )
-
-    def _teacher_temp(self, given: float | None, epoch: int | None) -> float:
-        if given is not None:
-            return float(given)
-        if epoch is not None and epoch < self.warmup_teacher_temp_epochs:
-            return self.teacher_temp_schedule[epoch].item()
-        return self.teacher_temp

@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..kernels import log_sphere_area, vmf_entropy, vmf_reconstruction
+from ..kernels import log_sphere_area, row_logsumexp, vmf_entropy, vmf_reconstruction
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_positive
 from ..kernels.collectives import Group, gather_rows, mean_over_ranks
 from ..kernels.entropy import Estimator
+from ..kernels.precision import at_least_single
 from ..kernels.vmf import log_vmf_normalizer, reference_log_vmf_normalizer
-from .base import Loss, at_least_single, unit_pair
+from .base import Loss, unit_pair
 
 Support = Literal["sphere", "discrete"]
 
@@ -117,8 +117,10 @@ class EntropyReconstructionLoss(Loss):
         if self.support == "discrete":
             check_pair(z0, z1, "z0", "z1", same_rows=True)
             return discrete_terms(z0, z1, group=self.group)
+        views = unit_pair(z0, z1, "z0", "z1")
         return sphere_terms(
-            unit_pair(z0, z1, "z0", "z1"),
+            views,
+            [views],
             kappa=self.kappa,
             estimator=self.estimator,
             leave_one_out=self.leave_one_out,
@@ -128,32 +130,47 @@ class EntropyReconstructionLoss(Loss):
 
 
 def sphere_terms(
-    views: Sequence[Tensor] | Tensor,
+    variables: Sequence[Tensor] | Tensor,
+    pairs: Sequence[tuple[Tensor, Tensor]],
     *,
     kappa: float,
     estimator: Estimator = "average",
     leave_one_out: bool = False,
+    support: Tensor | None = None,
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Entropy and reconstruction of views of unit-norm rows, V >= 2 times [N, D], both less ``-log C_D(kappa)``.
+    """Return entropy and reconstruction of unit-norm rows, both without ``-log C_D(kappa)``, in nats.
 
-    Entropy is the mean over views, reconstruction the mean over all pairs of views.
+        entropy        = mean over ``variables``, each [N, D], of the kernel density estimate
+        reconstruction = mean over ``pairs`` (query [N, D], target [N, D]) of ``-kappa mean_i <q_i, t_i>``
+
+    The kernels are centred on the variable's own rows or, if given, on the rows of ``support`` [Q, D], which gets no
+    gradient.
     """
-    entropies = [
-        vmf_entropy(
-            z,
-            kappa=kappa,
-            estimator=estimator,
-            leave_one_out=leave_one_out,
-            normalizer="none",
-            backend=backend,
-            group=group,
-        )
-        for z in views
-    ]
-    pairs = [vmf_reconstruction(a, b, kappa=kappa, normalizer="none", group=group) for a, b in combinations(views, 2)]
-    return torch.stack(entropies).mean(), torch.stack(pairs).mean()
+    reconstructions = [vmf_reconstruction(q, t, kappa=kappa, normalizer="none", group=group) for q, t in pairs]
+    if support is None:
+        entropies = [
+            vmf_entropy(
+                z,
+                kappa=kappa,
+                estimator=estimator,
+                leave_one_out=leave_one_out,
+                normalizer="none",
+                backend=backend,
+                group=group,
+            )
+            for z in variables
+        ]
+    else:
+        entropies = [_entropy_against(z, support, kappa, backend, group) for z in variables]
+    return torch.stack(entropies).mean(), torch.stack(reconstructions).mean()
+
+
+def _entropy_against(z: Tensor, support: Tensor, kappa: float, backend: Backend, group: Group | None) -> Tensor:
+    """Return ``log Q - mean_i log sum_j exp(kappa <z_i, s_j>)``, with the kernels on ``support`` [Q, D]."""
+    lse = row_logsumexp(z, support.detach(), scale=kappa, unit_norm=True, backend=backend)
+    return math.log(len(support)) - mean_over_ranks(lse.mean(), group)
 
 
 def sphere_bound(

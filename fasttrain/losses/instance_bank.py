@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from .base import check_distributed, default_group, gather_detached
+from .base import CrossRank, gather_detached
 
 
-class InstanceBank(nn.Module):
+class InstanceBank(CrossRank):
     """A row of unit norm for every view and image [views, num_images, dim], at first random.
 
         m_i <- normalize(momentum m_i + (1 - momentum) z_i)
@@ -25,14 +25,12 @@ class InstanceBank(nn.Module):
     def __init__(
         self, num_images: int, dim: int, views: int = 2, momentum: float = 0.5, gather_distributed: bool = False
     ) -> None:
-        super().__init__()
-        check_distributed(gather_distributed)
+        super().__init__(gather_distributed)
         if min(num_images, dim, views) < 1:
             raise ValueError(f"num_images, dim and views must be above 0, got {num_images}, {dim} and {views}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.momentum = momentum
-        self.gather_distributed = gather_distributed
         self.register_buffer("bank", normalize(torch.randn(views, num_images, dim), dim=-1))
 
     def forward(self, index: Tensor) -> Tensor:
@@ -47,7 +45,6 @@ class InstanceBank(nn.Module):
     @torch.no_grad()
     def update(self, index: Tensor, views: Sequence[Tensor]) -> None:
         """Move the rows of the images ``index`` [B], each at most once a batch, towards ``views``, each [B, dim]."""
-        group = default_group(self.gather_distributed)
-        index = gather_detached(index, group)
-        z = torch.stack([gather_detached(view, group) for view in views]).to(self.bank)
+        index = gather_detached(index, self.group)
+        z = torch.stack([gather_detached(view, self.group) for view in views]).to(self.bank)
         self.bank.index_copy_(1, index, normalize(z.lerp(self(index), self.momentum), dim=-1))

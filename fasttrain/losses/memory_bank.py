@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from .base import check_distributed, default_group, gather_detached
+from .base import CrossRank, gather_detached
 
 
-class MemoryBankModule(nn.Module):
+class MemoryBankModule(CrossRank):
     """Holds the latest ``num_features`` rows [num_features, dim], at first random ones of unit norm.
 
     ``size`` is ``(num_features, dim)``, or 0 for no bank at all. With ``gather_distributed`` the rows of every rank
@@ -31,8 +31,7 @@ class MemoryBankModule(nn.Module):
     def __init__(
         self, size: int | Sequence[int], gather_distributed: bool = False, feature_dim_first: bool = True
     ) -> None:
-        super().__init__()
-        check_distributed(gather_distributed)
+        super().__init__(gather_distributed)
         self.size = (size,) if isinstance(size, int) else tuple(size)
         if any(length < 0 for length in self.size):
             raise ValueError(f"Illegal memory bank size {size}, all entries must be non-negative.")
@@ -40,11 +39,10 @@ class MemoryBankModule(nn.Module):
             raise ValueError(f"Memory bank size {size} lacks the feature dimension: pass ({size}, dim), or 0 for none")
         if self.size != (0,) and len(self.size) != 2:
             raise ValueError(f"Illegal memory bank size {size}: pass (num_features, dim), or 0 for none")
-        self.gather_distributed = gather_distributed
         self.feature_dim_first = feature_dim_first
-        there = self.size[0] > 0
-        self.register_buffer("bank", normalize(torch.randn(self.size), dim=-1), persistent=there)
-        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=there)
+        exists = self.size[0] > 0
+        self.register_buffer("bank", normalize(torch.randn(self.size), dim=-1), persistent=exists)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=exists)
 
     def forward(
         self, output: Tensor, labels: Tensor | None = None, update: bool = False
@@ -64,7 +62,7 @@ class MemoryBankModule(nn.Module):
     @torch.no_grad()
     def enqueue(self, batch: Tensor) -> None:
         """Write the rows ``batch`` [B, dim] over the oldest, without gradient."""
-        batch = gather_detached(batch, default_group(self.gather_distributed)).to(self.bank)
+        batch = gather_detached(batch, self.group).to(self.bank)
         size, count, pointer = self.size[0], len(batch), self.bank_ptr
         # Indices stay on the device: reading the pointer would wait for it. Rows beyond the end are cut off by writing
         # the last one that fits again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from .base import at_least_single
+from ..kernels.precision import at_least_single
 
 
 class NegativeCosineSimilarity(nn.Module):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..kernels import prototype_cross_entropy, sinkhorn, sinkhorn_center
+from ..kernels import prototype_terms, sinkhorn, sinkhorn_center
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_positive, check_rows
-from .base import at_least_single, check_distributed, default_group, gather_detached
+from ..kernels.precision import at_least_single
+from .base import CrossRank, gather_detached
 from .views import count_pairs, cross_entropy_of_others, stack_views
 
 
-class SwaVLoss(nn.Module):
+class SwaVLoss(CrossRank):
     """Every view predicts the code of each *other* high-resolution view (arXiv 2006.09882, eq. 1 to 5), in nats.
 
         q_i = Sinkhorn(scores_i / sinkhorn_epsilon)                      no gradient, rows sum to 1, columns to B / K
@@ -41,8 +42,7 @@ class SwaVLoss(nn.Module):
         *,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        check_distributed(sinkhorn_gather_distributed)
+        super().__init__(sinkhorn_gather_distributed)
         check_positive(temperature, "temperature")
         check_positive(sinkhorn_epsilon, "sinkhorn_epsilon")
         if sinkhorn_iterations < 0:
@@ -50,8 +50,12 @@ class SwaVLoss(nn.Module):
         self.temperature = temperature
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sinkhorn_epsilon = sinkhorn_epsilon
-        self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
         self.backend = backend
+
+    @property
+    def sinkhorn_gather_distributed(self) -> bool:
+        """Whether codes are balanced over the rows of all ranks."""
+        return self.gather_distributed
 
     def forward(
         self,
@@ -89,17 +93,40 @@ class SwaVLoss(nn.Module):
         check_rows(prototypes, "prototypes")
         if prototypes.shape[1] != high.shape[2]:
             raise ValueError(f"prototypes must be [K, D = {high.shape[2]}], got {tuple(prototypes.shape)}")
-        loss = prototype_cross_entropy(
+        centers = self.centers([torch.cat(rows) for rows in queues], prototypes)
+        loss, _ = self.terms(views, high, prototypes, centers=centers, entropy=False)
+        return loss.view(1)
+
+    def terms(
+        self, views: Tensor, codes: Tensor, prototypes: Tensor, *, centers: Tensor | None, entropy: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and, with ``entropy``, H(mean assignment) of all views and ranks, in nats.
+
+        ``views`` [S, B, D] predict the codes of ``codes`` [T, B, D], the high-resolution ones among them. ``centers``
+        [T, K] of :meth:`centers` balance the codes; with None a code is the softmax of its own scores.
+        """
+        return prototype_terms(
             views,
-            high,
+            codes.detach(),
             prototypes,
             prototypes,
             student_temp=self.temperature,
             teacher_temp=self.sinkhorn_epsilon,
-            center=torch.stack([self._center(torch.cat(rows), prototypes) for rows in queues]),
+            center=centers,
+            entropy=entropy,
             backend=self.backend,
+            group=self.group,
         )
-        return loss.view(1)
+
+    @torch.no_grad()
+    def centers(self, rows: Iterable[Tensor], prototypes: Tensor) -> Tensor | None:
+        """Return Sinkhorn's column potentials [T, K] over each high-resolution view's ``rows`` [B + Q, D].
+
+        They turn the softmax of the scores into balanced codes. Return None without iterations.
+        """
+        if not self.sinkhorn_iterations:
+            return None
+        return torch.stack([self._center(view, prototypes.detach()) for view in rows])
 
     def _queues(self, high: Tensor, queues: Sequence[Tensor] | None) -> list[tuple[Tensor, ...]]:
         """The rows over which each high-resolution view's code is balanced: its own first, then its queue's."""
@@ -116,22 +143,15 @@ class SwaVLoss(nn.Module):
 
     def _shares(self, scores: Tensor) -> Tensor:
         """``B exp(s_bk / epsilon) / sum_jl exp(s_jl / epsilon)``, over the rows of all ranks where they are crossed."""
-        group = default_group(self.sinkhorn_gather_distributed)
         logits = at_least_single(scores) / self.sinkhorn_epsilon
-        sums = gather_detached(logits.logsumexp((0, 1)).view(1), group)
+        sums = gather_detached(logits.logsumexp((0, 1)).view(1), self.group)
         return (logits - sums.logsumexp(0) + math.log(len(scores) * len(sums))).exp()
 
-    @torch.no_grad()
     def _center(self, rows: Tensor, prototypes: Tensor) -> Tensor:
-        """The column potential [K] that makes a softmax of the scores their code."""
-        with torch.autocast(rows.device.type, enabled=False):
+        with torch.autocast(rows.device.type, enabled=False):  # bf16 scores divided by epsilon = 0.05 distort the codes
             rows = at_least_single(rows)
             scores = rows @ prototypes.to(rows.dtype).T
-        return sinkhorn_center(scores, **self._sinkhorn())
+            return sinkhorn_center(scores, **self._sinkhorn())
 
     def _sinkhorn(self) -> dict[str, Any]:
-        return {
-            "epsilon": self.sinkhorn_epsilon,
-            "iterations": self.sinkhorn_iterations,
-            "group": default_group(self.sinkhorn_gather_distributed),
-        }
+        return {"epsilon": self.sinkhorn_epsilon, "iterations": self.sinkhorn_iterations, "group": self.group}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.checks import check_pair
-from .base import at_least_single
+from ..kernels.precision import at_least_single
 
 
 def stack_views(views: Sequence[Tensor], name: str) -> Tensor:

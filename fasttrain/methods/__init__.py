@@ -1,24 +1,25 @@
-"""The methods: one paper a file, found by the file's name."""
+"""Methods: one file per paper, and the interface with which a package or a file outside adds its own.
 
-from __future__ import annotations
+A method subclasses :class:`Method` and is registered with :func:`register`. See ``examples/own_method.py``.
+"""
 
-import importlib
-import pkgutil
+from .base import Method, Objective, Step, Task
+from .bound import PrototypeMethod, SphereMethod, SphereSettings
+from .branch import Branch, Network
+from .registry import load, load_plugin, names, register
 
-from .base import Method as Method
-
-_SHARED = {"base", "bound", "kmeans"}
-
-
-def names() -> list[str]:
-    """The methods that ``--method`` takes: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
-
-
-def load(name: str) -> type[Method]:
-    """The class that ``methods/<name>.py`` defines. Raises ValueError for a name that is no method."""
-    if name not in names():
-        raise ValueError(f"method {name!r} is unknown; choose one of {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    found = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    return next(c for c in found if issubclass(c, Method))
+__all__ = [
+    "Branch",
+    "Method",
+    "Network",
+    "Objective",
+    "PrototypeMethod",
+    "SphereMethod",
+    "SphereSettings",
+    "Step",
+    "Task",
+    "load",
+    "load_plugin",
+    "names",
+    "register",
+]

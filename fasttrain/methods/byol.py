@@ -7,34 +7,39 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..flags import flag
+from ..flags import Count, Fraction, flag
 from ..kernels.normalize import normalize_rows
+from ..losses import BYOLLoss
+from ..losses.base import other_pairs
 from ..models.heads import projection_mlp
 from ..models.teacher import make_teacher
-from . import bound
-from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, slice_views, unit_predictions, width_of
+from .base import Objective, Step, Task
+from .bound import SphereMethod, SphereSettings
+from .branch import Branch, Network, predict, slice_views, width_of
+from .registry import register
 
 
 @dataclass(frozen=True)
-class BYOLSettings(bound.SphereSettings):
-    """BYOL's own settings, as in its official code for ResNet-50 at batch 4096."""
+class BYOLSettings(SphereSettings):
+    """BYOL's settings, as in its official code for ResNet-50 at batch 4096."""
 
-    hidden_dim: int = flag(4096, "width of the hidden layer of projection head and predictor", least=1)
-    out_dim: int = flag(256, "dimension of the projection", least=1)
-    momentum_teacher: float = flag(0.996, "the target network's momentum at the start", least=0, most=1)
-    momentum_teacher_end: float = flag(1.0, "the target network's momentum at the end (cosine)", least=0, most=1)
-    entropy_of: Literal["prediction", "projection"] = flag(
-        "prediction", "of which variable the twin raises the entropy"
-    )
+    hidden_dim: Count = flag(4096, "width of the hidden layer of projection head and predictor")
+    out_dim: Count = flag(256, "dimension of the projection")
+    momentum_teacher: Fraction = flag(0.996, "momentum of the target network at the start")
+    momentum_teacher_end: Fraction = flag(1.0, "momentum of the target network at the end (cosine schedule)")
+    entropy_of: Literal["prediction", "projection"] = flag("prediction", "the variable whose entropy the twin raises")
 
 
-class BYOL(Method):
-    """Predict an EMA network's projection of the other view; the twin adds the entropy of what carries gradient."""
+@register("byol")
+class BYOL(SphereMethod):
+    """Predict an EMA network's projection of the other view; the twin adds the entropy of the trained variable."""
 
     Settings = BYOLSettings
     settings: BYOLSettings
+    family = "distillation"
+    has_teacher = True
 
     def __init__(self, network: Network, settings: BYOLSettings, task: Task) -> None:
         super().__init__(settings, task)
@@ -43,24 +48,25 @@ class BYOL(Method):
         self.student = Branch(backbone, _head(width_of(backbone), hidden, out), views_apart=True)
         self.predictor = _head(out, hidden, out)
         self.teacher = make_teacher(self.student)
+        self.loss = BYOLLoss()
 
     def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
-        """``2 - 2 cos``, summed over the two directions and averaged over pairs and images (equations 2 and 3)."""
+        """Return ``2 - 2 cos``, summed over both directions (equations 2 and 3), mean over pairs; or the twin's."""
         projections = self.student.projections(views)
-        predictions = unit_predictions(self.predictor, projections)
+        predictions = predict(self.predictor, projections)
         with torch.no_grad():
-            targets = self.teacher(slice_views(views, 0, self.n_global))
-        pairs = other_pairs(predictions, targets)
-        variables = predictions if self.settings.entropy_of == "prediction" else normalize_rows(projections)
-        return self.objective(
-            step,
-            lambda: 4 - 4 * torch.stack([(p * t).sum(1).mean() for p, t in pairs]).mean(),
-            lambda: bound.sphere(variables, pairs, self.settings, group=self.group, measure=step.measure),
-        )
+            targets = self.teacher.projections(slice_views(views, 0, self.n_global))
+
+        def twin() -> Objective:
+            z = normalize_rows(predictions)
+            variables = z if self.settings.entropy_of == "prediction" else normalize_rows(projections)
+            return self.sphere_objective(variables, other_pairs(z, normalize_rows(targets)), step)
+
+        return self.objective(step, lambda: self.loss.views(predictions, targets), twin)
 
 
-def _head(width: int, hidden: int, out: int) -> torch.nn.Sequential:
-    """Linear, BatchNorm, ReLU, Linear; as in the official code the first has a bias and the last has none."""
+def _head(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Build Linear, BatchNorm, ReLU, Linear. As in the official code, only the first layer has a bias."""
     head = projection_mlp((width, hidden, out), biases=False)
-    head[0] = torch.nn.Linear(width, hidden)
+    head[0] = nn.Linear(width, hidden)
     return head

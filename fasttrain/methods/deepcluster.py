@@ -1,52 +1,56 @@
-"""DeepCluster v2: Deep Clustering for Unsupervised Learning of Visual Features, as SwAV's authors renewed it.
+"""DeepCluster v2: Deep Clustering for Unsupervised Learning of Visual Features, as revised by SwAV's authors.
 
 (arXiv 1807.05520; arXiv 2006.09882, appendix D)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..flags import flag
+from ..flags import Count, Positive, Several, flag
 from ..kernels import prototype_entropy, row_logsumexp
 from ..kernels.collectives import mean_over_ranks
-from ..losses import Bound
 from ..losses.base import gather_detached
 from ..models.heads import projection_mlp
-from .base import Branch, Method, Network, Objective, Step, Task, slice_views, width_of
-from .kmeans import spherical_kmeans
+from .base import Objective, Step, Task
+from .bound import PrototypeMethod
+from .branch import Branch, Network, slice_views, width_of
+from .kmeans import SCORES, spherical_kmeans
+from .registry import register
 
-_UNSEEN = -100  # of an image without a row in the memory; cross-entropy's own number for "ignore"
+_UNSEEN = -100  # the assignment of an image without a row in the memory; cross-entropy's usual "ignore" index
 
 
 @dataclass(frozen=True)
 class DeepClusterSettings:
-    """DeepCluster v2's own settings, as in its official code for ResNet-50."""
+    """DeepCluster v2's settings, as in its official code for ResNet-50."""
 
-    nmb_prototypes: int = flag(3000, "clusters of each head", least=2)
-    cluster_heads: int = flag(3, "clusterings made every epoch", least=1)
-    kmeans_iterations: int = flag(10, "iterations of spherical k-means", least=1)
-    hidden_dim: int = flag(2048, "width of the projection head's hidden layer", least=1)
-    out_dim: int = flag(128, "dimension of the projection", least=1)
-    temperature: float = flag(0.1, "temperature of the predictions", above=0)
+    nmb_prototypes: Several = flag(3000, "clusters per head")
+    cluster_heads: Count = flag(3, "clusterings per epoch")
+    kmeans_iterations: Count = flag(10, "iterations of spherical k-means")
+    hidden_dim: Count = flag(2048, "width of the projection head's hidden layer")
+    out_dim: Count = flag(128, "dimension of the projection")
+    temperature: Positive = flag(0.1, "temperature of the predictions")
 
 
-class DeepCluster(Method):
+@register("deepcluster")
+class DeepCluster(PrototypeMethod):
     """Predict an image's cluster of the last epoch in every view; the twin adds the entropy of the predictions.
 
-    The memory holds the latest projections of every image from an epoch before, one row a global view (an image that an
-    epoch leaves out keeps its row; the authors ignore it for an epoch). Clusterings take the global views in turn. The
-    centroids are the prototypes and are not trained.
+    The memory holds the latest projections of every image from the previous epoch, one row per global view. An image
+    that an epoch leaves out keeps its row; the authors ignore it for an epoch. Clusterings take the global views in
+    turn. The centroids are the prototypes and are not trained.
     """
 
     Settings = DeepClusterSettings
     settings: DeepClusterSettings
+    family = "clustering"
     zero_init_residual = False
     global_views_needed = 1
     image_memories = MappingProxyType({"memory": 1})
@@ -57,11 +61,11 @@ class DeepCluster(Method):
 
     def __init__(self, network: Network, settings: DeepClusterSettings, task: Task) -> None:
         super().__init__(settings, task)
-        seen = task.images // task.batch * task.batch  # an epoch leaves out the last images that fill no batch
-        if settings.nmb_prototypes > seen:
+        images = task.images // task.batch * task.batch  # an epoch leaves out the last incomplete batch
+        if settings.nmb_prototypes > images:
             raise ValueError(
-                f"--nmb_prototypes {settings.nmb_prototypes} is more than the {seen} images of an epoch; "
-                "use fewer clusters"
+                f"--nmb_prototypes: must be at most the {images} images of an epoch, got {settings.nmb_prototypes}. "
+                "Use fewer clusters."
             )
         backbone = network(task.views.channels)
         self.student = Branch(backbone, projection_mlp((width_of(backbone), settings.hidden_dim, settings.out_dim)))
@@ -70,8 +74,13 @@ class DeepCluster(Method):
         self.register_buffer("centroids", torch.zeros(heads, settings.nmb_prototypes, out))
         self.register_buffer("assignments", torch.full((heads, task.images), _UNSEEN))
 
+    @classmethod
+    def bytes_between_epochs(cls, settings: Any, images: int) -> int:
+        """Return the bytes of k-means: a copy of the memory's rows, and a chunk of scores."""
+        return 4 * (images * int(settings.out_dim) + SCORES)
+
     def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
-        """Mean over heads and views of the cross-entropy with the cluster; the twin's less H(mean prediction)."""
+        """Return the mean over heads and views of the cross-entropy with the cluster, or the twin's objective."""
         z = self.student(views)
         self.remember(z[: self.n_global], indices)
         rows = z.flatten(0, 1)
@@ -80,22 +89,21 @@ class DeepCluster(Method):
             [self._cross_entropy(rows, c, t) for c, t in zip(self.centroids, targets, strict=True)]
         ).mean()
         entropy = self._entropy(rows) if self.entropy or step.measure else None
-        loss = reconstruction - entropy if self.entropy and entropy is not None else reconstruction
-        if not step.measure or entropy is None:
-            terms = {} if entropy is None else {"entropy": entropy.detach(), "reconstruction": reconstruction.detach()}
-            return Objective(loss, terms=terms)
+        objective = self.prototype_objective(reconstruction, entropy, rows, step)
+        if objective.bound is None:
+            return objective
+        # Ranks may have different numbers of rows with a target, so the bound takes the mean over ranks.
         reported = mean_over_ranks(reconstruction.detach(), self.group)
-        bound = Bound(entropy.detach(), math.log(self.settings.nmb_prototypes), reported)
-        return Objective(loss, bound, rows.detach())
+        return objective._replace(bound=replace(objective.bound, reconstruction=reported))
 
     def _entropy(self, rows: Tensor) -> Tensor:
-        """H(mean prediction) of all views and ranks, mean over heads."""
+        """Return H(mean prediction) over all views and ranks, mean over heads."""
         temp = self.settings.temperature
         marginals = [prototype_entropy(rows, c, temp=temp, group=self.group)[0] for c in self.centroids]
         return torch.stack(marginals).mean()
 
     def _cross_entropy(self, rows: Tensor, centroids: Tensor, targets: Tensor) -> Tensor:
-        """Mean of ``lse_k(<z, c_k> / temp) - <z, c_target> / temp`` over the rows that have a target."""
+        """Return the mean of ``lse_k(<z, c_k> / temp) - <z, c_target> / temp`` over the rows with a target."""
         scale = 1 / self.settings.temperature
         known = targets != _UNSEEN
         lse = row_logsumexp(rows, centroids, scale=scale, unit_norm=True)
@@ -104,7 +112,7 @@ class DeepCluster(Method):
 
     @property
     def needs_first_pass(self) -> bool:
-        """The first clustering needs every image's projection."""
+        """Whether the first clustering needs every image's projection."""
         return True
 
     @torch.no_grad()
@@ -121,12 +129,12 @@ class DeepCluster(Method):
 
     @torch.no_grad()
     def start_epoch(self) -> None:
-        """Cluster the memory anew, once a head."""
+        """Cluster the memory again, once per head."""
         for head in range(self.settings.cluster_heads):
             rows = self.memory[head % self.n_global]
             seen = rows.square().sum(1) > 0
-            centroids, found = spherical_kmeans(
+            centroids, labels = spherical_kmeans(
                 rows[seen], self.settings.nmb_prototypes, iterations=self.settings.kmeans_iterations, group=self.group
             )
             self.centroids[head] = centroids
-            self.assignments[head].fill_(_UNSEEN)[seen] = found
+            self.assignments[head].fill_(_UNSEEN)[seen] = labels

@@ -9,44 +9,49 @@ from torch.nn.functional import normalize
 
 from ..kernels.collectives import Group
 
-_SCORES = 1 << 24  # at most so many scores at a time
+SCORES = 1 << 24
+"""The largest number of scores held at a time."""
 
 
 def spherical_kmeans(
     rows: Tensor, clusters: int, *, iterations: int = 10, group: Group | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Centroids [K, D] of unit norm, and the cluster of each row [N] int64, of unit-norm rows [N, D].
+    """Return unit-norm centroids [K, D], and the cluster of each row [N] int64, of unit-norm rows [N, D].
 
-    As in DeepCluster v2's official code it starts from K rows, drawn by torch's generator, and alternates: every row
-    goes to the centroid of largest cosine, every centroid becomes the normalised mean of its rows, and one without rows
-    stays where it is. All ranks hold all rows and the same generator; each assigns its part. Raises ValueError for
+    As in DeepCluster v2's official code, it starts from K rows drawn by torch's generator and alternates two steps.
+    Every row goes to the centroid with the largest cosine. Every centroid becomes the normalised mean of its rows; a
+    centroid without rows does not move.
+
+    All ranks hold all rows and the same generator state; each rank assigns its part of the rows. Raise ValueError for
     fewer rows than clusters.
     """
     if len(rows) < clusters:
-        raise ValueError(f"k-means cannot make {clusters} clusters of {len(rows)} rows; use fewer")
+        raise ValueError(
+            f"k-means needs at least {clusters} rows for {clusters} clusters, got {len(rows)}. Use fewer clusters."
+        )
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
     bounds = [len(rows) * r // size for r in range(size + 1)]
-    mine = rows[bounds[rank] : bounds[rank + 1]]
+    own = rows[bounds[rank] : bounds[rank + 1]]
     centroids = rows[torch.randperm(len(rows))[:clusters].to(rows.device)]
     for _ in range(iterations):
-        nearest = _nearest(mine, centroids)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, mine)
+        nearest = _nearest(own, centroids)
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, own)
         counts = torch.bincount(nearest, minlength=clusters)
         if group is not None:
             dist.all_reduce(sums, group=group)
             dist.all_reduce(counts, group=group)
         centroids = torch.where(counts[:, None] > 0, normalize(sums, dim=1), centroids)
-    nearest = _nearest(mine, centroids)
+    nearest = _nearest(own, centroids)
     if group is None:
         return centroids, nearest
-    # Parts are of different lengths where the ranks do not divide the rows, which gloo does not gather.
-    everyone = nearest.new_zeros(len(rows))
-    everyone[bounds[rank] : bounds[rank + 1]] = nearest
-    dist.all_reduce(everyone, group=group)
-    return centroids, everyone
+    # gloo cannot gather parts of different lengths, which occur if the ranks do not divide the rows.
+    labels = nearest.new_zeros(len(rows))
+    labels[bounds[rank] : bounds[rank + 1]] = nearest
+    dist.all_reduce(labels, group=group)
+    return centroids, labels
 
 
 def _nearest(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Number of the centroid of largest cosine [N], the scores in blocks."""
-    block = max(_SCORES // len(centroids), 1)
+    """Return the number [N] of the centroid with the largest cosine, in blocks of rows."""
+    block = max(SCORES // len(centroids), 1)
     return torch.cat([(part @ centroids.T).argmax(1) for part in torch.split(rows, block)])

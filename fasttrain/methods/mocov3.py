@@ -8,32 +8,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flags import flag
-from ..kernels import info_nce
+from ..flags import Count, Fraction, Positive, flag
+from ..kernels.normalize import normalize_rows
+from ..losses import MoCoV3Loss
+from ..losses.base import other_pairs
 from ..models.architectures import fix_patch_embedding, is_vit
 from ..models.heads import projection_mlp
 from ..models.teacher import make_teacher
-from . import bound
-from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, slice_views, unit_predictions, width_of
+from .base import Objective, Step, Task
+from .bound import SphereMethod, SphereSettings
+from .branch import Branch, Network, predict, slice_views, width_of
+from .registry import register
 
 
 @dataclass(frozen=True)
-class MoCoV3Settings(bound.SphereSettings):
-    """MoCo v3's own settings, with the names of its official code; the temperature is that of ResNet-50."""
+class MoCoV3Settings(SphereSettings):
+    """MoCo v3's settings, with the names of its official code. The temperature is that for ResNet-50."""
 
-    temperature: float = flag(1.0, "temperature; the authors take 0.2 for ViTs", above=0)
-    hidden_dim: int = flag(4096, "width of the hidden layers of projection head and predictor", least=1)
-    out_dim: int = flag(256, "dimension of the projection", least=1)
-    stop_grad_conv1: bool = flag(True, "leave a ViT's patch projection at its random start, for stability")
-    momentum_teacher: float = flag(0.99, "the momentum encoder's momentum at the start", least=0, most=1)
-    momentum_teacher_end: float = flag(1.0, "the momentum encoder's momentum at the end (cosine)", least=0, most=1)
+    temperature: Positive = flag(1.0, "temperature; the authors use 0.2 for ViTs")
+    hidden_dim: Count = flag(4096, "width of the hidden layers of projection head and predictor")
+    out_dim: Count = flag(256, "dimension of the projection")
+    stop_grad_conv1: bool = flag(True, "freeze a ViT's random patch projection, for stability")
+    momentum_teacher: Fraction = flag(0.99, "momentum of the momentum encoder at the start")
+    momentum_teacher_end: Fraction = flag(1.0, "momentum of the momentum encoder at the end (cosine schedule)")
 
 
-class MoCoV3(Method):
+@register("mocov3")
+class MoCoV3(SphereMethod):
     """InfoNCE of predictions against the momentum encoder's keys of the batch, in both directions; or its twin."""
 
     Settings = MoCoV3Settings
     settings: MoCoV3Settings
+    family = "contrastive"
+    has_teacher = True
 
     def __init__(self, network: Network, settings: MoCoV3Settings, task: Task) -> None:
         super().__init__(settings, task)
@@ -42,25 +49,22 @@ class MoCoV3(Method):
         if vit:
             fix_patch_embedding(backbone, projection=settings.stop_grad_conv1)
         hidden, out = settings.hidden_dim, settings.out_dim
-        # Three layers and a normalised prediction for ViTs, two and a bare one for ResNets, as the authors have it.
+        # As in the official code: three layers and a normalised prediction for ViTs, two and a plain one for ResNets.
         widths = (width_of(backbone), *[hidden] * (2 if vit else 1), out)
         head = projection_mlp(widths, last_norm="plain", biases=False)
         self.student = Branch(backbone, head, views_apart=True)
         self.predictor = projection_mlp((out, hidden, out), last_norm="plain" if vit else "none", biases=False)
         self.teacher = make_teacher(self.student)
+        self.loss = MoCoV3Loss(settings.temperature)
 
     def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
-        """``2 temperature`` times InfoNCE, summed over both directions (algorithm 1), mean over pairs; or its twin."""
-        predictions = unit_predictions(self.predictor, self.student.projections(views))
+        """Return ``2 temperature`` InfoNCE, both directions summed (algorithm 1), mean over pairs; or the twin's."""
+        predictions = predict(self.predictor, self.student.projections(views))
         with torch.no_grad():
-            keys = self.teacher(slice_views(views, 0, self.n_global))
-        pairs = other_pairs(predictions, keys)
-        return self.objective(
-            step,
-            lambda: 2 * torch.stack([self._contrast(q, k) for q, k in pairs]).mean(),
-            lambda: bound.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
-        )
+            keys = self.teacher.projections(slice_views(views, 0, self.n_global))
 
-    def _contrast(self, query: Tensor, keys: Tensor) -> Tensor:
-        temperature = self.settings.temperature
-        return 2 * temperature * info_nce(query, keys, temperature=temperature, group=self.group)
+        def twin() -> Objective:
+            z = normalize_rows(predictions)
+            return self.sphere_objective(z, other_pairs(z, normalize_rows(keys)), step)
+
+        return self.objective(step, lambda: self.loss.views(predictions, keys), twin)

@@ -5,50 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..flags import flag
+from ..flags import Count, flag
 from ..kernels.normalize import normalize_rows
+from ..losses import SimSiamLoss
+from ..losses.base import other_pairs
 from ..models.heads import projection_mlp
-from . import bound
-from .base import Branch, Method, Network, Objective, Step, Task, other_pairs, unit_predictions, width_of
+from .base import Objective, Step, Task
+from .bound import SphereMethod, SphereSettings
+from .branch import Branch, Network, predict, width_of
+from .registry import register
 
 
 @dataclass(frozen=True)
-class SimSiamSettings(bound.SphereSettings):
-    """SimSiam's own settings, as in its official code for ResNet-50."""
+class SimSiamSettings(SphereSettings):
+    """SimSiam's settings, as in its official code for ResNet-50."""
 
-    dim: int = flag(2048, "width of the projection head, and dimension of the projection", least=1)
-    pred_dim: int = flag(512, "width of the predictor's hidden layer", least=1)
+    dim: Count = flag(2048, "width of the projection head, and dimension of the projection")
+    pred_dim: Count = flag(512, "width of the predictor's hidden layer")
     fix_pred_lr: bool = flag(True, "keep the predictor's learning rate at its peak")
 
 
-class SimSiam(Method):
-    """Predict the other view's projection, no gradient to the target; the twin adds the predictions' entropy."""
+@register("simsiam")
+class SimSiam(SphereMethod):
+    """Predict the projection of the other view, without a gradient to it; the twin adds the predictions' entropy."""
 
     Settings = SimSiamSettings
     settings: SimSiamSettings
+    family = "distillation"
 
     def __init__(self, network: Network, settings: SimSiamSettings, task: Task) -> None:
         super().__init__(settings, task)
         backbone = network(task.views.channels)
         dim = settings.dim
-        self.student = Branch(
-            backbone, projection_mlp((width_of(backbone), dim, dim, dim), last_norm="plain"), views_apart=True
-        )
+        head = projection_mlp((width_of(backbone), dim, dim, dim), last_norm="plain")
+        self.student = Branch(backbone, head, views_apart=True)
         self.predictor = projection_mlp((dim, settings.pred_dim, dim))
+        self.loss = SimSiamLoss()
         if settings.fix_pred_lr:
             self.constant_lr_modules = frozenset({"predictor"})
 
     def forward(self, views: Sequence[Tensor], step: Step, indices: Tensor) -> Objective:
-        """``-mean cos(prediction, projection of another global view)``, equation 2 for two views; or its twin."""
+        """Return the mean over pairs of minus the cosine of prediction and target (equation 2), or the twin's."""
         projections = self.student.projections(views)
-        predictions = unit_predictions(self.predictor, projections)
-        targets = normalize_rows(projections[: self.n_global].detach())
-        pairs = other_pairs(predictions, targets)
-        return self.objective(
-            step,
-            lambda: -torch.stack([(p * t).sum(1).mean() for p, t in pairs]).mean(),
-            lambda: bound.sphere(predictions, pairs, self.settings, group=self.group, measure=step.measure),
-        )
+        predictions = predict(self.predictor, projections)
+        targets = projections[: self.n_global].detach()
+
+        def twin() -> Objective:
+            z = normalize_rows(predictions)
+            return self.sphere_objective(z, other_pairs(z, normalize_rows(targets)), step)
+
+        return self.objective(step, lambda: self.loss.views(predictions, targets), twin)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -186,11 +187,11 @@ def check_crops(network: nn.Module, sizes: Iterable[int], channels: int = 3) -> 
 
 
 @torch.no_grad()
-def _try(network: nn.Module, size: int, channels: int) -> None:
+def _try(network: nn.Module, size: int, channels: int) -> Any:
     training = network.training
     network.eval()  # so that no statistics are counted and no random numbers drawn
     try:
-        network(torch.zeros(1, channels, size, size, device=next(network.parameters()).device))
+        return network(torch.zeros(1, channels, size, size, device=next(network.parameters()).device))
     except Exception as error:  # each network says it in its own way
         raise ValueError(
             f"{type(network).__name__} cannot take a view of {size} pixels ({_first_line(error)}); choose other views, "
@@ -250,3 +251,17 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
     angles = [x.flatten()[:, None] * rate for x in (columns, rows)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+def given_backbone(network: nn.Module | Callable[[int], nn.Module], channels: int, size: int) -> nn.Module:
+    """Return a copy of a user's backbone, or the result of a user's function, with ``num_features`` set.
+
+    The backbone must return features [B, D] for images [B, channels, size, size]. Raise ValueError otherwise.
+    """
+    made = copy.deepcopy(network) if isinstance(network, nn.Module) else network(channels)
+    features = _try(made, size, channels)
+    if not (isinstance(features, Tensor) and features.ndim == 2):
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"model: must return features [B, D], got {shape}. Remove its classifier and pool its output.")
+    made.num_features = features.shape[1]  # type: ignore[assignment]
+    return made

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.collectives import Group, mean_over_ranks
-from ..kernels.contrastive import at_least_single
+from ..kernels.precision import at_least_single
 
 
 class RankBatchNorm(_BatchNorm):

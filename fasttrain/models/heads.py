@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.normalize import normalize_rows
-from ..losses.base import at_least_single
+from ..kernels.precision import at_least_single
 
 LastNorm = Literal["none", "batch", "scaled", "plain"]
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..distributed.deepspeed_names import full_numel, local_shard
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -44,8 +46,8 @@ def _held(parameter: nn.Parameter) -> list[Tensor]:
 
     ZeRO-3 keeps small parameters whole beside their shards and does not read the shard again, so both must move.
     """
-    shard: Tensor | None = getattr(parameter, "ds_tensor", None)
+    shard = local_shard(parameter)
     if shard is None:
         return [parameter.data]
-    whole = parameter.data.numel() == getattr(parameter, "ds_numel", 0)
+    whole = parameter.data.numel() == full_numel(parameter)
     return [shard.data, parameter.data] if whole else [shard.data]

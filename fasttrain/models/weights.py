@@ -13,9 +13,8 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ..checkpoint.store import unloadable
 from ..errors import ConfigError
-from ..methods import Method
+from ..files import describe_load_error
 
 # The first that a file has: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.
 _PARTS = ("teacher", "student", "state_dict_ema", "state_dict", "model_ema", "model")
@@ -91,17 +90,6 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     network.load_state_dict(given)
 
 
-def start_from(method: Method, path: Path) -> None:
-    """Start a method's backbone, the teacher's too, from a file that :func:`read_weights` reads; heads stay random.
-
-    Raises ConfigError for a file that cannot be read or is of another network.
-    """
-    tensors = read_weights(path)
-    for branch in (method.student, method.teacher):
-        if branch is not None:
-            load_weights(branch.backbone, tensors, f"--init_from {path}")
-
-
 def _positions(positions: Tensor, vit: nn.Module) -> Tensor:
     patches: Any = getattr(vit, "patch_embed", None)
     own: Any = vit.pos_embed
@@ -141,7 +129,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{path} {unloadable(error)}")
+    return ConfigError(f"{path} {describe_load_error(error)}")
 
 
 def _foreign(origin: str, network: nn.Module, why: str) -> ConfigError:

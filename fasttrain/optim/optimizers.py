@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from enum import Enum
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -15,88 +15,108 @@ from .layerwise import Lamb, Lars
 
 NAMES = ("adamw", "sgd", "lars", "lamb")
 
+_MATRICES, _BIASES, _PROTOTYPES = "weight matrices", "biases and norms", "prototypes"
+_ORDER = (_MATRICES, _BIASES, _PROTOTYPES)
+"""The groups that come first. ZeRO's flat shards, and so older checkpoints, depend on the order of the groups."""
 
-class Role(str, Enum):
-    """What a parameter group is for: matrices, biases and norms, or prototypes, which may be frozen at the start."""
 
-    DECAY = "decay"
-    NO_DECAY = "no_decay"
-    PROTOTYPES = "prototypes"
-    CONSTANT_DECAY = "constant_decay"
-    CONSTANT_NO_DECAY = "constant_no_decay"
+@dataclass(frozen=True)
+class ParameterRule:
+    """How the optimizer treats a parameter. Parameters with equal rules form one parameter group.
 
-    @property
-    def decays(self) -> bool:
-        """Whether the weight decay's schedule is the group's; biases and norms have none."""
-        return self not in (Role.NO_DECAY, Role.CONSTANT_NO_DECAY)
+    A method returns one rule per parameter name from ``Method.parameter_rule``. Layer-wise learning-rate decay, for
+    example, is an ``lr_scale`` that depends on the block's number in the name. :func:`set_schedules` applies a rule.
 
-    @property
-    def constant_lr(self) -> bool:
-        """Whether the learning rate stays at its peak (SimSiam's predictor)."""
-        return self in (Role.CONSTANT_DECAY, Role.CONSTANT_NO_DECAY)
+    Raises ValueError for a negative scale.
+    """
 
-    @property
-    def words(self) -> str:
-        """The group in words."""
-        return {
-            Role.DECAY: "weight matrices",
-            Role.NO_DECAY: "biases and norms",
-            Role.PROTOTYPES: "prototypes",
-            Role.CONSTANT_DECAY: "predictor's weight matrices",
-            Role.CONSTANT_NO_DECAY: "predictor's biases and norms",
-        }[self]
+    group: str = _MATRICES
+    """The group's name in messages, such as "the gradient of the biases and norms is not finite"."""
+    lr_scale: float = 1.0
+    """Factor of the learning rate."""
+    weight_decay_scale: float = 1.0
+    """Factor of the weight decay."""
+    frozen_epochs: float = 0.0
+    """The parameter does not move before this epoch."""
+    constant_lr: bool = False
+    """Whether the learning rate stays at its peak, as for SimSiam's predictor."""
+    layerwise: bool = True
+    """Whether LARS and LAMB scale the step by the trust ratio. They use this flag, not the current weight decay."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr_scale", "weight_decay_scale"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} of the {self.group}: must be at least 0, got {getattr(self, name)}")
+
+
+def default_rule(
+    name: str,
+    parameter: nn.Parameter,
+    *,
+    decay_all: bool = False,
+    constant_lr: Collection[str] = (),
+    frozen_prototype_epochs: float = 0.0,
+) -> ParameterRule:
+    """Return the rule of a parameter in the published recipes.
+
+    Biases and one-dimensional tensors have no weight decay and no trust ratio unless ``decay_all``. Prototypes always
+    have both, and are frozen for ``frozen_prototype_epochs``. Modules named in ``constant_lr`` keep the peak learning
+    rate.
+    """
+    path = name.split(".")
+    if "prototypes" in path:
+        return ParameterRule(_PROTOTYPES, frozen_epochs=frozen_prototype_epochs)
+    rule = ParameterRule()
+    if parameter.dim() <= 1 and not decay_all:
+        rule = ParameterRule(_BIASES, weight_decay_scale=0.0, layerwise=False)
+    module = next((part for part in path if part in constant_lr), None)
+    return rule if module is None else replace(rule, group=f"{module}'s {rule.group}", constant_lr=True)
 
 
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
-    *,
-    decay_all: bool = False,
-    constant_lr: Collection[str] = (),
+    rule_for: Callable[[str, nn.Parameter], ParameterRule] = default_rule,
 ) -> list[dict[str, Any]]:
-    """The trained parameters by :class:`Role`, each group with its ``name`` and its ``weight_decay`` for the schedules.
+    """Return the trained parameters as an optimizer's groups, one group per distinct rule.
 
-    ``layerwise`` tells LARS and LAMB whether to scale the group's steps, whatever its weight decay is at the time.
-    Biases and one-dimensional tensors get no weight decay unless ``decay_all``; modules named in ``constant_lr`` keep
-    the peak learning rate.
+    A group has its ``name``, ``params``, ``weight_decay`` and the fields of its rule as plain values, which a
+    checkpoint can hold. The three default groups come first; others follow in the order of their first parameter.
     """
-    roles: dict[Role, list[nn.Parameter]] = {role: [] for role in Role}
+    members: dict[ParameterRule, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            roles[_role(name.split("."), parameter, decay_all, constant_lr)].append(parameter)
-    return [
-        {
-            "name": role.value,
-            "params": parameters,
-            "weight_decay": weight_decay if role.decays else 0.0,
-            "layerwise": role.decays,
-        }
-        for role, parameters in roles.items()
-        if parameters
-    ]
+            members.setdefault(rule_for(name, parameter), []).append(parameter)
+
+    def position(rule: ParameterRule) -> int:
+        return _ORDER.index(rule.group) if rule.group in _ORDER else len(_ORDER)
+
+    groups = []
+    for rule in sorted(members, key=position):
+        values = asdict(rule)
+        decay = weight_decay * rule.weight_decay_scale
+        groups.append({"name": values.pop("group"), "params": members[rule], "weight_decay": decay, **values})
+    return groups
 
 
-def _role(path: list[str], parameter: nn.Parameter, decay_all: bool, constant_lr: Collection[str]) -> Role:
-    if "prototypes" in path:
-        return Role.PROTOTYPES
-    decays = decay_all or _shape_dims(parameter) > 1
-    if not set(path).isdisjoint(constant_lr):
-        return Role.CONSTANT_DECAY if decays else Role.CONSTANT_NO_DECAY
-    return Role.DECAY if decays else Role.NO_DECAY
+def set_schedules(group: dict[str, Any], *, lr: float, peak_lr: float, weight_decay: float, epoch: float) -> None:
+    """Set a group's learning rate and weight decay from the schedules' values at ``epoch``, by the group's rule.
 
-
-def _shape_dims(parameter: nn.Parameter) -> int:
-    """Number of dimensions; under ZeRO-3 the parameter itself is empty and its shape is kept beside it."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+    A learning rate of 0 freezes parameters at every ZeRO stage. Clearing ``.grad``, as DINO's code does, would not.
+    """
+    frozen = epoch < group["frozen_epochs"]
+    group["lr"] = 0.0 if frozen else group["lr_scale"] * (peak_lr if group["constant_lr"] else lr)
+    group["weight_decay"] = group["weight_decay_scale"] * weight_decay
 
 
 def create_optimizer(
     name: str, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.9, sharded: bool = False
 ) -> torch.optim.Optimizer:
-    """The named optimizer over ``groups``, whose tensors ZeRO will shard if ``sharded``.
+    """Return the named optimizer over ``groups``. ``sharded`` says that ZeRO will shard their tensors.
 
-    torch's fused AdamW and SGD work on shards as they do on parameters; no peer's is faster. apex's LAMB, where it is
-    installed, takes parameters whole and on a GPU only. Raises ValueError for a name that is not in ``NAMES``.
+    torch's fused AdamW and SGD work on shards as well as on parameters, and no other library's are faster. apex's LAMB
+    works on whole parameters on a GPU only; it is used where it is installed. Raises ValueError for a name that is not
+    in ``NAMES``.
     """
     groups = list(groups)
     if name == "adamw":
@@ -107,29 +127,32 @@ def create_optimizer(
         return Lars(groups, lr=lr, momentum=momentum)
     if name == "lamb":
         on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        # Where weight decay is 0 apex scales no step, ours those of a ``layerwise`` group.
-        alike = all(group["weight_decay"] != 0 for group in groups if group.get("layerwise"))
-        fused = apex_lamb() if on_gpu and alike and not sharded else None
-        # Gradients are clipped before, by DeepSpeed; 0 would not mean "never" to apex, it would divide by it.
+        # apex scales no step where the weight decay is 0. Ours follows the group's ``layerwise``.
+        same_steps = all(group["weight_decay"] != 0 for group in groups if group.get("layerwise"))
+        fused = apex_lamb() if on_gpu and same_steps and not sharded else None
+        # DeepSpeed has clipped the gradients. A limit of 0 would not switch apex's clipping off: apex divides by it.
         return fused(groups, lr=lr, max_grad_norm=math.inf) if fused else Lamb(groups, lr=lr)
     raise ValueError(f"optimizer {name!r} is unknown; choose one of {', '.join(NAMES)}")
 
 
 def apex_lamb() -> Callable[..., torch.optim.Optimizer] | None:
-    """``FusedLAMB`` of NVIDIA's apex; None without it or its CUDA extensions, or with PyPI's apex, another project."""
+    """Return ``FusedLAMB`` of NVIDIA's apex, or None.
+
+    None means no apex, an apex without CUDA extensions, or PyPI's apex, which is another project.
+    """
     try:
         if not hasattr(import_module("apex"), "optimizers"):
             return None
         if not import_module("apex.multi_tensor_apply").multi_tensor_applier.available:
             return None
-        made: Callable[..., torch.optim.Optimizer] = import_module("apex.optimizers").FusedLAMB
-        return made
-    except Exception:  # PyPI's apex, and a build for another torch, fail as they please
+        fused_lamb: Callable[..., torch.optim.Optimizer] = import_module("apex.optimizers").FusedLAMB
+        return fused_lamb
+    except Exception:  # PyPI's apex, and an apex built for another torch, raise all kinds of errors
         return None
 
 
 def in_use() -> str:
-    """One line: whose optimizers are used."""
+    """Return one line that names the implementation of every optimizer."""
     lamb = "lamb: fasttrain's"
     if torch.cuda.is_available() and apex_lamb():
         lamb = "lamb: apex's FusedLAMB at --zero_stage 0, fasttrain's above"

@@ -1,4 +1,4 @@
-"""Values that change over a run, as functions of the step."""
+"""Schedules: values that change over a run, as functions of the step."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 
 
 def cosine(step: float, steps: float, start: float, end: float) -> float:
-    """Half a cosine from ``start`` at step 0 to ``end`` at ``steps``, and ``end`` from there on."""
+    """Return half a cosine from ``start`` at step 0 to ``end`` at ``steps``, and ``end`` after that."""
     if step >= steps:
         return end
     return end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def linear(step: float, steps: float, start: float, end: float) -> float:
-    """A straight line from ``start`` at step 0 to ``end`` at ``steps``, and ``end`` from there on."""
+    """Return a straight line from ``start`` at step 0 to ``end`` at ``steps``, and ``end`` after that."""
     return end if step >= steps else start + (end - start) * step / steps
 
 
 def warmup_cosine(step: float, steps: float, warmup: float, peak: float, end: float) -> float:
-    """Linear from 0 to ``peak`` over ``warmup`` steps, then half a cosine down to ``end`` at ``steps``."""
+    """Return a line from 0 to ``peak`` over ``warmup`` steps, then half a cosine down to ``end`` at ``steps``."""
     if step < warmup:
         return peak * step / warmup
     return cosine(step - warmup, steps - warmup, peak, end)

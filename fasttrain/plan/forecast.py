@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config.settings import Config, TrainConfig
+from .. import methods
+from ..config.resolve import Config
+from ..config.settings import TrainConfig
 from ..engine.build import build_method
-from ..engine.engine import least_stage
+from ..engine.zero import least_stage
 from ..errors import ConfigError
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster
-from .memory import Part, between_epochs, largest_batch, parts, total
+from .memory import Part, largest_batch, parts, total
 from .step_time import StepTime, step_time
 from .trace import Trace, trace
 from .update import trace_update
@@ -105,7 +107,7 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
         method = build_method(config, images=images, world_size=world)
     weights = weights_of(method, t, precision)
     buffers = {name: buffer.nbytes for name, buffer in method.named_buffers()}
-    held = sum(buffers.values()) + between_epochs(config, images)
+    held = sum(buffers.values()) + method.bytes_between_epochs(config.settings, images)
     update = trace_update(method, t, world=world)
 
     def needs(of: Trace, stage: int) -> tuple[Part, ...]:
@@ -202,5 +204,9 @@ def _can_recompute(backbone: nn.Module) -> bool:
 
 
 def _accepts(config: Config, batch: int) -> bool:
-    """Whether a method takes a batch of all ranks: a queue, if it has one, holds a whole number of them."""
-    return int(getattr(config.settings, "queue_length", 0)) % batch == 0
+    """Return whether the method can be trained with ``batch`` images per micro-batch over all ranks."""
+    try:
+        methods.load(config.method).check(config.settings, batch)
+    except ValueError:
+        return False
+    return True

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from ..engine.zero import linear_function, set_linear_function
 
 
 @contextmanager
@@ -17,13 +18,12 @@ def linear_of_zero3() -> Iterator[None]:
 
     (A ``TorchFunctionMode`` would be off where checkpointed blocks are recomputed.)
     """
-    names = vars(functional)
-    linear = names["linear"]
-    names["linear"] = _Linear.apply
+    linear = linear_function()
+    set_linear_function(_Linear.apply)
     try:
         yield
     finally:
-        names["linear"] = linear
+        set_linear_function(linear)
 
 
 class _Linear(torch.autograd.Function):

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config.settings import Config
-from ..methods.deepcluster import DeepClusterSettings
-from ..methods.kmeans import _SCORES
 from .trace import Trace
 from .update import Update
 from .weights import Weight, Zero, flat_groups, gathers, trained
@@ -119,12 +116,6 @@ def _buckets(elements: int, sent: Sequence[int], zero: Zero) -> tuple[int, int]:
 def total(found: Sequence[Part]) -> int:
     """Bytes at the worse of the two moments."""
     return max(sum(part.backward for part in found), sum(part.update for part in found))
-
-
-def between_epochs(config: Config, images: int) -> int:
-    """Bytes that the method needs for a while between epochs: DeepCluster's k-means, which copies the rows it knows."""
-    s = config.settings
-    return 4 * (images * s.out_dim + _SCORES) if isinstance(s, DeepClusterSettings) else 0
 
 
 def largest_batch(few: Sequence[Part], batch: int, many: Sequence[Part], other: int, usable: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,9 +43,8 @@ def trace_update(method: Method, train: TrainConfig, *, world: int) -> Update:
     with FakeTensorMode():
         forget_numbers(method)
         method.group = group
-        groups = parameter_groups(
-            method, train.weight_decay, decay_all=train.decay_all, constant_lr=method.constant_lr_modules
-        )
+        rule_for = partial(method.parameter_rule, decay_all=train.decay_all)
+        groups = parameter_groups(method, train.weight_decay, rule_for)
         optimizer = create_optimizer(train.optimizer, groups, lr=train.lr)
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         for parameter in trained:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
-from deepspeed.runtime.torch_autocast import LOWER_PRECISION_SAFE_MODULES
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
 from ..config.settings import TrainConfig
-from ..engine.engine import deepspeed_config
+from ..engine.zero import autocast_modules, completed_config
 from ..methods import Method
 from ..optim.optimizers import parameter_groups
 from .trace import LOW
@@ -37,12 +35,12 @@ def weights_of(method: Method, train: TrainConfig, precision: str) -> tuple[Weig
 
     Under autocast DeepSpeed sends those of linear layers and convolutions in the lower precision, at stages 1 to 3.
     """
-    groups = parameter_groups(method, 0.0, decay_all=train.decay_all, constant_lr=method.constant_lr_modules)
+    groups = parameter_groups(method, 0.0, partial(method.parameter_rule, decay_all=train.decay_all))
     group_of = {id(p): group["name"] for group in groups for p in group["params"]}
     low = {
         id(p)
         for module in method.modules()
-        if precision in LOW and type(module) in LOWER_PRECISION_SAFE_MODULES
+        if precision in LOW and type(module) in autocast_modules()
         for p in module.parameters(recurse=False)
     }
     return tuple(
@@ -80,7 +78,7 @@ class Zero:
 def zero_of(train: TrainConfig, stage: int, world: int, precision: str, weights: Iterable[Weight]) -> Zero:
     """What the engine tells DeepSpeed, with DeepSpeed's own defaults."""
     elements = sum(weight.numel for weight in trained(weights))
-    given = DeepSpeedZeroConfig(**deepspeed_config(train, stage, precision, elements)["zero_optimization"])
+    given = completed_config(train, stage, precision, elements)
     return Zero(
         stage,
         world,

@@ -1,19 +1,16 @@
-"""``fasttrain report --views``: a contact sheet of the views that a training would see, with their parameters."""
+"""A contact sheet of the views that a training would see, with their parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..config.arguments import Parser, parse
-from ..config.settings import Config
+from ..config.resolve import Config
 from ..errors import ConfigError
-from ..evaluate.features import Subset
-from ..pipelines import Loader, Source, View, evaluation_view, open_source
+from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source
 from ..pipelines.sources.headers import image_size
 from ..pipelines.views.draw import Parameters, draw_parameters
 from ..pipelines.views.rand_augment import OPERATIONS
@@ -24,26 +21,6 @@ _GAP = 12
 _LINE = 13
 _LINES = 6  # of text below a picture
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Draw the sheet that the arguments, a training's own beside ``--images`` and ``--output``, ask for."""
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--output", type=Path, default=Path("views.png"))
-    own, given = parser.parse_known_args(arguments)
-    if own.images < 1:
-        raise ConfigError(f"--images must be at least 1, got {own.images}")
-    config, _ = parse(given)
-    sheet = contact_sheet(config, own.images)
-    try:
-        sheet.save(own.output)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--output {own.output} cannot be written: {error}") from None
-    print(
-        f"{own.output}: {own.images} images, {config.views.n_views} views each, as {config.method} sees them in epoch 0"
-    )
-    return 0
 
 
 def contact_sheet(config: Config, count: int) -> Image.Image:

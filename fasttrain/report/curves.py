@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..training.records import BOUND, TRAINER_KEYS
 from .charts import Level, Line, line_chart, number
 from .reading import reading
 from .runs import Run
@@ -88,8 +89,8 @@ def bound_chart(run: Run) -> Chart | None:
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """A chart for each quantity that some run has, with all runs in it."""
-    found = []
-    for q in _QUANTITIES:
+    drawn = []
+    for q in (*_QUANTITIES, *_own_quantities(runs)):
         lines = [
             Line(run.name, [(x, y * q.factor) for x, y in _curve(run, q.key)], style(i)) for i, run in enumerate(runs)
         ]
@@ -100,8 +101,15 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
         legend = [Legend(line.style, line.name, number(line.points[-1][1]) + q.unit) for line in lines]
         legend += [Legend(level.style, level.name, number(level.value) + q.unit) for level in levels]
         svg = line_chart(q.title, lines, levels, unit=q.unit)
-        found.append(Chart(q.title, svg, tuple(legend), (q.about,)))
-    return found
+        drawn.append(Chart(q.title, svg, tuple(legend), (q.about,)))
+    return drawn
+
+
+def _own_quantities(runs: Sequence[Run]) -> list[_Quantity]:
+    """Return the scalars that methods log themselves."""
+    keys = dict.fromkeys(key for run in runs for line in run.lines for key in line)
+    own = [key for key in keys if key not in TRAINER_KEYS and key not in BOUND]
+    return [_Quantity(key, key, "A scalar that the method logs itself.") for key in own]
 
 
 def _curve(run: Run, key: str) -> list[tuple[float, float]]:

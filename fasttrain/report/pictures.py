@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 
 import numpy as np
@@ -20,7 +19,7 @@ _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)
 def in_rgb(recipe: ViewRecipe) -> ViewRecipe:
     """The same views, which depend on no colour space, as pixel values from 0 to 1."""
     zeros, ones = (0.0,) * recipe.channels, (1.0,) * recipe.channels
-    return dataclasses.replace(recipe, color_space="rgb", mean=zeros, std=ones)
+    return ViewRecipe(recipe.views, mean=zeros, std=ones, color_space="rgb", pixels=recipe.pixels)
 
 
 def to_image(view: NDArray[np.float32]) -> Image.Image:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from .. import methods
 from .charts import number
 from .runs import Run
-
-FAMILIES = {
-    "contrastive": ("simclr", "cmc", "moco", "mocov3", "infomin"),
-    "clustering": ("swav", "deepcluster"),
-    "distillation": ("simsiam", "byol", "dino"),
-}
-"""As in docs/methods.md."""
-
-_ON_PROTOTYPES = ("swav", "deepcluster", "dino")
 
 _OWN = {
     "contrastive": "Its loss holds both terms: the numerator pulls two views together (reconstruction), the "
@@ -26,34 +18,30 @@ _OWN = {
     "at its floor is a collapse.",
 }
 _TWIN = (
-    "With --entropy its loss is reconstruction less entropy, weight 1, which is minus the information; the entropy "
-    "stands in for {}."
+    "With --entropy its loss is reconstruction minus entropy, weight 1, which is minus the information. The entropy "
+    "replaces {}."
 )
-_STANDS_FOR = {
+_REPLACED = {
     "contrastive": "the denominator",
     "clustering": "the equal use of clusters",
     "distillation": "what else has to hold it up, such as centring",
 }
 
 
-def family(method: str) -> str | None:
-    """Contrastive, clustering or distillation; None for a method that is none of ours."""
-    return next((name for name, methods in FAMILIES.items() if method in methods), None)
-
-
 def reading(run: Run) -> list[str]:
     """The sentences below a run's bound."""
-    said = []
-    if run.config is not None and (of := family(run.config.method)):
-        space = "over prototypes" if run.config.method in _ON_PROTOTYPES else "on the sphere"
-        loss = _TWIN.format(_STANDS_FOR[of]) if run.config.entropy else _OWN[of]
-        said.append(f"{run.config.method} is a {of} method; its bound is taken {space}. {loss}")
+    sentences = []
+    method = None if run.config is None else methods.load(run.config.method)
+    if run.config is not None and method is not None and method.family in _OWN and method.space is not None:
+        loss = _TWIN.format(_REPLACED[method.family]) if run.config.entropy else _OWN[method.family]
+        space = "over prototypes" if method.space == "prototypes" else "on the sphere"
+        sentences.append(f"{run.config.method} is a {method.family} method; its bound is measured {space}. {loss}")
     entropy, ceiling, reconstruction, information = (
         run.last(key) for key in ("entropy", "entropy_max", "reconstruction", "information")
     )
     if None not in (entropy, ceiling, reconstruction, information):
-        said.append(
+        sentences.append(
             f"At the last step: entropy {number(entropy)} of at most {number(ceiling)} nats, reconstruction "
             f"{number(reconstruction)}, so at least {number(information)} nats are known of one view from the other."
         )
-    return said
+    return sentences

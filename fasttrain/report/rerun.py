@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..config.arguments import parse
-from ..config.settings import VIEW_FLAGS, Config, resolve
+from ..config.resolve import Config, resolve
 from ..errors import ConfigError
 from ..pipelines import ViewRecipe
 from .charts import NOTHING
@@ -46,13 +46,14 @@ def _flags(config: Config) -> list[str] | None:
     given = {"recipe": config.recipe, "data_path": t.data_path, "entropy": config.entropy}
     base = resolve(config.method, {name: value for name, value in given.items() if value is not None})
     words = ["--method", config.method, *(["--entropy"] if config.entropy else [])]
+    words += [] if config.plugin is None else ["--plugin", config.plugin]
     if resolve(config.method, {} if t.data_path is None else {"data_path": t.data_path}).recipe != config.recipe:
         words += ["--recipe", config.recipe]
     words += [] if t.data_path is None else ["--data_path", t.data_path]
     for ours, usual in ((config.train, base.train), (config.settings, base.settings)):
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)
-            if field.name in (*_ELSEWHERE, *VIEW_FLAGS, "data_path") or value == getattr(usual, field.name):
+            if field.name in (*_ELSEWHERE, "data_path") or value == getattr(usual, field.name):
                 continue
             if value is None:
                 return None

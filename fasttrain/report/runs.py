@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.consolidate import newest
-from ..checkpoint.store import Card, read_card
-from ..config.arguments import read_yaml
-from ..config.settings import Config, resolve
+from ..checkpoint.card import Card, newest, read_card
+from ..config.resolve import Config, read_yaml, resolve
 from ..errors import ConfigError
 from ..training.records import read_summary
 

@@ -1,137 +1,191 @@
-"""The numerics guard: a step whose loss or gradient is not finite is made on no rank; too many in a row end the run.
+"""The numerics guard: a step whose loss or gradient is not finite is skipped on every rank.
 
-Backward is through and the gradient averaged when the guard looks, before DeepSpeed's step. One reduction of a few
-numbers tells every rank the same: the loss and its terms, the gradient's norm, and who was asked to stop.
+The guard runs after backward, when the gradient is averaged, and before DeepSpeed's step. One reduction of a few
+numbers gives every rank the same result: the loss and its logs, the gradient's norm, and pending signals.
 """
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.signals import Signals, asked
+from ..distributed.signals import Signals, stop_signal
 from ..engine.engine import Engine
 from ..engine.shards import gradients
 from ..errors import Diverged
-from ..methods.base import Objective, Step
-from ..optim.optimizers import Role
+from ..losses.base import gather_detached
+from ..methods import Method, Objective, Step
 from ..pipelines import Batch
-from .undo import Undo
-
-_TERMS = ("loss", "entropy", "reconstruction", "deficit")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a step's reduction found, the same on every rank."""
+    """The result of a step's reduction, the same on every rank."""
 
     terms: dict[str, float]
-    """Means over ranks and micro-batches of the loss and, where it or the measurement has them, of its terms."""
+    """Means over ranks and micro-batches of the loss, the method's logs and, if measured, the bound's terms."""
     grad_norm: float
-    """Norm of the whole gradient, before it is clipped."""
+    """Norm of the whole gradient before clipping."""
     fault: str | None
-    """What is not finite; such a step is skipped."""
+    """The reason why the step was skipped: the loss or gradient that is not finite."""
     stop: signal.Signals | None
-    """The signal that any rank has had."""
+    """The signal that any rank received."""
 
 
 class Guard:
-    """Makes an engine's steps. ``skipped`` counts those it took back, ``row`` those since the last good one.
+    """Runs an engine's steps and takes back those that are not finite.
 
-    A skipped step leaves weights, teacher, optimizer and every buffer as they were, to the last bit. Data and schedules
-    go on: the batch is not seen again.
+    A skipped step leaves weights, teacher, optimizer and every buffer unchanged, to the last bit. Data and schedules
+    continue: the batch is not seen again.
     """
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self.engine, self.limit = engine, limit
-        self.skipped = self.row = 0
+        self.skipped = 0
+        """Skipped steps of the whole run."""
+        self.consecutive = 0
+        """Skipped steps since the last good one."""
         self._undo = Undo(engine.method)
-        self._good: dict[str, float] = {}
-        """The last finite values of everything, for a diagnosis."""
+        self._last_good: dict[str, float] = {}
+
+    def reset(self, skipped: int) -> None:
+        """Continue from a checkpoint that counts ``skipped`` steps."""
+        self.skipped, self.consecutive = skipped, 0
 
     def step(self, batches: Iterable[Batch], step: Step, signals: Signals) -> tuple[Objective, Finding]:
-        """One step on its micro-batches; ``signals`` are those of this rank, up to the end of backward. Collective."""
-        engine, sums, count = self.engine, torch.zeros(len(_TERMS), dtype=torch.float64, device=self.engine.device), 0
+        """Make one step from its micro-batches. ``signals`` counts until the end of backward. Collective."""
+        engine, sums, count = self.engine, dict[str, Tensor](), 0
         self._undo.begin()
         for batch in batches:
             if count:
-                engine.update(step)  # hands over the micro-batch before
+                engine.update(step)  # hands over the previous micro-batch
             self._undo.keep_rows(batch.indices)
             objective = engine.micro_step(batch, step, count)
             terms = named_terms(objective)
-            sums += torch.stack([terms[n].double() if n in terms else sums.new_zeros(()) for n in _TERMS])
+            if count and terms.keys() != sums.keys():
+                raise ValueError(f"Objective.logs: must have the same names in every micro-batch, got {[*terms]}")
+            sums = {name: sums[name] + value.double() if count else value.double() for name, value in terms.items()}
             count += 1
-        there = {name: i for i, name in enumerate(_TERMS) if name in terms}
-        found = self._look(step.index + 1, there, sums / count, signals)
-        engine.update(step, skip=found.fault is not None)
-        if found.fault is not None:
+        finding = self._reduce(step.index + 1, {name: total / count for name, total in sums.items()}, signals)
+        engine.update(step, skip=finding.fault is not None)
+        if finding.fault is not None:
             self._undo.restore()
-        self._count(found, step)
-        return objective, found
+        self._count(finding, step)
+        return objective, finding
 
-    def _look(self, step: int, there: dict[str, int], sums: Tensor, signals: Signals) -> Finding:
+    def _reduce(self, step: int, terms: Mapping[str, Tensor], signals: Signals) -> Finding:
         engine = self.engine
         groups = gradients(engine.optimizer, engine.stage)
-        squares = torch.stack([_square(held, sums) for _, held in groups])
+        squares = torch.stack([_sum_of_squares(tensors, engine.device) for _, tensors in groups])
         if engine.stage == 0:
-            squares /= engine.world.size  # all ranks hold all of it
-        values = torch.cat([sums, squares, torch.tensor(signals.counts, dtype=torch.float64).to(sums.device)])
-        if engine.world.size > 1:
-            dist.all_reduce(values)
-        numbers = values.tolist()
-        means = {name: numbers[i] / engine.world.size for name, i in there.items()}
-        by_group = numbers[len(_TERMS) : len(_TERMS) + len(groups)]
-        stop = asked(numbers[len(_TERMS) + len(groups) :])
-        roles = [role for (role, _), square in zip(groups, by_group, strict=True) if not math.isfinite(square)]
-        return Finding(means, math.sqrt(sum(by_group)) / engine.loss_scale, fault(step, means, roles), stop)
+            squares /= engine.world.size  # every rank holds the whole gradient
+        sums = _all_reduce(
+            {
+                "terms": torch.stack(list(terms.values())),
+                "squares": squares,
+                "signals": torch.tensor(signals.counts, dtype=torch.float64, device=engine.device),
+            },
+            engine.world.size,
+        )
+        means = {name: value / engine.world.size for name, value in zip(terms, sums["terms"], strict=True)}
+        names = [name for (name, _), square in zip(groups, sums["squares"], strict=True) if not math.isfinite(square)]
+        norm = math.sqrt(sum(sums["squares"])) / engine.loss_scale
+        return Finding(means, norm, fault(step, means, names), stop_signal(sums["signals"]))
 
-    def _count(self, found: Finding, step: Step) -> None:
-        if found.fault is None:
-            self.row = 0
-            self._good |= {**found.terms, "gradient norm": found.grad_norm, "step": step.index + 1}
+    def _count(self, finding: Finding, step: Step) -> None:
+        if finding.fault is None:
+            self.consecutive = 0
+            self._last_good |= {**finding.terms, "gradient norm": finding.grad_norm, "step": step.index + 1}
             return
         self.skipped += 1
-        # fp16 finds its scale by trying: a gradient that is too large then is no fault until it cannot be scaled down.
-        if not math.isfinite(found.terms["loss"]) or self.engine.loss_scale <= 1:
-            self.row += 1
+        # fp16 searches its scale: a gradient that overflows is no fault while the scale can still be lowered.
+        if not math.isfinite(finding.terms["loss"]) or self.engine.loss_scale <= 1:
+            self.consecutive += 1
 
-    def judge(self, found: Finding) -> None:
-        """Raise :class:`Diverged`, with the last finite values of all that was watched, after too many in a row."""
-        if found.fault is None or self.row < self.limit:
+    def judge(self, finding: Finding) -> None:
+        """Raise :class:`Diverged`, with the last finite values, after too many consecutive skipped steps."""
+        if finding.fault is None or self.consecutive < self.limit:
             return
-        shown = [f"{name} {value:.4g}" for name, value in self._good.items() if name != "step"]
-        before = f"step {self._good['step']:.0f} still had {', '.join(shown)}" if shown else "no step was good"
-        row = f" {self.row} steps in a row" if self.row > 1 else ""
-        raise Diverged(f"{found.fault}; skipped{row}; {before}; lower --lr or set --clip_grad")
+        values = [f"{name} {value:.4g}" for name, value in self._last_good.items() if name != "step"]
+        before = f"step {self._last_good['step']:.0f} had {', '.join(values)}" if values else "no step was finite"
+        repeated = f" {self.consecutive} consecutive steps" if self.consecutive > 1 else ""
+        raise Diverged(f"{finding.fault}; skipped{repeated}; {before}. Lower --lr or set --clip_grad.")
 
 
 def named_terms(objective: Objective) -> dict[str, Tensor]:
-    """The loss by its name and, where they are known, the two terms of the bound and the deficit, without gradient."""
-    terms = {"loss": objective.loss.detach(), **objective.terms}
+    """Return, without gradient, the loss, the method's logs and, if the bound was measured, its terms."""
+    terms = {"loss": objective.loss.detach(), **objective.logs}
     if objective.bound is not None:
         bound = objective.bound
         terms |= {"entropy": bound.entropy, "reconstruction": bound.reconstruction, "deficit": bound.deficit}
     return terms
 
 
-def fault(step: int, terms: dict[str, float], roles: Sequence[Role]) -> str | None:
-    """What is not finite of a step's loss, with the terms that it comes from, or else of its gradient's groups."""
+def fault(step: int, terms: Mapping[str, float], groups: Sequence[str]) -> str | None:
+    """Return which of a step's loss or gradient groups is not finite, with the terms that cause it; None if all are."""
     if not math.isfinite(terms["loss"]):
         causes = [f"{n} {v}" for n, v in terms.items() if n not in ("loss", "deficit") and not math.isfinite(v)]
         return f"the loss is {terms['loss']} at step {step}" + (f" ({', '.join(causes)})" if causes else "")
-    if roles:
-        return f"the gradient of the {' and of the '.join(role.words for role in roles)} is not finite at step {step}"
+    if groups:
+        return f"the gradient of the {' and of the '.join(groups)} is not finite at step {step}"
     return None
 
 
-def _square(gradient: list[Tensor], like: Tensor) -> Tensor:
-    """Sum of squares of a group's gradient, as far as this rank holds it, in fp64."""
-    if not gradient:
-        return like.new_zeros(())
-    return torch.stack(torch._foreach_norm(gradient)).double().square().sum().to(like.device)  # it may be offloaded
+def _all_reduce(vectors: Mapping[str, Tensor], world_size: int) -> dict[str, list[float]]:
+    """Return the sums over ranks of named vectors, by one reduction and one copy to the host."""
+    packed = torch.cat([vector.double() for vector in vectors.values()])
+    if world_size > 1:
+        dist.all_reduce(packed)
+    parts = torch.split(packed.cpu(), [len(vector) for vector in vectors.values()])
+    return {name: part.tolist() for name, part in zip(vectors, parts, strict=True)}
+
+
+def _sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of squares of this rank's part of a group's gradient, in fp64."""
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(list(tensors))).double().square().sum().to(device)  # it may be offloaded
+
+
+class Undo:
+    """A copy of every buffer of a method (queues, centres, BatchNorm's statistics) from before a step.
+
+    A memory of all images (``Method.image_memories``) may be larger than the network. A step writes only the rows of
+    its batch, so only those are copied.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self._group = method.group
+        self._memories = [(method.get_buffer(name), dim) for name, dim in method.image_memories.items()]
+        self._buffers = [b for name, b in method.named_buffers() if name not in method.image_memories]
+        self._copies = [torch.empty_like(buffer) for buffer in self._buffers]
+        self._rows: list[tuple[Tensor, list[Tensor]]] = []
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Copy the buffers. Call it before a step's first micro-step."""
+        self._rows = []
+        if self._buffers:
+            torch._foreach_copy_(self._copies, self._buffers)
+
+    @torch.no_grad()
+    def keep_rows(self, indices: Tensor) -> None:
+        """Copy the rows of the images ``indices`` [B] of all ranks. Call it before every micro-step."""
+        if self._memories:
+            gathered = gather_detached(indices.to(self._memories[0][0].device), self._group)
+            self._rows.append((gathered, [memory.index_select(dim, gathered) for memory, dim in self._memories]))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Restore the state at :meth:`begin`."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._copies)
+        for indices, rows in reversed(self._rows):
+            for (memory, dim), copies in zip(self._memories, rows, strict=True):
+                memory.index_copy_(dim, indices, copies)

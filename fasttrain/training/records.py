@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, log.txt, TensorBoard events, summary.json."""
+"""The files of a run: metrics.jsonl, log.txt, TensorBoard events, summary.json."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,31 +16,43 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from ..config.settings import Config
+from ..config.resolve import Config
 from ..distributed.world import World
+from ..engine.engine import Engine
 from ..errors import ConfigError
 from ..files import finite, write_text
+from ..methods import Objective, Step
+from .guard import Finding
+from .monitors import spread
+
+BOUND = ("entropy", "entropy_max", "reconstruction", "information", "deficit")
+"""The bound's values in a line of metrics.jsonl, in nats; null where a method has no bound."""
+_STEP_KEYS = ("step", "epoch", "loss", "grad_norm", "skipped_steps", "lr", "weight_decay", "momentum")
+_RATE_KEYS = ("images_per_s", "data_wait")
+_EVALUATION_KEYS = ("channel_std", "effective_rank", "knn_top1", "rankme")
+TRAINER_KEYS = frozenset({*_STEP_KEYS, *_RATE_KEYS, *_EVALUATION_KEYS})
+"""The other values of the trainer; all further ones are a method's own."""
 
 
 def output_folder(config: Config, world: World) -> Path:
-    """Where the run is written, the same for all ranks. Raises ConfigError where a file cannot be made there."""
+    """Return the folder of the run, the same on all ranks. Raise ConfigError if no file can be written there."""
     chosen = [config.train.output_dir or (_new_folder(config) if world.is_main else "")]
     if world.size > 1:
         dist.broadcast_object_list(chosen)
-    path = Path(chosen[0])
+    path = Path(chosen[0]).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "checkpoints"):
             if folder.is_dir():
                 tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        what = "written to" if path.is_dir() else "made"
-        raise ConfigError(f"--output_dir {path} cannot be {what}: {error.strerror}; choose another") from None
+        action = "written to" if path.is_dir() else "made"
+        raise ConfigError(f"--output_dir {path}: cannot be {action}: {error.strerror}. Choose another.") from None
     return path
 
 
 def _new_folder(config: Config) -> str:
-    """Make a folder that says what runs and since when; a second run of the same second gets its own."""
+    """Make a folder named by method and time. A second run within the same second gets its own."""
     name = f"{config.method}{'-er' if config.entropy else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in itertools.count(1):
         path = Path("runs", name if number == 1 else f"{name}-{number}")
@@ -47,14 +60,71 @@ def _new_folder(config: Config) -> str:
             path.mkdir(parents=True)
         except FileExistsError:
             continue
-        except OSError:  # all ranks meet it again, and say so
+        except OSError:  # output_folder meets it again on all ranks, and reports it
             pass
         break
     return str(path)
 
 
+@dataclass
+class Meter:
+    """Images, time and waiting since the last logged step."""
+
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def rates(self) -> dict[str, float]:
+        """Return images per second, and the fraction of the time spent waiting for data."""
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        return {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
+
+
+def metrics_line(
+    engine: Engine, step: Step, objective: Objective, finding: Finding, skipped: int, meter: Meter
+) -> dict[str, Any]:
+    """Return the line of metrics.jsonl of a measured step, averaged over ranks. Collective.
+
+    Loss, bound and logs are means over the micro-batches too; the spread of the projections is that of the last one.
+    Raise ValueError if a method logs a name that the trainer uses itself.
+    """
+    terms, bound, rows = dict(finding.terms), objective.bound, objective.projections
+    shape: dict[str, float] = {}
+    if rows is not None:
+        local = spread(rows)
+        shape = dict(zip(local, engine.mean(list(local.values())), strict=True))
+    if taken := TRAINER_KEYS & objective.logs.keys():
+        raise ValueError(f"Objective.logs: {min(taken)!r} is a name of the trainer. Choose another.")
+    loss = terms.pop("loss")
+    values: dict[str, float | None] = dict.fromkeys(BOUND)
+    if bound is not None:
+        entropy, reconstruction = terms["entropy"], terms["reconstruction"]
+        values = {
+            "entropy": entropy,
+            "entropy_max": bound.entropy_max,
+            "reconstruction": reconstruction,
+            "information": entropy - reconstruction,
+            "deficit": terms["deficit"],
+        }
+        own = {name: value for name, value in terms.items() if name not in values}
+    else:
+        own = terms
+    return {
+        "step": step.index + 1,
+        "epoch": (step.index + 1) / step.per_epoch,
+        "loss": loss,
+        **values,
+        **own,
+        **shape,
+        **engine.schedules(step),
+        "grad_norm": finding.grad_norm,
+        "skipped_steps": skipped,
+        **meter.rates(),
+    }
+
+
 class Recorder:
-    """Writes the files of one run; only rank 0 has one. Lines are flushed as they are written."""
+    """Writes the files of one run; only rank 0 has one. Each line is flushed when it is written."""
 
     def __init__(self, folder: Path, *, resumed_at: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,14 +138,14 @@ class Recorder:
         self._hook = threading.excepthook
 
     def step(self, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and the numbers in TensorBoard."""
+        """Write a line of metrics.jsonl, and the numbers to TensorBoard."""
         self._metrics.write(json.dumps(finite(values)) + "\n")
         for name, value in values.items():
             if name not in ("step", "epoch") and value is not None:
                 self._board.add_scalar(name, value, values["step"])
 
     def epoch(self, values: dict[str, Any]) -> None:
-        """One line of log.txt, in DINO's form."""
+        """Write a line of log.txt, in DINO's form."""
         self._log.write(json.dumps(finite(values)) + "\n")
 
     def __enter__(self) -> Recorder:
@@ -93,13 +163,13 @@ class Recorder:
             threading.excepthook = self._hook
 
     def _of_a_thread(self, unhandled: threading.ExceptHookArgs) -> None:
-        """Print an error of another thread, but not of TensorBoard's: it is raised here again, at the next number."""
+        """Print an error of another thread, except TensorBoard's: the next ``add_scalar`` raises that one again."""
         if not type(unhandled.thread).__module__.startswith("tensorboard."):
             self._hook(unhandled)
 
 
 def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str, Any]:
-    """DINO's line of log.txt: means over the epoch's logged steps."""
+    """Return DINO's line of log.txt: means over the epoch's logged steps."""
     names = [k for k in (values[-1] if values else {}) if k not in ("step", "epoch", "entropy_max")]
     means = {
         f"train_{k}": math.fsum(v[k] for v in values) / len(values)
@@ -110,12 +180,12 @@ def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str,
 
 
 def write_summary(folder: Path, values: dict[str, Any]) -> None:
-    """summary.json."""
+    """Write summary.json."""
     write_text(folder / "summary.json", json.dumps(finite(values), indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary.json of a finished run, or None."""
+    """Return the summary.json of a finished run, or None."""
     try:
         content = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):
@@ -124,10 +194,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines of steps that a resumed run makes again, and a last one that was cut; returns the others."""
+    """Remove the lines of steps that a resumed run repeats, and a truncated last line; return the others."""
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in lines if line.get("step", 0) <= step]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # killed, or on a full disk: all stays
-    return kept
+    lines = [line for line in lines if line.get("step", 0) <= step]
+    # write_text replaces the file at once: if this process is killed or the disk is full, the old file stays.
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines

@@ -1,17 +1,17 @@
-"""The CPU path: tiles of prototypes, each met by all rows, and no logits.
+"""The CPU path: tiles of prototypes with all rows, and no stored logits.
 
     s_ik = scale_s <h_i, w_k>        P = softmax_k(s)       student rows h [R, D], prototypes w [K, D]
     t_jk = scale_t <q_j, v_k> + b_k  p = softmax_k(t)       teacher rows q [T, D], prototypes v [K, D], no gradient
 
-    forward    lse_i, the log of the softmax's sum;   o_j = sum_k p_jk w_k, which is all of the teacher that the loss
-               needs: attention with the teacher's rows as queries, its prototypes as keys and w as values;
+    forward    lse_i, the log of the softmax's sum;   o_j = sum_k p_jk w_k, the only term of the teacher in the loss:
+               attention with the teacher's rows as queries, its prototypes as keys and w as values;
                m_k = sum_i r_i P_ik, the weighted marginal;   e_i = sum_k P_ik s_ik
-    backward   G_ik = P_ik (a_i + r_i g_k + c_i s_ik),   with a the gradient of lse, g that of m, c that of e, and
-               a_i less r_i sum_k P_ik g_k and c_i (e_i - 1)
+    backward   G_ik = P_ik (a_i + r_i g_k + c_i s_ik),   with a, g, c the gradients of lse, m, e, where
+               r_i sum_k P_ik g_k and c_i (e_i - 1) are subtracted from a_i
                dh = scale_s G w,   dw_k = scale_s G_k^T h + p_k^T do
 
-Base 2 and exp2 as in similarity/cpu.py. Where all the probabilities are few (8 MB), they are formed once and kept for
-the backward pass, which then multiplies three times instead of four and forms no exponential.
+Everything is in base 2 with exp2, as in similarity/cpu.py. If the probabilities take at most 8 MB, they are computed
+once and saved for the backward pass. It then needs three products instead of four, and no exponential.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def is_kept(rows: int, prototypes: int) -> bool:
-    """Whether the probabilities of so many rows are handed to the backward pass."""
+    """Return whether the probabilities of this many rows are saved for the backward pass."""
     return rows * prototypes <= _KEPT
 
 
@@ -47,9 +47,10 @@ def terms(
     teacher_scale: float,
     energy: bool,
 ) -> Terms:
-    """Lse [R], o [T, D], the teacher's lse [T], m [K], e [R], and P and p if :func:`is_kept`; else they are empty.
+    """Return lse [R], o [T, D], the teacher's lse [T], m [K], e [R], P [R, K] and p [T, K].
 
-    bias is [V, K], a row for each of V equal parts of the teacher's rows; weights are r, and ask for m.
+    Terms that are not requested are empty, and so are P and p unless :func:`is_kept`. bias is [V, K], one row for each
+    of V equal parts of the teacher's rows. weights are r, and request m.
     """
     h, w = accumulable(student), student_prototypes
     nothing = h.new_empty(0)
@@ -101,7 +102,7 @@ def backward(
     student_scale: float,
     teacher_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the student's rows [R, D] and prototypes [K, D], in the type of accumulation."""
+    """Return the gradients of the student's rows [R, D] and prototypes [K, D], in the type of accumulation."""
     h, w = accumulable(student), student_prototypes
     of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad
     if weights is None:
@@ -126,7 +127,7 @@ def backward(
         else:
             torch.mul(p, of_rows[:, None], out=grad)
         if energy_grad is not None:
-            # c_i P_ik s_ik: the scores once more, for few losses ask for this gradient.
+            # c_i P_ik s_ik: the scores are computed again, because few losses need this gradient.
             scores = torch.mm(h, accumulable(w[k]).T, out=torch.empty_like(p)).mul_(student_scale)
             grad += scores.mul_(p).mul_(energy_grad[:, None])
         dh.addmm_(grad, accumulable(w[k]), alpha=student_scale)
@@ -139,7 +140,7 @@ def backward(
 
 
 def _scores(rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale: float) -> Iterator[tuple[slice, Tensor]]:
-    """Scores in base 2 of all rows with a tile of prototypes at a time, in one buffer that the next overwrites."""
+    """Yield the scores in base 2 of all rows with one tile of prototypes after another, in one buffer."""
     scaled = rows * (scale * LOG2E)
     width = len(prototypes) if is_kept(len(rows), len(prototypes)) else max(1, _AREA // len(rows))
     buffer = rows.new_empty(len(rows) * min(width, len(prototypes)))
@@ -156,7 +157,7 @@ def _scores(rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale: float)
 def _probabilities(
     rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale: float, lse: Tensor, kept: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Softmax probabilities, tile by tile; not to be written to, for they may be the kept ones."""
+    """Yield softmax probabilities, tile by tile. They are read-only, because they may be the saved ones."""
     if kept.numel():
         yield slice(0, len(prototypes)), kept
         return
@@ -166,7 +167,7 @@ def _probabilities(
 
 
 def _softmax_of_all(rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """All probabilities [N, K], and log of the softmax's sum [N]."""
+    """Return all probabilities [N, K], and the log of the softmax's sum [N]."""
     (_, p), *_ = _scores(rows, prototypes, bias, scale)
     top = p.amax(1, keepdim=True)
     total = p.sub_(top).clamp_min_(CLAMP).exp2_().sum(1, keepdim=True)
@@ -174,7 +175,7 @@ def _softmax_of_all(rows: Tensor, prototypes: Tensor, bias: Tensor | None, scale
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Softmax-weighted mean of the values for each query [T, D], and log of the softmax's sum [T]."""
+    """Return the softmax-weighted mean of the values per query [T, D], and the log of the softmax's sum [T]."""
     top = queries.new_full((len(queries), 1), -torch.inf)
     total = torch.zeros_like(top)
     out = torch.zeros_like(queries)

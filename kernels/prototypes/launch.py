@@ -1,7 +1,7 @@
-"""Starts the Triton kernels of the prototypes. The functions are those of cpu.py.
+"""Launch the Triton kernels of the prototypes. The functions have the signatures of cpu.py.
 
-Rows and prototypes must have one type, or both are taken in fp32; so are those in fp16, below whose smallest number the
-products of a probability and a gradient lie.
+If rows and prototypes have different types, both are converted to fp32. So is fp16, because the product of a
+probability and a gradient is below its smallest number.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def terms(
     teacher_scale: float,
     energy: bool,
 ) -> Terms:
-    """As :func:`cpu.terms`, but nothing is kept."""
+    """Like :func:`cpu.terms`, but nothing is saved."""
     h, w = _alike(student, student_prototypes)
     nothing = h.new_empty(0, dtype=torch.float32)
     lse, _ = similarity.pair_lse(h, w, None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False)
     attended = teacher_lse = marginal = energies = nothing
     if teacher is not None and teacher_prototypes is not None:
-        # The student's prototypes as they are given: rows that a learnt temperature made fp32 would widen the values
-        # alone, and tiles of two types ask for more shared memory than there is.
+        # The prototypes of the caller, not w: a learnt temperature makes the rows and w fp32. That would widen the
+        # values only, and tiles of two types need more shared memory than the chip has.
         queries, keys, values = _alike(teacher, teacher_prototypes, student_prototypes)
         attended, teacher_lse = _attend(queries, keys, values, bias, teacher_scale)
     if weights is not None:
@@ -70,7 +70,7 @@ def backward(
     student_scale: float,
     teacher_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`cpu.backward`."""
+    """Like :func:`cpu.backward`."""
     h, w = _alike(student, student_prototypes)
     of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad
     if weights is None:
@@ -106,7 +106,7 @@ def backward(
 
 
 def _alike(*factors: Tensor) -> tuple[Tensor, ...]:
-    """All in one type that the kernels multiply in, features side by side."""
+    """Return all factors in one type that the kernels can multiply, with adjacent features."""
     if {factor.dtype for factor in factors} not in ({torch.float32}, {torch.bfloat16}):
         factors = tuple(factor.float() for factor in factors)
     return tuple(map(similarity.adjacent, factors))
@@ -142,7 +142,7 @@ def _rows_pass(
     of_energy: Tensor | None = None,
     gradient: bool = True,
 ) -> Tensor:
-    """``scale G w`` [N, D], or with ``gradient=False`` the sums of G [N]; G = P (a + r g + c s)."""
+    """Return ``scale G w`` [N, D], or with ``gradient=False`` the sums of G [N], for G = P (a + r g + c s)."""
     n, dim = h.shape
     tile = prototype_tile(dim, h.dtype)
     grid, span = _grid(h, len(w), tile, outs=gradient)
@@ -188,7 +188,7 @@ def _columns(
 
 
 def _grid(rows: Tensor, prototypes: int, tile: Tile, *, outs: bool = True) -> tuple[tuple[int, int, int], int]:
-    """Blocks of rows, spans of prototypes and parts of the features; and the tiles in a span."""
+    """Return the grid (blocks of rows, spans of prototypes, parts of the features), and the tiles per span."""
     n, dim = rows.shape
     blocks, tiles = triton.cdiv(n, tile.block_m), triton.cdiv(prototypes, tile.block_n)
     parts = triton.cdiv(dim, tile.block_out) if outs else 1

@@ -1,10 +1,10 @@
-"""Cross-entropy and entropies over prototypes, without logits (DINO, SwAV, and their entropy-reconstruction twins).
+"""Cross-entropy and entropies over prototypes, without logits (DINO, SwAV, and their entropy-reconstruction bounds).
 
-With P the student's and p the teacher's assignment, sum_k p_k = 1 takes the logits out of the cross-entropy:
+With the student's assignment P and the teacher's assignment p, sum_k p_k = 1 removes the logits from the cross-entropy:
 
     -sum_k p_k log P_k = lse(h W^T / temp) - <h, o> / temp,     o = sum_k p_k w_k
 
-so the student needs a log-sum-exp over prototypes, and of a teacher's view remains one vector o of D numbers.
+So the student needs a log-sum-exp over prototypes, and a teacher's view is reduced to one vector o of D numbers.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def prototype_cross_entropy(
     center: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Cross-entropy of every student view with every *other* teacher view (DINO, arXiv 2104.14294, equations 1 to 3).
+    """Return the cross-entropy of every student view with every *other* teacher view (DINO, arXiv 2104.14294, eq. 1-3).
 
-    student [S, B, D], teacher [T, B, D], prototypes [K, D], center [K] or one a teacher view [T, K]:
+    student [S, B, D], teacher [T, B, D], prototypes [K, D], center [K] or one per teacher view [T, K]:
 
         p_t = softmax((teacher_t P_t^T - center_t) / teacher_temp)          no gradient
         loss = mean over t, s != t and B of  -sum_k p_t,k log softmax(student_s P_s^T / student_temp)_k     (nats)
 
-    View s of the student is the same image view as view s of the teacher, for s < T. SwAV's Sinkhorn codes are the
-    case ``teacher_temp = epsilon, center = sinkhorn_center(...)``. Memory is O((S + T) B D + K D). Gradients: student,
-    student_prototypes and, if it is a tensor, student_temp; first order. Raises ValueError for shapes, types or
-    temperatures that do not fit, or if no pair is left.
+    Student and teacher see the same view of the image for s = t. SwAV's Sinkhorn codes are the case
+    ``teacher_temp = epsilon, center = sinkhorn_center(...)``. Memory is O((S + T) B D + K D). First-order gradients
+    exist for student, student_prototypes, and student_temp if it is a tensor. Raises ValueError if shapes, types or
+    temperatures do not fit, or if there is no pair.
     """
     loss, _ = prototype_terms(
         student,
@@ -70,9 +70,10 @@ def prototype_terms(
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`prototype_cross_entropy` and H(mean student assignment) of all views and ranks, from the same passes.
+    """Return :func:`prototype_cross_entropy` and the entropy H(mean student assignment), both in nats.
 
-    In nats; without ``entropy`` the second is empty. Shapes and errors as there.
+    The mean is over all views and ranks. Both terms come from the same passes. Without ``entropy`` the second one is
+    empty. For shapes and errors see :func:`prototype_cross_entropy`.
     """
     pairs = _check_views(student, teacher, student_prototypes, teacher_prototypes, center)
     check_positive(student_temp, "student_temp")
@@ -108,15 +109,15 @@ def prototype_terms(
         False,
         chosen,
     )
-    # Each view of the student meets all teacher views but its own.
+    # Each student view is paired with all teacher views except its own.
     targets = attended.view(teachers, batch, -1)
     others = targets.sum(0).expand(views, -1, -1)
     own = torch.cat([targets, targets.new_zeros(views, *targets.shape[1:])])[:views]
-    met = student.new_full((views, 1), teachers, dtype=lse.dtype)
-    met[:teachers] -= 1
+    partners = student.new_full((views, 1), teachers, dtype=lse.dtype)
+    partners[:teachers] -= 1
     with torch.autocast(student.device.type, enabled=False):
         dots = (student.to(lse.dtype) * (others - own)).sum() * scale
-    loss = ((lse.view(views, batch) * met).sum() - dots) / (pairs * batch)
+    loss = ((lse.view(views, batch) * partners).sum() - dots) / (pairs * batch)
     return loss, _entropy(mean_over_ranks(marginal, group)) if entropy else marginal
 
 
@@ -132,22 +133,23 @@ def patch_cross_entropy(
     weight: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Cross-entropy of every student row with its own teacher row (iBOT, arXiv 2111.07832, equation 2), in nats.
+    """Return the cross-entropy of every student row with its own teacher row (iBOT, arXiv 2111.07832, eq. 2), in nats.
 
-    student, teacher [N, D], the masked patches of all images; prototypes [K, D], center [K]; weight [N], such as
-    1 / masked patches of the row's image, or a mask:
+    student, teacher [N, D] are the masked patches of all images; prototypes [K, D], center [K]. weight [N] is, for
+    example, a mask or 1 / number of masked patches of the row's image:
 
         loss = sum_i weight_i CE(p_i, P_i) / sum_i weight_i,   p and P as in :func:`prototype_cross_entropy`
 
-    Memory is O(N D + K D), which at 8,192 rows and 65,536 prototypes spares 2 GiB a copy of the logits. Gradients as
-    there, and weight has none. Raises ValueError for shapes, types or temperatures that do not fit.
+    Memory is O(N D + K D). At 8,192 rows and 65,536 prototypes this saves 2 GiB per copy of the logits. Gradients exist
+    as in :func:`prototype_cross_entropy`, and not for weight. Raises ValueError if shapes, types or temperatures do not
+    fit.
     """
     check_pair(student, teacher, "student", "teacher", same_rows=True)
     _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
     check_positive(student_temp, "student_temp")
     check_positive(teacher_temp, "teacher_temp")
     if weight is not None and weight.shape != student.shape[:1]:
-        raise ValueError(f"weight must be one number a row, [{len(student)}], got {tuple(weight.shape)}")
+        raise ValueError(f"weight must be one number per row, [{len(student)}], got {tuple(weight.shape)}")
     chosen = choose_backend(backend, student)
     if chosen == "eager":
         rows = reference.patch_cross_entropy(
@@ -188,11 +190,11 @@ def prototype_entropy(
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Marginal entropy H(mean_i p_i) and mean conditional entropy mean_i H(p_i), in nats.
+    """Return the marginal entropy H(mean_i p_i) and the mean conditional entropy mean_i H(p_i), in nats.
 
-    ``p_i = softmax(features_i prototypes^T / temp)`` for features [N, D] and prototypes [K, D]. The marginal is that
-    of all ranks' rows if ``group`` is given. Uniform rows give log K, equal one-hot rows 0, and nothing is negative.
-    Memory is O((N + K) D). Raises ValueError for shapes, types or a temperature that do not fit.
+    ``p_i = softmax(features_i prototypes^T / temp)`` for features [N, D] and prototypes [K, D]. With ``group`` the
+    means are over the rows of all ranks. Uniform rows give log K, equal one-hot rows 0, and no result is negative.
+    Memory is O((N + K) D). Raises ValueError if shapes, types or the temperature do not fit.
     """
     check_pair(features, prototypes, "features", "prototypes")
     check_positive(temp, "temp")
@@ -209,21 +211,21 @@ def prototype_entropy(
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """``-sum p log p`` of p that sums to 1 but for rounding, which is divided out; 0 log 0 = 0."""
+    """Return ``-sum p log p``, with 0 log 0 = 0. p is divided by its sum, which is 1 up to rounding."""
     total = p.sum()
     log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
     return (total.log() - (p * log_p).sum() / total).clamp_min(0)
 
 
 def _scaled(rows: Tensor, temp: float | Tensor) -> tuple[Tensor, float]:
-    """A temperature that is a tensor goes into the rows, where autograd finds its gradient."""
+    """Return rows and scale. A temperature that is a tensor scales the rows, so that autograd gives its gradient."""
     return (rows.to(accumulation_type(rows)) / temp, 1.0) if isinstance(temp, Tensor) else (rows, 1 / temp)
 
 
 def _check_views(
     student: Tensor, teacher: Tensor, student_prototypes: Tensor, teacher_prototypes: Tensor, center: Tensor | None
 ) -> int:
-    """The number of pairs of different views. Raises ValueError for what does not fit."""
+    """Return the number of pairs of different views. Raise ValueError if the shapes do not fit."""
     for views, name in ((student, "student"), (teacher, "teacher")):
         if views.ndim != 3 or 0 in views.shape:
             raise ValueError(f"{name} must be [views, B, D], none of them 0, got {tuple(views.shape)}")
@@ -239,7 +241,7 @@ def _check_views(
 
 
 def _check_prototypes(student: Tensor, teacher: Tensor, dim: int, center: Tensor | None, *, parts: int) -> None:
-    """Both prototypes [K, dim], and a centre [K] or one for each of the teacher's parts."""
+    """Raise ValueError unless prototypes are [K, dim], and center is [K] or [parts, K]."""
     check_rows(student, "student_prototypes")
     check_rows(teacher, "teacher_prototypes")
     count = len(student)
@@ -253,7 +255,7 @@ def _check_prototypes(student: Tensor, teacher: Tensor, dim: int, center: Tensor
 
 
 def _bias(center: Tensor | None, teacher_temp: float, like: Tensor) -> Tensor | None:
-    """The centre as a bias of the teacher's scores, a row for each of its parts."""
+    """Return the centre as a bias of the teacher's scores, with one row per part."""
     if center is None:
         return None
     return center.detach().to(accumulation_type(like)).view(-1, center.shape[-1]) / -teacher_temp

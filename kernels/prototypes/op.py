@@ -1,4 +1,4 @@
-"""The prototypes' terms as a torch operator, ``fasttrain::prototype_terms``, with its gradient."""
+"""The terms of the prototypes as a torch operator, ``fasttrain::prototype_terms``, with its gradient."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _kernels(backend: str) -> ModuleType:
 def _terms(*args: Any) -> cpu.Terms:
     *tensors, student_scale, teacher_scale, energy, backend = args
     options = {"student_scale": student_scale, "teacher_scale": teacher_scale, "energy": energy}
-    found: cpu.Terms = _kernels(backend).terms(*tensors, **options)
-    return found
+    terms: cpu.Terms = _kernels(backend).terms(*tensors, **options)
+    return terms
 
 
 def _terms_shapes(
@@ -58,8 +58,8 @@ def _terms_shapes(
         return student.new_empty(shape, dtype=accumulation_type(student))
 
     def kept(count: int) -> Tensor:
-        there = backend == "cpu" and count and cpu.is_kept(count, prototypes.shape[0])
-        return new(count, prototypes.shape[0]) if there else new(0, 0)
+        saved = backend == "cpu" and count and cpu.is_kept(count, prototypes.shape[0])
+        return new(count, prototypes.shape[0]) if saved else new(0, 0)
 
     rows, dim = student.shape
     return (
@@ -76,8 +76,8 @@ def _terms_shapes(
 def _terms_backward(*args: Any) -> tuple[Tensor, Tensor]:
     *tensors, student_scale, teacher_scale, backend = args
     options = {"student_scale": student_scale, "teacher_scale": teacher_scale}
-    found: tuple[Tensor, Tensor] = _kernels(backend).backward(*tensors, **options)
-    return found
+    grads: tuple[Tensor, Tensor] = _kernels(backend).backward(*tensors, **options)
+    return grads
 
 
 def _backward_shapes(student: Tensor, teacher: Tensor | None, prototypes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def _backprop(
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    raise RuntimeError("the fused prototype terms have no second derivative; kernels with backend='eager' have")
+    raise RuntimeError("the fused prototype terms have no second derivative; use backend='eager'")
 
 
 torch.library.register_autograd("fasttrain::prototype_terms", _backprop, setup_context=_save)

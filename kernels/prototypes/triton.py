@@ -1,14 +1,15 @@
-"""The Triton kernels of the prototypes, which launch.py starts.
+"""The Triton kernels of the prototypes. ``launch.py`` launches them.
 
-Symbols are those of cpu.py; everything is in base 2, on fp32 accumulators. The student's log-sum-exp is the similarity
-kernels'. Three more:
+The symbols are defined in cpu.py. Everything is in base 2, with fp32 accumulators. The similarity kernels compute the
+student's log-sum-exp. There are three more kernels:
 
-    attend     a block of teacher rows over a span of prototypes: o with a running maximum, as attention has it
+    attend     a block of teacher rows over a span of prototypes: o with a running maximum, as in attention
     rows       a block of student rows over a span of prototypes: sums of G, and G w
     columns    a block of prototypes over all rows: m = r^T P; or dw = scale G^T h + p^T do, student first, then teacher
 
-Few rows meet many prototypes, so the first two are cut into spans whose results torch joins; the third has a program a
-block of prototypes, which writes dw once. No atomics: the same bits every time.
+There are few rows and many prototypes. So the first two split the prototypes into spans, and torch joins the results.
+The third has one program per block of prototypes, which writes dw once. There are no atomics, so the bits are the same
+every time.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from ..similarity.triton import LOG2E, load_tile, long_dots
 @triton.jit
 def attend_kernel(
     p_q, p_keys, p_values,
-    p_bias,  # [parts, K], a row for every ``part_rows`` queries
+    p_bias,  # [parts, K], one row per ``part_rows`` queries
     p_top, p_total,  # [spans, T]
     p_out,  # [spans, T, D]
     T, K, stride_q, stride_keys, stride_values, scale, part_rows, span,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Softmax-weighted sum of values for a block of queries, relative to the largest score of the span."""
+    """Sum the values of a block of queries with softmax weights, relative to the largest score of the span."""
     part = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outs = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -73,13 +74,13 @@ def attend_kernel(
 def rows_kernel(
     p_h, p_w, p_lse,
     p_a, p_r, p_g, p_c,  # G = P (a_i + r_i g_k + c_i s_ik), the last two if MARGINAL and ENERGY
-    p_dh,  # [spans, N, D], if GRADIENT
-    p_sums,  # [spans, N], else
+    p_dh,  # [spans, N, D] if GRADIENT
+    p_sums,  # [spans, N] otherwise
     N, K, stride_h, stride_w, scale, span,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
     MARGINAL: tl.constexpr, ENERGY: tl.constexpr, GRADIENT: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """G w, or the sums of G, of a block of student rows over a span of prototypes."""
+    """Accumulate G w, or the sums of G, of a block of student rows over a span of prototypes."""
     part = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outs = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -129,14 +130,14 @@ def rows_kernel(
 def columns_kernel(
     p_w, p_h, p_lse, p_a, p_r, p_g, p_c,
     p_v, p_q, p_bias, p_teacher_lse, p_do,  # the teacher's part, if TEACHER
-    p_dw,  # [K, D], if GRADIENT
-    p_marginal,  # [K], else
+    p_dw,  # [K, D] if GRADIENT
+    p_marginal,  # [K] otherwise
     K, N, T, stride_w, stride_h, stride_v, stride_q, stride_do, scale, teacher_scale, part_rows,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
     MARGINAL: tl.constexpr, ENERGY: tl.constexpr, GRADIENT: tl.constexpr, TEACHER: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of prototypes from all rows, or their weighted marginal."""
+    """Accumulate the gradient of a block of prototypes over all rows, or their weighted marginal."""
     ks = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outs = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     features = tl.arange(0, BLOCK_D)

@@ -1,18 +1,18 @@
-"""The CPU path: square tiles that stay in the cache, worked on in place, each pair of rows of a symmetric matrix once.
+"""The CPU path: square tiles that stay in the cache and are changed in place. A symmetric matrix needs half of them.
 
-    e_ij = 2^(c <x_i, y_j> + b_j log2 e),   c = scale log2 e        one product and one exponential a tile, forward
-                                                                    and again backward; never an N x M matrix
+    e_ij = 2^(c <x_i, y_j> + b_j log2 e),   c = scale log2 e        one product and one exponential per tile, in each
+                                                                    direction, and never an N x M matrix
     lse_i = log sum_j e_ij
     G_ij = g_i exp(s_ij - lse_i) + h_j exp(s_ij - lse'_j)           g, h: gradients of row and column log-sum-exps
     dx = scale G y,  dy = scale G^T x,  dbias_j = sum_i G_ij
 
-Everything runs in base 2, because torch's exp2 is its own vector code on every processor (1.2 units in the last place)
-where its exp is the maths library's: on the AMD machine of NOTES.md exp2 is four times faster. Where the scores are
-bounded by 40 nats, no shift is needed at all: neither 2^s nor a sum of them leaves the range of fp32, and sums over
-tiles in any order simply add. Elsewhere a running maximum is kept.
+Everything is in base 2. torch's exp2 is torch's own vector code on every processor (1.2 units in the last place), but
+its exp is the maths library's. On the AMD machine of NOTES.md exp2 is four times faster. Scores within +-40 nats need
+no shift: neither 2^s nor a sum of them leaves the range of fp32, so the sums of tiles are added in any order. Other
+scores need a running maximum.
 
-The same code serves fp64, which is what gradcheck tests, and CUDA tensors of types that the Triton kernels lack; there,
-looking at the sums waits for the device.
+The same code serves fp64, which gradcheck needs, and CUDA tensors of types that the Triton kernels do not support. On
+CUDA, reading the sums waits for the device.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch import Tensor
 
 LOG2E = math.log2(math.e)
 BOUND = 40.0
-"""Scores within +-BOUND nats need no shift: e^-80 is the smallest probability, and with a gradient of 1/N a normal."""
+"""Scores within +-BOUND nats need no shift: e^-80 is the smallest probability, and normal times a gradient of 1/N."""
 _TILE = 768
 CLAMP = -80.0
-"""2^-80 is nothing beside 1, and times a small gradient not yet a denormal, whose products are 100 times slower."""
+"""2^-80 is negligible next to 1. Times a small gradient it is not yet denormal, which is 100 times slower."""
 
 Weights = tuple[Tensor, Tensor]
 """A log-sum-exp and the gradient with respect to it, both [N] or both [M]."""
@@ -45,7 +45,7 @@ def pair_lse(
     unit_norm: bool,
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Row log-sum-exps [N] and, with ``columns``, those of the columns [M], else an empty tensor."""
+    """Return the log-sum-exps of rows [N], and with ``columns`` of columns [M], else an empty tensor."""
     x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
     scale = _scale(scale, gain)
     if _bounded(x, y, bias, scale, unit_norm):
@@ -63,7 +63,7 @@ def pair_lse(
 def self_lse(
     x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of every row of the symmetric matrix of x with itself [N]; and what :func:`is_kept`."""
+    """Return the row log-sum-exps [N] of x with itself, and if :func:`is_kept` the probabilities [N, N]."""
     x, scale = accumulable(x), _scale(scale, gain)
     excluded = 0 if exclude_self else None
     if is_kept(len(x)):
@@ -94,7 +94,7 @@ def pair_backward(
     need_x: bool,
     need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, y and bias, in the type of accumulation; empty where they are not needed."""
+    """Return the gradients of x, y and bias, in the type of accumulation. Those not needed are empty."""
     x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
     scale = _scale(scale, gain)
     dx = torch.zeros_like(x) if need_x else x.new_empty(0)
@@ -113,11 +113,11 @@ def pair_backward(
 def self_backward(
     x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> Tensor:
-    """Gradient of x: G is symmetric, so each tile above the diagonal serves the two that it stands for."""
+    """Return the gradient of x. G is symmetric, so each tile above the diagonal also serves its mirror tile."""
     x, scale = accumulable(x), _scale(scale, gain)
     if len(kept):
         half = kept * (weights[1] * scale)[:, None]
-        return torch.mm(half + half.T, x, out=torch.empty_like(x))  # autocast leaves out= alone
+        return torch.mm(half + half.T, x, out=torch.empty_like(x))  # autocast does not change calls with out=
     dx = torch.zeros_like(x)
     excluded = 0 if exclude_self else None
     for i, j, grad in _gradients(x, x, None, weights, weights, scale, excluded, symmetric=True):
@@ -128,29 +128,29 @@ def self_backward(
 
 
 def is_kept(count: int) -> bool:
-    """Whether the probabilities of ``count`` rows are one tile, which the backward pass then finds as it was."""
+    """Return whether the probabilities of ``count`` rows are one tile, which is saved for the backward pass."""
     return count <= _TILE
 
 
 def _one_tile(x: Tensor, scale: float, excluded: int | None) -> tuple[Tensor, Tensor]:
-    """Log-sum-exps and probabilities [N, N]: for few rows the calls of torch cost as much as their work."""
+    """Return log-sum-exps [N] and probabilities [N, N]. For few rows, torch's calls cost as much as their work."""
     tile = torch.mm(x * (scale * LOG2E), x.T, out=x.new_empty(len(x), len(x)))
     if excluded is not None:
         tile.fill_diagonal_(-torch.inf)
-    top = tile.amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).min)  # a row of -inf alone keeps a sum of 0
+    top = tile.amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).min)  # a row of -inf only has a sum of 0
     total = tile.sub_(top).exp2_().sum(1, keepdim=True)
     tile.div_(total.clamp_min(torch.finfo(x.dtype).tiny))
     return total.log2_().add_(top).mul_(1 / LOG2E).squeeze(1), tile
 
 
 def finite_weights(lse: Tensor, grad: Tensor) -> Weights:
-    """Rows with nothing to sum (-inf) pass no gradient on; without this they would give inf times 0."""
+    """Replace the weights of rows with an empty sum (-inf) by 0. They have no gradient, and would give inf times 0."""
     empty = lse == -torch.inf
     return lse.masked_fill(empty, 0), grad.masked_fill(empty, 0)
 
 
 def accumulable(x: Tensor) -> Tensor:
-    """fp64 as it is, anything else in fp32: half precision products are six times slower on most CPUs."""
+    """Return fp64 unchanged, and other types in fp32. Half-precision products are six times slower on most CPUs."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -159,7 +159,7 @@ def _scale(scale: float, gain: Tensor | None) -> float:
 
 
 def _bounded(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, unit_norm: bool) -> bool:
-    """Whether every score should lie within +-BOUND: by promise, or by the norms, |<x, y>| <= |x| |y|. NaN is a no."""
+    """Return whether every score should be within +-BOUND: by promise, or by |<x, y>| <= |x| |y|. NaN gives False."""
     if unit_norm and bias2 is None:
         return abs(scale) <= BOUND
     longest = _longest(x)
@@ -170,7 +170,7 @@ def _bounded(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, unit_norm
 
 
 def _within_bound(lse: Tensor) -> bool:
-    """Whether the sums were of numbers that fp32 holds well: no promise of unit norm is believed where it is broken."""
+    """Return whether the sums stayed in fp32's safe range. They do not if the promise of unit norm was broken."""
     least, most = lse.aminmax()
     return least.item() >= -BOUND and most.item() <= 2 * BOUND
 
@@ -180,7 +180,7 @@ def _longest(x: Tensor) -> float:
 
 
 def _spans(length: int, most: int) -> list[slice]:
-    """Equal parts of at most ``most``: a last part of a few rows would waste a whole tile's calls."""
+    """Return equal parts of at most ``most`` rows. A last part of a few rows would cost the calls of a whole tile."""
     parts = -(-length // most)
     step = -(-length // parts)
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
@@ -189,7 +189,7 @@ def _spans(length: int, most: int) -> list[slice]:
 def _tiles(
     x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, *, symmetric: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Scores in base 2, tile by tile, in one buffer that the next tile overwrites; upper triangle if symmetric."""
+    """Yield scores in base 2, tile by tile, in one buffer. If ``symmetric``, yield the upper triangle only."""
     scaled = x * (scale * LOG2E)
     across = y.T
     row_spans = _spans(len(x), _TILE if symmetric else max(_TILE, _TILE * _TILE // len(y)))
@@ -206,7 +206,7 @@ def _tiles(
 
 
 def _fill_excluded(tile: Tensor, i: slice, j: slice, excluded: int | None, value: float) -> None:
-    """Set the entries of a tile that stand for column = row + excluded."""
+    """Set the entries of a tile with column = row + excluded."""
     if excluded is None:
         return
     offset = i.start + excluded - j.start
@@ -224,13 +224,13 @@ def _exponentials(
 
 
 def _running_maximum(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, excluded: int | None) -> Tensor:
-    """Row log-sum-exps of scores of any size: each row keeps its maximum so far and the sum relative to it."""
+    """Return row log-sum-exps of scores of any size. Each row has a running maximum and a sum relative to it."""
     top = x.new_full((len(x),), -torch.inf)
     total = x.new_zeros(len(x))
     for i, j, tile in _tiles(x, y, bias2, scale):
         _fill_excluded(tile, i, j, excluded, -torch.inf)
         new = torch.maximum(top[i], tile.amax(1))
-        shift = new.masked_fill(new == -torch.inf, 0)  # a row without any term yet
+        shift = new.masked_fill(new == -torch.inf, 0)  # rows without a term so far
         tile -= shift[:, None]
         total[i] = total[i] * (top[i] - shift).exp2_() + tile.exp2_().sum(1)
         top[i] = new
@@ -248,10 +248,9 @@ def _gradients(
     *,
     symmetric: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The tiles of G.
+    """Yield the tiles of G.
 
-    The sums of the forward pass say whether 2^s may be formed on its own, as no score exceeds its row's sum or its
-    column's.
+    The sums of the forward pass show whether 2^s needs a shift: no score exceeds the sum of its row or column.
     """
     rows_bounded = rows is None or _within_bound(rows[0])
     if rows_bounded and (cols is None or cols is rows or _within_bound(cols[0])):

@@ -1,4 +1,4 @@
-"""Starts the Triton kernels: tiles, grids, slots for partial sums. The functions are those of cpu.py."""
+"""Launch the Triton kernels: tiles, grids, slots for partial sums. The functions have the signatures of cpu.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .cpu import BOUND, Weights, finite_weights
 from .tiles import Tile, backward_tile, forward_tile
 from .triton import lse_bwd_kernel, lse_fwd_kernel
 
-_WANTED_PROGRAMS = 2  # a multiprocessor
-_MOST_SLOTS = 64  # of partial column sums: above that, a block of rows has several tiles, and as many launches
+_PROGRAMS = 2  # per multiprocessor
+_MOST_SLOTS = 64  # of partial column sums; above, a block of rows has several tiles, with one launch each
 
 
 def pair_lse(
@@ -28,7 +28,7 @@ def pair_lse(
     unit_norm: bool,
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`cpu.pair_lse`. Both directions come from one pass where the scores are bounded, else from two."""
+    """Like :func:`cpu.pair_lse`. Bounded scores need one pass for both directions, other scores two."""
     x, y = adjacent(x), adjacent(y)
     bounded = _bounded(bias, gain, scale, unit_norm)
     if columns and bounded:
@@ -43,7 +43,7 @@ def pair_lse(
 def self_lse(
     x: Tensor, gain: Tensor | None, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`cpu.self_lse`, but nothing is kept. Half the tiles where the scores are bounded, else all."""
+    """Like :func:`cpu.self_lse`, but nothing is saved. Bounded scores need half the tiles, other scores all."""
     x = adjacent(x)
     bounded = _bounded(None, gain, scale, unit_norm)
     excluded = 0 if exclude_self else None
@@ -65,7 +65,7 @@ def pair_backward(
     need_x: bool,
     need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`cpu.pair_backward`: a pass over the rows for dx, one over the columns for dy and dbias."""
+    """Like :func:`cpu.pair_backward`. One pass goes over the rows for dx, and one over the columns for dy and dbias."""
     x, y = adjacent(x), adjacent(y)
     bounded = _bounded(bias, gain, scale, unit_norm)
     none = x.new_empty(0, dtype=torch.float32)
@@ -82,7 +82,7 @@ def pair_backward(
 def self_backward(
     x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> Tensor:
-    """As :func:`cpu.self_backward`: one pass, since G is symmetric."""
+    """Like :func:`cpu.self_backward`. It is one pass, because G is symmetric."""
     x = adjacent(x)
     bounded = _bounded(None, gain, scale, unit_norm)
     dx, _ = _backward(x, x, gain, weights, weights, scale, 0 if exclude_self else None, bounded)
@@ -90,12 +90,12 @@ def self_backward(
 
 
 def adjacent(x: Tensor) -> Tensor:
-    """Rows whose features lie side by side; the rows themselves may be strided."""
+    """Return x with adjacent features. The rows may be strided."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _bounded(bias: Tensor | None, gain: Tensor | None, scale: float, unit_norm: bool) -> bool:
-    """Whether the caller's promise bounds the scores; a value on the device is not waited for."""
+    """Return whether the caller's promise bounds the scores. It does not wait for a value on the device."""
     return unit_norm and bias is None and gain is None and abs(scale) <= BOUND
 
 
@@ -175,10 +175,11 @@ def _backward(
 def _weights(
     rows: Weights | None, cols: Weights | None, dtype: torch.dtype, *, bounded: bool, infinite: bool
 ) -> tuple[Weights | None, Weights | None, Tensor | None]:
-    """The log-sum-exps and their gradients as the kernel takes them, and what its results are to be multiplied by.
+    """Return log-sum-exps and gradients in the form of the kernel, and a factor for its results, or None.
 
-    Where scores are bounded a gradient comes times e^-lse. That of an empty sum is infinite then, but the kernel uses
-    it for no score; elsewhere it has to be finite. fp16 holds no G of 1e-8: there gradients are 2^14 at most.
+    For bounded scores, a gradient is multiplied by e^-lse. The gradient of an empty sum is then infinite, but the
+    kernel uses it for no score. For other scores it must be finite. fp16 cannot represent G of 1e-8, so its gradients
+    are scaled to at most 2^14.
     """
     unscale = None
     if dtype == torch.float16:
@@ -197,16 +198,16 @@ def _weights(
 
 
 def splits(x: Tensor, programs: int, tiles: int) -> int:
-    """Into how many spans the columns are cut, so that few rows still fill the chip."""
+    """Return the number of spans of columns, so that few rows still fill the chip."""
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    return max(1, min(tiles, _WANTED_PROGRAMS * processors // programs))
+    return max(1, min(tiles, _PROGRAMS * processors // programs))
 
 
 def _capability(x: Tensor) -> int:
-    """The major number of the GPU's compute capability; 0 where kernels are interpreted."""
+    """Return the major number of the GPU's compute capability, or 0 if kernels are interpreted."""
     return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
 
 
 def kernel_options(tile: Tile) -> dict[str, object]:
-    """fp32 products in three tf32 passes, which keep fp32's accuracy; the rest as the tile says."""
+    """Return the options of a tile. fp32 products take three tf32 passes, which have fp32's accuracy."""
     return {"PRECISION": "tf32x3", "WIDEN": interpreting(), "num_warps": tile.warps, "num_stages": tile.stages}

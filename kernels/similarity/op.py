@@ -1,8 +1,8 @@
 """The reductions as torch operators: schemas, shapes, gradients, and the choice between Triton and the CPU tiles.
 
-Two operators and their gradients, ``fasttrain::pair_lse`` and ``fasttrain::self_lse``. ``torch.compile``, FSDP and
-DeepSpeed see each as one node. ``gain`` is a learnable factor of ``scale``; by Euler's identity its gradient is already
-in that of x (the scores are linear in gain as in x):  dL/dgain = <x, dL/dx> / gain.
+There are two operators, ``fasttrain::pair_lse`` and ``fasttrain::self_lse``, and their gradients. ``torch.compile``,
+FSDP and DeepSpeed see each as one node. ``gain`` is a learnable factor of ``scale``. The scores are linear in gain as
+well as in x, so by Euler's identity the gradient of gain follows from that for x:  dL/dgain = <x, dL/dx> / gain.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _self_lse_backward = torch.ops.fasttrain.self_lse_backward.default
 
 
 def kernels(backend: str) -> ModuleType:
-    """The module that does the work."""
+    """Return the module of a backend."""
     return import_module(f"{__package__}.launch") if backend == "triton" else cpu
 
 
 def accumulation_type(x: Tensor) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything else."""
+    """Return fp64 for fp64, and fp32 for all other types."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -60,10 +60,10 @@ def _pair_lse(
     columns: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = kernels(backend).pair_lse(
+    lses: tuple[Tensor, Tensor] = kernels(backend).pair_lse(
         x, y, bias, gain, scale=scale, excluded=excluded, unit_norm=unit_norm, columns=columns
     )
-    return found
+    return lses
 
 
 def _pair_lse_shapes(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -75,10 +75,10 @@ def _pair_lse_shapes(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 def _self_lse(
     x: Tensor, gain: Tensor | None, scale: float, exclude_self: bool, unit_norm: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = kernels(backend).self_lse(
+    lse_and_kept: tuple[Tensor, Tensor] = kernels(backend).self_lse(
         x, gain, scale=scale, exclude_self=exclude_self, unit_norm=unit_norm
     )
-    return found
+    return lse_and_kept
 
 
 def _self_lse_shapes(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def _pair_backward(
     need_y: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = kernels(backend).pair_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = kernels(backend).pair_backward(
         x,
         y,
         bias,
@@ -119,7 +119,7 @@ def _pair_backward(
         need_x=need_x,
         need_y=need_y,
     )
-    return found
+    return grads
 
 
 def _pair_backward_shapes(x: Tensor, y: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,10 +145,10 @@ def _self_backward(
     unit_norm: bool,
     backend: str,
 ) -> Tensor:
-    found: Tensor = kernels(backend).self_backward(
+    dx: Tensor = kernels(backend).self_backward(
         x, gain, (lse, grad), kept, scale=scale, exclude_self=exclude_self, unit_norm=unit_norm
     )
-    return found
+    return dx
 
 
 def _self_backward_shapes(x: Tensor, *args: Any) -> Tensor:
@@ -215,7 +215,7 @@ def _backprop_self(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     x, gain, lse, kept = ctx.saved_tensors
     of_x, of_gain, *_ = ctx.needs_input_grad
     dx = _self_lse_backward(x, gain, lse, kept, grad, *ctx.options)
-    # x stands on both sides of the scores, so <x, dL/dx> counts them twice.
+    # x is on both sides of the scores, so <x, dL/dx> counts them twice.
     return (
         dx.to(x.dtype) if of_x else None,
         ((x * dx).sum() / (2 * gain)).to(gain.dtype) if of_gain else None,
@@ -224,7 +224,7 @@ def _backprop_self(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    raise RuntimeError("the fused log-sum-exp has no second derivative; kernels with backend='eager' have")
+    raise RuntimeError("the fused log-sum-exp has no second derivative; use backend='eager'")
 
 
 torch.library.register_autograd("fasttrain::pair_lse", _backprop_pair, setup_context=_save_pair)

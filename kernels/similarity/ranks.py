@@ -1,13 +1,13 @@
 """Row log-sum-exps over the columns of all ranks: local rows, gathered columns, exact gradients.
 
-Forward: the gather of the columns is started, the block of this rank's own columns is worked on meanwhile, and the
-parts are joined. Backward: once every rank knows all ranks' log-sum-exps and their gradients (2 numbers a row), it
-forms the whole gradient of its own rows in one pass,
+Forward: start to gather the columns, compute the block of this rank's own columns meanwhile, then join the parts.
+Backward: every rank gathers the log-sum-exps and their gradients (2 numbers per row). Then it forms the whole gradient
+of its own rows in one pass,
 
     dx_i = scale sum_j e_ij (a_i + a_j) x_j,   a = g exp(-lse)
 
-so that no N x D gradient is summed over ranks: less traffic, and the same bits whatever the order of arrival. Where x
-and y differ, the rows that met y are gathered instead.
+So no N x D gradient is summed over ranks. This means less traffic, and the same bits in any order of arrival. If x and
+y differ, the rows x of all ranks are gathered for the gradient of y.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def row_logsumexp_over_ranks(
     backend: str,
     group: Group,
 ) -> Tensor:
-    """``log sum_j exp(scale gain <x_i, y_j>)`` over the rows y_j of all ranks [N]; ``y is x`` is the symmetric case."""
+    """Return ``log sum_j exp(scale gain <x_i, y_j>)`` [N] over the rows y_j of all ranks. ``y is x`` is symmetric."""
     apply = _Symmetric.apply if y is x else _Pair.apply
     operands = (x,) if y is x else (x, y)
     lse: Tensor = apply(*operands, gain, scale, exclude_self, unit_norm, kernels(backend), group)
@@ -39,20 +39,20 @@ def row_logsumexp_over_ranks(
 
 
 def _forward(ctx: Any, x: Tensor, y: Tensor, own: Any) -> tuple[Tensor, Tensor]:
-    """The log-sum-exps and everyone's y; ``own`` computes the block of this rank's own columns."""
+    """Return the log-sum-exps and the y of all ranks. ``own`` computes the block of this rank's own columns."""
     wait = start_gather(y, ctx.group)
     parts = [own()]
-    everyone = wait()
+    all_y = wait()
     first = ctx.group.rank() * len(y)
-    for others in (everyone[:first], everyone[first + len(y) :]):
+    for others in (all_y[:first], all_y[first + len(y) :]):
         if len(others):
             options = {"scale": ctx.scale, "unit_norm": ctx.unit_norm}
             part, _ = ctx.kernels.pair_lse(x, others, None, ctx.gain, excluded=None, columns=False, **options)
             parts.append(part)
-    return torch.stack(parts).logsumexp(0), everyone
+    return torch.stack(parts).logsumexp(0), all_y
 
 
-def _everyone(lse: Tensor, grad: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+def _gather_weights(lse: Tensor, grad: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     lse, grad = start_gather(torch.stack([lse, grad], dim=1), group)().unbind(1)
     return lse.contiguous(), grad.contiguous()
 
@@ -72,29 +72,29 @@ class _Symmetric(torch.autograd.Function):
         ctx.gain, ctx.scale, ctx.unit_norm, ctx.kernels, ctx.group = gain, scale, unit_norm, kernels, group
         ctx.excluded = group.rank() * len(x) if exclude_self else None
         options = {"scale": scale, "exclude_self": exclude_self, "unit_norm": unit_norm}
-        lse, everyone = _forward(ctx, x, x, lambda: kernels.self_lse(x, gain, **options)[0])
-        ctx.save_for_backward(x, everyone, lse)
+        lse, all_x = _forward(ctx, x, x, lambda: kernels.self_lse(x, gain, **options)[0])
+        ctx.save_for_backward(x, all_x, lse)
         return lse
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, everyone, lse = ctx.saved_tensors
+        x, all_x, lse = ctx.saved_tensors
         rows = (lse, grad)
         dx, _, _ = ctx.kernels.pair_backward(
             x,
-            everyone,
+            all_x,
             None,
             ctx.gain,
             rows,
-            _everyone(*rows, ctx.group),
+            _gather_weights(*rows, ctx.group),
             scale=ctx.scale,
             excluded=ctx.excluded,
             unit_norm=ctx.unit_norm,
             need_x=True,
             need_y=False,
         )
-        # Half of <x, dx> is this rank's rows meeting everyone, half everyone meeting this rank's columns: over the
-        # ranks both halves have the same sum.
+        # Half of <x, dx> is from this rank's rows with all columns, half from all rows with this rank's columns. Summed
+        # over the ranks, both halves are equal.
         dgain = (x * dx).sum() / (2 * ctx.gain) if ctx.gain is not None and ctx.needs_input_grad[1] else None
         return dx.to(x.dtype), dgain, None, None, None, None, None
 
@@ -116,13 +116,13 @@ class _Pair(torch.autograd.Function):
         rank = group.rank()
         ctx.excluded = (rank * len(y), rank * len(x)) if exclude_self else (None, None)
         options = {"scale": scale, "excluded": 0 if exclude_self else None, "unit_norm": unit_norm, "columns": False}
-        lse, everyone = _forward(ctx, x, y, lambda: kernels.pair_lse(x, y, None, gain, **options)[0])
-        ctx.save_for_backward(x, y, everyone, lse)
+        lse, all_y = _forward(ctx, x, y, lambda: kernels.pair_lse(x, y, None, gain, **options)[0])
+        ctx.save_for_backward(x, y, all_y, lse)
         return lse
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, y, everyone, lse = ctx.saved_tensors
+        x, y, all_y, lse = ctx.saved_tensors
         of_x, of_y, of_gain, *_ = ctx.needs_input_grad
         of_gain = of_gain and ctx.gain is not None
         rows = (lse, grad)
@@ -130,12 +130,12 @@ class _Pair(torch.autograd.Function):
         dx = dy = dgain = None
         if of_x or of_gain:
             dx, _, _ = ctx.kernels.pair_backward(
-                x, everyone, None, ctx.gain, rows, None, excluded=ctx.excluded[0], **options
+                x, all_y, None, ctx.gain, rows, None, excluded=ctx.excluded[0], **options
             )
             dgain = (x * dx).sum() / ctx.gain if of_gain else None
         if of_y:
             all_x = start_gather(x, ctx.group)()
-            cols = _everyone(*rows, ctx.group)
+            cols = _gather_weights(*rows, ctx.group)
             dy, _, _ = ctx.kernels.pair_backward(
                 y, all_x, None, ctx.gain, None, cols, excluded=ctx.excluded[1], **options
             )

@@ -1,4 +1,4 @@
-"""The definitions, in plain torch: what every faster path is tested against."""
+"""The definitions in plain torch. Every faster path is tested against them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def scaled_similarities(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
-    """``scale <x_i, y_j>`` [N, M], outside of autocast, which would round to 8 bits before the exponential."""
+    """Return ``scale <x_i, y_j>`` [N, M], outside of autocast, which would round to 8 bits before the exponential."""
     with torch.autocast(x.device.type, enabled=False):
         return scale * (x @ y.T)
 
@@ -20,10 +20,10 @@ def row_logsumexp(
     bias: Tensor | None = None,
     excluded: int | None = None,
 ) -> Tensor:
-    """``lse_i = log sum_j exp(scale <x_i, y_j> + bias_j)`` for x [N, D] and y [M, D]; returns [N].
+    """Return ``lse_i = log sum_j exp(scale <x_i, y_j> + bias_j)`` [N], for x [N, D] and y [M, D].
 
-    The sum of row i leaves out j = i + excluded: row i of x is then row ``i + excluded`` of y, as it is when x holds
-    one rank's rows of the gathered y. A row with nothing left to sum is -inf.
+    The sum of row i leaves out j = i + excluded. This is the row itself if x is one rank's part of the gathered y. A
+    row with an empty sum is -inf.
     """
     scores = scaled_similarities(x, y, scale)
     if bias is not None:
@@ -35,6 +35,6 @@ def row_logsumexp(
 
 
 def bidirectional_logsumexp(x: Tensor, y: Tensor, *, scale: float | Tensor) -> tuple[Tensor, Tensor]:
-    """``log sum_j exp(scale <x_i, y_j>)`` [N] and ``log sum_i exp(scale <x_i, y_j>)`` [M]."""
+    """Return ``log sum_j exp(scale <x_i, y_j>)`` [N] and ``log sum_i exp(scale <x_i, y_j>)`` [M]."""
     scores = scaled_similarities(x, y, scale)
     return scores.logsumexp(1), scores.logsumexp(0)

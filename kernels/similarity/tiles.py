@@ -1,4 +1,7 @@
-"""The tiles that ship: on Hopper, in half precision, as measured (python -m bench.gpu); in bf16 all compile without spills."""
+"""The tile shapes of the Triton kernels.
+
+The Hopper tiles for half precision are measured (python -m bench.gpu). In bf16 all tiles compile without spills.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows, columns and features a program works on at once, and how."""
+    """Rows, columns and features per program, and its warps and stages."""
 
     block_m: int
     block_n: int
@@ -20,7 +23,7 @@ class Tile:
 
 
 Sizes = dict[int, tuple[int, int, int, int]]
-"""Rows, columns, warps and stages in half precision, by the features that stay on the chip; 0: rows that are longer."""
+"""Rows, columns, warps and stages in half precision, by the features that stay on the chip. Key 0: longer rows."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class _Chip:
     backward: Sizes
 
 
-# By compute capability, its major number; 0 where nothing has been measured. What is best on one may not fit another.
+# By the major number of the compute capability; 0 is for chips that were not measured. The best tile of one chip may
+# not fit another.
 _CHIPS = {
     0: _Chip(
         rows={64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 3), 0: (128, 128, 8, 3)},
@@ -47,10 +51,10 @@ _PROTOTYPES: Sizes = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8
 
 
 def forward_tile(dim: int, dtype: torch.dtype, capability: int = 0, *, columns: bool = False) -> Tile:
-    """For the sums of exponentials; ``columns``: sums over the columns too, which take registers.
+    """Return the tile for the sums of exponentials. ``columns``: sum over columns too, which needs registers.
 
-    Rows of up to 256 features (fp32, whose products take three passes: 64) stay on the chip, longer ones pass by in
-    parts of 64. ``capability`` is the major number of the GPU's.
+    Rows of up to 256 features stay on the chip, and longer rows are read in parts of 64. In fp32, where products take
+    three passes, the limit is 64. ``capability`` is the major number of the GPU's compute capability.
     """
     if dtype == torch.float32:
         return Tile(128, 64, *_features(dim, resident=64, part=32), 8, 2)
@@ -59,17 +63,17 @@ def forward_tile(dim: int, dtype: torch.dtype, capability: int = 0, *, columns: 
 
 
 def backward_tile(dim: int, dtype: torch.dtype, capability: int = 0) -> Tile:
-    """For the gradient of the rows, which accumulates in registers: 256 features of it at a time (fp32: 128)."""
+    """Return the tile for the gradient of rows. It accumulates in registers, 256 features at a time (fp32: 128)."""
     return _accumulating(_chip(capability).backward, dim, dtype)
 
 
 def prototype_tile(dim: int, dtype: torch.dtype) -> Tile:
-    """For the gradients of DINO's rows and prototypes, which hold more at once."""
+    """Return the tile for the gradients of DINO's rows and prototypes, which need more registers."""
     return _accumulating(_PROTOTYPES, dim, dtype)
 
 
 def attention_tile(dim: int, dtype: torch.dtype) -> Tile:
-    """For attention, which keeps a running maximum beside what it accumulates: with fewer rows."""
+    """Return the tile for attention. It has fewer rows, because a running maximum takes registers too."""
     return replace(prototype_tile(dim, dtype), block_m=64)
 
 
@@ -89,6 +93,6 @@ def _half(table: Sizes, dim: int, out: int = 16) -> Tile:
 
 
 def _features(dim: int, *, resident: int, part: int, out: int = 16) -> tuple[int, int]:
-    """Features of a row read at once, and of the gradient written at once: all, as ``tl.dot`` wants them, or a part."""
+    """Return the features per read of a row and per write of its gradient: all, padded for ``tl.dot``, or a part."""
     padded = max(16, 1 << (dim - 1).bit_length())
     return (padded, padded) if padded <= resident else (part, min(out, padded))

@@ -1,23 +1,24 @@
-"""The Triton kernels, which launch.py starts.
+"""The Triton kernels. ``launch.py`` launches them.
 
-Symbols are those of cpu.py; everything is in base 2, on fp32 accumulators:
+The symbols are defined in cpu.py. Everything is in base 2, with fp32 accumulators:
 
     s_ij = scale <x_i, y_j> + b_j                          [BLOCK_M, BLOCK_N] tile, in registers only
     forward    rows_i = sum_j e^s_ij        cols_j = sum_i e^s_ij
     backward   G_ij = g_i e^(s_ij - lse_i) + h_j e^(s_ij - lse'_j),    dx_i = scale sum_j G_ij y_j
 
-Forward: one program a block of rows and a span of columns. The tile of x stays, tiles of y stream by; each sum goes to
-a slot of its own, ``p_rows[span of columns, row]`` and ``p_cols[block of rows, column]``, and torch adds the slots:
-no atomics, the same bits every time. Where x is y only spans on and above the diagonal run: their column sums are the
-row sums of the spans below. A block with column sums has as many tiles of rows as there are launches, each adding to
-the slots of the one before. With column sums the tile is transposed, [BLOCK_N, BLOCK_M]: a sum along its second axis
-stays within a quarter of a warp, and is what each step needs; the other is taken once, of the tiles' sum.
+Forward: one program per block of rows and span of columns. The tile of x stays on the chip, and tiles of y are read
+one after another. Each sum has its own slot, ``p_rows[span of columns, row]`` and ``p_cols[block of rows, column]``,
+and torch adds the slots. So there are no atomics, and the same bits every time. If x is y, only spans on and above the
+diagonal run: their column sums are the row sums of the spans below. A block with column sums has one tile of rows per
+launch. Each launch adds to the slots of the previous one. With column sums the tile is transposed, [BLOCK_N, BLOCK_M].
+Each step sums along the second axis, which stays within a quarter of a warp. The sum along the first axis is taken
+once, at the end.
 
-Backward: one program a block of rows, a span of columns and a part of the features, dx accumulating in registers. The
-same kernel gives dy with x and y, rows and columns exchanged; and where x is y, G is symmetric, so one pass is all.
+Backward: one program per block of rows, span of columns and part of the features. dx accumulates in registers. The
+same kernel gives dy, with x and y, and rows and columns, exchanged. If x is y, G is symmetric and one pass is enough.
 
-BOUNDED: scores known to lie within +-40 nats need no running maximum, see cpu.py; the gradients of the log-sum-exps
-then come times e^-lse, formed once rather than by every program.
+BOUNDED: scores within +-40 nats need no running maximum, see cpu.py. The gradients of the log-sum-exps are then
+multiplied by e^-lse once, before the launch, instead of by every program.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def load_tile(p, rows, features, count, stride, D: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr):
-    """Rows of a matrix, or a part of their features; zeros where there are none."""
+    """Load rows of a matrix, or a part of their features. Values outside of the matrix are 0."""
     mask = (rows < count)[:, None]
     if PADDED:
         mask = mask & (features < D)[None, :]
     tile = tl.load(p + rows.to(tl.int64)[:, None] * stride + features[None, :], mask=mask, other=0.0)
-    if WIDEN:  # the interpreter's bf16 arithmetic is wrong; widened operands are exact
+    if WIDEN:  # the interpreter's bf16 arithmetic is wrong, but widened operands are exact
         tile = tile.to(tl.float32)
     return tile
 
@@ -45,7 +46,7 @@ def long_dots(
     p_x, p_y, rows, cols, N, M, stride_x, stride_y, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Dot products of rows that are too long to stay: part by part."""
+    """Return dot products of rows that are too long for the chip, part by part."""
     dots = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, D, BLOCK_D):
         features = start + tl.arange(0, BLOCK_D)
@@ -57,7 +58,7 @@ def long_dots(
 
 @triton.jit
 def base2_scale(scale, p_gain, HAS_GAIN: tl.constexpr):
-    """What turns a dot product into a score in base 2."""
+    """Return the factor from a dot product to a score in base 2."""
     factor = scale * LOG2E
     if HAS_GAIN:
         factor = factor * tl.load(p_gain).to(tl.float32)
@@ -68,15 +69,15 @@ def base2_scale(scale, p_gain, HAS_GAIN: tl.constexpr):
 def at_edge(
     column, row, excluded, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, EXCLUDE: tl.constexpr
 ):
-    """Whether a tile has scores that do not count: beyond the last column (``ROWS``: or row), or excluded ones.
+    """Return whether a tile has invalid scores: beyond the last column (``ROWS``: or row), or excluded.
 
-    Few have, and for the others what a comparison a score would cost is saved.
+    Few tiles have. The others are spared a comparison per score.
     """
     edge = column + BLOCK_N > M
     if ROWS:
         edge = edge | (row + BLOCK_M > N)
     if EXCLUDE:
-        own = row + excluded  # the column that is left out of the first row
+        own = row + excluded  # the column that the first row excludes
         edge = edge | ((own < column + BLOCK_N) & (column < own + BLOCK_M))
     return edge
 
@@ -84,16 +85,16 @@ def at_edge(
 @triton.jit(do_not_specialize=["tile", "tiles"])
 def lse_fwd_kernel(
     p_x, p_y, p_bias, p_gain,
-    p_rows,  # [spans, N] sums if BOUNDED, else log2 of them
+    p_rows,  # [spans, N] sums if BOUNDED, else log2 of the sums
     p_cols,  # [blocks of rows, M] sums, if COLUMNS; p_rows itself if SYMMETRIC
     N, M, stride_x, stride_y, scale, excluded,
-    span,  # tiles of columns a program
-    tile, tiles,  # of rows: which of those in a block it is, and how many are in it
+    span,  # tiles of columns per program
+    tile, tiles,  # of rows: the number of this one in its block, and their count
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, EXCLUDE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_GAIN: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums of exponentials of a tile of rows over a span of columns, and of the columns over the tile."""
+    """Sum the exponentials of a tile of rows over a span of columns, and of the columns over the tile."""
     block, part = tl.program_id(0), tl.program_id(1)
     if SYMMETRIC:
         if part < block:
@@ -128,9 +129,9 @@ def lse_fwd_kernel(
                 e = tl.where(keep, e, 0.0)
             sums += e
             slot = p_cols + block.to(tl.int64) * M + cols
-            mine = (cols < M) & (part > block) if SYMMETRIC else cols < M
-            before = tl.load(slot, mask=mine & (tile > 0), other=0.0)
-            tl.store(slot, before + tl.sum(e, 1), mask=mine)
+            owned = (cols < M) & (part > block) if SYMMETRIC else cols < M
+            before = tl.load(slot, mask=owned & (tile > 0), other=0.0)
+            tl.store(slot, before + tl.sum(e, 1), mask=owned)
         else:
             if D <= BLOCK_D:
                 s = tl.dot(x, tl.trans(y), input_precision=PRECISION)
@@ -166,14 +167,14 @@ def lse_bwd_kernel(
     p_dx,  # [spans, N, D]
     p_sums,  # [spans, N] sums of G over the columns, if SUMS
     N, M, stride_x, stride_y, scale, excluded,
-    span,  # tiles of columns a program
+    span,  # tiles of columns per program
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,  # features of dx a program; all of them if rows stay on the chip
+    BLOCK_OUT: tl.constexpr,  # features of dx per program; all of them if rows stay on the chip
     ROWS: tl.constexpr, COLS: tl.constexpr, SUMS: tl.constexpr, BOUNDED: tl.constexpr, EXCLUDE: tl.constexpr,
     COL_BIAS: tl.constexpr, ROW_BIAS: tl.constexpr, HAS_GAIN: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of a block of rows from a span of columns."""
+    """Accumulate the gradient of a block of rows over a span of columns."""
     part, first = tl.program_id(1), tl.program_id(0) * BLOCK_M
     rows = first + tl.arange(0, BLOCK_M)
     outs = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)

@@ -1,11 +1,11 @@
-"""Sinkhorn-Knopp in potentials: the matrix is read, never rescaled, in plain matrix-vector products.
+"""Sinkhorn-Knopp in potentials: plain matrix-vector products, which read the matrix and never rescale it.
 
-    E_bk = exp((s_bk - max) / epsilon)                                      1 pass over the scores
-    v_k = B / K / sum_b u_b E_bk,   u_b = 1 / sum_k E_bk v_k                    2 an iteration, u = 1 at first
+    E_bk = exp((s_bk - max) / epsilon)                                      reads the scores once
+    v_k = B / K / sum_b u_b E_bk,   u_b = 1 / sum_k E_bk v_k                    twice per iteration; u = 1 at first
     assignment = u E v,   center = max - epsilon log v, up to a constant
 
-Three iterations read the scores 6 times (the last u is not needed: the softmax finds it), where rescaling takes 37
-passes. E must be normal numbers of fp32; where the scores are further apart, reference.py does it with log-sum-exps.
+Three iterations read the scores 6 times, because the softmax gives the last u. Rescaling takes 37 passes. E must be
+normal numbers of fp32. If the scores are further apart, reference.py uses log-sum-exps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..backend import Backend, choose_backend
 from ..collectives import Group
 from . import reference
 
-_RANGE = 80.0  # nats: e^-80 is a normal number, and a sum of many of its inverses finite
+_RANGE = 80.0  # nats: e^-80 is a normal number, and a sum of many inverses is finite
 
 
 @torch.no_grad()
@@ -32,20 +32,19 @@ def sinkhorn_center(
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> Tensor:
-    """The column potential of the balanced assignment of B rows to K prototypes: ``center`` [K], fp32.
+    """Return the column potential of the balanced assignment of B rows to K prototypes: ``center`` [K], fp32.
 
-    ``softmax((scores - center) / epsilon)`` over K is then the assignment itself (:func:`sinkhorn`), so that a
-    balanced target is a softmax with a key bias and nothing of size B x K has to be rescaled. Each iteration asks first
-    for equal prototypes (columns sum to B / K), then for rows that sum to 1 (SwAV, arXiv 2006.09882, section 3.1).
-    With ``group`` the batch is that of all ranks; K floats are reduced an iteration. Scores [B, K] of any float dtype,
-    fp16 included, where exp(1 / 0.05) would be infinite. ``backend`` "eager" takes log-sum-exps (reference.py), all
-    others the same matrix-vector products. Raises ValueError for scores that are not [B, K], or settings that mean
-    nothing.
+    ``softmax((scores - center) / epsilon)`` over K is the assignment itself (:func:`sinkhorn`). So a balanced target is
+    a softmax with a key bias, and nothing of size B x K is rescaled. Each iteration first makes the columns sum to
+    B / K, then the rows to 1 (SwAV, arXiv 2006.09882, section 3.1). With ``group`` the rows of all ranks are the batch,
+    and K floats are reduced per iteration. Scores [B, K] may have any float type. In fp16, exp(1 / 0.05) alone would
+    be infinite. The "eager" backend uses log-sum-exps (reference.py), and all others the matrix-vector products.
+    Raises ValueError if scores are not [B, K], or if epsilon or iterations are invalid.
     """
-    found = _potentials(scores, epsilon, iterations, backend, group)
-    if found is None:
+    potentials = _potentials(scores, epsilon, iterations, backend, group)
+    if potentials is None:
         return reference.sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
-    _, columns, top = found
+    _, columns, top = potentials
     return columns.log_().mul_(-epsilon).add_(top)
 
 
@@ -58,14 +57,15 @@ def sinkhorn(
     backend: Backend = "auto",
     group: Group | None = None,
 ) -> Tensor:
-    """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32.
+    """Return the balanced soft assignment [B, K] of rows to prototypes, fp32.
 
-    It has no gradient: assignments are targets. Arguments and errors as :func:`sinkhorn_center`.
+    Rows sum to 1, and columns to nearly B / K. It has no gradient, because assignments are targets. For arguments and
+    errors see :func:`sinkhorn_center`.
     """
-    found = _potentials(scores, epsilon, iterations, backend, group)
-    if found is None:
+    potentials = _potentials(scores, epsilon, iterations, backend, group)
+    if potentials is None:
         return reference.sinkhorn(scores, epsilon=epsilon, iterations=iterations, group=group)
-    e, columns, _ = found
+    e, columns, _ = potentials
     e *= columns
     return e.div_(e.sum(1, keepdim=True))
 
@@ -73,7 +73,7 @@ def sinkhorn(
 def _potentials(
     scores: Tensor, epsilon: float, iterations: int, backend: Backend, group: Group | None
 ) -> tuple[Tensor, Tensor, float] | None:
-    """E, v and the largest score; or None where the reference is asked for, or the scores are too far apart for E."""
+    """Return E, v and the largest score, or None for the reference: by choice, or if the scores are too far apart."""
     if scores.ndim != 2 or 0 in scores.shape or not scores.is_floating_point():
         raise ValueError(f"scores must be floating point [B, K], got {scores.dtype} {tuple(scores.shape)}")
     if iterations < 1 or not epsilon > 0 or math.isinf(epsilon):
@@ -85,8 +85,8 @@ def _potentials(
     bounds = torch.stack([-least, most])
     if group is not None:
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=group)
-    apart, top = float(bounds.sum()), float(bounds[1])
-    if not apart <= _RANGE * epsilon:  # NaN is a no
+    spread, top = float(bounds.sum()), float(bounds[1])
+    if not spread <= _RANGE * epsilon:  # true for NaN, too
         return None
     scale = math.log2(math.e) / epsilon
     e = torch.add(scores.new_tensor(-top * scale), scores, alpha=scale).exp2_()
@@ -98,5 +98,5 @@ def _potentials(
         torch.mv(e.T, rows, out=columns)
         if group is not None:
             dist.all_reduce(columns, group=group)
-        columns.reciprocal_().mul_(share)  # columns of B / K, as many as rows of 1: or both would drift apart
+        columns.reciprocal_().mul_(share)  # columns of 1 instead of B / K would make both potentials drift apart
     return e, columns, top

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp in potentials: the definition, in plain torch."""
+"""Sinkhorn-Knopp in potentials: the definition in plain torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from ..collectives import Group
 def sinkhorn_center(
     scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None
 ) -> Tensor:
-    """The column potential of the balanced assignment of B rows to K prototypes: ``center`` [K], fp32.
+    """Return the column potential of the balanced assignment of B rows to K prototypes: ``center`` [K], fp32.
 
-    ``softmax((scores - center) / epsilon)`` over K is then the assignment itself (:func:`sinkhorn`), so that a
-    balanced target is a softmax with a key bias and nothing of size B x K has to be rescaled. Each iteration asks first
-    for equal prototypes (columns sum to B / K), then for rows that sum to 1 (SwAV, arXiv 2006.09882, section 3.1).
-    With ``group`` the batch is that of all ranks; K floats are reduced an iteration. Scores [B, K] of any float dtype.
+    ``softmax((scores - center) / epsilon)`` over K is the assignment itself (:func:`sinkhorn`). Each iteration first
+    makes the columns sum to B / K, then the rows to 1 (SwAV, arXiv 2006.09882, section 3.1). With ``group`` the rows of
+    all ranks are the batch. Scores [B, K] may have any float type.
     """
     logits = scores.float() / epsilon
     row = torch.zeros(len(logits), device=logits.device)
@@ -30,7 +29,7 @@ def sinkhorn_center(
 
 
 def _logsumexp_over_ranks(x: Tensor, group: Group | None) -> Tensor:
-    """``log sum`` over dim 0 and over the ranks."""
+    """Return ``log sum exp`` over dim 0 and over the ranks."""
     local = x.logsumexp(0)
     if group is None:
         return local
@@ -42,6 +41,6 @@ def _logsumexp_over_ranks(x: Tensor, group: Group | None) -> Tensor:
 
 
 def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, group: Group | None = None) -> Tensor:
-    """Balanced soft assignment [B, K] of rows to prototypes; rows sum to 1, and columns to nearly B / K. fp32."""
+    """Return the balanced soft assignment [B, K], fp32. Rows sum to 1, and columns to nearly B / K."""
     center = sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
     return ((scores.float() - center) / epsilon).softmax(1)

@@ -1,3 +1,5 @@
-"""The photometric end of making a view, one pass over a batch: colours, blur, solarisation, colour space, flip,
-normalisation. ``reference`` is the definition, ``cpu`` NumPy in 16 bits, ``triton`` the kernel for GPUs.
-"""  # noqa: D205
+"""The photometric part of making a view: colours, blur, solarisation, colour space, flip and normalisation.
+
+It reads a batch once. ``reference`` is the definition, ``cpu`` is NumPy in 16 bits, and ``triton`` is the kernel
+for GPUs.
+"""

@@ -1,13 +1,13 @@
 """The photometric pass on the CPU: NumPy over planes, hue and blur in 16 bits.
 
-The other colours are one 3 x 3 matrix in fp32. The blur is separable, its weights are 256ths, and no sum leaves 16
-bits, since 255 * 256 < 65,536: twice as many values an instruction as in fp32 and half the memory. Planes are blurred
-as one long line, whatever their shape: a neighbour k rows up is k * S values back, so that every call of NumPy runs
-over all of them. Every operation is exact or one rounding a value, so a view does not depend on the images beside it.
-NumPy has no threads of its own, which would be in the way of the trainer's, and lets go of Python's lock while it
-works.
-What measuring taught (one core, 96 and 224 pixels, ns a value): 1.2 without and 1.7 to 3 with blur, hue 1.2 more. The
-blur in fp32 8 to 14; torch.compile's C++ 1.7 and 3.4, after 5 to 18 s of compilation for each size and window.
+The other colours are one 3 x 3 matrix in fp32. The blur is separable. Its weights are 256ths, and no sum exceeds 16
+bits, because 255 * 256 < 65,536. So an instruction handles twice as many values as in fp32, in half the memory. Planes
+of any shape are blurred as one long line: a neighbour k rows up is k * S values back, so each call of NumPy covers all
+of them. Every operation is exact or rounds each value once, so a view does not depend on the other images. NumPy starts
+no threads, which would compete with the trainer's, and releases Python's lock while it works.
+
+Measurements (one core, 96 and 224 pixels, ns per value): 1.2 without blur, 1.7 to 3 with it, and 1.2 more for hue. The
+blur in fp32 took 8 to 14. torch.compile's C++ took 1.7 and 3.4, after 5 to 18 s of compilation per size and window.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from numpy.typing import NDArray
 from ..views.color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light, luma
 from .draws import Draws, Look, radius
 
-_PIXELS = 160_000  # of a piece: fewer calls, and handovers between threads, are worth more than the second-level cache
+_PIXELS = 160_000  # per piece: fewer calls and handovers between threads gain more than the second-level cache
 _LIGHT = linear_light()
 _BLACK = np.float32(0)
-_WHITE = np.float32(255.5)  # becomes 255 where fractions are cut off
+_WHITE = np.float32(255.5)  # becomes 255 when the fraction is dropped
 Planes = NDArray[np.uint16]  # [C, n, S * S], values of 8 bits
 Floats = NDArray[np.float32]
 
 
 class Scratch:
-    """Memory that is used again for each piece; one for each thread."""
+    """Memory that the pieces of one thread share."""
 
     def __init__(self) -> None:
-        self._held: dict[str, NDArray[Any]] = {}
+        self._buffers: dict[str, NDArray[Any]] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-        """An array with any content; the next one of this name may be the same memory."""
+        """Return an array of undefined content. The next one of this name may be the same memory."""
         size = int(np.prod(shape))
-        held = self._held.get(name)
-        if held is None or held.size < size:
-            held = self._held[name] = np.empty(size, dtype)
-        return held[:size].reshape(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[name] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)
 
 
 def pieces(draws: Draws, size: int) -> Iterator[NDArray[np.int64]]:
-    """Rows of the images that go together: a cacheful, alike in their window, solarisation and flip."""
+    """Yield the rows of images that are processed together. They have the same window, solarisation and flip."""
     kind = 4 * radius(draws.sigma) + 2 * draws.solarize + draws.flip
     most = max(1, _PIXELS // size**2)
     for one in np.unique(kind):
@@ -54,7 +54,7 @@ def pieces(draws: Draws, size: int) -> Iterator[NDArray[np.int64]]:
 
 
 def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scratch: Scratch) -> None:
-    """Write to ``out`` [n, S, S, C] the views from ``pixels`` [n, S, S, C], the images of one piece."""
+    """Write the views of ``pixels`` [n, S, S, C], the images of one piece, to ``out`` [n, S, S, C]."""
     n, size, _, channels = pixels.shape
     planes: Planes = scratch("planes", (channels, n, size * size), np.uint16)
     light: Floats = scratch("light", planes.shape, np.float32)
@@ -78,7 +78,7 @@ def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scr
 
 
 def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
-    """Turn the hue of each image by ``hue`` [n] turns in HSV: ``reference.turn`` in whole numbers."""
+    """Turn the hue of each image by ``hue`` [n] turns in HSV, like ``reference.turn`` but in whole numbers."""
     names = ("high", "low", "chroma", "size")
     high, low, chroma, size = (scratch(name, planes.shape[1:], np.int16) for name in names)
     way, back = (scratch(name, planes.shape, np.int16) for name in ("way", "back"))
@@ -93,7 +93,7 @@ def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
     at += at
     at += size
     at += red
-    apart >>= 15  # -1 where green is less than blue, else 0: changes the sign there
+    apart >>= 15  # -1 where green is less than blue, else 0: the next two lines negate these
     at ^= apart
     at -= apart
     step: Floats = scratch("step", at.shape, np.float32)
@@ -104,9 +104,9 @@ def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
     np.multiply(chroma, 2, out=size)
     np.subtract(at, size, out=way[1])
     np.subtract(way[1], size, out=way[2])
-    np.abs(way, out=way)  # from each colour
+    np.abs(way, out=way)  # the distance from each colour
     size *= 3
-    np.abs(np.subtract(size, way, out=back), out=back)  # the other way round
+    np.abs(np.subtract(size, way, out=back), out=back)  # the distance in the other direction
     np.minimum(way, back, out=way)
     np.subtract(np.add(high, chroma, out=size), way, out=way)
     np.minimum(way, high, out=way)
@@ -114,14 +114,14 @@ def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
 
 
 def _mean_grey(light: Floats) -> Floats:
-    """Mean luma [n] of planes [C, n, S * S]; exact up to 256 pixels, where no sum leaves the 24 bits of fp32."""
+    """Return the mean luma [n] of planes [C, n, S * S]. Up to 256 pixels it is exact: sums fit the 24 bits of fp32."""
     means = np.einsum("cnp->cn", light) / np.float32(light.shape[-1])  # a third of the time of sum(-1)
     grey: Floats = sum(weight * mean for weight, mean in zip(luma(len(light)), means, strict=True))
     return grey
 
 
 def _mix(light: Floats, matrix: Floats, offset: Floats, planes: Planes, scratch: Scratch) -> None:
-    """Each pixel times its image's matrix [n, C, C] plus offset [n, C], cut to 8 bits."""
+    """Multiply each pixel by its image's matrix [n, C, C], add the offset [n, C], and clip to 8 bits."""
     total, term = (scratch(name, light.shape[1:], np.float32) for name in ("total", "term"))
     for channel, plane in enumerate(planes):
         np.multiply(light[0], matrix[:, channel, 0, None], out=total)
@@ -133,9 +133,9 @@ def _mix(light: Floats, matrix: Floats, offset: Floats, planes: Planes, scratch:
 
 
 def _blur(planes: Planes, sigma: Floats, reach: int, size: int, scratch: Scratch) -> Planes:
-    """Gaussian blur, first down the columns, then along the rows; the picture goes on in its mirror image."""
-    w, beyond = weights(sigma, reach), np.pad(np.arange(size), reach, mode="reflect")
-    before, after = beyond[:reach], beyond[size + reach :]
+    """Blur with a Gaussian, first down the columns, then along the rows. The picture is reflected at its edges."""
+    w, reflected = weights(sigma, reach), np.pad(np.arange(size), reach, mode="reflect")
+    before, after = reflected[:reach], reflected[size + reach :]
     lines = planes.reshape(-1, planes.shape[1], size, size)
     tall = scratch("padded", (*lines.shape[:2], size + 2 * reach, size), np.uint16)
     tall[:, :, reach:-reach] = lines
@@ -145,7 +145,7 @@ def _blur(planes: Planes, sigma: Floats, reach: int, size: int, scratch: Scratch
     wide = scratch("padded", (*lines.shape[:2], size, size + 2 * reach), np.uint16)
     wide[..., reach:-reach] = blurred
     wide[..., :reach], wide[..., -reach:] = blurred[..., before], blurred[..., after]
-    result = scratch("result", wide.shape, np.uint16)  # what lies beyond the last column is of no meaning
+    result = scratch("result", wide.shape, np.uint16)  # the values after the last column are meaningless
     _filter(wide, result, w, 1, scratch)
     lines[...] = result[..., :size]
     return planes
@@ -153,7 +153,7 @@ def _blur(planes: Planes, sigma: Floats, reach: int, size: int, scratch: Scratch
 
 def _filter(padded: NDArray[np.uint16], out: NDArray[np.uint16], w: NDArray[np.uint16], step: int, scratch: Scratch
             ) -> None:  # fmt: skip
-    """Weighted sum of neighbours ``step`` values apart, rounded to 8 bits."""
+    """Write the weighted sum of neighbours ``step`` values apart, rounded to 8 bits."""
     reach, shape = w.shape[1] - 1, padded.shape[:2]
     line, total = padded.reshape(*shape, -1), out.reshape(*shape, -1)
     count = line.shape[2] - 2 * reach * step
@@ -169,9 +169,10 @@ def _filter(padded: NDArray[np.uint16], out: NDArray[np.uint16], w: NDArray[np.u
 
 
 def weights(sigma: Floats, reach: int) -> NDArray[np.uint16]:
-    """Half windows [n, 1 + reach] of Gaussians in 256ths: the middle and one side, w_0 + 2 (w_1 + ...) = 256.
+    """Return half windows [n, 1 + reach] of Gaussians in 256ths: the middle and one side, w_0 + 2 (w_1 + ...) = 256.
 
-    The tail from k on is rounded, and a weight is the difference of two: so they keep their sum, and none is negative.
+    The tails from k on are rounded, and a weight is the difference of two tails. So the weights keep their sum, and
+    none is negative.
     """
     k = np.arange(reach + 1)
     half = np.exp(-0.5 * (k / sigma[:, None].astype(np.float64)) ** 2)
@@ -183,7 +184,7 @@ def weights(sigma: Floats, reach: int) -> NDArray[np.uint16]:
 
 
 def _convert(planes: Planes, light: Floats, look: Look, scratch: Scratch) -> None:
-    """Write the planes' values in the colour space to ``light``."""
+    """Write the values of the planes in the colour space to ``light``."""
     if look.color_space == "lab":
         _lab(planes, light)
         return
@@ -194,7 +195,7 @@ def _convert(planes: Planes, light: Floats, look: Look, scratch: Scratch) -> Non
 
 
 def _lab(planes: Planes, light: Floats) -> None:
-    """L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)), b = 200 (f(Y) - f(Z)) of XYZ relative to white."""
+    """Write L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)), b = 200 (f(Y) - f(Z)), for XYZ relative to white."""
     linear = _LIGHT[planes]
     xyz = [sum(m * plane for m, plane in zip(row, linear, strict=True)) for row in RELATIVE_XYZ]
     x, y, z = (np.where(t > KNEE, np.cbrt(t), np.float32(SLOPE) * t + np.float32(INTERCEPT)) for t in xyz)

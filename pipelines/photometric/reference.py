@@ -1,4 +1,4 @@
-"""The definition of the photometric pass in plain torch, one image at a time; see ``draws.Draws`` for the symbols."""
+"""The definition of the photometric pass in plain torch, one image at a time. ``draws.Draws`` defines the symbols."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .draws import Draws, Look, radius
 
 
 def finish(pixels: Tensor, draws: Draws, look: Look) -> Tensor:
-    """Views [B, S, S, C] in fp64 from 8-bit ones [B, S, S, C]; after each of the steps values are 8 bits again."""
+    """Return views [B, S, S, C] in fp64 from 8-bit pixels [B, S, S, C]. Each step rounds to 8 bits again."""
     views = []
     for i, image in enumerate(pixels.double()):
         x = _bits(turn(image, float(draws.hue[i]))) if draws.hue[i] else image
@@ -29,11 +29,12 @@ def finish(pixels: Tensor, draws: Draws, look: Look) -> Tensor:
 
 
 def turn(x: Tensor, hue: float) -> Tensor:
-    """Pixels [..., 3] with their hue in HSV turned by ``hue`` turns, as torchvision's ``adjust_hue`` (Smith 1978).
+    """Turn the hue of pixels [..., 3] in HSV by ``hue`` turns, like torchvision's ``adjust_hue`` (Smith 1978).
 
-    HSV's hues are a hexagon of six sides of length C = max - min, with red, green and blue at 0, 2 C and 4 C of its
-    girth. A channel is max up to C from its colour, min from 2 C on, and falls evenly between. A pixel's own distance
-    from red is r + |g - b| + 2 min(r, C - |g - b|) with r = max - red: no cases, nothing is divided.
+    HSV's hues form a hexagon with sides of length C = max - min. Red, green and blue are at 0, 2 C and 4 C of its
+    perimeter. A channel is max up to a distance of C from its colour and min from 2 C on, and linear in between. The
+    distance of a pixel from red is r + |g - b| + 2 min(r, C - |g - b|) with r = max - red. It needs no cases and no
+    division.
     """
     high, chroma = x.amax(-1), x.amax(-1) - x.amin(-1)
     apart, below = x[..., 1] - x[..., 2], high - x[..., 0]
@@ -48,13 +49,13 @@ def turn(x: Tensor, hue: float) -> Tensor:
 
 
 def weights(sigma: float, reach: int) -> Tensor:
-    """Gaussian of a window of 2 reach + 1 pixels, fp64, with sum 1."""
+    """Return a Gaussian over a window of 2 reach + 1 pixels, fp64, with sum 1."""
     w = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
     return w / w.sum()
 
 
 def mirrored(size: int, reach: int) -> Tensor:
-    """Pixel numbers [size + 2 reach] of a line continued by its reflection, without the edge, as often as needed."""
+    """Return the pixel numbers [size + 2 reach] of a line, reflected at both ends without repeating them."""
     at = torch.arange(-reach, size + reach).abs() % max(1, 2 * size - 2)
     return torch.minimum(at, (2 * size - 2 - at).abs())
 
@@ -65,7 +66,7 @@ def _blur(x: Tensor, sigma: float, reach: int) -> Tensor:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """To the nearest of 0..255."""
+    """Round to the nearest of 0..255."""
     return (x + 0.5).floor().clamp(0, 255)
 
 

@@ -1,9 +1,9 @@
-"""The Triton kernels of the photometric pass, which launch.py starts; the symbols are those of ``draws.Draws``.
+"""The Triton kernels of the photometric pass. ``launch.py`` launches them, and ``draws.Draws`` defines the symbols.
 
-Where hue is jittered, ``turn_kernel`` comes first, for the mean grey that contrast is about is of its pixels. A program
-makes some pixels of one image. Without blur one launch does all the rest. With it there are two: the first gives each
-pixel its colour, again for every neighbour above and below, and blurs down the columns into 8 bits; the second blurs
-along the rows and finishes. What a neighbour costs is the image's own window, so images without blur cost one.
+If hue is jittered, ``turn_kernel`` runs first, because contrast needs the mean grey of its result. A program makes
+some pixels of one image. Without blur, one launch does all the rest. With blur there are two launches. The first one
+colours each pixel, and its neighbours above and below again, and blurs down the columns into 8 bits. The second one
+blurs along the rows and finishes. The number of neighbours is the image's own window, so an image without blur has one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def finish_kernel(
     C: tl.constexpr, COLOR: tl.constexpr, BLUR: tl.constexpr, DOWN: tl.constexpr, FINISH: tl.constexpr,
     SPACE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Colours, a blur in one direction, and the rest; each where its switch is on."""
+    """Change colours, blur in one direction, and finish. Each step runs only if its switch is on."""
     image = tl.program_id(1).to(tl.int64)
     first = image * size * size * C
     own = p_draws + image * (5 + C * C)
@@ -69,7 +69,7 @@ def finish_kernel(
 
 @triton.jit
 def turn_kernel(p_pixels, p_draws, p_out, size, BLOCK: tl.constexpr):
-    """``reference.turn`` of uint8 [B, S, S, 3] by the hue in p_draws, fp32 [B, 14]."""
+    """Turn the hue of uint8 [B, S, S, 3] as ``reference.turn`` does, by the hue in p_draws, fp32 [B, 14]."""
     image = tl.program_id(1).to(tl.int64)
     first, own = image * size * size * 3, p_draws + image * 14
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -89,7 +89,7 @@ def turn_kernel(p_pixels, p_draws, p_out, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def _pixel(p_image, own, at, inside, C: tl.constexpr, COLOR: tl.constexpr):
-    """Channels of pixels, in fp32; one channel is all three."""
+    """Load the channels of pixels in fp32. A single channel is returned three times."""
     r = tl.load(p_image + at * C, mask=inside, other=0).to(tl.float32)
     g, b = r, r
     if C == 3:
@@ -110,20 +110,20 @@ def _pixel(p_image, own, at, inside, C: tl.constexpr, COLOR: tl.constexpr):
 
 @triton.jit
 def _bits(v):
-    """To the nearest of 0..255."""
+    """Round to the nearest of 0..255."""
     return tl.minimum(tl.maximum(tl.floor(v + 0.5), 0.0), 255.0)
 
 
 @triton.jit
 def _mirrored(at, size):
-    """A line goes on in its reflection, without the edge, as often as needed."""
+    """Reflect a position at both ends of a line, without repeating the ends."""
     at = tl.abs(at) % tl.maximum(1, 2 * size - 2)
     return tl.minimum(at, tl.abs(2 * size - 2 - at))
 
 
 @triton.jit
 def _convert(r, g, b, SPACE: tl.constexpr):
-    """To the colour space, with the numbers of ../color.py."""
+    """Convert to the colour space, with the numbers of ../views/color.py."""
     if SPACE == 1:
         y = _cut(0.299 * r + 0.587 * g + 0.114 * b + 0.015625)
         cb = _cut(-0.168736 * r - 0.331264 * g + 0.5 * b + 128.015625)
@@ -145,7 +145,7 @@ def _cut(v):
 
 @triton.jit
 def _linear(v):
-    """Light of an 8-bit sRGB value."""
+    """Return the light of an 8-bit sRGB value."""
     v = v * (1 / 255)
     curve = tl.exp2(2.4 * tl.log2((v + 0.055) * (1 / 1.055)))
     return tl.where(v > 0.04045, curve, v * (1 / 12.92))
@@ -153,6 +153,6 @@ def _linear(v):
 
 @triton.jit
 def _f(t):
-    """Lab's cube root, a straight line near 0."""
+    """Return Lab's f(t): the cube root, and a straight line near 0."""
     root = tl.exp2(tl.log2(tl.maximum(t, 0.008856)) * (1 / 3))
     return tl.where(t > 0.008856, root, 7.787 * t + 16 / 116)

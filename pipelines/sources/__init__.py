@@ -1,1 +1,1 @@
-"""Where images come from: folders, shards and data sets."""
+"""Sources of images: folders, shards and data sets."""

@@ -1,4 +1,4 @@
-"""Which images of a source have proved bad, what is read in their place, and whether they are too many."""
+"""The bad images of a source, their replacements, and the limit on their number."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import numpy as np
 from ...errors import DataError
 from .base import Source
 
-_LEAST_TRIED = 100  # images: of fewer, a few bad ones say nothing about the rest
+_LEAST_TRIED = 100  # images: a few bad ones among fewer say nothing about the rest
 log = logging.getLogger("fasttrain.data")
 
 
 class BadImages:
-    """The bad images of a source, each named once in the log. Threads may share it.
+    """The bad images of a source. Each is logged once. Threads may share an object.
 
-    Where more than ``most``, a fraction, are bad, DataError is raised: of the images tried so far if their order is
-    random, but of at least 100; of all ``whole`` that will be tried if they come in order, for then bad ones may come
-    in a row, as those of a lost folder do, and yet be few.
+    Raises DataError if more than the fraction ``most`` is bad. In a random order (``total`` is None), this is the
+    fraction of the images tried so far, and of at least 100. If the images come in order, it is the fraction of the
+    ``total`` images to try: the images of a lost folder come in a row, but may be few.
     """
 
-    def __init__(self, source: Source, most: float, whole: int | None) -> None:
+    def __init__(self, source: Source, most: float, total: int | None) -> None:
         self.reasons: dict[str, str] = {}  # by the image's name
         self.numbers: set[int] = set()
-        self._source, self._most, self._whole = source, most, whole
+        self._source, self._most, self._total = source, most, total
         self._tried = np.zeros(len(source), np.bool_)
         self._stride = _stride(len(source))
         self._lock = threading.Lock()
 
     def candidates(self, i: int) -> Iterator[int]:
-        """Numbers to try for image ``i``: itself, then others, not yet known to be bad. DataError at their end.
+        """Yield the numbers to try for image ``i``: itself, then others that are not known to be bad.
 
-        The others lie a stride apart. So bad neighbours are not all replaced by the same image, and those tried are a
-        fair sample of the source: where all of many are bad, the rest need not be tried.
+        The others are a stride apart. So bad neighbours get different replacements, and the tried images are a fair
+        sample of the source: if all of many are bad, the rest need not be tried. Raises DataError after the last one.
         """
         count = len(self._source)
         for tries in range(count):
@@ -48,7 +48,7 @@ class BadImages:
         raise DataError(f"{self._source.name}: none of its {count} images can be read; {self._first()}")
 
     def add(self, i: int, reason: str) -> None:
-        """Note that image ``i`` is bad, unless that is known; DataError where they are too many now."""
+        """Record that image ``i`` is bad. Raise DataError if there are now too many bad images."""
         name = self._source.describe(i)
         with self._lock:
             if i in self.numbers:
@@ -57,11 +57,12 @@ class BadImages:
             self._tried[i] = True
             self.reasons[name] = reason
         log.warning("%s: %s; left out from now on", name, reason)
-        self._check(len(self.numbers), int(np.count_nonzero(self._tried)) if self._whole is None else self._whole)
+        tried = int(np.count_nonzero(self._tried))
+        self._check(len(self.numbers), tried if self._total is None else self._total)
 
     def _check(self, bad: int, total: int) -> None:
         if bad > self._most * max(total, _LEAST_TRIED):
-            most = f"more than the fraction {self._most:g} allowed (--max_bad_fraction)"
+            most = f"more than the fraction {self._most:g} allowed (max_bad_fraction)"
             raise DataError(f"{self._source.name}: {bad} of {total} images cannot be read, {most}; {self._first()}")
 
     def _first(self) -> str:
@@ -70,7 +71,7 @@ class BadImages:
 
 
 def _stride(count: int) -> int:
-    """A step that visits all of ``count`` numbers, about the golden ratio of them, so that steps fall far apart."""
+    """Return a step that visits all of ``count`` numbers: near count / golden ratio, so that steps are far apart."""
     stride = max(1, round(0.618 * count))
     while math.gcd(stride, count) > 1:
         stride += 1

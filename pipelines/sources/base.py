@@ -1,7 +1,7 @@
-"""Where images come from: what a source is, folders of files, and arrays in memory.
+"""The interface of a source of images, folders of files, and arrays in memory.
 
-A source answers ``read(i)`` with the bytes of a file or with an array; it does not decode, crop or shuffle. Shards are
-in ``shards.py``, torch data sets in ``dataset.py``; ``opening.py`` finds out which of them a path is.
+A source's ``read(i)`` returns the bytes of a file or an array. It does not decode, crop or shuffle. Shards are in
+``shards.py`` and torch data sets in ``dataset.py``. ``open.py`` chooses the source for a path.
 """
 
 from __future__ import annotations
@@ -22,41 +22,42 @@ from ...errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 log = logging.getLogger("fasttrain.data")
-_TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # as TensorFlow's scripts name them
+_TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # names of TensorFlow's scripts
 
 
 class Source(Protocol):
-    """N images, numbered from 0, of which some or all may prove unreadable."""
+    """N images, numbered from 0. Some or all of them may be unreadable."""
 
     name: str
     labels: NDArray[np.int64] | None  # [N] class numbers
     classes: tuple[str, ...]  # names of the classes; empty without labels
     channels: int  # natural number of channels: 1 for digits, 3 for image files
-    encoded: bool  # True: read gives a file's bytes, uint8 [length]; False: an array, uint8 [H, W, C]
+    encoded: bool  # True: read() returns a file's bytes, uint8 [length]; False: pixels, uint8 [H, W, C]
 
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> NDArray[np.uint8]:
-        """Bytes or pixels of image ``i``; OSError where it cannot be read."""
+        """Return the bytes or pixels of image ``i``. Raise OSError if it cannot be read."""
         ...
 
     def describe(self, i: int) -> str:
-        """Name of image ``i`` for people: its path, or its number."""
+        """Return a name of image ``i`` for messages: its path or number."""
         ...
 
     def stamp(self, i: int) -> str:
-        """What is another where image ``i`` may be another: of files their place, size and date, else the content.
+        """Return a text that changes if image ``i`` changes: path, size and date of a file, else a hash of the content.
 
-        OSError where it cannot be read.
+        Raises OSError if the image cannot be read.
         """
         ...
 
 
 class FolderSource:
-    """Image files under ``root``, found recursively; sub-folders are the classes.
+    """Image files under ``root`` and its sub-folders, which are the classes.
 
-    Labels are None where images lie in ``root`` itself or where there is a single sub-folder, since one class tells
-    nothing. ``classes`` fixes the class names, as a validation folder needs; a sub-folder beyond them is a DataError.
+    Labels are None if images lie in ``root`` itself, or if there is a single sub-folder. ``classes`` fixes the class
+    names, which a validation folder needs. Raises DataError if there is no image, if a sub-folder is not in
+    ``classes``, or if there are shards.
     """
 
     channels = 3
@@ -80,31 +81,34 @@ class FolderSource:
         self.labels = self._number(top, counts) if labelled else None
 
     def _number(self, top: Path, counts: dict[str, int]) -> NDArray[np.int64]:
-        number = {name: k for k, name in enumerate(self.classes)}
+        numbers = {name: k for k, name in enumerate(self.classes)}
         for name in counts:
-            if name not in number:
+            if name not in numbers:
                 raise DataError(f"{top / name}: class {name!r} is not among the training classes; remove or rename it")
-        return np.repeat([number[name] for name in counts], list(counts.values())).astype(np.int64)
+        return np.repeat([numbers[name] for name in counts], list(counts.values())).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, i: int) -> NDArray[np.uint8]:
-        """Bytes of file ``i``; OSError where it cannot be read."""
+        """Return the bytes of file ``i``. Raise OSError if it cannot be read."""
         with open(self.paths[i], "rb", buffering=0) as file:
             return np.frombuffer(file.read(), np.uint8)
 
     def describe(self, i: int) -> str:
-        """Path of file ``i``."""
+        """Return the path of file ``i``."""
         return self.paths[i]
 
     def stamp(self, i: int) -> str:
-        """Path, size and date of file ``i``."""
+        """Return path, size and date of file ``i``."""
         return file_stamp(self.paths[i])
 
 
 class ArraySource:
-    """Images in memory, uint8 [N, H, W, C] with 1 or 3 channels, and optional class numbers [N]."""
+    """Images in memory, uint8 [N, H, W, C] with 1 or 3 channels, and optional class numbers [N].
+
+    Raises DataError for arrays of another type or shape.
+    """
 
     encoded = False
 
@@ -126,53 +130,78 @@ class ArraySource:
         return len(self.images)
 
     def read(self, i: int) -> NDArray[np.uint8]:
-        """Pixels of image ``i`` [H, W, C]."""
+        """Return the pixels of image ``i`` [H, W, C]."""
         image: NDArray[np.uint8] = self.images[i]
         return image
 
     def describe(self, i: int) -> str:
-        """Name and number, such as ``digit 17``."""
+        """Return name and number, such as ``digit 17``."""
         return f"{self.name} {i}"
 
     def stamp(self, i: int) -> str:
-        """Hash of the pixels of image ``i``."""
+        """Return a hash of the pixels of image ``i``."""
         return content_stamp(self.images[i])
 
 
-def class_numbers(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64] | None:
-    """The labels as class numbers [count]; None where some are negative, which says that they are not known.
+class Subset:
+    """Some images of another source, numbered from 0 in the order of ``indices``."""
 
-    Raises DataError for labels that are not one whole number an image.
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, list(indices)
+        self.name, self.channels, self.encoded = source.name, source.channels, source.encoded
+        self.classes = source.classes
+        self.labels: NDArray[np.int64] | None = None if source.labels is None else source.labels[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Return the bytes or pixels of image ``i``. Raise OSError if it cannot be read."""
+        return self._source.read(self._indices[i])
+
+    def describe(self, i: int) -> str:
+        """Return the name of image ``i`` in the other source."""
+        return self._source.describe(self._indices[i])
+
+    def stamp(self, i: int) -> str:
+        """Return the stamp of image ``i`` in the other source."""
+        return self._source.stamp(self._indices[i])
+
+
+def class_numbers(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64] | None:
+    """Return the labels as class numbers [count], or None if some are negative, which means unknown.
+
+    Raises DataError if the labels are not one whole number per image.
     """
-    found = np.asarray(labels)
-    if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
-        what = f"labels are {found.dtype} {list(found.shape)}"
-        raise DataError(f"{name}: {what}; give a whole number for each of the {count} images")
-    if unknown := int((found < 0).sum()):
+    numbers = np.asarray(labels)
+    if numbers.shape != (count,) or not np.issubdtype(numbers.dtype, np.integer):
+        kind = f"labels are {numbers.dtype} {list(numbers.shape)}"
+        raise DataError(f"{name}: {kind}; give a whole number for each of the {count} images")
+    if unknown := int((numbers < 0).sum()):
         log.warning("%s: %d of %d labels are negative, so unknown; all labels are left out", name, unknown, count)
         return None
-    return found.astype(np.int64)
+    return numbers.astype(np.int64)
 
 
 def file_stamp(path: str) -> str:
-    """Path, size and date of a file; OSError where there is none."""
+    """Return path, size and date of a file. Raise OSError if there is none."""
     status = os.stat(path)
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def content_stamp(content: NDArray[np.uint8]) -> str:
-    """Hash of an image's bytes or pixels, and of their shape."""
+    """Return a hash of an image's bytes or pixels and their shape."""
     return f"{content.shape} {hashlib.sha256(content.tobytes()).hexdigest()}"
 
 
 def shard_kind(name: str) -> str | None:
-    """``"tar"`` or ``"tfrecord"`` for the name of a shard; None for any other file."""
+    """Return ``"tar"`` or ``"tfrecord"`` for the name of a shard, and None for any other file."""
     name = name.lower()
     return "tar" if name.endswith(".tar") else "tfrecord" if _TFRECORD.search(name) else None
 
 
 def check_folder(root: Path) -> None:
-    """Raise DataError unless there is a folder of this name."""
+    """Raise DataError unless ``root`` is a folder."""
     if not root.exists():
         raise DataError(f"{root}: no such folder; check the data path")
     if not root.is_dir():
@@ -180,7 +209,7 @@ def check_folder(root: Path) -> None:
 
 
 def walk(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> Iterator[str]:
-    """Image files under ``folder``, depth first, in sorted order; the shards on the way are added to ``shards``."""
+    """Yield the image files under ``folder``, depth first and sorted. Add shards to ``shards``."""
     files, folders = list_folder(folder, seen, shards)
     yield from files
     for name in folders:
@@ -188,7 +217,10 @@ def walk(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> Iterator
 
 
 def list_folder(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> tuple[list[str], list[str]]:
-    """Sorted paths of the image files and sorted names of the sub-folders; nothing where a link leads round."""
+    """Return the sorted paths of the image files and the sorted names of the sub-folders.
+
+    A folder that is in ``seen`` counts as empty, because links may be circular. Shards are added to ``shards``.
+    """
     files, folders = [], []
     try:
         status = os.stat(folder)
@@ -211,19 +243,18 @@ def list_folder(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> t
 
 
 def mixed(root: Path, shard: str) -> DataError:
-    """The error for images and shards in one place, of which one would be left out without a word."""
+    """Return the error for images and shards in one place. One of them would silently be left out."""
     return DataError(f"{root}: holds images and shards ({shard}); give the folder or the glob of one of them")
 
 
 def _shards_among(root: Path, shard: str, images: int) -> DataError:
-    folder = os.path.dirname(shard)
-    return (
-        mixed(root, shard) if images else DataError(f"{root}: its shards are in sub-folders; give {folder} or a glob")
-    )
+    if images:
+        return mixed(root, shard)
+    return DataError(f"{root}: its shards are in sub-folders; give {os.path.dirname(shard)} or a glob")
 
 
 class _Paths:
-    """Paths below one folder, end to end in one buffer: 1.28 M strings would take three times the memory."""
+    """Paths below one folder, in one buffer: 1.28 M strings would take three times the memory."""
 
     def __init__(self, root: str, paths: Iterable[str]) -> None:
         self._root = os.fsencode(os.path.join(root, ""))
@@ -231,7 +262,7 @@ class _Paths:
         self.add(paths)
 
     def add(self, paths: Iterable[str]) -> int:
-        """Append paths, all of them below the root; returns how many."""
+        """Append paths below the root, and return their number."""
         before = len(self)
         for path in paths:
             self._names += os.fsencode(path)[len(self._root) :]

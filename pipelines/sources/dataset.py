@@ -1,4 +1,4 @@
-"""Any map-style torch data set as a source."""
+"""A source of any map-style torch data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("fasttrain.data")
 
 
 class MapDataset(Protocol):
-    """What is asked of a data set; ``torch.utils.data.Dataset`` with a length has it."""
+    """The interface of a data set: ``torch.utils.data.Dataset`` with a length."""
 
     def __len__(self) -> int: ...
 
@@ -26,7 +26,7 @@ class MapDataset(Protocol):
 
 
 class DatasetSource:
-    """See ``source_from_dataset``; ``first`` is an image, by which the others are judged."""
+    """See ``source_from_dataset``. ``first`` is an image that all others must resemble."""
 
     def __init__(
         self, dataset: MapDataset, first: Any, labels: NDArray[np.int64] | None, classes: Sequence[str], name: str
@@ -40,18 +40,18 @@ class DatasetSource:
         return len(self.dataset)
 
     def read(self, i: int) -> NDArray[np.uint8]:
-        """Bytes or pixels of item ``i``; OSError where the data set raises one."""
+        """Return the bytes or pixels of item ``i``. Raise OSError if the data set raises one."""
         content = _content(_image(self.dataset[i]), self.describe(i))
         if (content.ndim == 1) != self.encoded:
-            raise DataError(f"{self.describe(i)}: the items are bytes here and pixels there; make them all one of them")
+            raise DataError(f"{self.describe(i)}: some items are bytes, others pixels; make all of them the same")
         return content
 
     def describe(self, i: int) -> str:
-        """Name of the data set and number of the item."""
+        """Return the name of the data set and the number of the item."""
         return f"{self.name} {i}"
 
     def stamp(self, i: int) -> str:
-        """Hash of the content of item ``i``."""
+        """Return a hash of the content of item ``i``."""
         return content_stamp(self.read(i))
 
 
@@ -63,34 +63,38 @@ def source_from_dataset(
     classes: Sequence[str] = (),
     name: str | None = None,
 ) -> DatasetSource:
-    """Read images from a map-style data set, whose items are ``image`` or ``(image, label, ...)``.
+    """Return a source of the images of a map-style data set. Its items are ``image`` or ``(image, label, ...)``.
 
-    An image is a PIL image, taken as it stands (what is neither grey nor RGB becomes RGB, without its alpha); the
-    bytes of an image file, which DALI decodes; or pixels, a NumPy array uint8 [H, W, C] or [H, W] or a tensor uint8
-    [C, H, W] or [H, W], of 1, 3 or 4 channels, the fourth left out. Sizes may differ.
+    An image has one of these forms. Sizes may differ:
 
-    ``labels`` are class numbers [N]; without them the data set's ``targets`` or ``labels`` are taken, through
-    ``Subset`` and ``ConcatDataset`` too. Where it has none and its items are pairs, every item is read once for its
-    label, which a line says; ``labelled=False`` spares it. The items are asked for by several threads at once, and
-    must not be random: augmentation is the view recipe's, and a run could not be repeated. Raises DataError.
+    - a PIL image. Its EXIF orientation is ignored. Modes other than grey and RGB become RGB, without alpha;
+    - the bytes of an image file, which DALI decodes;
+    - pixels: a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W] or [H, W]. C is 1, 3 or 4, and the
+      fourth channel is dropped.
+
+    ``labels`` are class numbers [N]. Without them the data set's ``targets`` or ``labels`` are used, also through
+    ``Subset`` and ``ConcatDataset``. If it has none and its items are pairs, every item is read once for its label, and
+    a warning reports this; ``labelled=False`` skips it. Several threads read items at the same time. Items must not be
+    random, or a run cannot be repeated: the view recipe does the augmentation. Raises DataError if no item can be
+    read, an image has another form, or the labels do not fit.
     """
     name = name or type(dataset).__name__
     first = _first_item(dataset, name)
-    found = np.asarray(labels) if labels is not None else _labels(dataset, first, name) if labelled else None
-    if found is None:
-        return DatasetSource(dataset, _image(first), None, classes, name)
-    return DatasetSource(dataset, _image(first), class_numbers(found, len(dataset), name), classes, name)
+    if labels is None and labelled:
+        labels = _labels(dataset, first, name)
+    numbers = None if labels is None else class_numbers(labels, len(dataset), name)
+    return DatasetSource(dataset, _image(first), numbers, classes, name)
 
 
 def _first_item(dataset: MapDataset, name: str) -> Any:
-    """First item that can be read."""
-    why = "the data set is empty"
+    """Return the first item that can be read."""
+    reason = "the data set is empty"
     for i in range(len(dataset)):
         try:
             return dataset[i]
         except OSError as error:
-            why = f"none of its {len(dataset)} items can be read; {error}"
-    raise DataError(f"{name}: {why}")
+            reason = f"none of its {len(dataset)} items can be read; {error}"
+    raise DataError(f"{name}: {reason}")
 
 
 def _image(item: Any) -> Any:
@@ -101,7 +105,7 @@ def _labels(dataset: MapDataset, first: Any, name: str) -> NDArray[Any] | None:
     known = _known_labels(dataset)
     if known is not None or not isinstance(first, tuple | list) or len(first) < 2:
         return known
-    log.warning("%s: no targets and no labels, so all %d items are read once for theirs", name, len(dataset))
+    log.warning("%s: has no targets and no labels; reading all %d items once for their labels", name, len(dataset))
     return np.array([_label(dataset, i) for i in range(len(dataset))])
 
 
@@ -109,23 +113,23 @@ def _label(dataset: MapDataset, i: int) -> int:
     try:
         return int(dataset[i][1])
     except OSError:
-        return 0  # of no consequence: an item that cannot be read is left out
+        return 0  # unused: an item that cannot be read is left out
 
 
 def _known_labels(dataset: Any) -> NDArray[Any] | None:
-    """Labels that a data set tells without reading its items, or None."""
+    """Return the labels that a data set has without reading its items, or None."""
     if isinstance(dataset, torch.utils.data.Subset):
         whole = _known_labels(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices)]
     if isinstance(dataset, torch.utils.data.ConcatDataset):
         parts = [_known_labels(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else np.concatenate(parts)  # type: ignore[arg-type]
-    told = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    return None if told is None or callable(told) else np.asarray(told)
+    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    return None if labels is None or callable(labels) else np.asarray(labels)
 
 
 def _content(image: Any, name: str) -> NDArray[np.uint8]:
-    """Encoded bytes [length] or pixels [H, W, 1 or 3] of an item's image."""
+    """Return the encoded bytes [length] or pixels [H, W, 1 or 3] of an item's image."""
     if isinstance(image, bytes | bytearray | memoryview):
         return np.frombuffer(image, np.uint8)
     pixels = image
@@ -144,7 +148,7 @@ def _content(image: Any, name: str) -> NDArray[np.uint8]:
 
 
 def _from_pil(image: Any, name: str) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16"):  # PIL's own conversion would cut at 255
+    if image.mode.startswith("I;16"):  # PIL's own conversion would clip at 255
         return np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
     if image.mode in ("I", "F"):
         raise DataError(f"{name}: a PIL image of mode {image.mode!r} has no known range; convert it to 'L' or 'RGB'")

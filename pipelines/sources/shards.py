@@ -1,6 +1,6 @@
-"""Images in shards, large files with many images each: where every image lies, found out once, and read from there.
+"""Images in shards: large files with many images each. An index is made once, and images are read at their offsets.
 
-What a tar or TFRecord file looks like inside is in ``webdataset.py`` and ``tfrecord.py``; here is what they share.
+``webdataset.py`` and ``tfrecord.py`` know the formats. This module is common to both.
 """
 
 from __future__ import annotations
@@ -23,76 +23,75 @@ from ...errors import DataError
 from .base import file_stamp
 
 UNLABELLED = -(2**63)
-_WINDOW = (
-    4096  # bytes read at a time where an index is made: a page, which holds a header and what little lies round it
-)
-_THREADS = 8  # shards indexed at once: on network storage most of the time is waiting
-_FORMAT = "1"  # of the kept index; another number makes those that are there void
+_WINDOW = 4096  # bytes read at a time by the index: a page holds a header and the labels near it
+_THREADS = 8  # shards indexed at a time: on network storage, most of the time is waiting
+_FORMAT = "1"  # version of the cached index; a new number makes old ones invalid
 log = logging.getLogger("fasttrain.data")
 T = TypeVar("T")
 
 
 class Damaged(ValueError):
-    """From here on a shard cannot be used; the message is the reason."""
+    """The rest of a shard cannot be used. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the n images of a shard lie."""
+    """The places of the n images of a shard."""
 
     offsets: NDArray[np.int64]  # [n] bytes from the start of the file
     sizes: NDArray[np.int64]  # [n] bytes
-    labels: NDArray[np.int64]  # [n]; UNLABELLED where the shard has none
-    damage: str = ""  # what keeps the rest of the shard from being used
+    labels: NDArray[np.int64]  # [n]; UNLABELLED for an image without a label
+    damage: str = ""  # why the rest of the shard cannot be used
 
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """A kind of shard: how one is indexed, and what people call the image at a place in it."""
+    """A kind of shard."""
 
-    what: str  # for messages: what was looked for
+    content: str  # for messages: the images that the index looks for
     index: Callable[[Window], ShardIndex]
-    name: Callable[[Window, int], str]
+    name: Callable[[Window, int], str]  # the name of the image at an offset
 
 
-def shard_index(found: array[int], damage: str) -> ShardIndex:
-    """Make an index from offset, size and label of each image, in one row."""
-    offsets, sizes, labels = np.array(found, np.int64).reshape(-1, 3).T.copy()
+def shard_index(images: array[int], damage: str) -> ShardIndex:
+    """Return an index from the offset, size and label of each image, one after another."""
+    offsets, sizes, labels = np.array(images, np.int64).reshape(-1, 3).T.copy()
     return ShardIndex(offsets, sizes, labels, damage)
 
 
 class Window:
-    """A file read at random through one small buffer, for headers that lie close to each other."""
+    """A file that is read at any offset through a small buffer, for headers that lie close together."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        self.length = os.fstat(self._file.fileno()).st_size
+        self.file = open(path, "rb", buffering=_WINDOW)  # noqa: SIM115
+        self.length = os.fstat(self.file.fileno()).st_size
         self._start, self._data = 0, b""
 
     def read(self, at: int, count: int) -> bytes:
-        """``count`` bytes from ``at``, fewer where the file ends."""
+        """Return ``count`` bytes from offset ``at``, or fewer at the end of the file."""
         if not self._start <= at <= at + count <= self._start + len(self._data):
-            self._start, self._data = at, os.pread(self._file.fileno(), max(count, _WINDOW), at)
+            self._start, self._data = at, os.pread(self.file.fileno(), max(count, _WINDOW), at)
         return self._data[at - self._start : at - self._start + count]
 
     def __enter__(self) -> Window:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.file.close()
 
 
 class ShardSource:
-    """Images in shards, each read by its place in its file; nothing is unpacked.
+    """Images in shards. Each is read at its offset in its file, and nothing is unpacked.
 
-    ``classes`` are the label's values, in order; a value beyond given ones is a DataError. Labels are None unless every
-    image has one and there are at least two values, or given classes. ``damaged`` says of the shards that are cut short
-    or broken what of them is left out. The index takes 24 bytes an image. With ``cache``, a folder, it is kept there
-    and used again while names, sizes and times of the shards stay the same.
+    ``classes`` are the values of the labels, in order. Labels are None unless every image has one, and there are at
+    least two values or ``classes`` is given. ``damaged`` maps truncated or corrupt shards to a text about the part
+    that is left out. The index takes 24 bytes per image. The folder ``cache`` stores it, and it is used again as long
+    as names, sizes and times of the shards stay the same. Raises DataError if there is no image, or if a label is not
+    in ``classes``.
 
-    An epoch's order is a shuffle of all images, not of a window of them: each image costs one access at random. That is
-    nothing to an SSD; of a spinning disk it leaves about a hundred images a second, and a network file system takes a
-    round trip an image, which the loader's threads overlap.
+    An epoch's order is a shuffle of all images, not of a window of them. So each image costs one random access. On an
+    SSD this costs nothing. A spinning disk reaches about a hundred images per second. A network file system needs a
+    round trip per image, and the loader's threads overlap these.
     """
 
     channels = 3
@@ -109,40 +108,40 @@ class ShardSource:
         self.name, self.paths, self._kind = name, list(paths), kind
         index, counts, damage = _cached(self.paths, kind, cache)
         self.offsets, self.sizes = index.offsets, index.sizes
-        self.damaged = {path: why for path, why in zip(self.paths, damage, strict=True) if why}
+        self.damaged = {path: text for path, text in zip(self.paths, damage, strict=True) if text}
         if not len(self.offsets):
-            why = next((f"; {path}: {why}" for path, why in self.damaged.items()), "")
-            raise DataError(f"{name}: no image in {len(self.paths)} shard(s); looked for {kind.what}{why}")
+            reason = next((f"; {path}: {damage}" for path, damage in self.damaged.items()), "")
+            raise DataError(f"{name}: no image in {len(self.paths)} shard(s); looked for {kind.content}{reason}")
         self._ends = np.cumsum(counts)
         self.classes, self.labels = self._number(index.labels, classes)
 
     def _number(
         self, values: NDArray[np.int64], classes: Sequence[str] | None
     ) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
-        """Names and numbers of the classes."""
+        """Return the names of the classes, and the class number of each image."""
         missing = np.flatnonzero(values == UNLABELLED)
         if len(missing):
             if len(missing) < len(values):
                 line = "%s: %d of %d images have no label, the first is %s; all labels are left out"
                 log.warning(line, self.name, len(missing), len(values), self.describe(int(missing[0])))
             return (), None
-        found, numbers = np.unique(values, return_inverse=True)
-        names = [str(value) for value in found]
+        distinct, numbers = np.unique(values, return_inverse=True)
+        names = [str(value) for value in distinct]
         if classes is None:
             return (tuple(names), numbers.astype(np.int64)) if len(names) > 1 else ((), None)
         if not classes:
             return (), None
-        number = {name: k for k, name in enumerate(classes)}
+        positions = {name: k for k, name in enumerate(classes)}
         for name in names:
-            if name not in number:
+            if name not in positions:
                 raise DataError(f"{self.name}: class {name!r} is not among the training classes; leave its images out")
-        return tuple(classes), np.array([number[name] for name in names], np.int64)[numbers]
+        return tuple(classes), np.array([positions[name] for name in names], np.int64)[numbers]
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def read(self, i: int) -> NDArray[np.uint8]:
-        """Bytes of image ``i``; OSError where they cannot be read."""
+        """Return the bytes of image ``i``. Raise OSError if they cannot be read."""
         size = int(self.sizes[i])
         with open(self._path(i), "rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, int(self.offsets[i]))
@@ -151,38 +150,38 @@ class ShardSource:
         return np.frombuffer(data, np.uint8)
 
     def describe(self, i: int) -> str:
-        """Path of the shard, and the image's name or number in it."""
+        """Return the path of the shard, and the image's name or number in it."""
         path, offset = self._path(i), int(self.offsets[i])
         try:
             with Window(path) as window:
                 name = self._kind.name(window, offset)
         except (OSError, Damaged):
-            name = ""  # the file is gone or is another
+            name = ""  # the file is missing or has changed
         return f"{path}: {name or 'image'} at byte {offset}"
 
     def stamp(self, i: int) -> str:
-        """Path, size and date of the shard, and the image's place in it."""
+        """Return path, size and date of the shard, and the image's place in it."""
         return f"{file_stamp(self._path(i))} {self.offsets[i]} {self.sizes[i]}"
 
     def _path(self, i: int) -> str:
         return self.paths[int(np.searchsorted(self._ends, i, side="right"))]
 
 
-Found = tuple[ShardIndex, NDArray[np.int64], list[str]]  # all shards' images; and each one's count and damage
+Shards = tuple[ShardIndex, NDArray[np.int64], list[str]]  # the images of all shards; count and damage of each shard
 
 
-def _cached(paths: list[str], kind: ShardFormat, folder: Path | None) -> Found:
-    """The index from ``folder`` if it is there and still true, else made anew and put there."""
+def _cached(paths: list[str], kind: ShardFormat, folder: Path | None) -> Shards:
+    """Return the index that is cached in ``folder``. Make and cache it if there is none for these files."""
     if folder is None:
         return _index(paths, kind)
-    kept = folder / f"{_fingerprint(paths)}.npz"
+    cached = folder / f"{_fingerprint(paths)}.npz"
     try:
-        with np.load(kept, allow_pickle=False) as held:
-            index = ShardIndex(held["offsets"], held["sizes"], held["labels"])
-            return index, held["counts"], [str(why) for why in held["damage"]]
+        with np.load(cached, allow_pickle=False) as arrays:
+            index = ShardIndex(arrays["offsets"], arrays["sizes"], arrays["labels"])
+            return index, arrays["counts"], [str(text) for text in arrays["damage"]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         index, counts, damage = _index(paths, kind)
-    part = folder / f"{kept.stem}.{os.getpid()}.part.npz"  # every rank may write it; the last one's stays
+    part = folder / f"{cached.stem}.{os.getpid()}.part.npz"  # every rank may write one; the last rank's file stays
     try:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(
@@ -193,9 +192,9 @@ def _cached(paths: list[str], kind: ShardFormat, folder: Path | None) -> Found:
             counts=counts,
             damage=np.array(damage, np.str_),
         )
-        part.replace(kept)
+        part.replace(cached)
     except OSError as error:
-        log.warning("%s: the index of the shards cannot be kept here (%s)", folder, error.strerror)
+        log.warning("%s: the index of the shards cannot be cached here (%s)", folder, error.strerror)
     return index, counts, damage
 
 
@@ -207,19 +206,19 @@ def _fingerprint(paths: Iterable[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _index(paths: list[str], kind: ShardFormat) -> Found:
-    def one(path: str) -> ShardIndex:
+def _index(paths: list[str], kind: ShardFormat) -> Shards:
+    def index(path: str) -> ShardIndex:
         with Window(path) as window:
             return kind.index(window)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="fasttrain-index") as pool:
-        each = list(pool.map(lambda path: _readable(path, one), paths))
+        each = list(pool.map(lambda path: _readable(path, index), paths))
     whole = ShardIndex(
-        np.concatenate([index.offsets for index in each]),
-        np.concatenate([index.sizes for index in each]),
-        np.concatenate([index.labels for index in each]),
+        np.concatenate([shard.offsets for shard in each]),
+        np.concatenate([shard.sizes for shard in each]),
+        np.concatenate([shard.labels for shard in each]),
     )
-    return whole, np.array([len(index.offsets) for index in each], np.int64), [index.damage for index in each]
+    return whole, np.array([len(shard.offsets) for shard in each], np.int64), [shard.damage for shard in each]
 
 
 def _readable(path: str, use: Callable[[str], T]) -> T:

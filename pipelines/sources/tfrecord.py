@@ -1,10 +1,10 @@
 """TFRecord shards of ``tf.train.Example``, read without TensorFlow.
 
-A file is a row of records: length (8 bytes, little-endian), masked CRC-32C of these 8 bytes, the data, masked CRC-32C
-of the data. The data is a protocol buffer: ``Example{1: Features{1: map<string, Feature>}}``, where a Feature is
-``{1: BytesList}``, ``{2: FloatList}`` or ``{3: Int64List}`` and a list ``{1: repeated value}``. The image is under
-``image/encoded`` or ``image``, its label under ``image/class/label`` or ``label``. The index reads what lies round the
-images and jumps over these, so that the checksum of the data, which would take reading it all, is not looked at.
+A file is a sequence of records: length (8 bytes, little-endian), masked CRC-32C of these 8 bytes, the data, masked
+CRC-32C of the data. The data is a protocol buffer: ``Example{1: Features{1: map<string, Feature>}}``. A Feature is
+``{1: BytesList}``, ``{2: FloatList}`` or ``{3: Int64List}``, and a list is ``{1: repeated value}``. The image is under
+``image/encoded`` or ``image``, its label under ``image/class/label`` or ``label``. The index skips the images, so it
+does not check the checksum of the data.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _IMAGE, _LABEL = (b"image/encoded", b"image"), (b"image/class/label", b"label")
 _CRC_32C = 0x82F63B78  # Castagnoli's polynomial, reversed
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 _LONGEST_NAME, _LONGEST_VARINT = 32, 10  # bytes
-_NO_EXAMPLE = "it is no tf.train.Example"
+_NO_EXAMPLE = "it is not a tf.train.Example"
 Span = tuple[int, int]  # start and end in the file
 
 
 def index(window: Window) -> ShardIndex:
-    """Index a TFRecord file; of one that is cut short or broken, what is whole."""
-    found, damage = array("q"), []  # offset, size, label of each image
+    """Index a TFRecord file. If it is truncated or corrupt, index the complete records."""
+    images, damage = array("q"), []  # offset, size, label of each image
     try:
         for number, record in enumerate(_records(window)):
             try:
@@ -34,14 +34,14 @@ def index(window: Window) -> ShardIndex:
                 damage.append(f"record {number} is left out: {error}")
                 continue
             if image is not None:
-                found.extend((image[0], image[1] - image[0], label))
+                images.extend((image[0], image[1] - image[0], label))
     except Damaged as error:
-        damage.append(f"{error}; the {len(found) // 3} image(s) before it are used")
-    return shard_index(found, "; ".join(damage))
+        damage.append(f"{error}; the {len(images) // 3} image(s) before it are used")
+    return shard_index(images, "; ".join(damage))
 
 
 def record_name(window: Window, offset: int) -> str:
-    """``record 17`` for the record, counted from 0, in which ``offset`` lies."""
+    """Return, for example, ``record 17`` for the record at ``offset``, counted from 0."""
     number = next((k for k, (start, end) in enumerate(_records(window)) if start <= offset < end), None)
     return "" if number is None else f"record {number}"
 
@@ -50,7 +50,7 @@ TFRECORD = ShardFormat("a tf.train.Example with bytes under image/encoded or ima
 
 
 def _records(window: Window) -> Iterator[Span]:
-    """Where the data of each record lies; raises Damaged after the last whole one."""
+    """Yield the place of the data of each record. Raise Damaged after the last complete one."""
     at, number = 0, 0
     while at < window.length:
         head = window.read(at, 12)
@@ -62,7 +62,7 @@ def _records(window: Window) -> Iterator[Span]:
             raise Damaged(
                 "packed with gzip; unpack it first"
                 if packed
-                else f"the length of record {number} has a wrong checksum, so that none after it can be found"
+                else f"the length of record {number} has a wrong checksum, so no later record can be read"
             )
         start, at = at + 12, at + 16 + length
         if at > window.length:
@@ -72,7 +72,7 @@ def _records(window: Window) -> Iterator[Span]:
 
 
 def _example(window: Window, record: Span) -> tuple[Span | None, int]:
-    """Where the image of a record lies, if it has one, and its label."""
+    """Return the place of a record's image, or None, and its label."""
     image: dict[bytes, Span] = {}
     label: dict[bytes, int] = {}
     for features in _inside(window, record, 1):
@@ -85,12 +85,12 @@ def _example(window: Window, record: Span) -> tuple[Span | None, int]:
                 image[name] = first
             elif name in _LABEL and value and (values := _only(window, value, 3)):
                 label[name] = _first_number(window, values)
-    found = next((image[name] for name in _IMAGE if name in image), None)
-    return found, next((label[name] for name in _LABEL if name in label), UNLABELLED)
+    place = next((image[name] for name in _IMAGE if name in image), None)
+    return place, next((label[name] for name in _LABEL if name in label), UNLABELLED)
 
 
 def _key(window: Window, entry: Span) -> bytes:
-    """Name of a feature, which writers put first; empty where it is longer than any that counts here."""
+    """Return the name of a feature, which writers put first. A name longer than those used here is empty."""
     head = window.read(entry[0], min(2 + _LONGEST_NAME, entry[1] - entry[0]))
     if len(head) > 1 and head[0] == (1 << 3 | _BYTES) and head[1] <= _LONGEST_NAME:
         return head[2 : 2 + head[1]]
@@ -99,7 +99,7 @@ def _key(window: Window, entry: Span) -> bytes:
 
 
 def _first_number(window: Window, values: Span) -> int:
-    """First value of an Int64List; its values may be packed into one field or have a field each."""
+    """Return the first value of an Int64List. Its values may be packed into one field, or have one field each."""
     for _, wire, start, end in _fields(window, values):
         if wire == _VARINT or (wire == _BYTES and start < end):
             unsigned = _varint(window.read(start, _LONGEST_VARINT), 0)[0] & (2**64 - 1)
@@ -112,12 +112,12 @@ def _only(window: Window, message: Span, number: int) -> Span | None:
 
 
 def _inside(window: Window, message: Span, number: int) -> Iterator[Span]:
-    """Content of each field ``number`` of a message that has a length."""
+    """Return the contents of the fields ``number`` of a message, if they have a length."""
     return ((start, end) for n, wire, start, end in _fields(window, message) if (n, wire) == (number, _BYTES))
 
 
 def _fields(window: Window, message: Span) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, start and end of each field of a message."""
+    """Yield number, wire type, start and end of each field of a message."""
     at, end = message
     while at < end:
         head = window.read(at, 2 * _LONGEST_VARINT)
@@ -139,9 +139,9 @@ def _fields(window: Window, message: Span) -> Iterator[tuple[int, int, int, int]
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and where it ends."""
+    """Return a number in groups of seven bits, the lowest first, and its end."""
     if data[at : at + 1] < b"\x80" and at < len(data):
-        return data[at], at + 1  # nearly always
+        return data[at], at + 1  # the usual case
     value = 0
     for place, byte in enumerate(data[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * place
@@ -151,7 +151,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C, turned right by 15 bits, plus a constant: TFRecord's guard against a checksum of checksums."""
+    """Return CRC-32C, rotated right by 15 bits, plus a constant. TFRecord masks it to avoid checksums of checksums."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)

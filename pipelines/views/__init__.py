@@ -1,1 +1,1 @@
-"""The views of an image: their recipe, and the parameters drawn for each."""
+"""The views of an image: their recipe, and their random parameters."""

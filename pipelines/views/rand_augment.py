@@ -1,8 +1,8 @@
-"""RandAugment in timm's form, as InfoMin uses it: what is drawn for an image, and the part of the graph that does it.
+"""RandAugment in timm's form, as InfoMin uses it: its random parameters, and its part of the DALI graph.
 
-Of 15 operations some are drawn with replacement, each is applied with probability 1/2, and its strength follows from
-a level l = clip(normal(magnitude, 0.5), 0, 10) / 10 (timm's 'rand-n2-m10-mstd0.5'). In the graph, operations that are
-alike share a branch; only the images for which a branch was drawn go through it.
+Some of 15 operations are drawn with replacement. Each is applied with probability 1/2. Its strength follows from a
+level l = clip(normal(magnitude, 0.5), 0, 10) / 10 (timm's 'rand-n2-m10-mstd0.5'). In the graph, similar operations
+share a branch, and an image passes only through the branch that was drawn for it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-COUNTERS = 5  # uniform numbers an operation takes
-MOST = 5  # operations a view may have
+COUNTERS = 5  # uniform numbers per operation
+MOST = 5  # operations per view
 _LEVELS, _DEVIATION = 10.0, 0.5
-_FILL = (124, 116, 104)  # ImageNet's mean colour, where a moved image leaves a gap
+_FILL = (124, 116, 104)  # ImageNet's mean colour, for the gap that a moved image leaves
 _LUMA = (0.299, 0.587, 0.114)
-_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's filter of that name
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's filter SMOOTH
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Operation:
-    """An operation with the strength ``slope * l + offset``, rounded down if ``whole``, negated for half if signed."""
+    """An operation of strength ``slope * l + offset``: rounded down if ``whole``, negative half the time if signed."""
 
     name: str
     apply: Callable[[Any, _Context], Any]
@@ -37,7 +37,7 @@ class _Operation:
 
 @dataclass(frozen=True)
 class _Context:
-    """What a branch of the graph may need besides the pixels."""
+    """The inputs of a branch of the graph besides the pixels."""
 
     amount: Any  # node, float32 []
     matrix: Any  # node, float32 [2, 3]
@@ -46,10 +46,11 @@ class _Context:
 
 
 def draw(count: int, magnitude: float, u: Floats) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Number and strength, [B, MOST] each, of ``count`` operations from uniform numbers ``u`` [COUNTERS * count, B].
+    """Return number and strength, [B, MOST] each, of ``count`` operations.
 
-    Number k is ``OPERATIONS[k - 1]``; 0 is none. The strength is the operation's argument in PIL's and timm's units:
-    degrees, bits to keep, threshold, increment, factor, shear, or fraction of the side.
+    ``u`` [COUNTERS * count, B] are uniform numbers. Number k is ``OPERATIONS[k - 1]``, and 0 is none. The strength is
+    the operation's argument in PIL's and timm's units: degrees, bits to keep, threshold, increment, factor, shear, or
+    fraction of the side.
     """
     numbers, strengths = np.zeros((2, u.shape[1], MOST))
     parts = u[: COUNTERS * count].reshape(count, COUNTERS, u.shape[1])
@@ -66,7 +67,7 @@ def draw(count: int, magnitude: float, u: Floats) -> tuple[NDArray[np.int32], ND
 
 
 def names(count: int) -> list[str]:
-    """Arguments that the graph takes for ``count`` operations."""
+    """Return the names of the graph's arguments for ``count`` operations."""
     return [f"{name}{k}" for k in range(count) for name in ("branch", "amount", "matrix")]
 
 
@@ -77,61 +78,65 @@ def array(
     flip: NDArray[np.bool_],
     size: int,
 ) -> NDArray[Any]:
-    """One argument [B, ...] of the graph from what was drawn, [B, MOST], for a view of ``size`` pixels.
+    """Return one argument [B, ...] of the graph for a view of ``size`` pixels.
 
-    The graph flips last, the law says first: ``flip`` mirrors the movement of these images, so that it is the same.
+    ``operation`` and ``strength`` [B, MOST] come from :func:`draw`. RandAugment is defined on flipped images, but the
+    graph flips last. So the movement of the images in ``flip`` is mirrored.
     """
     kind, k = name[:-1], int(name[-1])
-    number, drawn = operation[:, k], strength[:, k]
+    number, value = operation[:, k], strength[:, k]
     if kind == "branch":
         return _BRANCH[number]
-    if kind == "amount":  # for bits to keep: their mask
+    if kind == "amount":  # Posterize gets the mask of the bits to keep
         bits = number == _number("Posterize")
-        return np.where(bits, 256 - 2 ** (8 - np.where(bits, drawn, 8)), drawn).astype(np.float32)
-    return _matrix(number, drawn.astype(np.float64), flip, size)
+        return np.where(bits, 256 - 2 ** (8 - np.where(bits, value, 8)), value).astype(np.float32)
+    return _matrix(number, value.astype(np.float64), flip, size)
 
 
-def graph(x: Any, given: dict[str, Any], count: int, size: int, channels: int) -> Any:
-    """Apply ``count`` operations to 8-bit pixels [size, size, C]; needs a pipeline with conditionals."""
+def graph(x: Any, nodes: dict[str, Any], count: int, size: int, channels: int) -> Any:
+    """Apply ``count`` operations to 8-bit pixels [size, size, C], in a pipeline with conditionals."""
     for k in range(count):
-        branch = given[f"branch{k}"]
-        context = _Context(given[f"amount{k}"], given[f"matrix{k}"], size, channels)
+        branch = nodes[f"branch{k}"]
+        context = _Context(nodes[f"amount{k}"], nodes[f"matrix{k}"], size, channels)
         if branch != 0:
             x = _choose(branch, 1, len(_APPLY), x, context)
     return x
 
 
 def _choose(branch: Any, low: int, high: int, x: Any, context: _Context) -> Any:
-    """Send every image into its branch: DALI turns an ``if`` on a node into a split and a merge of the batch."""
+    """Send every image into its branch. DALI turns an ``if`` on a node into a split and a merge of the batch."""
     if low == high:
         return _APPLY[low - 1](x, context)
     middle = (low + high) // 2
-    if branch <= middle:  # noqa: SIM108 - DALI knows this form
+    if branch <= middle:  # noqa: SIM108 - DALI needs the statement
         x = _choose(branch, low, middle, x, context)
     else:
         x = _choose(branch, middle + 1, high, x, context)
     return x
 
 
-def _matrix(number: NDArray[np.int32], drawn: Floats, flip: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
-    """Affine map [B, 2, 3] from pixels (x, y, 1) of the result to those of the image, corners at whole numbers."""
+def _matrix(number: NDArray[np.int32], strength: Floats, flip: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
+    """Return the affine map [B, 2, 3] from (x, y, 1) in the result to (x, y) in the image. Corners are whole."""
     rotate, shear_x, shear_y, shift_x, shift_y = (
-        np.where(number == _number(name), drawn, 0)
+        np.where(number == _number(name), strength, 0)
         for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
     )
     cosine, sine, half = np.cos(np.radians(rotate)), np.sin(np.radians(rotate)), size / 2
     a, b = cosine, shear_x - sine
     d, e = shear_y + sine, cosine
-    c = half * (1 - cosine + sine) + size * shift_x  # turned about the middle, sheared about the corner
+    c = half * (1 - cosine + sine) + size * shift_x  # rotated about the middle, sheared about the corner
     f = half * (1 - cosine - sine) + size * shift_y
-    # Mirrored: x to size - x before and after.
+    # Mirroring maps x to size - x before and after.
     c, f = np.where(flip, size * (1 - a) - c, c), np.where(flip, f + size * d, f)
     b, d = np.where(flip, -b, b), np.where(flip, -d, d)
     return np.stack([a, b, c, d, e, f], -1).reshape(-1, 2, 3).astype(np.float32)
 
 
 def _move(x: Any, context: _Context) -> Any:
-    """Move the image by its matrix, interpolating linearly; gaps get the mean colour, edges are not blended with it."""
+    """Move the image by its matrix, with linear interpolation.
+
+    Gaps get the mean colour. The image's edges are not blended with it.
+    """
     from nvidia.dali import fn, types
 
     fill = np.array(_FILL if context.channels == 3 else [round(np.dot(_FILL, _LUMA))], np.uint8)
@@ -142,34 +147,34 @@ def _move(x: Any, context: _Context) -> Any:
 
 
 def _solarize(x: Any, context: _Context) -> Any:
-    """Invert the values from a threshold up: x ^ 255 is 255 - x for eight bits."""
+    """Invert the values from a threshold up. For eight bits, x ^ 255 is 255 - x."""
     from nvidia.dali import types
 
-    return x ^ ((x >= beside(x, context.amount)) * types.Constant(255, dtype=types.UINT8))
+    return x ^ ((x >= to_device_of(x, context.amount)) * types.Constant(255, dtype=types.UINT8))
 
 
 def _solarize_add(x: Any, context: _Context) -> Any:
-    """Add to the values below 128; the sum stays below 256, since at most 128 is added."""
+    """Add to the values below 128. The sum stays below 256, because at most 128 is added."""
     from nvidia.dali import fn, types
 
     below = x < types.Constant(128, dtype=types.UINT8)
-    return x + below * beside(x, fn.cast(context.amount, dtype=types.UINT8))
+    return x + below * to_device_of(x, fn.cast(context.amount, dtype=types.UINT8))
 
 
 def _posterize(x: Any, context: _Context) -> Any:
     from nvidia.dali import fn, types
 
-    return x & beside(x, fn.cast(context.amount, dtype=types.UINT8))
+    return x & to_device_of(x, fn.cast(context.amount, dtype=types.UINT8))
 
 
 def _brightness(x: Any, context: _Context) -> Any:
-    return floor(x * beside(x, context.amount))
+    return floor(x * to_device_of(x, context.amount))
 
 
 def _color(x: Any, context: _Context) -> Any:
     if context.channels == 1:
         return x
-    return _blend(_grey(x, context.channels), x, beside(x, context.amount))
+    return _blend(_grey(x, context.channels), x, to_device_of(x, context.amount))
 
 
 def _contrast(x: Any, context: _Context) -> Any:
@@ -177,22 +182,22 @@ def _contrast(x: Any, context: _Context) -> Any:
 
     grey = _grey(x, context.channels)
     middle = math.floor(fn.reductions.mean(grey, axis_names="HW", keep_dims=True) + 0.5)
-    return _blend(middle, x, beside(x, context.amount))
+    return _blend(middle, x, to_device_of(x, context.amount))
 
 
 def _sharpness(x: Any, context: _Context) -> Any:
-    """Blend with the smoothed image; the outermost pixels have no smooth value and stay."""
+    """Blend with the smoothed image. The outermost pixels have no smooth value and stay unchanged."""
     from nvidia.dali import fn, types
 
     inner = np.zeros((context.size, context.size, 1), np.float32)
     inner[1:-1, 1:-1] = 1
     smooth = fn.filter(x, types.Constant(_SMOOTH, device=x.device))
-    factor = types.Constant(inner, device=x.device) * (beside(x, context.amount) - 1.0) + 1.0
+    factor = types.Constant(inner, device=x.device) * (to_device_of(x, context.amount) - 1.0) + 1.0
     return _blend(smooth, x, factor)
 
 
 def _auto_contrast(x: Any, context: _Context) -> Any:
-    """Stretch each channel to 0..255; a channel of one value stays."""
+    """Stretch each channel to 0..255. A channel of one value stays unchanged."""
     from nvidia.dali import fn, math, types
 
     low = fn.reductions.min(x, axis_names="HW", keep_dims=True)
@@ -202,10 +207,10 @@ def _auto_contrast(x: Any, context: _Context) -> Any:
 
 
 def _equalize(x: Any, context: _Context) -> Any:
-    """Give each value the share of the pixels below it, as PIL does; DALI's counts the pixels of the value as well.
+    """Map each value to the fraction of pixels below it, like PIL. DALI's operator also counts the value's own pixels.
 
-    Of the inverted image the latter is one minus the former. PIL divides by a whole number of pixels a level, which is
-    1 % off at 224 pixels and more at few.
+    For the inverted image, DALI's fraction is one minus PIL's. PIL divides by a whole number of pixels per level, which
+    is 1 % off at 224 pixels, and more for smaller views.
     """
     from nvidia.dali import fn, types
 
@@ -214,14 +219,14 @@ def _equalize(x: Any, context: _Context) -> Any:
 
 
 def _grey(x: Any, channels: int) -> Any:
-    """Luma [H, W, 1] of 8 bits."""
+    """Return luma [H, W, 1] in 8 bits."""
     from nvidia.dali import fn, types
 
     return x if channels == 1 else fn.coord_transform(x, M=_LUMA, dtype=types.UINT8)
 
 
 def _blend(base: Any, x: Any, factor: Any) -> Any:
-    """PIL's blend, base + factor * (x - base)."""
+    """Blend like PIL: base + factor * (x - base)."""
     from nvidia.dali import fn, types
 
     base = fn.cast(base, dtype=types.FLOAT)
@@ -229,18 +234,18 @@ def _blend(base: Any, x: Any, factor: Any) -> Any:
 
 
 def floor(values: Any) -> Any:
-    """Cut to 8 bits as PIL does: fractions off, and everything to 0..255."""
+    """Convert to 8 bits like PIL: drop the fractions and clip to 0..255."""
     from nvidia.dali import fn, math, types
 
     return fn.cast(math.floor(values), dtype=types.UINT8)
 
 
-def beside(x: Any, scalar: Any) -> Any:
-    """Bring a scalar to where the pixels are."""
+def to_device_of(x: Any, scalar: Any) -> Any:
+    """Move a scalar to the device of the pixels."""
     return scalar.gpu() if x.device == "gpu" else scalar
 
 
-_TABLE = (  # in timm's order, with its strengths
+_TABLE = (  # timm's order and strengths
     _Operation("AutoContrast", _auto_contrast),
     _Operation("Equalize", _equalize),
     _Operation("Invert", _solarize),  # from 0 up

@@ -1,15 +1,16 @@
-"""Run by two_ranks.py: checkpoints of one rank and of two, taken up by either, at other stages too."""
+"""Run by two_ranks.py: checkpoints of one rank and of two, resumed by either, also at other stages."""
 
-import resource
 from dataclasses import replace
 
 import torch
 
-from fasttrain.checkpoint.store import Card, choose, publish, restore
-from fasttrain.distributed.world import everyone
-from fasttrain.engine.shards import inner
+from fasttrain.checkpoint.card import Card, tag
+from fasttrain.checkpoint.store import choose, publish, restore
+from fasttrain.distributed.world import all_gather_object
+from fasttrain.engine.zero import inner_optimizer
 from fasttrain.errors import SaveError
-from tests.distributed.two_ranks import BATCH, begin, full_state, made, steps
+from tests.checkpoints import largest_file
+from tests.distributed.two_ranks import BATCH, begin, full_state, make, steps
 
 RESUMED = [
     ("swav", 2, "lars"),
@@ -19,76 +20,75 @@ RESUMED = [
     ("deepcluster", 2, "lamb"),
 ]
 _LR = {"lars": 32.0, "sgd": 4.0, "adamw": 0.05, "lamb": 0.05}
-STEP = "step-00000002"
+STEP = tag(2)
 
 
 def resumed(case, world, folder):
-    """Everything after 3 steps, straight on and resumed after 2, here and by others.
+    """Return the state after 3 steps: without a break, and resumed after 2 from several checkpoints.
 
-    By others: two ranks go on from the checkpoint of the one rank that ran before, and from their own at another stage.
+    Two ranks resume from their own checkpoint, at their own and at another stage, and from the checkpoint of one rank.
     """
-    stage, mine = case[1], folder / str(world.size) / folder_of(case)
-    sources = {"straight": (stage, None), "resumed": (stage, mine)}
+    stage, own = case[1], folder / str(world.size) / folder_of(case)
+    sources = {"straight": (stage, None), "resumed": (stage, own)}
     if world.size > 1:
-        sources |= {"of one rank": (stage, folder / "1" / folder_of(case)), "other stage": (other(stage), mine)}
-    found = {}
-    for what, (own, source) in sources.items():
-        engine = engine_of(case, own, world)
+        sources |= {"of one rank": (stage, folder / "1" / folder_of(case)), "other stage": (other(stage), own)}
+    results = {}
+    for name, (stage_now, source) in sources.items():
+        engine = engine_of(case, stage_now, world)
         if source is None:
             begin(engine)
             steps(engine, range(2))
-            publish(engine, mine, card_of(case, engine), keep=True)
+            publish(engine, own, card_of(case, engine), keep=True)
         else:
             assert restore(engine, source / STEP, card_of(case, engine)) == 2
-        if what == "other stage":
-            publish(engine, folder / "recut" / folder_of(case), card_of(case, engine), keep=True)
-        losses = steps(engine, range(2, 3))
-        found[what] = {"losses": torch.tensor(losses), **full_state(engine)}
-        if what in ("straight", "resumed"):
-            moments = [value for state in inner(engine.optimizer).state.values() for value in state.values()]
-            found[what] |= {f"moment {number}": torch.as_tensor(value).clone() for number, value in enumerate(moments)}
+        if name == "other stage":
+            publish(engine, folder / "resharded" / folder_of(case), card_of(case, engine), keep=True)
+        results[name] = {"losses": torch.tensor(steps(engine, range(2, 3))), **full_state(engine)}
+        if name in ("straight", "resumed"):
+            states = inner_optimizer(engine.optimizer).state.values()
+            moments = [torch.as_tensor(value).clone() for state in states for value in state.values()]
+            results[name] |= {f"moment {number}": value for number, value in enumerate(moments)}
         engine.close()
-    return found
+    return results
 
 
 def full_disk(world, folder):
-    """What the ranks say when the last one's disk is full, and the checkpoint that is there then."""
+    """Return all ranks' messages after the last rank's disk was full, and the checkpoint that exists then."""
     case = RESUMED[0]
     engine = engine_of(case, case[1], world)
     publish(engine, folder, card_of(case, engine), keep=False)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if world.rank == world.size - 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    message = "none"
     try:
-        publish(engine, folder, replace(card_of(case, engine), step=3), keep=False)
-        said = "nothing"
+        if world.rank == world.size - 1:
+            with largest_file(1000):
+                publish(engine, folder, replace(card_of(case, engine), step=3), keep=False)
+        else:
+            publish(engine, folder, replace(card_of(case, engine), step=3), keep=False)
     except SaveError as error:
-        said = str(error)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        message = str(error)
     engine.close()
-    found, _ = choose("auto", folder, world)
-    return everyone(world, said), [path.name for path in folder.glob("*step*")], found.name
+    path, _ = choose("auto", folder, world)
+    return all_gather_object(world, message), [path.name for path in folder.glob("*step*")], path.name
 
 
 def engine_of(case, stage, world):
-    """The case's engine; one rank trains at stage 0."""
+    """Return the case's engine. One rank trains at stage 0."""
     method, _, optimizer = case
-    # Two ranks see two batches for BatchNorm, where MoCo does not synchronise it.
-    more = {"moco": {"bn_splits": 2 // world.size}}.get(method, {})
-    return made(method, False, stage, world, optimizer=optimizer, lr=_LR[optimizer], **more)
+    # MoCo does not synchronise BatchNorm, so two ranks normalise over two batches.
+    options = {"bn_splits": 2 // world.size} if method == "moco" else {}
+    return make(method, False, stage, world, optimizer=optimizer, lr=_LR[optimizer], **options)
 
 
 def card_of(case, engine):
-    """The card of its checkpoints."""
+    """Return the card of a case's checkpoints."""
     return Card(case[0], False, "conv_small", case[2], 2, engine.world.size, engine.stage, "0", BATCH)
 
 
 def other(stage):
-    """A stage that keeps its shards in another way, or in other files."""
+    """Return a stage with another layout of shards, or other files."""
     return 2 if stage == 1 else 1
 
 
 def folder_of(case):
-    """The case's folder."""
+    """Return the name of a case's folder."""
     return "-".join(map(str, case))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from fasttrain.checkpoint.provenance import config_hash, git_commit, provenance
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 
 
 def _config(**values):

@@ -1,166 +1,195 @@
-"""Checkpoints: complete or absent, and read as tensors only; which one is found is in test_checkpoint_found.py."""
+"""Checkpoints are complete or absent, verified before use, and read as tensors only."""
 
-import resource
-from contextlib import contextmanager
+import json
+import re
+import shutil
+import zlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fasttrain.checkpoint import store
-from fasttrain.checkpoint.store import choose, find, publish, read_card, restore
-from fasttrain.config.settings import resolve
-from fasttrain.distributed.world import world_from_environment
-from fasttrain.engine.build import build_method
-from fasttrain.engine.engine import Engine
+from fasttrain.checkpoint.card import find, read_card
+from fasttrain.checkpoint.store import choose, publish, restore
+from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError, SaveError
-from tests.checkpoints import CARD, state_of, train, write_card
+from tests.checkpoints import CARD, RunsCode, card_of, largest_file, same, small_engine, state_of, train, write_card
+
+_MODEL = "mp_rank_00_model_states.pt"
 
 
 def _steps(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_restores_weights_and_optimizer_to_the_last_bit(engine, tmp_path):
-    train(engine, 2)
-    before = state_of(engine)
-    publish(engine, tmp_path, replace(CARD, step=2), keep=False)
-    train(engine, 1)
-    assert any(not torch.equal(a, b) for a, b in zip(before, state_of(engine), strict=True))
-    assert restore(engine, find("auto", tmp_path), CARD) == 2
-    assert all(torch.equal(a, b) for a, b in zip(before, state_of(engine), strict=True))
+def _publish(engine, folder, *steps, **options):
+    for step in steps:
+        publish(engine, folder, replace(CARD, step=step), **{"keep": True, **options})
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
-def test_restores_the_shards_of_layerwise_optimizers_to_the_last_bit(optimizer, tmp_path):
-    card = replace(CARD, optimizer=optimizer, zero_stage=2, step=2)
-    values = {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "out_dim": 8, "deterministic": True}
-    config = resolve("simclr", {**values, "zero_stage": 2, "optimizer": optimizer})
-    torch.manual_seed(0)
-    engine = Engine(config, build_method(config, images=32, world_size=1), world_from_environment(), steps_per_epoch=4)
-    train(engine, 2)
-    publish(engine, tmp_path, card, keep=False)
-    train(engine, 1)
-    after = state_of(engine)
-    assert restore(engine, find("auto", tmp_path), card) == 2
-    assert any(not torch.equal(a, b) for a, b in zip(after, state_of(engine), strict=True))
-    train(engine, 1)
-    assert all(torch.equal(a, b) for a, b in zip(after, state_of(engine), strict=True))
-    engine.close()
+@pytest.mark.parametrize(("optimizer", "stage"), [("adamw", 0), ("lars", 2), ("lamb", 2)])
+def test_restore_continues_to_the_last_bit(tmp_path, optimizer, stage):
+    with small_engine(optimizer=optimizer, zero_stage=stage, deterministic=True) as engine:
+        train(engine, [0, 1])
+        publish(engine, tmp_path, card_of(engine, step=2), keep=False)
+        train(engine, [2])
+        expected = state_of(engine)
+        assert restore(engine, find("auto", tmp_path), card_of(engine)) == 2
+        assert not same(expected, state_of(engine))
+        train(engine, [2])
+        assert same(expected, state_of(engine))
 
 
-def test_the_newest_stays_and_those_to_be_kept(engine, tmp_path):
+def test_the_newest_and_the_kept_checkpoints_stay(engine, tmp_path):
     for step, keep in ((1, False), (2, True), (3, False), (4, False)):
-        publish(engine, tmp_path, replace(CARD, step=step), keep=keep)
+        _publish(engine, tmp_path, step, keep=keep)
         assert (tmp_path / "latest").read_text() == f"step-{step:08d}"
     assert _steps(tmp_path) == ["latest", "step-00000002", "step-00000004"]
     assert read_card(find("auto", tmp_path)) == replace(CARD, step=4)
 
 
 @pytest.mark.parametrize(("newest", "stay"), [(1, [5]), (2, [4, 5]), (3, [3, 4, 5]), (9, [1, 2, 3, 4, 5])])
-def test_so_many_of_the_newest_stay(tmp_path, newest, stay):
-    for step in (1, 2, 3, 4, 5, 6):  # 6 is of a run that was taken up again before it
+def test_the_newest_n_stay(tmp_path, newest, stay):
+    for step in (1, 2, 3, 4, 5, 6):  # step 6 is of a run that was resumed from an earlier one
         write_card(tmp_path, step, keep=step == 2)
-    gone = store._superfluous(tmp_path, "step-00000005", newest)
-    assert sorted({1, 2, 3, 4, 5, 6} - {int(path.name[5:]) for path in gone}) == stay
+    removed = store._superfluous(tmp_path, "step-00000005", newest)
+    assert sorted({1, 2, 3, 4, 5, 6} - {int(path.name[5:]) for path in removed}) == stay
 
 
-def test_a_step_can_be_published_again(engine, tmp_path):
-    for version in ("old", "new"):
-        publish(engine, tmp_path, replace(CARD, step=1, version=version), keep=False)
-    assert read_card(tmp_path / "step-00000001").version == "new"
-
-
-@contextmanager
-def _files_of_at_most(size):
-    """A disk that is full, for this process: no file may grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("size", [0, 100_000])
-def test_a_full_disk_leaves_the_former_one_and_no_rubbish(engine, tmp_path, size):
-    publish(engine, tmp_path, replace(CARD, step=1), keep=False)
-    message = r"step-00000002 could not be written \(File too large: .*\.pt\); step-00000001 is the last complete one; "
-    with _files_of_at_most(size), pytest.raises(SaveError, match=message):
-        publish(engine, tmp_path, replace(CARD, step=2), keep=False)
-    assert choose("auto", tmp_path, engine.world) == (tmp_path / "step-00000001", [])
-    assert _steps(tmp_path) == ["latest", "step-00000001"]
-    publish(engine, tmp_path, replace(CARD, step=3), keep=False)
-    assert _steps(tmp_path) == ["latest", "step-00000003"]
-
-
-def test_the_first_checkpoint_on_a_full_disk(engine, tmp_path):
-    with _files_of_at_most(10), pytest.raises(SaveError, match="there is none before it"):
-        publish(engine, tmp_path, replace(CARD, step=1), keep=False)
-    assert find("auto", tmp_path) is None
-
-
-def test_a_killed_writer_s_rubbish_is_cleared(engine, tmp_path):
-    (tmp_path / ".step-00000001.part").mkdir()
-    (tmp_path / ".step-00000001.part" / "half.pt").write_bytes(b"half")
-    assert find("auto", tmp_path) is None
-    publish(engine, tmp_path, replace(CARD, step=3), keep=False)
-    assert _steps(tmp_path) == ["latest", "step-00000003"]
-
-
-def test_a_step_that_is_published_again_is_never_absent(engine, tmp_path, monkeypatch):
-    """It was removed first, and what came between left neither the old one nor the new one."""
+def test_a_step_published_again_is_never_absent(engine, tmp_path, monkeypatch):
+    """It was removed first. A kill in between left neither the old nor the new checkpoint."""
     publish(engine, tmp_path, replace(CARD, step=1, version="old"), keep=False)
-    removed = []
-    monkeypatch.setattr(store.shutil, "rmtree", lambda path, **_: removed.append((path.name, _versions(tmp_path))))
+    removed, versions = [], lambda: [read_card(path).version for path in tmp_path.glob("step-*")]
+    monkeypatch.setattr(store.shutil, "rmtree", lambda path, **_: removed.append((path.name, versions())))
     publish(engine, tmp_path, replace(CARD, step=1, version="new"), keep=False)
     assert removed == [(".step-00000001.old.part", ["new"])]
 
 
-def _versions(folder):
-    return [read_card(path).version for path in folder.glob("step-*")]
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_full_disk_leaves_the_former_checkpoint_only(engine, tmp_path, size):
+    with largest_file(size), pytest.raises(SaveError, match="there is none before it"):
+        _publish(engine, tmp_path, 1)
+    assert find("auto", tmp_path) is None
+    _publish(engine, tmp_path, 1)
+    message = r"step-00000002 .*\(File too large: .*\.pt\); step-00000001 is the last complete one"
+    with largest_file(size), pytest.raises(SaveError, match=message):
+        _publish(engine, tmp_path, 2)
+    assert choose("auto", tmp_path, engine.world) == (tmp_path / "step-00000001", [])
+    assert _steps(tmp_path) == ["latest", "step-00000001"]
 
 
-@pytest.mark.parametrize("left", [None, "", "[]", "{}"])
-def test_a_half_removed_checkpoint_does_not_stop_the_run(engine, tmp_path, left):
-    """A process killed while it removed an old checkpoint left a folder without a card, and the next one failed."""
-    half = tmp_path / "step-00000001"
-    half.mkdir()
-    if left is not None:
-        (half / "fasttrain.json").write_text(left)
-    publish(engine, tmp_path, replace(CARD, step=2), keep=False)
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_leftovers_of_killed_saves_and_removals_are_removed(engine, tmp_path, content):
+    for name in (".step-00000001.part", "step-00000001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half.pt").write_bytes(b"half")
+        if content is not None:
+            (tmp_path / name / "fasttrain.json").write_text(content)
+    _publish(engine, tmp_path, 2, keep=False)
     assert _steps(tmp_path) == ["latest", "step-00000002"]
 
 
-def test_code_in_the_optimizer_s_shard_is_refused(tmp_path):
-    """ZeRO's shards are files of their own."""
-    config = resolve("simclr", {"recipe": "cifar", "batch_size_per_gpu": 4, "hidden_dim": 16, "zero_stage": 2})
-    engine = Engine(config, build_method(config, images=32, world_size=1), world_from_environment(), steps_per_epoch=4)
-    card = replace(CARD, zero_stage=2, step=1)
-    publish(engine, tmp_path, card, keep=False)
-    assert restore(engine, tmp_path / "step-00000001", card) == 1
-    (shard,) = tmp_path.glob("step-*/*optim_states.pt")
-    marker = tmp_path / "marker"
-    torch.save({"optimizer_state_dict": _Touches(marker)}, shard)
-    with pytest.raises(ConfigError, match=r"holds more than tensors \(.*Touches|holds more than tensors \(.*open"):
-        restore(engine, shard.parent, card)
-    engine.close()
-    assert not marker.exists()
-    torch.load(shard, weights_only=False)
-    assert marker.exists()
+def _flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
-class _Touches:
-    def __init__(self, path):
-        self.path = str(path)
+_DAMAGES = {
+    "truncated": (lambda file: file.write_bytes(file.read_bytes()[:-1]), rf"{_MODEL} has [\d,]+ bytes"),
+    "flipped bit": (_flip_a_bit, f"{_MODEL} is corrupt"),
+    "swapped": (lambda file: torch.save(torch.load(file, weights_only=True) | {"dp_world_size": 2}, file), _MODEL),
+    "missing": (lambda file: file.unlink(), f"{_MODEL} cannot be read"),
+    "no card": (lambda file: (file.parent / "fasttrain.json").unlink(), "it has no readable fasttrain.json"),
+    "removed": (lambda file: shutil.rmtree(file.parent), "it does not exist"),
+}
 
-    def __reduce__(self):
-        return open, (self.path, "w")
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_auto_skips_damaged_checkpoints_and_a_path_does_not(engine, tmp_path, damage):
+    _publish(engine, tmp_path, 1, 2, 3, 4)
+    change, problem = _DAMAGES[damage]
+    broken, intact = tmp_path / "step-00000004", tmp_path / "step-00000002"
+    _flip_a_bit(tmp_path / "step-00000003" / _MODEL)
+    change(broken / _MODEL)
+    path, (first, second) = choose("auto", tmp_path, engine.world)
+    assert path == intact
+    assert re.match(f"checkpoint {broken} is corrupt: {problem}", first), first
+    assert first.endswith("resuming from step-00000002")
+    assert "step-00000003 is corrupt" in second
+    shutil.rmtree(intact)
+    shutil.rmtree(tmp_path / "step-00000001")
+    for resume in ("auto", str(tmp_path)):
+        with pytest.raises(ConfigError, match=f"step-00000004 is corrupt: {problem}.*--resume never"):
+            choose(resume, tmp_path, engine.world)
 
 
-def test_deepspeed_and_other_readers_are_left_as_they_were(engine, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"step-00000009", b"step-00000000", b"\xff\0"])
+def test_auto_skips_a_corrupt_latest(engine, tmp_path, content):
+    """One wrong bit in it refused a run whose checkpoints were intact."""
+    _publish(engine, tmp_path, 1, 2)
+    (tmp_path / "latest").write_bytes(content)
+    path, (line,) = choose("auto", tmp_path, engine.world)
+    assert path == tmp_path / "step-00000002"
+    assert re.search(r"is corrupt: it (does not exist|names no checkpoint); resuming from step-00000002", line), line
+    with pytest.raises(ConfigError, match="is corrupt: it "):
+        choose(str(tmp_path), tmp_path, engine.world)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "latest").write_bytes(content)
+    with pytest.raises(ConfigError, match="--resume never"):
+        choose("auto", tmp_path / "empty", World(0, 1, 0, 1))
+
+
+@pytest.mark.parametrize("age", ["first version", "CRC-32 of files"])
+def test_a_checkpoint_of_an_earlier_version_is_restored(engine, tmp_path, age):
+    """First without fingerprints, names of trained parameters and the batch; then with [size, CRC-32] per file."""
+    publish(engine, tmp_path, replace(CARD, step=2), keep=False)
+    path, before = tmp_path / "step-00000002", state_of(engine)
+    file = path / _MODEL
+    card = json.loads((path / "fasttrain.json").read_text())
+    if age == "first version":
+        for name in ("files", "batch", "origin", "crc32"):
+            del card[name]
+        states = torch.load(file, weights_only=True)
+        del states["trained"], states["grad_scaler"]
+        torch.save(states, file)
+    else:
+        card["files"] = {_MODEL: [file.stat().st_size, f"{zlib.crc32(file.read_bytes()):08x}"]}
+        del card["crc32"]
+    (path / "fasttrain.json").write_text(json.dumps(card))
+    train(engine, [0])
+    assert choose("auto", tmp_path, engine.world) == (path, [])
+    assert restore(engine, path, CARD) == 2
+    assert same(before, state_of(engine))
+    if age != "first version":
+        _flip_a_bit(file)
+        with pytest.raises(ConfigError, match=f"{_MODEL} is corrupt"):
+            choose("auto", tmp_path, engine.world)
+
+
+def test_a_checkpoint_of_another_run_changes_nothing(engine, tmp_path):
+    before = state_of(engine)
+    with pytest.raises(ConfigError, match="--resume never"):
+        restore(engine, write_card(tmp_path, 1, method="dino"), CARD)
+    assert same(before, state_of(engine))
+
+
+def test_code_in_the_optimizers_file_is_refused(tmp_path):
+    with small_engine(zero_stage=2) as engine:
+        publish(engine, tmp_path, card_of(engine), keep=False)
+        (file,) = tmp_path.glob("step-*/*optim_states.pt")
+        torch.save({"optimizer_state_dict": RunsCode(tmp_path / "marker")}, file)
+        with pytest.raises(ConfigError, match=r"holds more than tensors \(.*mkdir\)"):
+            restore(engine, file.parent, card_of(engine))
+    assert not (tmp_path / "marker").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+def test_deepspeed_and_torch_are_left_unchanged(engine, tmp_path):
     before = set(torch.serialization.get_safe_globals())
-    publish(engine, tmp_path, replace(CARD, step=1), keep=False)
+    _publish(engine, tmp_path, 1)
     restore(engine, tmp_path / "step-00000001", CARD)
     assert "save" not in vars(engine.deepspeed.checkpoint_engine)
     assert "_copy_recovery_script" not in vars(engine.deepspeed)

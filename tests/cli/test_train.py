@@ -1,4 +1,4 @@
-"""The command end to end: what it leaves, and what it prints."""
+"""The command end to end: the files that it leaves, and what it prints."""
 
 import json
 import shutil
@@ -8,7 +8,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fasttrain import cli
+from fasttrain.config.arguments import parse
+from fasttrain.distributed.world import World
 from fasttrain.run import main
 from fasttrain.training import records, trainer
 from tests.small_runs import flags, lines
@@ -62,10 +63,10 @@ _SUMMARY = {
 }
 
 
-def test_files_of_a_run(straight, images):
+def test_run_leaves_the_documented_files(straight, images):
     output, out = straight
     names = {p.name.split(".tfevents")[0] for p in output.iterdir()}
-    files = {"config.yaml", "metrics.jsonl", "log.txt", "summary.json", "report.html"}
+    files = {"config.yaml", "baseline.json", "metrics.jsonl", "log.txt", "summary.json", "report.html"}
     assert names == files | {"checkpoints", "events.out"}
     assert {p.name for p in (output / "checkpoints").iterdir()} == {"latest", "step-00000008"}
     card = json.loads((output / "checkpoints" / "step-00000008" / "fasttrain.json").read_text())
@@ -74,7 +75,7 @@ def test_files_of_a_run(straight, images):
     assert str(output) in out
 
 
-def test_metrics(straight):
+def test_metrics_have_one_line_per_logged_step(straight):
     metrics = lines(straight[0] / "metrics.jsonl")
     assert [line["step"] for line in metrics] == list(range(1, 9))
     assert [line["epoch"] for line in metrics] == [step / 4 for step in range(1, 9)]
@@ -87,7 +88,7 @@ def test_metrics(straight):
     assert metrics[0]["loss"] != metrics[1]["loss"]
 
 
-def test_log_has_a_line_an_epoch_with_the_means(straight):
+def test_log_has_one_line_per_epoch_with_means(straight):
     log, metrics = lines(straight[0] / "log.txt"), lines(straight[0] / "metrics.jsonl")
     assert [(line["epoch"], line["step"]) for line in log] == [(0, 4), (1, 8)]
     for line, part in zip(log, (metrics[:4], metrics[4:]), strict=True):
@@ -99,7 +100,7 @@ def test_log_has_a_line_an_epoch_with_the_means(straight):
             assert line[name] == pytest.approx(sum(p[name.removeprefix("train_")] for p in part) / 4)
 
 
-def test_summary(straight):
+def test_summary_has_the_figures_of_the_end(straight):
     summary = json.loads((straight[0] / "summary.json").read_text())
     last = lines(straight[0] / "metrics.jsonl")[-1]
     assert set(summary) == _SUMMARY
@@ -120,19 +121,19 @@ def test_tensorboard_has_the_same_values(straight):
     assert losses == pytest.approx(expected, rel=1e-6)
 
 
-def test_first_and_last_steps_and_evaluated_ones_are_logged(images, tmp_path):
+def test_first_last_and_evaluated_steps_are_logged(images, tmp_path):
     """A line with k-NN once carried the loss of an earlier step, and after a resume there was none to carry."""
-    given = flags(images, tmp_path, "--log_every", 100, "--knn_every", 1)
-    assert main([*given, "--limit_steps", "2"]) == 0
+    arguments = flags(images, tmp_path, "--log_every", 100, "--knn_every", 1)
+    assert main([*arguments, "--limit_steps", "2"]) == 0
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert main(given) == 0
+    assert main(arguments) == 0
     metrics = lines(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["epoch"]) for line in metrics] == [(1, 0.25), (2, 0.5), (4, 1), (8, 2)]
     assert len({line["loss"] for line in metrics}) == 4
     assert ["knn_top1" in line for line in metrics] == [False, False, True, False]
 
 
-def test_a_card_says_where_the_checkpoint_comes_from(straight):
+def test_card_states_the_origin_of_the_checkpoint(straight):
     card = json.loads((straight[0] / "checkpoints" / "step-00000008" / "fasttrain.json").read_text())
     assert card["batch"] == 8
     assert set(card["origin"]) == {"config", "commit", "torch", "deepspeed"}
@@ -140,7 +141,7 @@ def test_a_card_says_where_the_checkpoint_comes_from(straight):
     assert list(card["files"]) == ["mp_rank_00_model_states.pt"]
 
 
-def test_bad_files_are_named_once_counted_and_left_out(images, tmp_path, capfd):
+def test_bad_files_are_named_once_counted_and_skipped(images, tmp_path, capfd):
     root = tmp_path / "images"
     shutil.copytree(images, root)
     whole = (root / "train" / "cat" / "00.jpg").read_bytes()
@@ -161,34 +162,28 @@ def test_bad_files_are_named_once_counted_and_left_out(images, tmp_path, capfd):
     assert summary["knn_top1"] is not None
 
 
-def test_images_without_labels(images, tmp_path, capsys):
-    given = flags(images / "train" / "cat", tmp_path, "--limit_steps", 2, "--knn_every", 1)
-    assert main(given) == 0
-    assert "no k-NN accuracy: the data has no labels" in capsys.readouterr().out
+def test_images_without_labels_have_no_knn(images, tmp_path, capsys):
+    arguments = flags(images / "train" / "cat", tmp_path, "--limit_steps", 2, "--knn_every", 1)
+    assert main(arguments) == 0
+    assert "no labels" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [v for k, v in summary.items() if k.startswith("knn")] == [None, None, None]
     assert summary["rankme"] > 1
     assert summary["images"] == 16
 
 
-@pytest.mark.parametrize(("name", "told"), [("dino", ""), ("dino", "-er")])
-def test_the_default_output_folder_says_what_ran(tmp_path, monkeypatch, name, told):
-    from fasttrain.config.arguments import parse
-    from fasttrain.distributed.world import World
-
+@pytest.mark.parametrize(("name", "suffix"), [("dino", ""), ("dino", "-er")])
+def test_default_output_folder_is_named_by_method_and_time(tmp_path, monkeypatch, name, suffix):
     monkeypatch.chdir(tmp_path)
-    config, _ = parse(["--method", name, *(["--entropy"] if told else [])])
+    config, _ = parse(["--method", name, *(["--entropy"] if suffix else [])])
     path = records.output_folder(config, World(0, 1, 0, 1))
     assert path.is_dir()
     assert path.parent.name == "runs"
-    assert path.name.startswith(f"{name}{told}-2")
+    assert path.name.startswith(f"{name}{suffix}-2")
 
 
-def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
-    """The second one found the first one's checkpoints in its folder and went on from them."""
-    from fasttrain.config.arguments import parse
-    from fasttrain.distributed.world import World
-
+def test_two_runs_within_a_second_get_two_folders(tmp_path, monkeypatch):
+    """The second run once resumed from the first one's checkpoints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(records.time, "strftime", lambda form: "20261127-123456")
     config, _ = parse(["--method", "dino"])
@@ -196,7 +191,7 @@ def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch)
     assert names == ["dino-20261127-123456", "dino-20261127-123456-2", "dino-20261127-123456-3"]
 
 
-def test_config_reads_back_to_the_same_configuration(straight, capsys):
+def test_config_of_a_run_reads_back(straight, capsys):
     file = straight[0] / "config.yaml"
     assert main(["--config", str(file), "--print_config"]) == 0
     assert capsys.readouterr().out == file.read_text()
@@ -210,31 +205,3 @@ def test_print_config_writes_nothing(tmp_path, capsys, monkeypatch):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["method"], printed["recipe"], printed["batch_size_per_gpu"]) == ("simclr", "demo", 16)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_names_every_flag_of_the_method(capsys):
-    for arguments, there, not_there in (
-        (["--help"], "--batch_size_per_gpu", "--temperature"),
-        (["--method", "simclr", "-h"], "--temperature", "--teacher_temp"),
-        (["--method", "dino", "--help"], "--teacher_temp", "--temperature"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 0
-        out = capsys.readouterr().out
-        assert there in out
-        assert not_there not in out
-
-
-def test_commands(capsys, monkeypatch):
-    assert cli.main(["--help"]) == 0
-    assert "train" in capsys.readouterr().out
-    assert cli.main([]) == 0
-    assert "doctor" in capsys.readouterr().out
-    assert cli.main(["trian"]) == 2
-    known = "train, plan, eval, export, report or doctor"
-    assert capsys.readouterr().err == f"fasttrain: command 'trian' is unknown; choose {known}\n"
-    assert cli.main(["train", "--method", "simclr", "--print_config"]) == 0
-    assert capsys.readouterr().out.startswith("method: simclr\n")
-    monkeypatch.setattr("fasttrain.cli.doctor.main", lambda _: 7)
-    assert cli.main(["doctor"]) == 7

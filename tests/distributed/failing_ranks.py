@@ -1,18 +1,18 @@
-"""Run by test_failing_ranks.py in two processes, one start for all: what happens to one rank must happen to both.
+"""Run by test_failing_ranks.py in two processes, one start for all cases: one rank's event must reach both.
 
-Every rank writes what it saw to ``FOLDER/rank-N.json``; the last case ends the processes.
+Every rank writes its observations to ``FOLDER/rank-N.json``. The last case ends the processes.
 """
 
 import json
 import os
 import signal
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
+from fasttrain.distributed.world import World, initialise, prepare_environment
 from fasttrain.run import main
 from fasttrain.training.guard import Guard
 from tests.small_runs import flags
@@ -22,58 +22,59 @@ STAGES = (0, 2, 3)
 
 
 def bad_steps(stage, world):
-    """As test_guard.py has it in one process, with one rank's batch bad: skipped by both, and nothing left behind."""
-    found, ends = [], []
-    for poisoned in ((1,), ()):
+    """Poison rank 1's batch of step 1. Return the findings and the differences from a run without that step."""
+    findings, ends = [], []
+    for indices, poisoned in (((0, 1, 2), (1,)), ((0, 2), ())):
         with guarded("moco", stage, queue_length=16) as guard:
-            mine = poisoned if world.rank == 1 else ()
-            found.append(steps(guard, (0, 1, 2) if poisoned else (0, 2), mine))
+            findings.append(steps(guard, indices, poisoned if world.rank == 1 else ()))
             ends.append(state(guard.engine))
-    norms = [one.grad_norm for one in found[0]]
     return {
-        "faults": [one.fault for one in found[0]],
-        "norms": [norms[0], norms[2]],
+        "faults": [finding.fault for finding in findings[0]],
+        "norms": [findings[0][index].grad_norm for index in (0, 2)],
         "differ": [key for key, value in ends[0].items() if not torch.equal(value, ends[1][key])],
     }
 
 
-def stopped(data, output, world):
-    """A run of which only rank 1 gets a signal, in its third step; then as much of it again as is missing."""
-    once = Guard.step
+@contextmanager
+def in_step_2_of_rank_1(world, action):
+    """Call ``action`` at the start of rank 1's third step."""
+    original = Guard.step
 
-    def signalled(self, batches, step, signals):
+    def step(self, batches, step, signals):
         if world.rank == 1 and step.index == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return once(self, batches, step, signals)
+            action()
+        return original(self, batches, step, signals)
 
-    Guard.step = signalled
-    given = flags(data, output, "--knn_every", 0)
-    status = [main(given)]
-    Guard.step = once
+    Guard.step = step
+    yield
+    Guard.step = original
+
+
+def stopped(data, output, world):
+    """Send a signal to rank 1 only, then run one more step."""
+    arguments = flags(data, output, "--knn_every", 0)
+    with in_step_2_of_rank_1(world, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
+        status = main(arguments)
     latest = (output / "checkpoints" / "latest").read_text()
-    return {"status": [*status, main([*given, "--limit_steps", "4"])], "latest": latest}
+    return {"status": [status, main([*arguments, "--limit_steps", "4"])], "latest": latest}
 
 
 def crash(data, output, world):
-    """Rank 1 fails in its third step."""
-    once = Guard.step
+    """Fail in rank 1 only."""
 
-    def failing(self, batches, step, signals):
-        if world.rank == 1 and step.index == 2:
-            (output / "failed_at").write_text(str(time.time()))
-            raise RuntimeError("a bug in the step")
-        return once(self, batches, step, signals)
+    def fail():
+        raise RuntimeError("a bug in the step")
 
-    Guard.step = failing
-    return main(flags(data, output, "--knn_every", 0))
+    with in_step_2_of_rank_1(world, fail):
+        return main(flags(data, output, "--knn_every", 0))
 
 
 def run(data, folder):
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
-    found = {"bad_steps": {stage: bad_steps(stage, world) for stage in STAGES}}
-    found["signal"] = stopped(data, folder / "signal", world)
-    (folder / f"rank-{world.rank}.json").write_text(json.dumps(found))
+    results = {"bad_steps": {stage: bad_steps(stage, world) for stage in STAGES}}
+    results["signal"] = stopped(data, folder / "signal", world)
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(results))
     return crash(data, folder / "crash", world)
 
 

@@ -1,4 +1,4 @@
-"""The watchdog of one rank; how ranks bring each other down is in test_failing_ranks.py."""
+"""The watchdog of one rank. tests/distributed/test_failing_ranks.py has ranks that end each other."""
 
 import os
 import socket
@@ -14,172 +14,199 @@ import pytest
 import torch.distributed as dist
 
 from fasttrain.distributed import watchdog
-from fasttrain.distributed.watchdog import Watchdog
+from fasttrain.distributed.watchdog import Watchdog, first_to_end, starting
 from fasttrain.distributed.world import World
 from fasttrain.errors import Crashed
 
 _ROOT = Path(__file__).parents[2]
+_ONE, _TWO = World(0, 1, 0, 1), World(1, 2, 1, 2)
+_SCRIPT = """
+import ctypes, sys, time
+from pathlib import Path
+from fasttrain.distributed import watchdog
+from fasttrain.distributed.world import World
 
-_ONE = World(0, 1, 0, 1)
-_SECOND = 1 / 60
+def hang(holder):
+    ctypes.PyDLL(None).sleep(60) if holder == "gil" else time.sleep(60)
 
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(watchdog, "_PERIOD", 0.01)
-
-
-class _Left:
-    """In place of ``os._exit``: what it was called with, and when."""
-
-    def __init__(self):
-        self.status, self.happened = None, threading.Event()
-
-    def __call__(self, status):
-        self.status = status
-        self.happened.set()
-
-
-def _hang_in_here(left):
-    assert left.happened.wait(30)
+watchdog._PERIOD, watchdog._GRACE, watchdog._LINGER = 0.05, 1, 0.2
+what, holder, folder = sys.argv[1:]
+if what == "start":
+    with watchdog.starting(World(0, 2, 0, 2), 0.005):
+        hang(holder)
+with watchdog.Watchdog(World(0, 1, 0, 1), 0.005) as dog:
+    dog.folder = Path(folder) if folder else None
+    dog.step_done()
+    hang(holder)
+"""
 
 
-def test_a_hang_leaves_the_stacks_of_all_threads_one_line_and_status_1(tmp_path, capsys):
-    left = _Left()
-    with Watchdog(_ONE, 0.2 * _SECOND, leave=left) as dog:
-        dog.folder = tmp_path
-        dog.step_done()
-        _hang_in_here(left)
-    assert left.status == 1
-    log = (tmp_path / "rank-0.log").read_text()
-    assert "in _hang_in_here" in log
-    assert "in _watch" in log  # the other threads too
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fasttrain: rank 0 finished no step for 0.00333333 minutes (--watchdog_minutes); ")
-    assert line.endswith(f"the stacks of all threads are in {tmp_path / 'rank-0.log'}")
-
-
-def test_without_a_folder_the_stacks_go_to_stderr(capfd):
-    left = _Left()
-    with Watchdog(_ONE, 0.1 * _SECOND, leave=left) as dog:
-        dog.step_done()
-        _hang_in_here(left)
-    err = capfd.readouterr().err
-    assert "in _hang_in_here" in err
-    assert err.endswith("the stacks of all threads are above\n")
-
-
-def test_a_rank_whose_others_never_start_says_so_and_ends(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    alone = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    given = ["--method", "dino", "--watchdog_minutes", "0.01", "--output_dir", str(tmp_path)]
+def _run(*arguments, **environment):
     done = subprocess.run(
-        [sys.executable, "fasttrain/run.py", *given],
-        env=os.environ | alone,
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         cwd=_ROOT,
         capture_output=True,
         text=True,
         timeout=120,
         stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
-    where = f"rank 1 waited 0.01 minutes (--watchdog_minutes) at 127.0.0.1:{port} for all 2 ranks to start"
-    assert said == [f"fasttrain: {where}; look at what the others say, then start all of them"]
+    return done.returncode, done.stderr, [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
 
 
-def test_ranks_that_start_in_time_are_left_alone():
+@pytest.mark.parametrize("holder", ["nothing", "gil"])
+def test_a_hang_ends_with_status_1_and_stacks_in_the_log(tmp_path, holder):
+    """A C call that holds the GIL stops every Python thread, and with them the line."""
+    status, _, lines = _run("-c", _SCRIPT, "step", holder, str(tmp_path))
+    log = tmp_path / "rank-0.log"
+    assert status == 1
+    assert "in hang" in log.read_text()
+    if holder == "gil":
+        assert "in _watch" in log.read_text()  # the other threads as well
+    else:
+        (line,) = lines
+        assert line.startswith("fasttrain: rank 0 finished no step for 0.005 minutes (--watchdog_minutes)")
+        assert line.endswith(f"in {log}")
+
+
+def test_a_hang_without_a_folder_prints_its_stacks():
+    status, err, lines = _run("-c", _SCRIPT, "step", "nothing", "")
+    assert (status, len(lines)) == (1, 1)
+    assert "in hang" in err
+
+
+def test_a_start_that_holds_the_gil_ends():
+    status, err, _ = _run("-c", _SCRIPT, "start", "gil", "")
+    assert status == 1
+    assert "in hang" in err
+
+
+@pytest.mark.slow
+def test_a_rank_whose_others_never_start_ends(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    flags = ["--method", "dino", "--watchdog_minutes", "0.01", "--output_dir", str(tmp_path)]
+    status, _, (line,) = _run("fasttrain/run.py", *flags, **launched)
+    assert status == 1
+    assert line.startswith("fasttrain: rank 1 waited 0.01 minutes (--watchdog_minutes)")
+    assert f"127.0.0.1:{port}" in line
+
+
+def test_ranks_that_start_in_time_continue():
     ended = []
     for size, minutes in ((2, 1e-3), (2, 0), (1, 1e-3)):
-        with watchdog.starting(World(0, 0, size, size), minutes, leave=ended.append):
-            time.sleep(0.0 if size == 2 and minutes else 0.2)
-    time.sleep(0.2)
+        with starting(World(0, size, 0, size), minutes, leave=ended.append):
+            time.sleep(0.0 if size == 2 and minutes else 0.1)
+    time.sleep(0.1)
     assert ended == []
 
 
-def test_steps_and_long_work_between_them_are_no_hang():
-    left = _Left()
-    with Watchdog(_ONE, 0.5 * _SECOND, leave=left) as dog:
-        time.sleep(0.7)  # before the first step
+@pytest.fixture
+def timer(monkeypatch):
+    """The calls of faulthandler's timer: (seconds, file), or None for a cancelled timer. The timer does not run."""
+    calls = []
+
+    def later(seconds, *, exit, file):
+        assert exit
+        calls.append((seconds, file))
+
+    monkeypatch.setattr(watchdog, "_PERIOD", 0.01)
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", later)
+    monkeypatch.setattr(watchdog.faulthandler, "cancel_dump_traceback_later", lambda: calls.append(None))
+    return calls
+
+
+def _await(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_steps_set_the_timer_again_and_long_work_cancels_it(tmp_path, timer):
+    with Watchdog(_ONE, 1) as dog:
+        dog.folder = tmp_path
+        with dog.suspended():  # before the first step
+            pass
         dog.step_done()
-        for _ in range(10):
-            time.sleep(0.1)
-            dog.step_done()
+        dog.step_done()
         with dog.suspended():
-            time.sleep(0.7)
-        time.sleep(0.1)
-    assert left.status is None
+            assert timer[-1] is None
+        assert [call and call[0] for call in timer] == [None, *[60 + watchdog._GRACE] * 2, None, 60 + watchdog._GRACE]
+        assert timer[-1][1].name == str(tmp_path / "rank-0.log")
+    assert timer[-1] is None
+    assert list(tmp_path.iterdir()) == []  # no empty log
 
 
-def test_0_minutes_never_end_a_run():
-    left = _Left()
-    with Watchdog(_ONE, 0, leave=left) as dog:
+def test_0_minutes_never_set_the_timer(timer):
+    with Watchdog(_ONE, 0) as dog:
         dog.step_done()
-        time.sleep(0.2)
-    assert left.status is None
+        with dog.suspended():
+            pass
+    assert set(timer) == {None}
 
 
-def test_where_the_rank_that_held_the_store_is_gone_a_rank_ends_at_once(monkeypatch):
-    """A new connection was tried for as long as the store's timeout, half an hour, after a kill -9 of rank 0."""
+def test_a_gone_store_makes_a_rank_the_first_to_end(monkeypatch):
+    """After a kill -9 of rank 0, a new connection was retried for the store's timeout, half an hour."""
     serve = "import torch.distributed as d; s = d.TCPStore('127.0.0.1', 0, None, True, wait_for_workers=False)"
     serve = f"{serve}; print(s.port, flush=True); import time; time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", serve], stdout=subprocess.PIPE, text=True) as holder:
-        port = int(holder.stdout.readline())
-        store = dist.TCPStore("127.0.0.1", port, None, False, timeout=timedelta(seconds=300))
+        store = dist.TCPStore("127.0.0.1", int(holder.stdout.readline()), None, False, timeout=timedelta(seconds=300))
         holder.kill()
     monkeypatch.setattr(watchdog, "_get_default_store", lambda: store)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    ended = []
-    thread = threading.Thread(target=lambda: ended.append(watchdog.first_to_end(World(1, 2, 1, 2))), daemon=True)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(first_to_end(_TWO)), daemon=True)
     thread.start()
     thread.join(60)
-    assert ended == [True]
+    assert results == [True]
 
 
-def test_a_store_that_cannot_be_reached_keeps_no_rank(tmp_path, capsys, monkeypatch):
-    """The link to the first rank's machine was cut: a look at the store did not come back, and no hang was seen."""
+def test_an_unreachable_store_does_not_silence_a_hang(tmp_path, capfd, monkeypatch, timer):
+    """The link to the store's machine was cut. A look at the store blocked, and no hang was reported."""
     never = threading.Event()
     silent = SimpleNamespace(check=lambda _: never.wait(), compare_set=lambda *_: never.wait())
     monkeypatch.setattr(watchdog, "_get_default_store", lambda: SimpleNamespace(clone=lambda: silent))
     monkeypatch.setattr(watchdog, "_PATIENCE", 0.1)
     monkeypatch.setattr(watchdog, "_LINGER", 0)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    left = _Left()
-    with Watchdog(World(1, 2, 1, 2), 0.1 * _SECOND, leave=left) as dog:
+    left = []
+    with Watchdog(_TWO, 0.001, leave=left.append) as dog:
         dog.folder = tmp_path
         dog.step_done()
-        _hang_in_here(left)
-    assert left.status == 1
-    assert capsys.readouterr().err.startswith("fasttrain: rank 1 finished no step")
-
-
-def test_a_rank_that_nobody_hears_says_once_why_it_ends(tmp_path, capsys, monkeypatch):
-    """Stopped and continued after the others were gone, it told of a hang and of the connection that it had lost."""
-    monkeypatch.setattr(watchdog, "first_to_end", lambda *_, **__: True)  # as where the store is gone
-    monkeypatch.setattr(watchdog, "_get_default_store", lambda: SimpleNamespace(clone=lambda: None))
-    left = _Left()
-    with Watchdog(World(1, 2, 1, 2), 0.1 * _SECOND, leave=left) as dog:
-        dog.folder = tmp_path
-        dog.step_done()
-        _hang_in_here(left)
-        dog.crashed(RuntimeError("connection closed"))
-    (line,) = capsys.readouterr().err.splitlines()
+        _await(lambda: len(timer) == 2)
+        dog.step_done()  # the end is certain now
+        assert [call[0] for call in timer] == [0.06 + watchdog._GRACE, watchdog._LINGER]
+        dog.crashed(RuntimeError("connection closed"))  # is not reported again
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("fasttrain: rank 1 finished no step")
+    assert left == [1]
 
 
-def test_an_error_on_the_only_rank_is_told_and_its_traceback_kept(tmp_path):
-    left = _Left()
-    with Watchdog(_ONE, 30, leave=left) as dog:
+@pytest.mark.parametrize(("end", "status", "logged"), [("1 hang 0", 1, True), ("3 crash 0", 3, False)])
+def test_the_end_of_another_rank_ends_this_one(tmp_path, monkeypatch, timer, end, status, logged):
+    store = SimpleNamespace(check=lambda _: True, get=lambda _: end.encode())
+    monkeypatch.setattr(watchdog, "_get_default_store", lambda: SimpleNamespace(clone=lambda: store))
+    left = []
+    with Watchdog(_TWO, 1, leave=left.append) as dog:
+        dog.folder = tmp_path
+        dog.step_done()
+        _await(lambda: left)
+    assert left == [status]
+    assert (tmp_path / "rank-1.log").exists() == logged
+
+
+def test_an_error_on_the_only_rank_is_one_line_with_its_log(tmp_path):
+    with Watchdog(_ONE, 30) as dog:
         dog.folder = tmp_path
         try:
             raise RuntimeError("it broke\nin many words")
         except RuntimeError as error:
             crashed = dog.crashed(error)
-    assert isinstance(crashed, Crashed)
     path = tmp_path / "rank-0.log"
+    assert isinstance(crashed, Crashed)
     assert str(crashed) == f"rank 0 failed: RuntimeError: it broke; its traceback is in {path}"
-    assert "in many words" in path.read_text()
     assert "Traceback (most recent call last)" in path.read_text()
-    assert left.status is None
+    assert "in many words" in path.read_text()

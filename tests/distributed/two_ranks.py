@@ -1,6 +1,6 @@
 """Run by test_two_ranks.py in 1 process and in 2: the same global batches through every case, results to a file.
 
-One process group serves all cases, since starting one is what costs.
+One process group serves all cases, because the start of a group takes most of the time.
 """
 
 import sys
@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 
 from fasttrain import kernels, losses
-from fasttrain.checkpoint.store import Card, publish
-from fasttrain.config.settings import resolve
-from fasttrain.distributed.world import initialise, prepare_environment, world_from_environment
-from fasttrain.engine import engine as engines
+from fasttrain.checkpoint.card import Card
+from fasttrain.checkpoint.store import publish
+from fasttrain.config.resolve import resolve
+from fasttrain.distributed.world import World, initialise, prepare_environment
+from fasttrain.engine import zero
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.evaluate.features import extract
@@ -46,14 +47,15 @@ CASES = [
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
 OPTIONS = [(stage, "offload_optimizer") for stage in (1, 2, 3)] + [(stage, "overlap_comm") for stage in (1, 2)]
-"""What leaves every number as it is: each beside ("dino", True, stage)."""
+"""Options that change no number of ("dino", True, stage)."""
 
 
 def kernel_gradients(world):
-    """Loss and input gradient of every reduction that crosses ranks, averaged as a trainer averages."""
+    """Return loss and input gradient of every reduction that crosses ranks, averaged as a trainer averages."""
     group = dist.group.WORLD if world.size > 1 else None
     generator = torch.Generator().manual_seed(0)
     draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(2)]
+    rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     prototypes = torch.randn(5, 8, dtype=torch.float64, generator=generator)
     losses = {
         "nt_xent": lambda a, b, t: kernels.nt_xent(a, b, temperature=t, group=group),
@@ -72,30 +74,28 @@ def kernel_gradients(world):
         "gaussian": lambda a, b, t: kernels.gaussian_entropy(a + b, bandwidth=0.3, group=group),
         "prototype_entropy": lambda a, b, t: sum(kernels.prototype_entropy(a + b, prototypes, temp=0.3, group=group)),
     }
-    found = {}
+    results = {}
     for name, loss in losses.items():
-        rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
         leaves = [torch.nn.functional.normalize(x, dim=1)[rows].clone().requires_grad_() for x in draw]
         temperature = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
         value = loss(*leaves, temperature)
         value.backward()
-        # Averaging over ranks is the trainer's part.
+        # A trainer averages over ranks, a loss does not.
         gradients = [gathered(leaf.grad / world.size, world) for leaf in leaves if leaf.grad is not None]
         if temperature.grad is not None:
             gradients.append(mean(temperature.grad, world))
-        found[name] = (mean(value.detach(), world), *gradients)
-    rows = torch.nn.functional.normalize(torch.randn(21, 8, dtype=torch.float64, generator=generator), dim=1)
+        results[name] = (mean(value.detach(), world), *gradients)
+    odd = torch.nn.functional.normalize(torch.randn(21, 8, dtype=torch.float64, generator=generator), dim=1)
     torch.manual_seed(0)
-    found["kmeans_of_a_number_of_rows_that_ranks_do_not_divide"] = spherical_kmeans(rows, 5, group=group)
+    results["kmeans_of_21_rows"] = spherical_kmeans(odd, 5, group=group)
     scores = torch.rand(BATCH, 6, generator=generator)
-    rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
-    found["sinkhorn"] = (gathered(kernels.sinkhorn(scores[rows], group=group), world),)
-    found["sinkhorn_of_scores_far_apart"] = (gathered(kernels.sinkhorn(100 * scores[rows], group=group), world),)
-    return found
+    for name, factor in (("sinkhorn", 1), ("sinkhorn_of_distant_scores", 100)):
+        results[name] = (gathered(kernels.sinkhorn(factor * scores[rows], group=group), world),)
+    return results
 
 
 def loss_gradients(world):
-    """As kernel_gradients, for the losses that gather: value, gradients of inputs and parameters, and what is kept."""
+    """Return value, gradients of inputs and parameters, and buffers of every loss that gathers."""
     generator = torch.Generator().manual_seed(0)
     draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(4)]
     share = {"gather_distributed": True}
@@ -115,7 +115,7 @@ def loss_gradients(world):
         "er_discrete": (losses.EntropyReconstructionLoss(support="discrete", **share), 2),
         **prototype_losses(torch.randn(5, 8, dtype=torch.float64, generator=generator)),
     }
-    found = {}
+    results = {}
     for name, (loss, count) in cases.items():
         loss.double()
         leaves = [x.chunk(world.size)[world.rank].clone().requires_grad_() for x in draw[:count]]
@@ -124,17 +124,17 @@ def loss_gradients(world):
         value.backward()
         zeros = [torch.zeros_like(leaf) for leaf in leaves]
         gradients = [z if leaf.grad is None else leaf.grad for leaf, z in zip(leaves, zeros, strict=True)]
-        found[name] = (
+        results[name] = (
             mean(value.detach(), world),
             *[gathered(g / world.size, world) for g in gradients],
             *[mean(p.grad, world) for p in loss.parameters()],
             *[x.double() for x in loss.buffers()],
         )
-    return found
+    return results
 
 
 def prototype_losses(prototypes):
-    """DINO twice, whose centre crosses ranks, and SwAV, whose codes do; of logits, and of features and prototypes."""
+    """Return DINO, whose centre crosses ranks, and SwAV, whose codes do: of logits, and of features and prototypes."""
 
     def twice(loss, **extra):
         class Twice(torch.nn.Module):
@@ -158,24 +158,24 @@ def prototype_losses(prototypes):
 
 
 def training(method, entropy, stage, world, **options):
-    """Losses, student and teacher after a few steps of the engine."""
-    # SGD, because Adam turns the rounding of a gradient that should be 0 into a step of full length.
-    more = {
-        "dino": {"clip_each": True},  # across the shards that hold a parameter
-        "moco": {"bn_splits": 2 // world.size},  # two ranks see two batches: its BatchNorm is not synchronised
+    """Return losses, student and teacher after a few steps of the engine."""
+    # SGD, because Adam turns the rounding error of a zero gradient into a step of full length.
+    extra = {
+        "dino": {"clip_each": True},  # a parameter may be in the shards of both ranks
+        "moco": {"bn_splits": 2 // world.size},  # its BatchNorm is not synchronised
         "swav": {"queue_length": BATCH, "epoch_queue_starts": 0, "sinkhorn_iterations": 3},
     }.get(method, {})
-    engine = made(method, entropy, stage, world, optimizer="sgd", lr=4.0, **more, **options)
+    engine = make(method, entropy, stage, world, optimizer="sgd", lr=4.0, **extra, **options)
     begin(engine)
     losses = steps(engine, range(STEPS))
     state = full_state(engine)
-    assert apart(engine.method, world) == []
+    assert rank_dependent_buffers(engine.method, world) == []
     engine.close()
     return {"losses": torch.tensor(losses), **state}
 
 
-def made(method, entropy, stage, world, **values):
-    """The engine of a case; one rank always trains at stage 0."""
+def make(method, entropy, stage, world, **values):
+    """Return the engine of a case. One rank always trains at stage 0."""
     values = {**values, "zero_stage": stage if world.size > 1 else 0, "warmup_epochs": 0, "min_lr": 0.1}
     config = resolve(method, {"recipe": "demo", "entropy": entropy, "deterministic": True, **values})
     config = replace(config, train=replace(config.train, batch_size_per_gpu=BATCH // world.size, clip_grad=1.0))
@@ -187,14 +187,14 @@ def made(method, entropy, stage, world, **values):
 
 
 def begin(engine):
-    """What comes before the first step of an epoch."""
+    """Do the work before the first step of an epoch."""
     if engine.method.needs_first_pass:
         engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))
         engine.start_epoch(0)
 
 
 def steps(engine, indices):
-    """Make some steps; the losses of each. Step k has the same global batch in every engine of a method."""
+    """Make some steps and return their losses. Step k has the same global batch in every engine of a method."""
     losses = []
     for index in indices:
         step = engine.step_at(index, measure=True)
@@ -207,20 +207,20 @@ def steps(engine, indices):
 
 
 def _batch(engine, index):
-    """This rank's part of the global batch number ``index``."""
+    """Return this rank's part of global batch ``index``."""
     generator = torch.Generator().manual_seed(1 + index)
     sizes, world = engine.views.groups, engine.world
     views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
-    mine = tuple(v.chunk(world.size, dim=1)[world.rank] for v in views)
-    return Batch(mine, None, torch.arange(BATCH).chunk(world.size)[world.rank] + index * BATCH)
+    local = tuple(v.chunk(world.size, dim=1)[world.rank] for v in views)
+    return Batch(local, None, torch.arange(BATCH).chunk(world.size)[world.rank] + index * BATCH)
 
 
 def layerwise(name, stage, world):
-    """Weights before and after a few steps of LARS or LAMB, at rates that move a weight by 0.5 % and 10 %."""
+    """Return the weights before and after some steps of LARS or LAMB, at rates that move a weight by 0.5 % and 10 %."""
     lr = {"lars": 32.0, "lamb": 0.8}[name]
-    # ZeRO-3 steps shards above a size one after another; in one case they are all above.
+    # ZeRO-3 splits large shards and steps them one after another. One case splits all shards.
     with sub_groups(1000 if (name, stage) == ("lamb", 3) else None):
-        engine = made("swav", False, stage, world, optimizer=name, lr=lr, freeze_prototypes_epochs=1 / STEPS)
+        engine = make("swav", False, stage, world, optimizer=name, lr=lr, freeze_prototypes_epochs=1 / STEPS)
     before = full_state(engine)
     losses = steps(engine, range(STEPS))
     state = full_state(engine)
@@ -230,8 +230,8 @@ def layerwise(name, stage, world):
 
 @contextmanager
 def sub_groups(size):
-    """Make ZeRO-3 split what it steps at once into groups of about so many elements."""
-    original = engines.deepspeed_config
+    """Make ZeRO-3 split its shards into groups of about ``size`` elements."""
+    original = zero.deepspeed_config
 
     def changed(*args):
         config = original(*args)
@@ -239,14 +239,14 @@ def sub_groups(size):
             config["zero_optimization"]["sub_group_size"] = size
         return config
 
-    engines.deepspeed_config = changed
+    zero.deepspeed_config = changed
     yield
-    engines.deepspeed_config = original
+    zero.deepspeed_config = original
 
 
 def consolidated(world, folder):
-    """Every tensor after a few steps at stage 3, in whose checkpoint ``folder`` has them in parts."""
-    engine = made("dino", True, 3, world, drop_path_rate=0.0, norm_last_layer=False)
+    """Return every tensor after a few steps at stage 3, and publish its checkpoint, which has them in parts."""
+    engine = make("dino", True, 3, world, drop_path_rate=0.0, norm_last_layer=False)
     steps(engine, range(2))
     publish(engine, folder, Card("dino", True, "conv_small", "sgd", 2, world.size, engine.stage, "0"), keep=True)
     state = full_state(engine)
@@ -255,19 +255,19 @@ def consolidated(world, folder):
 
 
 def evaluation(world):
-    """Features and labels of 11 images in batches that leave one rank short; image k has the value 20 k."""
+    """Return features and labels of 11 images, image k with the value 20 k. The ranks get 6 and 5 images."""
     values = np.arange(11, dtype=np.uint8)[:, None, None, None] * 20
     source = ArraySource(np.broadcast_to(values, (11, 4, 4, 1)).copy(), np.arange(11) % 3)
     recipe = ViewRecipe((View(size=4, scale=(1, 1), flip=0, center=True),), channels=1, mean=(0,), std=(1,))
     options = {"rank": world.rank, "world_size": world.size, "shuffle": False, "drop_last": False, "threads": 1}
     loader = Loader(source, recipe, 8 // world.size, **options)
-    found = extract(torch.nn.Flatten(), loader, torch.device("cpu"))
+    features = extract(torch.nn.Flatten(), loader, torch.device("cpu"))
     loader.close()
-    return {"features": found.features, "labels": found.labels}
+    return {"features": features.features, "labels": features.labels}
 
 
 def smooth(module):
-    """GELU for ReLU: a ReLU whose input rounds to the other side of 0 jumps, and hides how close two runs are."""
+    """Replace ReLU by GELU. Rounding can turn a ReLU's gradient on or off, which hides how close two runs are."""
     for name, child in module.named_children():
         if isinstance(child, torch.nn.ReLU):
             module.add_module(name, torch.nn.GELU())
@@ -277,7 +277,7 @@ def smooth(module):
 
 
 def full_state(engine):
-    """Every tensor of the method, gathered where ZeRO-3 holds shards."""
+    """Return every tensor of the method, gathered from ZeRO-3's shards."""
     import deepspeed
 
     module = engine.method
@@ -285,11 +285,10 @@ def full_state(engine):
         return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def apart(module, world):
-    """The buffers of which the ranks hold different ones; a checkpoint has those of the first rank alone."""
-    held = {name: buffer.double() for name, buffer in module.named_buffers() if buffer.numel()}
-    every = {name: gathered(buffer[None], world) for name, buffer in held.items()}
-    return [name for name, buffers in every.items() if not torch.equal(buffers[0], buffers[-1])]
+def rank_dependent_buffers(module, world):
+    """Return the buffers that differ between ranks. A checkpoint has only the first rank's."""
+    buffers = {name: gathered(b.double()[None], world) for name, b in module.named_buffers() if b.numel()}
+    return [name for name, ranks in buffers.items() if not torch.equal(ranks[0], ranks[-1])]
 
 
 def gathered(x, world):
@@ -310,7 +309,7 @@ def mean(x, world):
 def main(path):
     from tests.checkpoint.resume_on_ranks import RESUMED, full_disk, resumed
 
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
     results = {"kernels": kernel_gradients(world)}
     results["losses"] = loss_gradients(world)

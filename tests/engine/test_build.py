@@ -3,8 +3,8 @@
 import pytest
 
 from fasttrain import methods
-from fasttrain.config.settings import resolve
-from fasttrain.engine.build import build_method, doubts
+from fasttrain.config.resolve import resolve
+from fasttrain.engine.build import build_method
 from fasttrain.errors import ConfigError
 
 _SMALL = {"arch": "vit_tiny", "patch_size": 4, "data_path": "x"}
@@ -71,17 +71,3 @@ def test_the_queue_is_of_the_batch_of_all_ranks():
     _build("moco", world_size=2)
     with pytest.raises(ConfigError, match="a multiple of the batch, 384 on all ranks"):
         _build("moco", world_size=3)
-
-
-def test_small_batches_of_a_twin_and_too_many_prototypes_are_said():
-    few = resolve("dino", {"recipe": "cifar", "entropy": True})
-    said = doubts(few, images=1000, batch=32)
-    assert len(said) == 2
-    assert "128 assignments, once they are sharp, have at most log 128 = 4.85 nats" in said[0]
-    assert "2048 prototypes are more than the 1000 images" in said[1]
-    assert doubts(few, images=5000, batch=128) == []
-    assert doubts(resolve("dino", {"recipe": "cifar"}), images=5000, batch=16) == []
-    sphere = resolve("moco", {"recipe": "cifar", "entropy": True})
-    assert "up to log 32 = 3.47 nats" in doubts(sphere, images=1000, batch=32)[0]
-    against_queue = resolve("moco", {"recipe": "cifar", "entropy": True, "entropy_support": "queue"})
-    assert doubts(against_queue, images=1000, batch=32) == []

@@ -1,67 +1,46 @@
-"""The engine chooses the lowest stage whose model state fits, and refuses what DeepSpeed gets wrong."""
+"""Schedules and seeds of the engine's steps."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
-import torch
-from torch.nn import functional
 
 from fasttrain.config.settings import TrainConfig
-from fasttrain.distributed.world import World
-from fasttrain.engine import engine
-from fasttrain.errors import ConfigError
+from fasttrain.engine.engine import Engine
+from fasttrain.engine.seeds import seed_of
 from fasttrain.methods.base import Step
 from tests.checkpoints import small_engine, train
-from tests.small_runs import train_few_steps
-
-_CPU = torch.device("cpu")
-_TWO = World(rank=0, local_rank=0, size=2, local_size=1)
 
 
-@pytest.mark.parametrize(("bytes_a_parameter", "stage"), [(20, 0), (18, 1), (17.9, 2), (16, 2), (15.9, 3), (1, 3)])
-def test_the_lowest_stage_that_takes_half_the_memory(monkeypatch, bytes_a_parameter, stage):
-    # On two ranks a parameter takes 20, 12 + 12/2, 8 + 16/2 and 20/2 bytes.
-    monkeypatch.setattr(engine, "_memory", lambda device: 2 * bytes_a_parameter * 1000)
-    assert engine.zero_stage(TrainConfig(), 1000, _TWO, _CPU) == stage
-
-
-def test_ranks_share_the_memory_of_their_machine(monkeypatch):
-    monkeypatch.setattr(engine, "_memory", lambda device: 2 * 20 * 1000)
-    assert engine.zero_stage(TrainConfig(), 1000, dataclasses.replace(_TWO, local_size=2), _CPU) == 3
-
-
-def test_one_rank_has_nothing_to_share(monkeypatch):
-    monkeypatch.setattr(engine, "_memory", lambda device: 1)
-    alone = World(rank=0, local_rank=0, size=1, local_size=1)
-    assert engine.zero_stage(TrainConfig(), 1000, alone, _CPU) == 0
-    assert engine.zero_stage(TrainConfig(zero_stage=2), 1000, alone, _CPU) == 2
-
-
-def test_fp16_on_shards_is_refused():
-    with pytest.raises(ConfigError, match="--precision fp16 cannot be used with --zero_stage 2"):
-        engine.zero_stage(TrainConfig(zero_stage=2, precision="fp16"), 1000, _TWO, _CPU)
-
-
-def test_the_learning_rate_falls_to_a_tenth_at_each_drop():
-    """CMC's schedule: a linear start, then whole until an epoch at which it falls; no cosine."""
+def test_learning_rate_falls_to_a_tenth_at_each_drop():
+    """CMC's schedule: a linear warm-up, then constant until the drops, without a cosine."""
     method = SimpleNamespace(momentum=lambda step: None)
     settings = TrainConfig(lr_drops=(2.0, 3.0), warmup_epochs=0.5)
     run = SimpleNamespace(train=settings, steps_per_epoch=4, total_steps=16, peak_lr=0.4, method=method)
-    rates = [engine.Engine.schedules(run, Step(index, 16, 4))["lr"] for index in range(16)]
+    rates = [Engine.schedules(run, Step(index, 16, 4))["lr"] for index in range(16)]
     assert rates == pytest.approx([0.2, *[0.4] * 7, *[0.04] * 4, *[0.004] * 4])
 
 
-def test_one_rank_alone_reduces_no_gradients(monkeypatch):
-    """DeepSpeed would flatten and copy all of them: 8 % of a small step."""
-    with small_engine() as alone:
-        monkeypatch.setattr(alone.deepspeed, "allreduce_gradients", lambda: pytest.fail("gradients were reduced"))
-        before = [p.clone() for p in alone.method.student.parameters()]
-        train(alone, 1)
-        assert not all(map(torch.equal, before, alone.method.student.parameters()))
+def test_groups_follow_the_schedules_and_frozen_prototypes_do_not():
+    small = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}
+    with small_engine("dino", freeze_last_layer=1, warmup_epochs=0, **small) as engine:
+        rates = []
+        for index in (0, 4):
+            train(engine, [index])
+            rates.append({g["name"]: (g["lr"], g["weight_decay"]) for g in engine.optimizer.param_groups})
+            now = engine.schedules(engine.step_at(index, measure=False))
+            assert rates[-1]["weight matrices"] == (now["lr"], now["weight_decay"])
+            assert rates[-1]["biases and norms"] == (now["lr"], 0.0)
+    assert [r["prototypes"][0] for r in rates] == [0.0, rates[1]["weight matrices"][0]]
 
 
-def test_torch_has_its_linear_layer_back_after_a_run_at_zero_3(images, tmp_path):
-    before = vars(functional)["linear"]
-    train_few_steps(images, tmp_path / "run", "--zero_stage", 3)
-    assert vars(functional)["linear"] is before
+def test_seed_is_a_pinned_hash_of_its_numbers():
+    """Another version of Python must resume to the same draws. The key is the one of a view's parameters."""
+    assert [seed_of(7, 3), seed_of(7, 3, 0), seed_of(3, 7)] == [
+        2119459165173752117,
+        7540872857687984366,
+        5972284703415392402,
+    ]
+    seeds = [seed_of(7, epoch) for epoch in range(1000)]
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**63
+    assert len(set(seeds)) == 1000

@@ -13,9 +13,8 @@ from fasttrain import pipelines
 from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError
 from fasttrain.evaluate.cache import FeatureCache, default_folder, network_digest, source_digest, views_digest
-from fasttrain.evaluate.features import Subset
 from fasttrain.models.architectures import ConvSmall, create_backbone
-from fasttrain.pipelines import View, ViewRecipe, open_source
+from fasttrain.pipelines import Subset, View, ViewRecipe, open_source
 from fasttrain.pipelines.sources.base import ArraySource, FolderSource
 from fasttrain.pipelines.sources.shards import ShardSource
 from tests.pipelines.sources.shard_files import example, jpeg, samples, write_tar, write_tfrecord

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World
 from fasttrain.evaluate import evaluator, spectrum
 from fasttrain.evaluate.evaluator import Evaluator

@@ -39,7 +39,7 @@ def test_a_lone_process_gathers_nothing():
 
 def test_a_torch_without_ranks_refuses_to_gather(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"gather_distributed=True needs torch.distributed"):
+    with pytest.raises(ValueError, match="gather_distributed"):
         Loss(True, "auto")
     Loss(False, "auto")
 

@@ -84,8 +84,8 @@ def test_the_teacher_s_temperature(arguments, temperature):
 
 
 def test_one_epoch_of_warm_up_and_none():
-    assert DINOLoss(2, 0.02, 0.08, 1)._teacher_temp(None, 0) == 0.02
-    assert DINOLoss(2, 0.02, 0.08, 0)._teacher_temp(None, 0) == 0.08
+    assert DINOLoss(2, 0.02, 0.08, 1).teacher_temp_at(0) == 0.02
+    assert DINOLoss(2, 0.02, 0.08, 0).teacher_temp_at(0) == 0.08
 
 
 def test_a_uniform_teacher_of_a_uniform_student_costs_log_k():

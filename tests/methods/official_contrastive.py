@@ -36,10 +36,13 @@ def nt_xent(a, b, temperature):
 class MoCo(Official):
     def __init__(self, method):
         super().__init__(method)
-        self.kept = {"queue.bank": method.queue.bank.clone(), "queue.bank_ptr": torch.zeros(1, dtype=torch.long)}
+        self.kept = {
+            "loss.memory_bank.bank": method.loss.queue,
+            "loss.memory_bank.bank_ptr": torch.zeros(1, dtype=torch.long),
+        }
 
     def loss(self, views, step, indices):
-        key, queue = self.key(views[0][1], step), self.kept["queue.bank"]
+        key, queue = self.key(views[0][1], step), self.kept["loss.memory_bank.bank"]
         loss = self.objective(views, key, queue)
         self.enqueue(key)
         return loss
@@ -76,10 +79,10 @@ class MoCo(Official):
 
     def enqueue(self, key):
         """The keys take the place of the oldest rows of a copy: backward still reads the rows as they were."""
-        bank, start = self.kept["queue.bank"].clone(), int(self.kept["queue.bank_ptr"])
+        bank, start = self.kept["loss.memory_bank.bank"].clone(), int(self.kept["loss.memory_bank.bank_ptr"])
         bank[start : start + len(key)] = key
         pointer = torch.tensor([(start + len(key)) % len(bank)])
-        self.kept = {"queue.bank": bank, "queue.bank_ptr": pointer}
+        self.kept = {"loss.memory_bank.bank": bank, "loss.memory_bank.bank_ptr": pointer}
 
 
 class InfoMin(MoCo):
@@ -122,7 +125,7 @@ class CMC(Official):
         super().__init__(method)
         self.by_channel = method.by_channel
         if not self.twin:
-            self.kept = {"memory.memory.bank": method.memory.memory.bank.clone()}
+            self.kept = {"memory_loss.memory.bank": method.memory_loss.memory.bank.clone()}
 
     def loss(self, views, step, indices):
         crops = [crop for group in views for crop in group]
@@ -137,7 +140,7 @@ class CMC(Official):
 
     def contrast(self, pair, indices):
         """Each sensor's projections against the other's memory, which then moves."""
-        s, memory = self.settings, self.kept["memory.memory.bank"].clone()
+        s, memory = self.settings, self.kept["memory_loss.memory.bank"].clone()
         drawn = torch.randint(memory.shape[1], (s.negatives,))  # once for the batch, as CMCMemoryLoss says
         losses = [
             one_of((z * other[indices]).sum(1), z @ other[drawn].T, s.temperature)
@@ -146,5 +149,5 @@ class CMC(Official):
         m = s.memory_momentum
         for z, own in zip(pair, memory, strict=True):
             own[indices] = unit(m * own[indices] + (1 - m) * z.detach())
-        self.kept["memory.memory.bank"] = memory
+        self.kept["memory_loss.memory.bank"] = memory
         return sum(losses)

@@ -45,16 +45,17 @@ class BYOL(Official):
 class DINO(Official):
     def __init__(self, method):
         super().__init__(method)
-        self.kept = {"center": torch.zeros(self.settings.out_dim, dtype=torch.float64)}
+        if not self.settings.no_centering:
+            self.kept = {"loss.center": torch.zeros(1, 1, self.settings.out_dim, dtype=torch.float64)}
 
     def loss(self, views, step, indices):
         s = self.settings
         predictions = unit(project(self.student, views)) @ self.student.prototypes().T / s.student_temp
         with torch.no_grad():
             logits = unit(project(self.teacher, views[:1])) @ self.teacher.prototypes().T
-            targets = ((logits - self.kept["center"]) / s.teacher_temp).softmax(-1)
+            targets = ((logits - self.kept.get("loss.center", 0)) / s.teacher_temp).softmax(-1)
         loss = mean(cross_entropy(p, t) for p, t in of_other_views(predictions, targets))
         if not s.no_centering:
             m = s.center_momentum
-            self.kept["center"] = m * self.kept["center"] + (1 - m) * logits.flatten(0, 1).mean(0)
+            self.kept["loss.center"] = m * self.kept["loss.center"] + (1 - m) * logits.flatten(0, 1).mean(0)
         return loss - entropy_of_mean(predictions) if self.twin else loss

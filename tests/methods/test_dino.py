@@ -1,26 +1,26 @@
 import pytest
 import torch
 
-from fasttrain.methods.base import Step
-from tests.methods.test_methods import INDICES, STEP, build, random_views
+from fasttrain.methods import Step
+from tests.methods.small import INDICES, STEP, build, random_views
 
 
-def test_the_centre_follows_the_mean_logit_after_the_loss():
+def test_centre_follows_the_mean_logit_after_the_loss():
     method = build("dino", False)
     views = random_views()
     with torch.no_grad():
         logits = method.teacher(views[:1]) @ method.teacher.prototypes().T
     method(views, STEP, INDICES)
-    torch.testing.assert_close(method.center, 0.1 * logits.mean((0, 1)))
+    torch.testing.assert_close(method.loss.center.flatten(), 0.1 * logits.mean((0, 1)))
 
 
-def test_without_centering_the_centre_stays_where_it_is():
+def test_no_centering_leaves_the_centre_out():
     method = build("dino", True, no_centering=True)
     method(random_views(), STEP, INDICES)
-    assert not method.center.any()
+    assert method.loss.center is None
 
 
-def test_the_teacher_moves_only_at_the_end_of_a_step_and_by_its_momentum():
+def test_teacher_moves_at_the_end_of_a_step_by_its_momentum():
     method = build("dino", False, momentum_teacher=0.9)
     with torch.no_grad():
         method.student.head[0].weight.add_(1)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.methods import swav
-from fasttrain.methods.base import Step
+from fasttrain.losses import swav
+from fasttrain.methods import Step
 from fasttrain.methods.kmeans import spherical_kmeans
 from tests.methods import official_clustering, official_contrastive, official_distillation
-from tests.methods.test_methods import build, recipe
+from tests.methods.small import build, recipe
 
 _COUNTERPARTS = {
     "byol": official_distillation.BYOL,
@@ -112,16 +112,16 @@ def assert_equal_training(name, entropy, *, views=None, steps=3, **options):
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     for index in range(steps):
-        found = take_step(method, lambda *batch: method(*batch).loss, views, index)
+        ours = take_step(method, lambda *batch: method(*batch).loss, views, index)
         expected = take_step(official, official.loss, views, index)
-        torch.testing.assert_close(found, expected, **close)
+        torch.testing.assert_close(ours, expected, **close)
     torch.testing.assert_close(dict(method.state_dict()), official.state(), **close)
     assert all((p - before[name]).norm() > 1e-3 for name, p in trained.items() if p.ndim > 1), "nothing moved"
 
 
 @both
 @pytest.mark.parametrize("name", sorted(set(_COUNTERPARTS) - {"infomin"}))
-def test_two_views_train_as_the_official_code_does(name, entropy):
+def test_two_views_train_like_the_official_code(name, entropy):
     views = global_views(name, 1 if name == "cmc" else 2)  # CMC's two views are the channels of one crop
     assert_equal_training(name, entropy, views=views)
 
@@ -129,7 +129,7 @@ def test_two_views_train_as_the_official_code_does(name, entropy):
 @both
 @pytest.mark.parametrize("options", [{}, {"network": NormedBackbone}], ids=["plain", "normed"])
 @pytest.mark.parametrize("name", sorted(_COUNTERPARTS))
-def test_more_views_train_as_the_official_loss_over_their_pairs(name, options, entropy):
+def test_more_views_train_like_the_official_loss_over_pairs(name, options, entropy):
     assert_equal_training(name, entropy, **options)
 
 
@@ -155,12 +155,12 @@ def test_more_views_train_as_the_official_loss_over_their_pairs(name, options, e
         "swav_no_sinkhorn",
     ],
 )
-def test_variants_train_as_the_official_ones(name, options, entropy):
+def test_variants_train_like_the_official_ones(name, options, entropy):
     assert_equal_training(name, entropy, **options)
 
 
 @both
-def test_parts_of_moco_s_batch_pass_apart_and_the_keys_in_another_order(entropy):
+def test_moco_bn_splits_pass_apart_and_keys_are_shuffled(entropy):
     assert_equal_training("moco", entropy, network=NormedBackbone, bn_splits=2)
 
 
@@ -172,18 +172,18 @@ def test_parts_of_moco_s_batch_pass_apart_and_the_keys_in_another_order(entropy)
         ("moco", {"entropy_support": "queue"}),
     ],
 )
-def test_a_twin_s_entropy_is_of_the_variable_and_on_the_support_that_is_asked_for(name, options):
+def test_twin_entropy_uses_the_chosen_variable_and_support(name, options):
     assert_equal_training(name, True, **options)
 
 
 @both
-def test_swav_s_queue_fills_from_its_epoch_on_and_counts_when_it_is_full(entropy):
+def test_swav_queue_fills_from_its_epoch_and_counts_once_full(entropy):
     # Steps 2 and 3 fill it, step 4 is the first to use it.
     assert_equal_training("swav", entropy, steps=6, queue_length=2 * _BATCH, epoch_queue_starts=1.0)
 
 
 @pytest.mark.parametrize("queue_length", [0, _BATCH])
-def test_swav_s_codes_are_those_of_the_rescaled_matrix(monkeypatch, queue_length):
+def test_swav_codes_equal_the_rescaled_matrix(monkeypatch, queue_length):
     views, codes, original = recipe("swav"), [], swav.sinkhorn_center
 
     def spy(scores, *, epsilon, **options):
@@ -200,12 +200,12 @@ def test_swav_s_codes_are_those_of_the_rescaled_matrix(monkeypatch, queue_length
         torch.testing.assert_close(torch.stack(codes), official.codes, **_SINGLE)
 
 
-def test_deepcluster_s_batches_above_hold_images_that_no_clustering_has_seen():
+def test_deepcluster_batches_include_unclustered_images():
     seen = torch.cat([some_images(seed) for seed in _FIRST_PASS])
     assert not torch.isin(some_images(0), seen).all()
 
 
-def test_a_cluster_that_loses_its_rows_stays_where_it_is():
+def test_kmeans_keeps_the_centroid_of_an_empty_cluster():
     rows = torch.randn(40, 2, generator=torch.Generator().manual_seed(27), dtype=torch.float64)  # of few such seeds
     rows = rows / rows.norm(dim=1, keepdim=True)
     torch.manual_seed(0)

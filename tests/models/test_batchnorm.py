@@ -8,7 +8,7 @@ from timm.layers import BatchNormAct2d
 from torch import distributed as dist
 from torch import nn
 
-from fasttrain.distributed.world import initialise, world_from_environment
+from fasttrain.distributed.world import World, initialise
 from fasttrain.models import batchnorm
 from fasttrain.models.architectures import create_backbone
 from fasttrain.models.batchnorm import RankBatchNorm, RankBatchNormAct, synchronise
@@ -17,7 +17,7 @@ from fasttrain.models.batchnorm import RankBatchNorm, RankBatchNormAct, synchron
 @pytest.fixture
 def group(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # there torch's own is used
-    initialise(world_from_environment())
+    initialise(World.from_environment())
     return dist.group.WORLD
 
 

@@ -38,7 +38,7 @@ def test_a_thousand_small_updates_do_not_get_lost():
 def test_shards_are_averaged_where_the_parameter_has_them():
     student, teacher = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     for module, value in ((student, 4.0), (teacher, 0.0)):
-        module.weight.ds_tensor = torch.full((2,), value)
+        module.weight.ds_tensor, module.weight.ds_numel = torch.full((2,), value), 8
     kept = teacher.weight.clone()
     ema_update(teacher, student, 0.75)
     torch.testing.assert_close(teacher.weight.ds_tensor, torch.full((2,), 1.0))

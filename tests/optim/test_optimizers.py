@@ -1,5 +1,9 @@
+"""Parameter groups from rules, and the implementation behind each optimizer's name."""
+
+import json
 import math
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -8,52 +12,97 @@ from torch import nn
 
 from fasttrain.models.heads import Prototypes
 from fasttrain.optim.layerwise import Lamb, Lars
-from fasttrain.optim.optimizers import NAMES, Role, apex_lamb, create_optimizer, in_use, parameter_groups
+from fasttrain.optim.optimizers import (
+    NAMES,
+    ParameterRule,
+    apex_lamb,
+    create_optimizer,
+    default_rule,
+    in_use,
+    parameter_groups,
+    set_schedules,
+)
 
 
 class _Net(nn.Module):
     def __init__(self):
         super().__init__()
+        self.norm = nn.BatchNorm1d(4)  # biases and norms come first here
         self.linear = nn.Linear(3, 4)
-        self.norm = nn.BatchNorm1d(4)
         self.prototypes = Prototypes(4, 5)
         self.teacher = nn.Linear(3, 4).requires_grad_(False)
 
 
-def test_groups_hold_every_trained_parameter_once_by_role():
-    net = _Net()
-    groups = {g["name"]: g for g in parameter_groups(net, 0.3)}
-    assert [p is net.linear.weight for p in groups["decay"]["params"]] == [True]
-    assert len(groups["no_decay"]["params"]) == 3
-    assert [p is net.prototypes.weight for p in groups["prototypes"]["params"]] == [True]
-    assert {n: g["weight_decay"] for n, g in groups.items()} == {"decay": 0.3, "no_decay": 0.0, "prototypes": 0.3}
+@pytest.mark.parametrize(
+    ("options", "groups"),
+    [
+        ({}, {"weight matrices": (1, 0.3), "biases and norms": (3, 0.0), "prototypes": (1, 0.3)}),
+        ({"decay_all": True}, {"weight matrices": (4, 0.3), "prototypes": (1, 0.3)}),
+        (
+            {"constant_lr": {"linear"}},
+            {
+                "biases and norms": (2, 0.0),
+                "prototypes": (1, 0.3),
+                "linear's weight matrices": (1, 0.3),
+                "linear's biases and norms": (1, 0.0),
+            },
+        ),
+    ],
+    ids=["default", "decay_all", "constant_lr"],
+)
+def test_default_rules_give_the_published_groups(options, groups):
+    """The order is part of the behaviour: ZeRO's shards in older checkpoints depend on it."""
+    made = parameter_groups(_Net(), 0.3, lambda name, parameter: default_rule(name, parameter, **options))
+    assert [(g["name"], (len(g["params"]), g["weight_decay"])) for g in made] == list(groups.items())
+    assert {g["name"]: g["layerwise"] for g in made} == {name: decay > 0 for name, (_, decay) in groups.items()}
+    assert {g["name"] for g in made if g["constant_lr"]} == {name for name in groups if "linear's" in name}
+    json.dumps([{key: value for key, value in g.items() if key != "params"} for g in made])  # checkpoints hold them
 
 
-def test_weight_decay_may_reach_every_parameter():
-    groups = {g["name"]: g for g in parameter_groups(_Net(), 0.3, decay_all=True)}
-    assert {n: (len(g["params"]), g["weight_decay"]) for n, g in groups.items()} == {
-        "decay": (4, 0.3),
-        "prototypes": (1, 0.3),
-    }
+def test_rules_express_layerwise_decay_and_a_patch_embedding():
+    """Layer-wise decay of DINOv2, its factor 0.2 for the patch embedding, and two heads with their own freezing."""
+    names = ["patch_embed", *(f"blocks.{depth}" for depth in range(3)), "heads.dino", "heads.ibot"]
+    net = nn.ModuleDict({name.replace(".", "_"): nn.Linear(2, 2) for name in names})
+
+    def rule_for(name, parameter):
+        rule = default_rule(name, parameter)
+        part, _, number = name.split(".")[0].partition("_")
+        if part == "heads":
+            return replace(rule, group=f"{number} head", frozen_epochs={"dino": 1.0, "ibot": 2.0}[number])
+        depth = int(number) + 1 if part == "blocks" else 0
+        scale = 0.5 ** (3 - depth) * (0.2 if part == "patch" else 1.0)
+        return replace(rule, group=f"{part} {number}'s {rule.group}", lr_scale=scale)
+
+    groups = parameter_groups(net, 0.1, rule_for)
+    assert sorted(p for g in groups for p in map(id, g["params"])) == sorted(map(id, net.parameters()))
+    for group in groups:
+        set_schedules(group, lr=4.0, peak_lr=8.0, weight_decay=0.3, epoch=1.5)
+    rates = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
+    assert rates["patch embed's weight matrices"] == pytest.approx((4 * 0.2 / 8, 0.3))
+    assert rates["blocks 0's biases and norms"] == (1.0, 0.0)
+    assert rates["blocks 2's weight matrices"] == (4.0, 0.3)
+    assert rates["dino head"][0] == 4.0
+    assert rates["ibot head"][0] == 0.0
 
 
-def test_a_module_with_a_constant_learning_rate_has_groups_of_its_own():
-    groups = {g["name"]: g for g in parameter_groups(_Net(), 0.3, constant_lr={"linear"})}
-    assert {n: len(g["params"]) for n, g in groups.items()} == {
-        "no_decay": 2,
-        "prototypes": 1,
-        "constant_decay": 1,
-        "constant_no_decay": 1,
-    }
-    assert [name for name in groups if Role(name).constant_lr] == ["constant_decay", "constant_no_decay"]
-    assert [name for name in groups if Role(name).decays] == ["prototypes", "constant_decay"]
+def test_constant_lr_stays_at_its_peak_and_scales_weight_decay():
+    rule = ParameterRule("temperature", lr_scale=0.5, weight_decay_scale=2.0, constant_lr=True)
+    (group,) = parameter_groups(nn.Linear(2, 2), 0.1, lambda *_: rule)
+    set_schedules(group, lr=1.0, peak_lr=8.0, weight_decay=0.3, epoch=0)
+    assert (group["lr"], group["weight_decay"]) == (4.0, 0.6)
+
+
+@pytest.mark.parametrize("name", ["lr_scale", "weight_decay_scale"])
+@pytest.mark.parametrize("value", [-1, math.nan])
+def test_rule_with_a_negative_scale_raises(name, value):
+    with pytest.raises(ValueError, match=name):
+        ParameterRule(**{name: value})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_named_optimizer_lowers_a_loss(name):
+def test_every_optimizer_lowers_a_loss(name):
     torch.manual_seed(0)
-    net = nn.Linear(3, 1)
-    target = torch.randn(8, 3)
+    net, target = nn.Linear(3, 1), torch.randn(8, 3)
     optimizer = create_optimizer(name, [{"params": list(net.parameters()), "weight_decay": 1e-4}], lr=0.1)
     losses = []
     for _ in range(20):
@@ -66,7 +115,7 @@ def test_every_named_optimizer_lowers_a_loss(name):
 
 
 def test_unknown_optimizer_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'adamm' is unknown; choose one of adamw, sgd, lars, lamb"):
+    with pytest.raises(ValueError, match="adamw, sgd, lars, lamb"):
         create_optimizer("adamm", [], lr=1)
 
 
@@ -75,65 +124,60 @@ class _FusedLAMB:
         self.groups, self.settings = groups, settings
 
 
-def _install_apex(monkeypatch, kind):
-    """Put a module called apex where imports look first."""
-    made = {"apex": ModuleType("apex"), "apex.optimizers": None, "apex.multi_tensor_apply": None}
-    if kind in ("nvidia's", "nvidia's without extensions"):
-        made["apex.optimizers"] = made["apex"].optimizers = ModuleType("apex.optimizers")
-        made["apex.optimizers"].FusedLAMB = _FusedLAMB
-        made["apex.multi_tensor_apply"] = ModuleType("apex.multi_tensor_apply")
-        made["apex.multi_tensor_apply"].multi_tensor_applier = SimpleNamespace(available=kind == "nvidia's")
-    if kind == "absent":
-        made["apex"] = None  # as if it were not installed
-    for name, module in made.items():
-        monkeypatch.setitem(sys.modules, name, module)
+@pytest.fixture
+def install_apex(monkeypatch, tmp_path):
+    """A function that makes ``import apex`` find a kind of apex, on a machine with a GPU."""
+
+    def install(kind):
+        modules = {"apex": ModuleType("apex"), "apex.optimizers": None, "apex.multi_tensor_apply": None}
+        if kind.startswith("nvidia"):
+            modules["apex.optimizers"] = modules["apex"].optimizers = ModuleType("apex.optimizers")
+            modules["apex.optimizers"].FusedLAMB = _FusedLAMB
+            modules["apex.multi_tensor_apply"] = ModuleType("apex.multi_tensor_apply")
+            modules["apex.multi_tensor_apply"].multi_tensor_applier = SimpleNamespace(available=kind == "nvidia")
+        if kind == "absent":
+            modules["apex"] = None
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        if kind == "failing":  # PyPI's fails in a way that depends on what else is installed
+            (tmp_path / "apex.py").write_text("raise AttributeError('pyramid')")
+            monkeypatch.syspath_prepend(tmp_path)
+            monkeypatch.delitem(sys.modules, "apex")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    return install
 
 
-def _on_gpu(monkeypatch):
-    """Groups whose parameters say that they are on a GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    return [{"name": "decay", "params": [SimpleNamespace(is_cuda=True)], "weight_decay": 0.1}]
+def test_lamb_with_nvidias_apex_is_apexs(install_apex):
+    install_apex("nvidia")
+    groups = [{"params": [SimpleNamespace(is_cuda=True)], "weight_decay": 0.1}]
+    optimizer = create_optimizer("lamb", groups, lr=0.5)
+    assert isinstance(optimizer, _FusedLAMB)
+    assert (optimizer.groups, optimizer.settings) == (groups, {"lr": 0.5, "max_grad_norm": math.inf})
+    assert "apex's FusedLAMB" in in_use()
 
 
-def test_lamb_is_apex_s_where_nvidia_s_apex_is(monkeypatch):
-    _install_apex(monkeypatch, "nvidia's")
-    groups = _on_gpu(monkeypatch)
-    made = create_optimizer("lamb", groups, lr=0.5)
-    assert isinstance(made, _FusedLAMB)
-    assert (made.groups, made.settings) == (groups, {"lr": 0.5, "max_grad_norm": math.inf})
-    assert "lamb: apex's FusedLAMB at --zero_stage 0, fasttrain's above" in in_use()
-
-
-@pytest.mark.parametrize("kind", ["absent", "pypi's", "nvidia's without extensions"])
-def test_lamb_is_ours_without_nvidia_s_apex(monkeypatch, kind):
-    _install_apex(monkeypatch, kind)
-    _on_gpu(monkeypatch)
+@pytest.mark.parametrize("kind", ["absent", "pypi", "nvidia without extensions", "failing"])
+def test_lamb_without_nvidias_apex_is_ours(install_apex, kind):
+    install_apex(kind)
     assert apex_lamb() is None
     assert in_use().endswith("lamb: fasttrain's")
 
 
-def test_an_apex_that_fails_when_imported_is_as_none(monkeypatch, tmp_path):
-    """PyPI's does, in a way that depends on what else is installed."""
-    (tmp_path / "apex.py").write_text("raise AttributeError('pyramid')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "apex", raising=False)
-    assert apex_lamb() is None
-
-
-@pytest.mark.parametrize(("name", "kind"), [("lars", Lars), ("lamb", Lamb)])
-@pytest.mark.parametrize("sharded", [False, True])
-def test_shards_and_the_cpu_get_ours(monkeypatch, name, kind, sharded):
-    _install_apex(monkeypatch, "nvidia's")
-    parameter = nn.Parameter(torch.ones(2))
-    monkeypatch.setattr(nn.Parameter, "is_cuda", sharded, raising=False)
-    groups = [{"params": [parameter], "weight_decay": 0.1}]
+@pytest.mark.parametrize(
+    ("name", "sharded", "on_gpu", "weight_decay", "kind"),
+    [
+        ("lars", False, True, 0.1, Lars),
+        ("lamb", True, True, 0.1, Lamb),
+        ("lamb", False, False, 0.1, Lamb),
+        ("lamb", False, True, 0.0, Lamb),  # apex would scale no step of a group with trust ratio
+        ("lamb", False, True, 0.1, _FusedLAMB),
+    ],
+)
+def test_apex_is_used_only_where_its_steps_are_the_same(
+    install_apex, monkeypatch, name, sharded, on_gpu, weight_decay, kind
+):
+    install_apex("nvidia")
+    monkeypatch.setattr(nn.Parameter, "is_cuda", on_gpu, raising=False)
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "weight_decay": weight_decay, "layerwise": True}]
     assert type(create_optimizer(name, groups, lr=0.1, sharded=sharded)) is kind
-
-
-def test_lamb_is_ours_where_apex_would_scale_nothing(monkeypatch):
-    """It takes a weight decay of 0 for a group whose steps stay as they are."""
-    _install_apex(monkeypatch, "nvidia's")
-    monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
-    for decay, kind in ((0.0, Lamb), (0.1, _FusedLAMB)):
-        groups = [{"params": [nn.Parameter(torch.ones(2))], "weight_decay": decay, "layerwise": True}]
-        assert type(create_optimizer("lamb", groups, lr=0.1)) is kind

@@ -1,4 +1,4 @@
-"""Small recipes, and what the loader's tests ask of batches."""
+"""Small recipes, and comparisons of batches."""
 
 import torch
 
@@ -9,9 +9,17 @@ GREY = ViewRecipe((View(8, 2, rotate=10, jitter=(0.4, 0.4, 0, 0)),), 1, (0.1,), 
 RAW = ViewRecipe((View(16),), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def same(one, other):
-    views = all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
-    return views and torch.equal(one.indices, other.indices)
+def join(parts):
+    """Concatenate the batches of all ranks: views, labels, indices."""
+    views = [torch.cat(groups, 1) for groups in zip(*(part.views for part in parts), strict=True)]
+    return [*views, *(torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "indices"))]
+
+
+def assert_same(batches, expected):
+    """Check that two runs, each a list of lists of ranks' batches, are equal bit for bit."""
+    assert len(batches) == len(expected) > 0
+    for parts, others in zip(batches, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(join(parts), join(others), strict=True))
 
 
 def seen(batches):

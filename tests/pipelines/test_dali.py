@@ -1,6 +1,9 @@
+"""The DALI graph and the assembly of views, compared with torchvision, PIL and the photometric reference."""
+
 import dataclasses
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,57 +12,26 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from fasttrain.pipelines import DataError, Parameters, View, ViewRecipe, dali, draw_parameters
+from fasttrain.pipelines import DataError, View, ViewRecipe, dali, draw_parameters
 from fasttrain.pipelines.assemble import make_views
-from fasttrain.pipelines.views.rand_augment import MOST
+from fasttrain.pipelines.photometric import reference
+from fasttrain.pipelines.photometric.draws import Look, draws
 
-S = 48  # pixels of the test images and views
-EVERYTHING = View(
-    S, rotate=10, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5, solarize=0.2
-)  # so that each operator is in the graph; the parameters say which of them acts
+from .rendering import EVERYTHING, S, make, neutral, pictures, raw, render, run_graph
 
-
-def pictures(count=3, size=S, channels=3):
-    """Smooth random images, uint8 [size, size, C]: noise would make every interpolation look wrong."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (count, 6, 6, channels), dtype=np.uint8)
-    resized = [Image.fromarray(c.squeeze()).resize((size, size), Image.Resampling.BICUBIC) for c in coarse]
-    return [np.array(r).reshape(size, size, channels) for r in resized]
-
-
-def neutral(images, views=1):
-    """Parameters that change nothing."""
-    count, shape = len(images), (views, len(images))
-    ends = np.array([image.shape[:2] for image in images], np.float32)
-    return Parameters(
-        start=np.zeros((*shape, 2), np.float32),
-        end=np.broadcast_to(ends, (views, count, 2)).copy(),
-        angle=np.zeros(shape, np.float32),
-        flip=np.zeros(shape, bool),
-        color=np.broadcast_to(np.array([1, 1, 1, 0], np.float32), (*shape, 4)).copy(),
-        sigma=np.zeros(shape, np.float32),
-        operation=np.zeros((*shape, MOST), np.int32),
-        strength=np.zeros((*shape, MOST), np.float32),
-        solarize=np.zeros(shape, bool),
+JITTER = (0.4, 0.4, 0.2, 0.1)
+RECIPE = ViewRecipe(
+    (
+        View(80, jitter=JITTER, grey=0.2, blur=0.5, solarize=0.2),
+        View(S, 2, rotate=10, jitter=JITTER, blur=0.5),
+        View(56, rand_augment=2, jitter=JITTER, grey=0.2, blur=0.5, local=True),
+        View(24, 4, jigsaw=2, jitter=JITTER, local=True),
     )
+)
 
 
-def make(recipe, images, parameters):
-    """All views of decoded images, [B, size, size, C] each."""
-    fed = dali.feed(recipe, images, parameters)
-    outputs = dali.build(recipe, len(images), lambda: fed, encoded=False, prefetch=1).run()
-    return [view.numpy() for group in make_views(recipe, outputs, parameters, device="cpu") for view in group]
-
-
-def render(images, view=EVERYTHING, interpolation="cubic", **changes):
-    """Pixels [B, size, size, C] in 0..255 of the first view, with some of the neutral parameters changed."""
-    channels = images[0].shape[-1]
-    zero, unit = (0.0,) * channels, (1 / 255,) * channels
-    recipe = ViewRecipe((view,), channels, zero, unit, interpolation)
-    parameters = neutral(images)
-    given = {k: np.broadcast_to(np.asarray(v, getattr(parameters, k).dtype), getattr(parameters, k).shape).copy()
-             for k, v in changes.items()}  # fmt: skip
-    return make(recipe, images, dataclasses.replace(parameters, **given))[0]
+def drawn(recipe, count, size=64, seed=0):
+    return draw_parameters(recipe, seed, 0, np.arange(count), np.full(count, size), np.full(count, size))
 
 
 def chw(image):
@@ -70,113 +42,81 @@ def hwc(tensor):
     return tensor.permute(1, 2, 0).numpy().astype(float)
 
 
-def assert_close(ours, theirs, mean):
-    """Mean absolute difference in units of 1/255."""
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).mean() <= mean
-
-
-def color(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
-    return [brightness, contrast, saturation, hue]
+def assert_close(views, expected, mean):
+    """Check the mean absolute difference in units of 1/255."""
+    assert views.shape == expected.shape
+    assert np.abs(views - expected).mean() <= mean
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 @pytest.mark.parametrize("size", [16, 48, 80])
-def test_crop_and_resize_are_torchvisions(interpolation, size):
+def test_crop_and_resize_equal_torchvision(interpolation, size):
     images = pictures(size=64)
-    ours = render(images, View(size, flip=0), interpolation, start=[5, 9], end=[47, 51])
+    views = render(images, View(size, flip=0), interpolation, start=[5, 9], end=[47, 51])
     mode = InterpolationMode.BICUBIC if interpolation == "cubic" else InterpolationMode.BILINEAR
-    for image, view in zip(images, ours, strict=True):
-        theirs = tv.resized_crop(chw(image), 5, 9, 42, 42, [size, size], mode, antialias=True)
-        assert_close(view, hwc(theirs), mean=2)
+    for image, view in zip(images, views, strict=True):
+        assert_close(view, hwc(tv.resized_crop(chw(image), 5, 9, 42, 42, [size, size], mode, antialias=True)), mean=2)
+    black = np.full((64, 64, 3), 255, np.uint8)
+    black[5:15, 9:30] = 0
+    # No pixel outside of a crop has influence.
+    assert render([black], View(size, flip=0), interpolation, start=[5, 9], end=[15, 30]).max() == 0
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
-@pytest.mark.parametrize("size", [16, 48, 80])
-def test_nothing_beyond_a_crop_is_in_it(interpolation, size):
-    white = np.full((64, 64, 3), 255, np.uint8)
-    white[5:15, 9:30] = 0
-    view = View(size, flip=0, ratio=(1, 3))
-    assert render([white], view, interpolation, start=[5, 9], end=[15, 30]).max() == 0
-
-
-def test_shrinking_noise_is_antialiased():
+def test_shrunk_noise_is_antialiased():
     noise = [np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)]
-    theirs = tv.resize(chw(noise[0]), [16, 16], InterpolationMode.BICUBIC, antialias=True)
-    assert_close(render(noise, View(16))[0], hwc(theirs), mean=2)
-    aliased = tv.resize(chw(noise[0]), [16, 16], InterpolationMode.BICUBIC, antialias=False)
-    assert np.abs(hwc(theirs) - hwc(aliased)).mean() > 30
+    smooth, aliased = (
+        hwc(tv.resize(chw(noise[0]), [16, 16], InterpolationMode.BICUBIC, antialias=antialias))
+        for antialias in (True, False)
+    )
+    assert_close(render(noise, View(16))[0], smooth, mean=2)
+    assert np.abs(smooth - aliased).mean() > 30
 
 
-def test_neutral_parameters_change_nothing():
-    images = pictures()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_equal_the_photometric_reference(channels):
+    """Colours, blur, solarisation and flip of plain views: every parameter reaches its place."""
+    images, view = (
+        pictures(12, channels=channels),
+        dataclasses.replace(EVERYTHING, rotate=0, scale=(1, 1), ratio=(1, 1)),
+    )
+    recipe = raw(view, dataclasses.replace(view, local=True), channels=channels)
+    parameters = drawn(recipe, 12, S)
+    views = make(recipe, images, parameters)
+    for number, made in enumerate(views):
+        steps = draws(view, channels, parameters, number)
+        expected = reference.finish(torch.from_numpy(np.stack(images)), steps, Look.of(recipe)).numpy()
+        assert np.abs(made - expected).max() <= 4
+        assert_close(made, expected, mean=0.5)
+    assert np.abs(views[0] - views[1]).mean() > 5
     assert_close(render(images), np.stack(images).astype(float), mean=0.1)
-
-
-def test_grey_is_pils():
-    images = pictures()
-    for image, view in zip(images, render(images, color=color(saturation=0)), strict=True):
-        grey = np.asarray(Image.fromarray(image).convert("L"), float)
-        assert_close(view, np.repeat(grey[..., None], 3, -1), mean=0.7)
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.4])
-def test_brightness_and_saturation_are_torchvisions(factor):
-    images = pictures()
-    brighter, richer = render(images, color=color(factor)), render(images, color=color(saturation=factor))
-    for k, image in enumerate(images):
-        assert_close(brighter[k], hwc(tv.adjust_brightness(chw(image), factor)), mean=0.7)
-        assert_close(richer[k], hwc(tv.adjust_saturation(chw(image), factor)), mean=0.7)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("size", "operations"), [(S, 0), (80, 0), (S, 1)])
 @pytest.mark.parametrize("factor", [0.6, 1.4])
-def test_contrast_is_torchvisions(channels, size, operations, factor):
-    """About the view's mean grey, also in DALI's dali, where the views of RandAugment are coloured."""
+def test_contrast_pivots_on_the_views_mean_grey(channels, size, operations, factor):
+    """Like torchvision, and also in DALI's graph, which colours the views of RandAugment."""
     view = View(size, jitter=(0, 0.4, 0, 0), rand_augment=operations)
-    images = [image // 2 for image in pictures(channels=channels)]  # dark, so that the mean is far from 128
-    ours = render(images, view, color=color(contrast=factor))
-    uncolored = np.rint(render(images, view)).astype(np.uint8)
-    expected = [hwc(tv.adjust_contrast(chw(image), factor)) for image in uncolored]
-    assert_close(ours, np.stack(expected), mean=1.0)
+    images = [image // 2 for image in pictures(channels=channels)]  # dark: their mean is far from 128
+    views = render(images, view, color=[1, factor, 1, 0])
+    unchanged = np.rint(render(images, view)).astype(np.uint8)
+    assert_close(views, np.stack([hwc(tv.adjust_contrast(chw(image), factor)) for image in unchanged]), mean=1.0)
 
 
-def test_hue_turns_the_colours_round():
-    red = [np.full((S, S, 3), (200, 60, 60), np.uint8)]
-    third = render(red, color=color(hue=1 / 3))[0, 0, 0]
-    assert third.argmax() == 1  # a third of a turn leads from red to green, as in torchvision
-    assert np.argmax(hwc(tv.adjust_hue(chw(red[0]), 1 / 3))[0, 0]) == 1
-    assert_close(render(red, color=color(hue=1.0))[0], red[0].astype(float), mean=1.5)
-
-
-def test_blur_is_torchvisions_and_spares_the_others():
-    images = pictures()
-    ours = render(images, sigma=[[0, 0.7, 2.0]])
-    assert_close(ours[0], images[0].astype(float), mean=0.1)
-    for k, sigma in ((1, 0.7), (2, 2.0)):
-        window = 2 * int(np.ceil(3 * sigma)) + 1
-        assert_close(ours[k], hwc(tv.gaussian_blur(chw(images[k]), [window, window], [sigma, sigma])), mean=0.7)
+def test_colours_and_blur_inside_the_graph_equal_those_outside():
+    """With RandAugment they are DALI's operators. Without drawn operations, the view is the same."""
+    view = View(S, flip=0, jitter=JITTER, grey=0.2, blur=0.5)
+    images, parameters = pictures(12), drawn(raw(view), 12, S, seed=3)
+    parameters = dataclasses.replace(neutral(images), color=parameters.color, sigma=parameters.sigma)
+    outside, inside = (
+        make(raw(dataclasses.replace(view, rand_augment=operations)), images, parameters)[0] for operations in (0, 1)
+    )
+    assert np.abs(outside - inside).mean() < 0.6
+    assert np.abs(outside - inside).max() <= 4
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_solarize_is_torchvisions_and_spares_the_others(channels):
-    images = pictures(channels=channels)
-    images[1][0, :3, 0] = (127, 128, 255)
-    ours = render(images, solarize=[[False, True, False]])
-    assert (ours[0] == images[0]).all()
-    assert (ours[1] == hwc(tv.solarize(chw(images[1]), 128))).all()
-    assert ours[1, 0, :3, 0].tolist() == [127, 127, 0]
-
-
-def test_flip_is_left_to_right():
-    images = pictures()
-    ours = render(images, flip=[[True, False, True]])
-    assert (ours == np.stack([images[0][:, ::-1], images[1], images[2][:, ::-1]])).all()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_rotation_is_pils_with_black_corners(channels):
+def test_rotation_equals_pil_with_black_corners(channels):
     images = pictures(channels=channels)
     for image, view in zip(images, render(images, angle=30), strict=True):
         turned = Image.fromarray(image.squeeze()).rotate(30, Image.Resampling.BILINEAR)
@@ -184,7 +124,7 @@ def test_rotation_is_pils_with_black_corners(channels):
         assert (view[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
 
 
-def test_normalisation_and_several_views():
+def test_several_views_are_flipped_and_normalised():
     images = pictures(channels=1)
     recipe = ViewRecipe((View(S, 2), View(16, local=True)), 1, (0.4,), (0.2,))
     parameters = neutral(images, views=3)
@@ -196,57 +136,74 @@ def test_normalisation_and_several_views():
     assert third.shape == (3, 16, 16, 1)
 
 
-def test_jigsaw_patches_are_where_the_flipped_crop_has_them():
+def test_jigsaw_patches_lie_in_their_cells_of_the_flipped_crop():
     ramp = np.arange(96, dtype=np.uint8) * 2
     image = np.stack([*np.meshgrid(ramp, ramp), np.zeros((96, 96), np.uint8)], -1)  # red counts columns, green rows
-    views = (View(S), View(S, 9, scale=(1.0, 1.0), ratio=(1.0, 1.0), local=True, jigsaw=3))
-    recipe = ViewRecipe(views, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    parameters = draw_parameters(recipe, 0, 0, np.arange(4), np.full(4, 96), np.full(4, 96))
+    recipe = raw(View(S), View(S, 9, scale=(1.0, 1.0), ratio=(1.0, 1.0), local=True, jigsaw=3))
+    parameters = drawn(recipe, 4, 96)
     assert len(set(parameters.flip[1])) == 2
-    patches = make(recipe, [image] * 4, parameters)[1:]
-    for i, patch in enumerate(patches):
+    for i, patch in enumerate(make(recipe, [image] * 4, parameters)[1:]):
         row, column = divmod(i, 3)
-        pixels = patch.astype(float)
-        for one, flip in zip(pixels, parameters.flip[1], strict=True):
-            x = (191 - one[..., 0] if flip else one[..., 0] + 1) / 2  # in the flipped crop, which is the whole image
-            y = (one[..., 1] + 1) / 2
+        for pixels, flip in zip(patch.astype(float), parameters.flip[1], strict=True):
+            x = (191 - pixels[..., 0] if flip else pixels[..., 0] + 1) / 2  # the flipped crop is the whole image
+            y = (pixels[..., 1] + 1) / 2
             for position, cell in ((x, column), (y, row)):
                 assert position.min() >= 32 * cell - 0.6
                 assert position.max() <= 32 * (cell + 1) + 0.6
                 assert abs(np.ptp(position) - 32 * 64 / 85 * (S - 1) / S) < 1.5
 
 
-def test_graph_has_no_operator_that_its_views_do_not_use():
-    operators = {"Rotate", "ColorTwist", "BrightnessContrast", "GaussianBlur", "Resize"}
+def test_result_does_not_depend_on_threads_and_parts():
+    images, parameters = pictures(13, 64), drawn(RECIPE, 13)
+    outputs = run_graph(RECIPE, images, parameters)
+    alone = make_views(RECIPE, outputs, parameters, device="cpu")
+    with ThreadPoolExecutor(3) as pool:
+        shared = make_views(RECIPE, outputs, parameters, device="cpu", pool=pool, parts=3)
+    assert [group.shape for group in alone] == [(v, 13, s, s, 3) for s, v in RECIPE.groups]
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert all(group.isfinite().all() for group in alone)
+
+
+def test_error_in_a_thread_is_raised():
+    images, parameters = pictures(2, 64), drawn(RECIPE, 2)
+    empty = dataclasses.replace(parameters, end=parameters.start)
+    outputs = run_graph(RECIPE, images, parameters)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match="size"):
+        make_views(RECIPE, outputs, empty, device="cpu", pool=pool, parts=2)
+
+
+def test_graph_has_only_the_operators_of_its_views():
+    operators = {"Rotate", "ColorTwist", "BrightnessContrast", "GaussianBlur", "Resize", "Split", "Merge"}
+    branches = {"Split", "Merge"}
 
     def used(view, channels=3):
-        recipe = ViewRecipe((view,), channels, (0.5,) * channels, (0.5,) * channels)
-        text = dali.build(recipe, 1, lambda: dali.Feed(), encoded=False).serialize()
+        text = dali.build(raw(view, channels=channels), 1, lambda: dali.Feed(), encoded=False).serialize()
         return {name for name in operators if name.encode() in text}
 
     everything = dataclasses.replace(EVERYTHING, rand_augment=1)
     assert used(dataclasses.replace(EVERYTHING, size=96, rotate=0)) == set()
     assert used(View(S)) == {"Resize"}
     assert used(EVERYTHING) == {"Resize", "Rotate"}
-    assert used(View(S, rand_augment=1, jitter=(0.4, 0.4, 0, 0))) == {"Resize", "BrightnessContrast"}
-    assert used(View(S, rand_augment=1, grey=0.2)) == {"Resize", "ColorTwist"}
+    assert used(View(S, rand_augment=1, jitter=(0.4, 0.4, 0, 0))) == {"Resize", "BrightnessContrast"} | branches
+    assert used(View(S, rand_augment=1, grey=0.2)) == {"Resize", "ColorTwist"} | branches
     assert used(everything) == operators - {"BrightnessContrast"}
     assert used(everything, channels=1) == operators - {"ColorTwist"}
 
 
-def test_arguments_are_those_of_the_views_in_the_graph():
+def test_arguments_are_of_the_views_in_the_graph():
     recipe = ViewRecipe((View(S, blur=0.1), View(96, blur=0.1), View(96, rotate=3)))
     box = ["start", "end"]
     assert dali.arguments(recipe, "cpu") == [(0, name) for name in box] + [(2, name) for name in [*box, "angle"]]
     assert dali.arguments(recipe, "cuda") == [(v, name) for v in (0, 1, 2) for name in [*box, "angle"][: 2 + (v > 1)]]
+    augmented = dali.arguments(ViewRecipe((View(S, rand_augment=2),)), "cpu")
+    assert [name for _, name in augmented[2:]] == [
+        f"{name}{k}" for k in (0, 1) for name in ("branch", "amount", "matrix")
+    ]
 
 
-def test_missing_dali_is_said_in_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(DataError, match=r"^DALI is not installed; pip install 'fasttrain\[train\]'$"):
-        dali.require_dali()
-
-
-def test_importing_the_package_leaves_dali_alone():
+def test_dali_is_imported_when_needed(monkeypatch):
     code = "import sys, fasttrain.pipelines; sys.exit('nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(DataError, match="DALI is not installed"):
+        dali.require_dali()

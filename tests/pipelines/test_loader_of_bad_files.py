@@ -1,32 +1,43 @@
-"""Files that cannot be read: named once, replaced, left out of evaluations, and the end of a run if they are many."""
+"""Files that cannot be read or decoded, and shards that change while the loader runs."""
 
-import io
 import logging
+import os
 
 import pytest
 import torch
 
 from fasttrain.pipelines import DataError, FolderSource, evaluation_view
 
-from .loading import COLOR, RAW, same, seen
-from .sources.shard_files import picture
+from .loading import COLOR, RAW, assert_same, seen
+from .sources.shard_files import encode, picture
+from .test_loader import COUNT, tars, tfrecords
 
 
 def without_tables(data):
-    """The JPEG with a Huffman table that no decoder accepts; its header still reads well."""
+    """Return the JPEG with a Huffman table that no decoder accepts. Its header stays valid."""
     tables = data.find(b"\xff\xc4")
     return data[: tables + 5] + b"\xff" * 16 + data[tables + 21 :]
 
 
-def png_with_a_hole(image):
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    data = file.getvalue()
+def png_with_a_hole():
+    data = encode(picture(4), "PNG")
     return data[: len(data) // 2] + bytes(40) + data[len(data) // 2 + 40 :]
 
 
+REASONS = {
+    "truncated": "truncated: a JPEG without its end marker",
+    "cut in the header": "truncated: a JPEG without image data",
+    "empty": "the file is empty",
+    "text": "not an image",
+    "corrupt": "corrupt: the decoder rejects it",
+    "corrupt in the middle": "corrupt: the decoder rejects it",
+    "bomb": "its 20000 x 20000 pixels are more than the 100,000,000 allowed; scale it down",
+    "vanished": "No such file or directory",
+}
+
+
 def spoil(folder, kind):
-    """Make file 4 of the folder bad; returns its path."""
+    """Make file 4 of the folder bad, and return its path."""
     path = folder / "a/04.jpg"
     data = path.read_bytes()
     path.unlink()
@@ -36,7 +47,7 @@ def spoil(folder, kind):
         "empty": b"",
         "text": b"this is no picture",
         "corrupt": without_tables(data),
-        "corrupt in the middle": png_with_a_hole(picture(4)),
+        "corrupt in the middle": png_with_a_hole(),
         "bomb": data.replace(b"\x00\x14\x00\x18", b"\x4e\x20\x4e\x20", 1),  # 20 x 24 becomes 20,000 x 20,000
     }
     if kind != "vanished":
@@ -44,38 +55,25 @@ def spoil(folder, kind):
     return str(path)
 
 
-REASONS = {
-    "truncated": "truncated: a JPEG without its end marker",
-    "cut in the header": "truncated: a JPEG without image data",
-    "empty": "the file is empty",
-    "text": "not an image",
-    "corrupt": "corrupt: the decoder refuses it",
-    "corrupt in the middle": "corrupt: the decoder refuses it",
-    "bomb": "its 20000 x 20000 pixels are more than the 100,000,000 allowed; scale it down",
-    "vanished": "No such file or directory",
-}
-
-
 @pytest.mark.parametrize("kind", REASONS)
-def test_bad_file_is_named_once_and_replaced(open_loader, folder, caplog, kind):
+def test_bad_file_is_logged_once_and_replaced(open_loader, folder, caplog, kind):
     caplog.set_level(logging.WARNING, "fasttrain.data")
     source = FolderSource(folder)
-    bad, good = 2, 9  # a/04.jpg is image 2; the image at a stride of 7 takes its place
-    assert source.describe(bad) == str(folder / "a/04.jpg")
-    untouched = list(open_loader(source, COLOR, 4).epoch(0))
+    bad, good = 2, 9  # a/04.jpg is image 2, and image 9 is one stride of 7 further
+    intact = list(open_loader(source, COLOR, 4).epoch(0))
     path = spoil(folder, kind)
     loader = open_loader(source, COLOR, 4)
-    batches = [list(loader.epoch(epoch)) for epoch in range(3)]
+    epochs = [list(loader.epoch(epoch)) for epoch in range(3)]
     assert [record.getMessage() for record in caplog.records] == [f"{path}: {REASONS[kind]}; left out from now on"]
     assert loader.bad == {path: REASONS[kind]}
-    for epoch in batches:
-        indices = seen(epoch)
-        assert sorted(indices) == sorted([*(set(range(12)) - {bad}), good])
-    for before, after in zip(untouched, batches[0], strict=True):
+    for epoch in epochs:
+        assert sorted(seen(epoch)) == sorted([*(set(range(12)) - {bad}), good])
+    for before, after in zip(intact, epochs[0], strict=True):
         assert [good if i == bad else i for i in before.indices.tolist()] == after.indices.tolist()
         for row in (before.indices != bad).nonzero().flatten():
             assert torch.equal(before.views[0][:, row], after.views[0][:, row])
-    assert all(same(a, b) for a, b in zip(open_loader(source, COLOR, 4).epoch(0, 1), batches[0][1:], strict=True))
+    restart = open_loader(source, COLOR, 4).epoch(0, 1)
+    assert_same([[batch] for batch in restart], [[batch] for batch in epochs[0][1:]])
 
 
 @pytest.mark.parametrize("kind", ["text", "corrupt"])
@@ -86,52 +84,73 @@ def test_bad_file_is_left_out_of_an_evaluation(open_loader, folder, kind):
     assert [batch.indices.tolist() for batch in loader.epoch(0)] == [[0, 1, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
 
 
-def test_many_corrupt_files(open_loader, folder):
+def test_many_corrupt_files_are_replaced(open_loader, folder):
     source = FolderSource(folder)
     for path in sorted(folder.rglob("*.jpg"))[:8]:
         path.write_bytes(without_tables(path.read_bytes()))
     loader = open_loader(source, COLOR, 2)
     indices = seen(loader.epoch(0)) + seen(loader.epoch(1))
-    assert len(indices) == 24
-    assert set(indices) == {8, 9, 10, 11}
-    assert len(loader.bad) == 8
+    assert (len(indices), set(indices), len(loader.bad)) == (24, {8, 9, 10, 11}, 8)
 
 
-def test_too_many_bad_files_stop_a_shuffled_epoch(open_loader, tmp_path):
+def test_too_many_bad_files_end_a_shuffled_epoch(open_loader, tmp_path):
     for k in range(200):
-        content = b"no picture" if k % 5 == 0 else io.BytesIO()
-        if k % 5:
-            picture(k).save(content, "PNG")
-            content = content.getvalue()
-        (tmp_path / f"{k:03}.png").write_bytes(content)
+        (tmp_path / f"{k:03}.png").write_bytes(encode(picture(k), "PNG") if k % 5 else b"no picture")
     source = FolderSource(tmp_path)
-    few = open_loader(source, RAW, 10, max_bad_fraction=0.1)
-    with pytest.raises(
-        DataError, match=r"\d+ of \d+ images cannot be read, more than the fraction 0\.1 .*\.png: not an"
-    ):
-        list(few.epoch(0))
-    assert 11 <= len(few.bad) < 40  # other threads may have met some more
+    loader = open_loader(source, RAW, 10, max_bad_fraction=0.1)
+    with pytest.raises(DataError, match=r" 0\.1 .*max_bad_fraction.*\.png: not an"):
+        list(loader.epoch(0))
+    assert 11 <= len(loader.bad) < 40  # other threads may have met more
     assert len(list(open_loader(source, RAW, 10, max_bad_fraction=0.3).epoch(0))) == 20
 
 
 @pytest.mark.parametrize("content", [b"no picture", None])
-def test_nothing_readable_is_left(open_loader, folder, content):
+def test_epoch_without_a_readable_file_is_an_error(open_loader, folder, content):
     source = FolderSource(folder)
     for path in folder.rglob("*.jpg"):
         path.write_bytes(content or without_tables(path.read_bytes()))
-    with pytest.raises(DataError, match=r"none of its 12 images can be read; .*\.jpg: (not an image|corrupt)"):
+    with pytest.raises(DataError, match=r"none of its 12 images.*\.jpg: "):
         list(open_loader(source, COLOR, 4).epoch(0))
 
 
-def test_a_failure_that_no_file_explains_is_not_hidden(open_loader, folder):
+def test_error_of_the_graph_without_a_bad_file_is_raised(open_loader, folder):
     loader = open_loader(FolderSource(folder), COLOR, 4)
     batches = loader.epoch(0)
     next(batches)
 
-    def fail(*stream):  # without one where the loader lets the graph finish
+    def fail(*_):
         raise RuntimeError("the device is gone")
 
     loader._pipeline.share_outputs = fail
     with pytest.raises(RuntimeError, match="the device is gone"):
-        list(batches)  # the next ones are made already
+        list(batches)
     assert len(list(loader.epoch(1))) == 3
+
+
+@pytest.mark.parametrize(("make", "name"), [(tars, "0007.jpg"), (tfrecords, "record 2")])
+def test_bad_image_in_a_shard_is_logged_once_and_replaced(open_loader, tmp_path, caplog, make, name):
+    caplog.set_level(logging.WARNING, "fasttrain.data")
+    source, bad = make(tmp_path), 7
+    path = source.describe(bad).partition(": ")[0]
+    with open(path, "r+b") as file:
+        file.seek(int(source.offsets[bad]))
+        file.write(b"no image" * 4)
+    loader = open_loader(source, COLOR, 6)
+    for epoch in range(2):
+        indices = seen(loader.epoch(epoch))
+        assert (len(indices), set(range(COUNT)) - set(indices)) == (COUNT, {bad})
+    line = f"{path}: {name} at byte {source.offsets[bad]}: not an image; left out from now on"
+    assert [record.getMessage() for record in caplog.records] == [line]
+
+
+@pytest.mark.parametrize("make", [tars, tfrecords])
+@pytest.mark.parametrize("cut", [True, False])
+def test_shard_that_is_cut_or_removed_is_replaced(open_loader, tmp_path, make, cut):
+    source = make(tmp_path)
+    last = source.describe(COUNT - 1).partition(": ")[0]
+    intact = [i for i in range(COUNT) if not source.describe(i).startswith(last)]
+    os.truncate(last, 0) if cut else os.remove(last)
+    loader = open_loader(source, COLOR, 6)
+    assert set(seen(loader.epoch(0))) == set(intact)
+    assert len(loader.bad) == COUNT - len(intact)
+    assert set(loader.bad.values()) == {"the shard has become shorter" if cut else "No such file or directory"}

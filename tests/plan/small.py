@@ -2,7 +2,7 @@
 
 import torch
 
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method
 from fasttrain.plan.weights import Weight
 

@@ -19,8 +19,8 @@ def test_every_weight_has_its_owner_and_its_width():
     assert list(weights) == [name for name, _ in method.named_parameters()]
     assert weights["teacher.backbone.blocks.0.attn.qkv.weight"].teacher
     assert weights["student.backbone.pos_embed"].group is None  # fixed
-    assert weights["student.backbone.blocks.0.attn.qkv.weight"].group == "decay"
-    assert weights["student.backbone.blocks.0.attn.qkv.bias"].group == "no_decay"
+    assert weights["student.backbone.blocks.0.attn.qkv.weight"].group == "weight matrices"
+    assert weights["student.backbone.blocks.0.attn.qkv.bias"].group == "biases and norms"
     assert weights["student.backbone.blocks.0.attn.qkv.bias"].sent == 2
     assert weights["student.backbone.blocks.0.norm1.weight"].sent == 4
     assert {w.sent for w in weights_of(method, config.train, "fp32")} == {4}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.methods import names
 from fasttrain.report.reading import FAMILIES, reading
 from fasttrain.report.runs import Run

@@ -5,8 +5,9 @@ import shlex
 
 import pytest
 
-from fasttrain.config.arguments import parse, read_yaml
-from fasttrain.config.settings import VIEW_FLAGS, resolve
+from fasttrain.config.arguments import parse
+from fasttrain.config.resolve import read_yaml, resolve
+from fasttrain.config.settings import VIEW_FLAGS
 from fasttrain.methods import names
 from fasttrain.report.rerun import command, differences
 from fasttrain.report.runs import Run, read_run

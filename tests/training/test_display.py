@@ -1,4 +1,4 @@
-"""The display, with and without a terminal, under a clock that the test turns."""
+"""The display, with and without a terminal, under a clock that the test controls."""
 
 import io
 import logging
@@ -36,7 +36,7 @@ def _out(display):
     return display.console.file.getvalue()
 
 
-def test_plain_lines_come_at_intervals_and_at_the_end(clock):
+def test_lines_are_printed_at_intervals_and_at_the_end(clock):
     with _display(100, interval=10) as display:
         for step in range(1, 101):
             clock.now += 1
@@ -45,7 +45,7 @@ def test_plain_lines_come_at_intervals_and_at_the_end(clock):
     assert shown == [*range(1, 101, 10), 100]
 
 
-def test_a_line_has_the_latest_of_every_figure(clock):
+def test_line_has_the_latest_of_every_figure(clock):
     with _display(10, interval=0) as display:
         display.step(1, _VALUES)
         display.step(2, {"loss": 1.0, "knn_top1": 0.25, "entropy": None})
@@ -54,14 +54,14 @@ def test_a_line_has_the_latest_of_every_figure(clock):
     assert second == "step 2/10  12,346 img/s  loss 1.0000  entropy 2.500  k-NN 0.250  0:00:00 left"
 
 
-def test_steps_without_figures_are_silent_on_paper(clock):
+def test_steps_without_figures_print_no_line(clock):
     with _display(10, interval=0) as display:
         display.step(1)
         display.step(10)
     assert _out(display) == ""
 
 
-def test_time_left_is_judged_by_this_process_s_steps(clock):
+def test_time_left_counts_steps_of_this_process(clock):
     with _display(1100, done=1000, interval=0) as display:
         clock.now += 3600
         display.step(1050, _VALUES)
@@ -70,7 +70,7 @@ def test_time_left_is_judged_by_this_process_s_steps(clock):
     assert [line.split("  ")[-1] for line in _out(display).splitlines()] == ["1:00:00 left", "0:01:12 left"]
 
 
-def test_a_terminal_gets_a_bar_with_the_figures():
+def test_terminal_shows_a_bar_with_the_figures():
     with _display(4, terminal=True) as display:
         display.note("a line above")
         for step in range(1, 5):
@@ -83,19 +83,19 @@ def test_a_terminal_gets_a_bar_with_the_figures():
     assert not display._bar.live.is_started
 
 
-def test_a_bar_goes_on_where_the_run_does():
+def test_bar_starts_at_the_resumed_step():
     with _display(8, done=6, terminal=True) as display:
         assert display._bar.tasks[0].completed == 6
 
 
-def test_the_bar_is_put_away_when_a_run_fails():
+def test_bar_is_removed_when_a_run_fails():
     display = _display(4, terminal=True)
     with pytest.raises(RuntimeError), display:
         raise RuntimeError
     assert not display._bar.live.is_started
 
 
-def test_notes_name_each_file_once_on_the_standard_output(capsys):
+def test_notes_name_each_file_once_on_stdout(capsys):
     log = logging.getLogger("fasttrain.data")
     with DataNotes():
         log.warning("%s: %s; left out", "a.jpg", "not an image")
@@ -103,14 +103,14 @@ def test_notes_name_each_file_once_on_the_standard_output(capsys):
         log.warning("%s: %s; left out", "a.jpg", "corrupt")
         log.warning("something else")
     assert capsys.readouterr() == ("a.jpg: not an image; left out\nb.jpg: not an image; left out\nsomething else\n", "")
-    with DataNotes():  # another run tells again
+    with DataNotes():  # another run reports again
         log.warning("%s: %s; left out", "a.jpg", "not an image")
     assert capsys.readouterr().out == "a.jpg: not an image; left out\n"
     assert log.handlers == []
 
 
 def _notebook(monkeypatch, *, widgets):
-    """A display in a notebook whose cells are a list: what IPython shows, and what its widget held in the end."""
+    """Return a display in a fake notebook, the list that IPython shows, and the final content of its widget."""
     shown, widget = [], []
 
     class Output:
@@ -141,16 +141,16 @@ def _notebook(monkeypatch, *, widgets):
     return Display(3, console=console, interval=0), shown, widget
 
 
-def test_a_file_whose_name_is_no_utf_8_is_named(monkeypatch):
+def test_file_name_that_is_not_utf8_is_printed(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", errors="strict"))
     name = os.fsdecode(b"caf\xe9-\xc3\xa9.png")
-    # Not by the logger: pytest keeps what is logged, and its workers cannot hand such a name on.
+    # Not through the logger: pytest stores log records, and its workers cannot send such a name.
     DataNotes().emit(logging.makeLogRecord({"msg": "%s cannot be read", "args": (name,)}))
     assert written.getvalue().decode() == "caf\\udce9-é.png cannot be read\n"
 
 
-def test_a_notebook_shows_one_bar_that_moves(monkeypatch):
+def test_notebook_shows_one_moving_bar(monkeypatch):
     display, shown, widget = _notebook(monkeypatch, widgets=True)
     with display:
         display.note("hello")
@@ -158,12 +158,12 @@ def test_a_notebook_shows_one_bar_that_moves(monkeypatch):
             display.step(step, _VALUES)
     assert [type(thing).__name__ for thing in shown].count("Output") == 1  # one widget, shown once
     assert sum("hello" in thing.text for thing in shown if hasattr(thing, "text")) == 1
-    (last,) = widget  # and in it the latest bar alone
+    (last,) = widget  # it holds the latest bar only
     assert "3/3" in last.text
     assert "loss 1.2346" in last.text
 
 
-def test_a_notebook_without_widgets_gets_lines(monkeypatch, recwarn):
+def test_notebook_without_widgets_prints_lines(monkeypatch, recwarn):
     display, shown, _ = _notebook(monkeypatch, widgets=False)
     with display:
         for step in range(1, 4):

@@ -1,4 +1,4 @@
-"""The numerics guard: a bad step leaves nothing behind, at every ZeRO stage and for every method that keeps state."""
+"""The numerics guard: a skipped step changes nothing, at every ZeRO stage and for every method with state."""
 
 import math
 from contextlib import contextmanager
@@ -6,13 +6,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fasttrain.config.settings import resolve
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.signals import Signals
-from fasttrain.distributed.world import initialise, world_from_environment
+from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.errors import Diverged
-from fasttrain.optim.optimizers import Role
 from fasttrain.pipelines import Batch
 from fasttrain.training.guard import Guard, fault
 
@@ -31,8 +30,8 @@ _METHODS = {
 
 @contextmanager
 def guarded(name, stage=0, limit=3, **more):
-    """A guard over a small engine that always starts from the same weights."""
-    world = world_from_environment()
+    """Make a guard over a small engine that always starts from the same weights."""
+    world = World.from_environment()
     initialise(world)
     config = resolve(name, {**_SMALL, **_METHODS[name], "zero_stage": stage, **more})
     torch.manual_seed(0)
@@ -47,7 +46,7 @@ def guarded(name, stage=0, limit=3, **more):
 
 
 def batch(config, index, poison=False):
-    """Batch number ``index``; a poisoned one has one value that is no number."""
+    """Return batch number ``index``; a poisoned batch has one value that is NaN."""
     generator = torch.Generator().manual_seed(1 + index)
     channels = config.views.channels
     views = [torch.randn(n, BATCH, channels, size, size, generator=generator) for size, n in config.views.groups]
@@ -57,24 +56,24 @@ def batch(config, index, poison=False):
 
 
 def steps(guard, indices, poisoned=(), measure=False):
-    """What the guard found at each step of a global number."""
+    """Return the findings of the steps with these numbers."""
     micro = guard.engine.train.gradient_accumulation_steps
-    found = []
+    finding = []
     for index in indices:
         batches = [batch(guard.config, index * micro + k, poison=index in poisoned and k == 0) for k in range(micro)]
-        found.append(guard.step(batches, guard.engine.step_at(index, measure=measure), Signals())[1])
-    return found
+        finding.append(guard.step(batches, guard.engine.step_at(index, measure=measure), Signals())[1])
+    return finding
 
 
 def state(engine):
-    """Every tensor of the method and of the optimizer."""
+    """Return every tensor of the method and of the optimizer."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(engine.method.parameters()), enabled=engine.stage == 3):
-        held = {name: tensor.detach().clone() for name, tensor in engine.method.state_dict().items()}
+        tensors = {name: tensor.detach().clone() for name, tensor in engine.method.state_dict().items()}
     for number, one in enumerate(engine.optimizer.state.values()):
-        held |= {f"optimizer {number} {name}": torch.as_tensor(value).clone() for name, value in one.items()}
-    return held
+        tensors |= {f"optimizer {number} {name}": torch.as_tensor(value).clone() for name, value in one.items()}
+    return tensors
 
 
 _TWO = {"gradient_accumulation_steps": 2}
@@ -86,15 +85,15 @@ _CASES += [("swav", 3, {}), ("cmc", 0, _TWO), ("dino", 2, {"optimizer": "lars"})
 
 
 @pytest.mark.parametrize(("name", "stage", "more"), _CASES, ids=str)
-def test_a_bad_step_leaves_nothing_behind(name, stage, more):
-    """Steps 0, 1 (bad) and 2 end, to the last bit, where 0 and 2 alone end."""
+def test_skipped_step_leaves_every_tensor_unchanged(name, stage, more):
+    """Steps 0, 1 (bad) and 2 give the same tensors as steps 0 and 2, to the last bit."""
     ends = []
     for poisoned in ((1,), ()):
         with guarded(name, stage, **more) as guard:
-            found = steps(guard, (0, 1, 2) if poisoned else (0, 2), poisoned)
-            assert [f.fault is not None for f in found] == ([False, True, False] if poisoned else [False, False])
+            finding = steps(guard, (0, 1, 2) if poisoned else (0, 2), poisoned)
+            assert [f.fault is not None for f in finding] == ([False, True, False] if poisoned else [False, False])
             assert guard.skipped == len(poisoned)
-            assert guard.row == 0
+            assert guard.consecutive == 0
             ends.append(state(guard.engine))
     assert ends[0].keys() == ends[1].keys()
     assert any(key.startswith("optimizer") for key in ends[0])
@@ -104,40 +103,40 @@ def test_a_bad_step_leaves_nothing_behind(name, stage, more):
 
 @pytest.mark.parametrize("micro", [1, 2])
 @pytest.mark.parametrize(("stage", "more"), _PLACES, ids=str)
-def test_the_norm_is_that_of_the_whole_averaged_gradient(stage, more, micro):
+def test_norm_is_of_the_whole_averaged_gradient(stage, more, micro):
     config = resolve("simclr", {**_SMALL, **_METHODS["simclr"]})
     torch.manual_seed(0)
     method = build_method(config, images=IMAGES, world_size=1)
     with guarded("simclr", stage, gradient_accumulation_steps=micro, clip_grad=0.01, **more) as guard:
-        (found,) = steps(guard, [0])
+        (finding,) = steps(guard, [0])
         step = guard.engine.step_at(0, measure=False)
         losses = [method(batch(config, k).views, step, torch.arange(BATCH)).loss for k in range(micro)]
     mean = torch.stack(losses).mean()
     mean.backward()
     norm = torch.stack([p.grad.double().square().sum() for p in method.parameters() if p.grad is not None]).sum().sqrt()
-    assert found.grad_norm == pytest.approx(float(norm), rel=1e-4)
-    assert found.grad_norm > 0.01
-    assert found.terms["loss"] == pytest.approx(float(mean), rel=1e-5)
+    assert finding.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    assert finding.grad_norm > 0.01
+    assert finding.terms["loss"] == pytest.approx(float(mean), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["simclr", "dino"])
-def test_the_bound_is_the_mean_over_the_micro_batches(name):
-    """The deficit was once the last one's alone, beside an entropy that was the mean."""
+def test_bound_is_the_mean_over_micro_batches(name):
+    """The deficit was once that of the last micro-batch only."""
     config = resolve(name, {**_SMALL, **_METHODS[name]})
     torch.manual_seed(0)
     method = build_method(config, images=IMAGES, world_size=1)
     with guarded(name, **_TWO) as guard:
-        (found,) = steps(guard, [0], measure=True)
+        (finding,) = steps(guard, [0], measure=True)
         step = guard.engine.step_at(0, measure=True)
     bounds = [method(batch(config, k).views, step, torch.arange(BATCH)).bound for k in range(2)]
     for term in ("entropy", "reconstruction", "deficit"):
         values = [float(getattr(bound, term)) for bound in bounds]
-        assert found.terms[term] == pytest.approx(sum(values) / 2, rel=1e-4)
+        assert finding.terms[term] == pytest.approx(sum(values) / 2, rel=1e-4)
         assert values[0] != values[1]
 
 
-def test_every_micro_batch_draws_numbers_of_its_own():
-    """All once had the same drop path masks, negatives and jigsaws; without accumulation the draws are as they were."""
+def test_micro_batches_draw_different_random_numbers():
+    """They once had the same drop path masks. The first micro-batch draws as without accumulation."""
     drawn = []
     for more in (_TWO, {}):
         with guarded("simclr", **more) as guard:
@@ -150,65 +149,65 @@ def test_every_micro_batch_draws_numbers_of_its_own():
 
 
 @pytest.mark.parametrize(("stage", "more"), _PLACES, ids=str)
-def test_a_gradient_alone_is_named_by_its_group(stage, more):
+def test_infinite_gradient_is_named_by_its_group(stage, more):
     with guarded("dino", stage, **more) as guard:
         before = state(guard.engine)
         weight = guard.engine.method.student.prototypes.weight
         handle = weight.register_hook(lambda gradient: gradient * math.inf)
-        (found,) = steps(guard, [0])
+        (finding,) = steps(guard, [0])
         handle.remove()
-        assert found.fault == "the gradient of the prototypes is not finite at step 1"
-        assert math.isfinite(found.terms["loss"])
-        assert not math.isfinite(found.grad_norm)
+        assert finding.fault == "the gradient of the prototypes is not finite at step 1"
+        assert math.isfinite(finding.terms["loss"])
+        assert not math.isfinite(finding.grad_norm)
         assert all(torch.equal(value, before[key]) for key, value in state(guard.engine).items() if key in before)
         assert steps(guard, [1])[0].fault is None
 
 
-def test_fp16_looks_for_its_scale_without_counting_towards_the_end():
+def test_fp16_scale_search_does_not_count_as_a_fault():
     with guarded("simclr", precision="fp16", limit=1) as guard:
         weight = next(guard.engine.method.parameters())
         handle = weight.register_hook(lambda gradient: gradient * math.inf)
         before = guard.engine.loss_scale
         for index in range(3):
-            (found,) = steps(guard, [index])
-            guard.judge(found)
+            (finding,) = steps(guard, [index])
+            guard.judge(finding)
         assert guard.engine.loss_scale == before / 8
-        assert (guard.skipped, guard.row) == (3, 0)
+        assert (guard.skipped, guard.consecutive) == (3, 0)
         handle.remove()
         (good,) = steps(guard, [3])
     with guarded("simclr") as exact:
         assert good.grad_norm == pytest.approx(steps(exact, [3])[0].grad_norm, rel=0.05)
 
 
-def test_too_many_in_a_row_end_the_run_with_what_was_there_before():
+def test_consecutive_faults_end_the_run_with_the_last_values():
     with guarded("simclr", limit=2) as guard:
         (good,) = steps(guard, [0], measure=True)
-        for found in steps(guard, [1], poisoned=[1]) + steps(guard, [2]):  # a good one between
-            guard.judge(found)
+        for finding in steps(guard, [1], poisoned=[1]) + steps(guard, [2]):  # a good one between
+            guard.judge(finding)
         (first,) = steps(guard, [3], poisoned=[3])
         guard.judge(first)
         (second,) = steps(guard, [4], poisoned=[4])
         with pytest.raises(Diverged) as stop:
             guard.judge(second)
-    said = str(stop.value)
-    assert said.startswith("the loss is nan at step 5; skipped 2 steps in a row; step 3 still had loss ")
-    assert f"entropy {good.terms['entropy']:.4g}, reconstruction {good.terms['reconstruction']:.4g}" in said
-    assert "gradient norm " in said
-    assert said.endswith("; lower --lr or set --clip_grad")
+    message = str(stop.value)
+    assert message.startswith("the loss is nan at step 5; skipped 2 consecutive steps; step 3 had loss ")
+    assert f"entropy {good.terms['entropy']:.4g}, reconstruction {good.terms['reconstruction']:.4g}" in message
+    assert "gradient norm " in message
+    assert "--lr" in message
 
 
-def test_the_first_step_may_be_the_bad_one():
+def test_fault_in_the_first_step_ends_the_run():
     with guarded("simclr", limit=1) as guard:
-        (found,) = steps(guard, [0], poisoned=[0])
-        with pytest.raises(Diverged, match="at step 1; skipped; no step was good; lower"):
-            guard.judge(found)
+        (finding,) = steps(guard, [0], poisoned=[0])
+        with pytest.raises(Diverged, match="at step 1; skipped; no step was finite"):
+            guard.judge(finding)
 
 
 @pytest.mark.parametrize(
-    ("terms", "roles", "said"),
+    ("terms", "roles", "message"),
     [
-        ({"loss": 1.0, "entropy": math.nan}, [], None),  # measured beside the objective, and no part of it
-        ({"loss": math.nan}, [Role.DECAY], "the loss is nan at step 7"),
+        ({"loss": 1.0, "entropy": math.nan}, [], None),  # measured, but no part of the objective
+        ({"loss": math.nan}, ["weight matrices"], "the loss is nan at step 7"),
         (
             {"loss": math.inf, "entropy": -math.inf, "reconstruction": 2.0},
             [],
@@ -216,16 +215,16 @@ def test_the_first_step_may_be_the_bad_one():
         ),
         (
             {"loss": 1.0},
-            [Role.DECAY, Role.CONSTANT_NO_DECAY],
+            ["weight matrices", "predictor's biases and norms"],
             "the gradient of the weight matrices and of the predictor's biases and norms is not finite at step 7",
         ),
     ],
 )
-def test_a_fault_names_the_term(terms, roles, said):
-    assert fault(7, terms, roles) == said
+def test_fault_names_the_term(terms, roles, message):
+    assert fault(7, terms, roles) == message
 
 
-def test_a_twin_names_its_terms_at_steps_that_are_not_logged():
+def test_twin_names_its_terms_at_unlogged_steps():
     with guarded("simclr", entropy=True) as guard:
         good, bad = steps(guard, [0, 1], poisoned=[1])
     assert good.terms["loss"] == pytest.approx(good.terms["reconstruction"] - good.terms["entropy"], rel=1e-5)

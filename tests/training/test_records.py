@@ -1,4 +1,4 @@
-"""The files of a run: what is written, and what a resumed run keeps of it."""
+"""The files of a run: their content, and what a resumed run keeps."""
 
 import errno
 import json
@@ -7,10 +7,13 @@ import os
 import threading
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fasttrain.training.records import Recorder, write_summary
+from fasttrain.methods import Objective, Step
+from fasttrain.training.guard import Finding
+from fasttrain.training.records import Meter, Recorder, metrics_line, write_summary
 from tests.small_runs import lines
 
 
@@ -26,7 +29,7 @@ def test_lines_are_on_disk_at_once(tmp_path):
         assert lines(tmp_path / "new" / "folder" / "log.txt") == [{"train_loss": 0.5, "epoch": 0, "step": 4}]
 
 
-def test_json_that_every_reader_takes(tmp_path):
+def test_json_has_null_for_nan(tmp_path):
     """RFC 8259 has no NaN; Python's json would write one."""
     broken = _line(1, loss=math.nan, entropy=math.inf, momentum=None)
     with Recorder(tmp_path) as recorder:
@@ -49,7 +52,7 @@ def test_tensorboard_has_every_number_but_the_axes(tmp_path):
     assert [(event.step, event.value) for event in board.Scalars("lr")] == [(1, 0.125), (5, 0.625)]
 
 
-def test_a_resumed_run_keeps_what_was_before_and_nothing_after(tmp_path):
+def test_resumed_recorder_keeps_lines_before_the_step_only(tmp_path):
     with Recorder(tmp_path) as recorder:
         assert recorder.past == []
         for step in (1, 4, 5, 8):
@@ -65,7 +68,7 @@ def test_a_resumed_run_keeps_what_was_before_and_nothing_after(tmp_path):
     assert [event.step for event in board.Scalars("loss")] == [1, 4, 5, 6]  # 8 is hidden; once 5 was too
 
 
-def test_a_fresh_run_in_the_same_folder_starts_empty(tmp_path):
+def test_fresh_recorder_in_the_same_folder_starts_empty(tmp_path):
     with Recorder(tmp_path) as recorder:
         recorder.step(_line(1))
         recorder.epoch({"train_loss": 1.0, "step": 4})
@@ -74,7 +77,7 @@ def test_a_fresh_run_in_the_same_folder_starts_empty(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "log.txt").read_text() == ""
 
 
-def test_a_line_that_was_cut_is_dropped(tmp_path):
+def test_truncated_line_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(_line(1)) + "\n" + json.dumps(_line(2))[:-3])
     with Recorder(tmp_path, resumed_at=3) as recorder:
         assert recorder.past == [_line(1)]
@@ -94,7 +97,7 @@ def test_files_are_closed_when_a_run_fails(tmp_path):
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_in_tensorboards_thread_is_raised_and_not_printed(tmp_path, monkeypatch, capsys):
+def test_full_disk_in_tensorboards_thread_is_raised_not_printed(tmp_path, monkeypatch, capsys):
     """Its traceback came before the line that says what to do."""
     before = threading.excepthook
 
@@ -115,8 +118,8 @@ def test_a_full_disk_in_tensorboards_thread_is_raised_and_not_printed(tmp_path, 
     assert capsys.readouterr().err == ""
 
 
-def test_a_full_disk_at_the_start_of_a_resumed_run_leaves_its_history(tmp_path, monkeypatch):
-    """The file was emptied before it was written anew: with no room, or killed in between, nothing was left of it."""
+def test_full_disk_at_a_resume_leaves_the_history(tmp_path, monkeypatch):
+    """The file was once emptied before it was written again, so a full disk lost the history."""
     with Recorder(tmp_path) as recorder:
         for step in (1, 2, 3):
             recorder.step(_line(step))
@@ -128,3 +131,10 @@ def test_a_full_disk_at_the_start_of_a_resumed_run_leaves_its_history(tmp_path, 
     with pytest.raises(OSError, match="No space left"):
         Recorder(tmp_path, resumed_at=2)
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_log_with_a_name_of_the_trainer_is_refused():
+    objective = Objective(torch.zeros(()), logs={"lr": torch.zeros(())})
+    finding = Finding({"loss": 0.0, "lr": 0.0}, 1.0, None, None)
+    with pytest.raises(ValueError, match="'lr'"):
+        metrics_line(None, Step(0, 1, 1), objective, finding, 0, Meter())

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from fasttrain.config.settings import resolve
-from fasttrain.distributed.world import initialise, world_from_environment
+from fasttrain.config.resolve import resolve
+from fasttrain.distributed.world import World, initialise
 from fasttrain.pipelines import ArraySource, Splits, source_from_dataset
 from fasttrain.run import main
 from fasttrain.training.trainer import train
@@ -47,24 +47,24 @@ def tfrecords(folder):
 
 
 @pytest.mark.parametrize("kind", [tars, tfrecords])
-def test_a_resumed_run_is_the_run_in_one_go(tmp_path, kind):
-    given = kind(tmp_path / "data")
+def test_resumed_run_on_shards_equals_the_run_in_one_go(tmp_path, kind):
+    arguments = kind(tmp_path / "data")
     for run in ("straight", "resumed"):
         stop = ["--limit_steps", 3] if run == "resumed" else []
-        assert main(flags("x", tmp_path / run, *given, *stop)) == 0
+        assert main(flags("x", tmp_path / run, *arguments, *stop)) == 0
     assert len(list((tmp_path / "resumed/index").glob("*.npz"))) == 2
-    assert main(flags("x", tmp_path / "resumed", *given)) == 0
+    assert main(flags("x", tmp_path / "resumed", *arguments)) == 0
     assert_same_run(tmp_path / "resumed", tmp_path / "straight")
     summary = json.loads((tmp_path / "resumed/summary.json").read_text())
     assert (summary["images"], summary["steps"], summary["unreadable_images"]) == (36, 8, 0)
     assert summary["knn_top1"] is not None
 
 
-def test_what_a_cut_shard_loses_is_named_once_and_counted(tmp_path, capfd):
-    given = tars(tmp_path / "data")
+def test_truncated_shard_is_named_once_and_counted(tmp_path, capfd):
+    arguments = tars(tmp_path / "data")
     cut = tmp_path / "data/train/000001.tar"
     os.truncate(cut, 4000)
-    assert main(flags("x", tmp_path / "run", *given)) == 0
+    assert main(flags("x", tmp_path / "run", *arguments)) == 0
     out = capfd.readouterr().out
     assert out.count(f"{cut}: cut short inside 0013.jpg; the 1 image(s) before it are used") == 1
     assert out.count(str(cut)) == 1
@@ -86,7 +86,7 @@ def test_too_many_bad_files_stop_the_run(tmp_path, capfd):
     (line,) = capfd.readouterr().err.splitlines()
     # How many more the other threads have met by then depends on the machine.
     what = r"fasttrain: images: 1\d of 120 images cannot be read, more than the fraction 0.1 allowed"
-    assert re.fullmatch(rf"{what} \(--max_bad_fraction\); {folder}/\d/\d\d\d\.jpg: not an image", line)
+    assert re.fullmatch(rf"{what} \(max_bad_fraction\); {folder}/\d/\d\d\d\.jpg: not an image", line)
     assert main(flags(folder, tmp_path / "run", "--max_bad_fraction", 0.2, "--limit_steps", 2)) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["unreadable_images"] == 24
 
@@ -121,13 +121,13 @@ class _Pairs(Dataset):
         return self.images[i], self.targets[i]
 
 
-def test_train_takes_a_data_set(tmp_path):
+def test_train_accepts_a_map_style_data_set(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     held_out = ArraySource(images[32:], np.arange(8) % 2)
     splits = Splits("mine", source_from_dataset(_Pairs(images[:32])), held_out)
     values = SMALL | {"output_dir": str(tmp_path / "run"), "limit_steps": 2}
-    world = world_from_environment()
+    world = World.from_environment()
     initialise(world)
-    summary = train(resolve("simclr", values), world, splits)
+    summary = train(resolve("simclr", values), world, splits).summary
     assert (summary["dataset"], summary["images"], summary["steps"]) == ("mine", 32, 2)
     assert summary["knn_top1"] is not None

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrain.config.settings import Config
-from fasttrain.distributed.world import initialise, world_from_environment
+from fasttrain.config.resolve import Config
+from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
-from fasttrain.engine.engine import Engine, quiet_deepspeed
-from fasttrain.methods.base import slice_views
+from fasttrain.engine.engine import Engine
+from fasttrain.engine.zero import quiet_deepspeed
+from fasttrain.methods.branch import slice_views
 from fasttrain.pipelines import Batch, Loader, open_source
 from fasttrain.training.records import Recorder
 
@@ -25,7 +26,7 @@ from .clock import Side
 class Ours(Side):
     def __init__(self, config: Config) -> None:
         quiet_deepspeed()
-        t, world = config.train, world_from_environment()
+        t, world = config.train, World.from_environment()
         initialise(world)
         source = open_source(t.data_path).train
         self.loader = Loader(source, config.views, t.batch_size_per_gpu, threads=t.num_workers or world.threads)

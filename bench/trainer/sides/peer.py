@@ -23,7 +23,7 @@ from lightly.transforms import BYOLTransform, BYOLView1Transform, DINOTransform,
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fasttrain.config.settings import Config
+from fasttrain.config.resolve import Config
 from fasttrain.models.architectures import create_backbone
 from fasttrain.pipelines import ViewRecipe, open_source
 

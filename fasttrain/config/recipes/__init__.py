@@ -1,7 +1,7 @@
-"""Published and tried values as YAML: ``<recipe>/<method>.yaml``, laid over the paper's, ``imagenet/<method>.yaml``.
+"""Published and tested values as YAML: ``<recipe>/<method>.yaml``, merged over the paper's, ``imagenet/<method>.yaml``.
 
-Beside settings a file has ``source`` (where the values are from), ``published`` (what they reached there) and, where
-the twin needs other values, ``with_entropy``.
+Besides settings, a file has ``source`` (the origin of the values), ``published`` (the results they reached there) and,
+if the twin needs other values, ``with_entropy``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 PAPER = "imagenet"
-"""The recipe on which all others are laid."""
+"""The recipe that all others are merged over."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,22 @@ class Entry:
 
 
 def recipe_names(method: str) -> list[str]:
-    """The recipes that have a file for this method."""
+    """Return the recipes that have a file for this method."""
     return sorted(folder.name for folder in _folders() if (folder / f"{method}.yaml").is_file())
 
 
-def recipe_layers(recipe: str, method: str, entropy: bool) -> list[dict[str, Any]]:
-    """The paper's values and over them the recipe's, those ``with_entropy`` last if it is the twin.
+def recipe_layers(recipe: str, method: str, entropy: bool, *, like: str | None = None) -> list[dict[str, Any]]:
+    """Return the paper's values, the recipe's, and last its ``with_entropy`` values if the run is the twin.
 
-    Raises ValueError for a recipe that the method does not have.
+    ``like`` names a method whose files are used instead. Raise ValueError for a recipe that the method does not have.
     """
-    known = recipe_names(method)
+    source = like or method
+    known = recipe_names(source)
     if recipe not in known:
-        raise ValueError(f"recipe {recipe!r} is unknown for {method}; choose one of {', '.join(known)}")
+        raise ValueError(f"--recipe: {recipe!r} is unknown for {method}. Choose one of {', '.join(known)}.")
     layers = []
     for name in dict.fromkeys((PAPER, recipe)):
-        values = _read(name, method)
+        values = _read(name, source)
         twin = values.pop("with_entropy", {})
         for key in ("source", "published"):
             values.pop(key, None)
@@ -52,15 +53,15 @@ def recipe_layers(recipe: str, method: str, entropy: bool) -> list[dict[str, Any
 
 
 def entries() -> list[Entry]:
-    """All recipes, by method."""
-    found = []
+    """Return all recipes, sorted by method."""
+    rows = []
     for folder in _folders():
         for method in (file.stem for file in folder.glob("*.yaml")):
             merged: dict[str, Any] = {"arch": "vit_small", "epochs": 100}
             merged |= _read(PAPER, method) | _read(folder.name, method)
             fields = {name: merged[name] for name in ("arch", "epochs", "source", "published")}
-            found.append(Entry(folder.name, method, **fields))
-    return sorted(found, key=lambda entry: (entry.method, entry.recipe))
+            rows.append(Entry(folder.name, method, **fields))
+    return sorted(rows, key=lambda entry: (entry.method, entry.recipe))
 
 
 def _folders() -> list[Path]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...kernels.backend import Backend
 from ...kernels.checks import check_positive, check_rows
-from ..dino import CenteredCrossEntropy
+from ..dino import CenteredCrossEntropy, warmup_temperature
 
 __all__ = ["DINOLoss"]
 
@@ -48,10 +47,10 @@ class DINOLoss(CenteredCrossEntropy):
                 f"warmup_teacher_temp_epochs must be from 0 to nepochs = {nepochs}, got {warmup_teacher_temp_epochs}"
             )
         self.ncrops = ncrops
-        warmup = torch.linspace(
-            warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs, dtype=torch.float64, device="cpu"
-        )
-        self.teacher_temp_schedule = [*warmup.tolist(), *[teacher_temp] * (nepochs - warmup_teacher_temp_epochs)]
+        self.teacher_temp_schedule = [
+            warmup_temperature(epoch, warmup_teacher_temp_epochs, warmup_teacher_temp, teacher_temp)
+            for epoch in range(nepochs)
+        ]
 
     def forward(
         self,

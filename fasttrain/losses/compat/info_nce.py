@@ -11,7 +11,8 @@ from ...kernels import row_logsumexp
 from ...kernels.backend import Backend
 from ...kernels.checks import check_pair, check_positive
 from ...kernels.contrastive import row_dots
-from ..base import at_least_single, unit_pair, unit_rows
+from ...kernels.precision import at_least_single
+from ..base import unit_pair, unit_rows
 
 __all__ = ["InfoNCE", "info_nce"]
 

@@ -1,4 +1,4 @@
-"""Random pixels and parameters on which the implementations of the photometric pass are compared."""
+"""Random pixels and parameters for comparisons of the photometric implementations."""
 
 import numpy as np
 from PIL import Image
@@ -6,13 +6,13 @@ from PIL import Image
 from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
 from fasttrain.pipelines.views.color import normalisation
 
-# As in CMC's recipe.
+# CMC's recipe.
 LAB_MEAN = (50.0, 6.025, -6.6895)
 LAB_STD = (50.0, 92.208, 101.1675)
 
 
 def look(space="rgb", channels=3):
-    """Values 0 to 255 come out as they are; Lab in its own units."""
+    """Return a look that leaves values of 0 to 255, or of Lab, unchanged."""
     unit = 1.0 if space == "lab" else 1 / 255
     return Look(space, *normalisation(space, (0.0,) * channels, (unit,) * channels))
 
@@ -22,18 +22,19 @@ def normalised():
 
 
 def pixels(count, size, channels=3, seed=0):
-    """Smooth pictures and, in every third place, noise."""
+    """Return smooth pictures, with noise in every third place."""
     rng = np.random.default_rng(seed)
-    made = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
     for k in range(count):
         if k % 3 and size > 5:
-            coarse = Image.fromarray(made[k, :5, :5].squeeze())
-            made[k] = np.array(coarse.resize((size, size), Image.Resampling.BICUBIC)).reshape(made[k].shape)
-    return made
+            coarse = Image.fromarray(images[k, :5, :5].squeeze())
+            smooth = coarse.resize((size, size), Image.Resampling.BICUBIC)
+            images[k] = np.array(smooth).reshape(images[k].shape)
+    return images
 
 
 def draws(count, channels=3, *, colored=True, blurred=True, seed=0):
-    """Everything at random; a third is not blurred."""
+    """Return random steps. A third of the images is not blurred."""
     rng = np.random.default_rng(seed)
     color = np.stack([*rng.uniform(0.4, 1.6, (3, count)), rng.uniform(-0.2, 0.2, count)], 1).astype(np.float32)
     color[::4, 2] = 0

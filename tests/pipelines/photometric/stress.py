@@ -1,4 +1,4 @@
-"""Is the photometric kernel right? For the tests, which interpret it, and for bench/gpu."""
+"""Checks of the photometric kernel, for the tests, which interpret it, and for bench/gpu."""
 
 import torch
 
@@ -10,15 +10,15 @@ USES = ("everything", "colours", "blur", "neither", "grey", "lab", "ycbcr")
 
 
 def by_kernel(pixels, draws, look, dtype, device):
-    """Views from the kernel, into memory that holds NaN."""
-    given = torch.from_numpy(pixels).to(device)
-    out = torch.full(given.shape, torch.nan, dtype=dtype, device=device)
-    finish(given, draws, look, out=out)
+    """Return the views of the kernel, which writes to memory full of NaN."""
+    pixels = torch.from_numpy(pixels).to(device)
+    out = torch.full(pixels.shape, torch.nan, dtype=dtype, device=device)
+    finish(pixels, draws, look, out=out)
     return out.cpu()
 
 
 def inputs(use, count, size):
-    """Pixels, draws and look of a use."""
+    """Return pixels, draws and look of a use."""
     channels, space = 1 if use == "grey" else 3, use if use in ("lab", "ycbcr") else "rgb"
     colored, blurred = use not in ("blur", "neither"), use not in ("colours", "neither")
     draws = cases.draws(count, channels, colored=colored, blurred=blurred)
@@ -26,17 +26,14 @@ def inputs(use, count, size):
 
 
 def check(use, count, size, dtype, device):
-    """Raise AssertionError where the kernel is not the definition.
+    """Raise AssertionError if the kernel differs from the reference.
 
-    A sum that fp32 rounds to the other side of a half is another level of 8 bits, which few may be.
+    A few values may differ by one level of 8 bits: fp32 sums may round to the other side of a half.
     """
     pixels, draws, look = inputs(use, count, size)
-    ours, expected = (
-        by_kernel(pixels, draws, look, dtype, device),
-        reference.finish(torch.from_numpy(pixels), draws, look),
-    )
-    apart = (ours - expected).abs()
+    expected = reference.finish(torch.from_numpy(pixels), draws, look)
+    difference = (by_kernel(pixels, draws, look, dtype, device) - expected).abs()
     allowed = max(1e-3, torch.finfo(dtype).eps) * (1 + expected.abs())
-    others = (apart > allowed).double().mean().item()
+    others = (difference > allowed).double().mean().item()
     assert others < 2e-3, f"{others:.2%} of the values are another level"
-    assert apart.max() < 16, f"a value is off by {apart.max().item():.1f}"  # Lab is steep in the dark
+    assert difference.max() < 16, f"a value is off by {difference.max().item():.1f}"  # Lab is steep for dark colours

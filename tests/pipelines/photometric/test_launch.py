@@ -8,29 +8,26 @@ import pytest
 import torch
 
 from fasttrain.distributed.world import has_nvidia_device
+from fasttrain.pipelines import View, ViewRecipe, draw_parameters
 from fasttrain.pipelines.photometric import reference
 from fasttrain.pipelines.photometric.draws import draws
-from fasttrain.pipelines.views.draw import View, ViewRecipe, draw_parameters
 from tests.pipelines.photometric import cases, stress
 
-DEVICE = "cuda" if has_nvidia_device() else "cpu"  # where there is none, the kernel is interpreted
+DEVICE = "cuda" if has_nvidia_device() else "cpu"  # without a GPU the kernel is interpreted
 
 
 def by_kernel(pixels, draws, look, dtype=torch.float32):
     return stress.by_kernel(pixels, draws, look, dtype, DEVICE)
 
 
-@pytest.mark.parametrize("size", [1, 3, 17, 32])
-def test_everything_is_the_definition(size):
-    stress.check("everything", 7, size, torch.float32, DEVICE)
+@pytest.mark.parametrize(
+    ("use", "size"), [*(("everything", size) for size in (1, 3, 17, 32)), *((use, 20) for use in stress.USES)]
+)
+def test_every_use_equals_the_reference(use, size):
+    stress.check(use, 5, size, torch.float32, DEVICE)
 
 
-@pytest.mark.parametrize("use", stress.USES)
-def test_every_use_is_the_definition(use):
-    stress.check(use, 5, 20, torch.float32, DEVICE)
-
-
-def test_normalised_lab():
+def test_lab_is_normalised():
     pixels, draws = cases.pixels(3, 16), cases.draws(3, blurred=False)
     raw, look = by_kernel(pixels, draws, cases.look("lab")), cases.normalised()
     expected = raw * torch.from_numpy(look.scale) + torch.from_numpy(look.shift)
@@ -43,26 +40,23 @@ def test_half_precision_is_rounded_once(dtype):
     assert torch.equal(by_kernel(pixels, draws, look, dtype), by_kernel(pixels, draws, look).to(dtype))
 
 
-def test_images_beside_it_do_not_matter():
+def test_view_does_not_depend_on_the_other_images():
     pixels, draws = cases.pixels(6, 16), cases.draws(6)
     whole, rows = by_kernel(pixels, draws, cases.look()), np.array([4, 1])
     assert torch.equal(by_kernel(pixels[rows], draws.of(rows), cases.look()), whole[rows])
 
 
-def test_what_a_recipe_draws_is_what_the_kernel_takes():
-    """Of arrays it takes the memory, whatever their strides."""
+def test_kernel_takes_strided_draws_of_a_recipe():
+    """The kernel reads memory: arrays must be copied whatever their strides."""
     pixels, view = cases.pixels(5, 16), View(16, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1.0)
     sizes = np.full(5, 16)
-    drawn = draws(view, 3, draw_parameters(ViewRecipe((view,)), 0, 0, np.arange(5), sizes, sizes), 0)
-    found, expected = (
-        by_kernel(pixels, drawn, cases.look()),
-        reference.finish(torch.from_numpy(pixels), drawn, cases.look()),
-    )
-    assert ((found - expected).abs() > 0.5).double().mean() < 2e-3
+    steps = draws(view, 3, draw_parameters(ViewRecipe((view,)), 0, 0, np.arange(5), sizes, sizes), 0)
+    expected = reference.finish(torch.from_numpy(pixels), steps, cases.look())
+    assert ((by_kernel(pixels, steps, cases.look()) - expected).abs() > 0.5).double().mean() < 2e-3
 
 
 def test_no_use_spills():
-    """Compiled for A100, H100 and B200 in a process of its own, since this one interprets its kernels."""
+    """Compiled for A100, H100 and B200 in another process, because this one interprets its kernels."""
     root = Path(__file__).parents[3]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "bench.kernels.aot_photometric", "--check"]

@@ -1,4 +1,4 @@
-"""Writers of shards that are not ours: the standard library's tarfile, TensorBoard's records, Google's protobuf."""
+"""Shards written by other libraries: tarfile, TensorBoard's record writer and protobuf."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 def picture(k, size=(24, 20)):
-    """Smooth picture number ``k``."""
+    """Return smooth picture number ``k``."""
     coarse = np.random.default_rng(k).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -27,7 +27,7 @@ def jpeg(k):
 
 
 def write_tar(path, members, tar_format=tarfile.USTAR_FORMAT):
-    """A tar file of (name, bytes) pairs."""
+    """Write a tar file of (name, bytes) pairs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tar_format) as tar:
         for name, content in members:
@@ -38,7 +38,7 @@ def write_tar(path, members, tar_format=tarfile.USTAR_FORMAT):
 
 
 def samples(numbers, label="cls"):
-    """Members of one sample a number: a picture and, if asked for, its label, the number modulo 3."""
+    """Yield the members of one sample per number: a picture, and unless label is None its label, modulo 3."""
     for k in numbers:
         yield f"{k:04}.jpg", jpeg(k)
         if label == "cls":
@@ -48,16 +48,16 @@ def samples(numbers, label="cls"):
 
 
 def _messages():
-    """The classes of tensorflow/core/example/{feature,example}.proto."""
+    """Return the message class of tensorflow/core/example/example.proto."""
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tests", syntax="proto3")
     kinds = descriptor_pb2.FieldDescriptorProto
 
     def message(name, *fields):
-        found = file.message_type.add(name=name)
+        descriptor = file.message_type.add(name=name)
         for number, (field, kind, repeated, of) in enumerate(fields, 1):
             label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            found.field.add(name=field, number=number, type=kind, label=label, type_name=of and f".tests.{of}")
-        return found
+            descriptor.field.add(name=field, number=number, type=kind, label=label, type_name=of and f".tests.{of}")
+        return descriptor
 
     message("BytesList", ("value", kinds.TYPE_BYTES, True, None))
     message("FloatList", ("value", kinds.TYPE_FLOAT, True, None))
@@ -81,7 +81,7 @@ Example = _messages()
 
 
 def example(**features):
-    """A serialised tf.train.Example; __ in a name stands for a slash."""
+    """Return a serialised tf.train.Example. __ in a name becomes a slash."""
     made = Example()
     for name, value in features.items():
         feature = made.features.feature[name.replace("__", "/")]
@@ -92,7 +92,7 @@ def example(**features):
 
 
 def write_tfrecord(path, records):
-    """A TFRecord file of serialised examples."""
+    """Write a TFRecord file of serialised examples."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         writer = RecordWriter(file)
@@ -102,7 +102,7 @@ def write_tfrecord(path, records):
 
 
 def imagenet_records(numbers, first=1):
-    """Examples as the ImageNet scripts of TensorFlow make them; labels begin with ``first``."""
+    """Yield examples like TensorFlow's ImageNet scripts. Labels begin with ``first``."""
     for k in numbers:
         yield example(
             image__height=20,

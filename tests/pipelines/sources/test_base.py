@@ -5,23 +5,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fasttrain.pipelines import ArraySource, DataError, FolderSource
+from fasttrain.pipelines import ArraySource, DataError, FolderSource, Subset
 
 
-def write(path, value=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (value, value, value)).save(path, "PNG")
+def write(root, *files):
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / file, "PNG")
+    return root
 
 
 def names(source):
     return [Path(source.describe(i)).name for i in range(len(source))]
 
 
-def test_sub_folders_are_classes(tmp_path):
-    for file in ("dog/b.PNG", "dog/a.jpg", "cat/deep/er/c.JPEG", "cat/d.bmp", "cat/e.webp", "cat/f.Tif", "cat/g.tiff"):
-        write(tmp_path / file)
-    for ignored in ("dog/.hidden.jpg", ".git/a.jpg", "dog/notes.txt", "empty/readme.md"):
-        write(tmp_path / ignored)
+def test_folder_takes_sub_folders_as_classes(tmp_path):
+    images = ("dog/b.PNG", "dog/a.jpg", "cat/deep/er/c.JPEG", "cat/d.bmp", "cat/e.webp", "cat/f.Tif", "cat/g.tiff")
+    write(tmp_path, *images, "dog/.hidden.jpg", ".git/a.jpg")
+    for ignored in ("dog/notes.txt", "empty/readme.md"):
+        (tmp_path / ignored).parent.mkdir(exist_ok=True)
+        (tmp_path / ignored).write_text("no image")
     source = FolderSource(tmp_path)
     assert source.classes == ("cat", "dog")
     assert names(source) == ["d.bmp", "e.webp", "f.Tif", "g.tiff", "c.JPEG", "a.jpg", "b.PNG"]
@@ -31,22 +34,14 @@ def test_sub_folders_are_classes(tmp_path):
     assert (source.encoded, source.channels, source.name) == (True, 3, tmp_path.name)
 
 
-def test_flat_folder_has_no_labels(tmp_path):
-    for file in ("b.jpg", "a.png", "more/c.jpg"):
-        write(tmp_path / file)
-    source = FolderSource(tmp_path)
-    assert (names(source), source.labels, source.classes) == (["a.png", "b.jpg", "c.jpg"], None, ())
+@pytest.mark.parametrize("files", [("b.jpg", "a.png", "more/c.jpg"), ("images/a.jpg",)])
+def test_folder_without_several_classes_has_no_labels(tmp_path, files):
+    source = FolderSource(write(tmp_path, *files))
+    assert (names(source), source.labels, source.classes) == (sorted(Path(file).name for file in files), None, ())
 
 
-def test_a_single_class_is_no_label(tmp_path):
-    write(tmp_path / "images/a.jpg")
-    source = FolderSource(tmp_path)
-    assert (len(source), source.labels, source.classes) == (1, None, ())
-
-
-def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
-    write(tmp_path / "data/a/1.jpg")
-    write(tmp_path / "elsewhere/2.jpg")
+def test_folder_follows_links_but_not_in_circles(tmp_path):
+    write(tmp_path, "data/a/1.jpg", "elsewhere/2.jpg")
     os.symlink(tmp_path / "elsewhere", tmp_path / "data/b")
     os.symlink(tmp_path / "data/a", tmp_path / "data/a/again")
     source = FolderSource(tmp_path / "data")
@@ -54,13 +49,22 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "images", [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4, 2), np.uint8)]
+    ("images", "labels"),
+    [
+        (np.zeros((2, 4, 4, 3)), None),
+        (np.zeros((2, 4, 4), np.uint8), None),
+        (np.zeros((2, 4, 4, 2), np.uint8), None),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64)),
+    ],
 )
-def test_arrays_of_another_shape(images):
-    with pytest.raises(DataError, match=r"give uint8 \[N, H, W, C\] with N >= 1 and 1 or 3 channels"):
-        ArraySource(images)
+def test_array_of_another_shape_is_an_error(images, labels):
+    with pytest.raises(DataError, match=r"^thing: (images|labels) are .*; give "):
+        ArraySource(images, labels, name="thing")
 
 
-def test_labels_of_another_length():
-    with pytest.raises(DataError, match=r"labels are int64 \[3\]; give a whole number for each of the 2 images"):
-        ArraySource(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64))
+def test_subset_renumbers_the_images():
+    source = ArraySource(np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1), [0, 1, 2, 0, 1], "abc", "thing")
+    subset = Subset(Subset(source, [4, 0, 3]), [2, 0])
+    assert [subset.read(i).item() for i in range(len(subset))] == [3, 4]
+    assert (subset.labels.tolist(), subset.classes, subset.channels, subset.encoded) == ([0, 1], tuple("abc"), 1, False)
+    assert (subset.describe(1), subset.stamp(1)) == ("thing 4", source.stamp(4))

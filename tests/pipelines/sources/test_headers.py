@@ -2,59 +2,75 @@ import io
 import struct
 import zlib
 
-import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from fasttrain.pipelines.sources.headers import MOST_PIXELS, BadImageError, decodable, image_size
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+from .shard_files import encode, picture
+
+PICTURE = picture(0, (30, 20))
+
+LONG_TEXT = PngImagePlugin.PngInfo()
+LONG_TEXT.add_text("text", "x" * 3_000_000, zip=True)  # PIL refuses to read it, DALI skips it
 
 
-def encode(kind, image=PICTURE, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def turned(orientation):
+def encoded(kind, orientation=None, image=PICTURE, **options):
     exif = Image.Exif()
-    exif[0x112] = orientation
-    return exif
+    if orientation is not None:
+        exif[0x112] = orientation
+    return encode(image, kind, exif=exif, **options)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF"])
-def test_size_of_each_format(kind):
-    assert image_size(encode(kind)) == (20, 30)
+def claiming(kind, width, height):
+    """A small file whose header claims ``width`` x ``height`` pixels."""
+    data = bytearray(encode(PICTURE, kind))
+    if kind == "JPEG":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    elif kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
 
 
-def test_size_of_the_unusual_jpegs():
-    assert image_size(encode("JPEG", progressive=True)) == (20, 30)
-    assert image_size(encode("JPEG", PICTURE.convert("CMYK"))) == (20, 30)
-    assert image_size(encode("JPEG", comment=b"\xff\xd9 \xff\xc0")) == (20, 30)
-    assert image_size(encode("JPEG") + b"trailer of a camera" * 9) == (20, 30)
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(encode(PICTURE, kind) for kind in ("JPEG", "PNG", "BMP", "WEBP", "TIFF")),
+        encode(PICTURE, progressive=True),
+        encode(PICTURE.convert("CMYK")),
+        encode(PICTURE, comment=b"\xff\xd9 \xff\xc0"),
+        encode(PICTURE) + b"trailer of a camera" * 9,
+        encode(PICTURE, "PNG", pnginfo=LONG_TEXT),
+    ],
+)
+def test_size_of_each_format_is_read(data):
+    assert image_size(data) == (20, 30)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_turns_the_size(kind, orientation):
-    expected = (30, 20) if orientation > 4 else (20, 30)
-    assert image_size(encode(kind, exif=turned(orientation))) == expected
+def test_size_follows_the_orientation(kind, orientation):
+    assert image_size(encoded(kind, orientation)) == ((30, 20) if orientation > 4 else (20, 30))
 
 
 @pytest.mark.parametrize("cut", range(4, 26))
-def test_a_broken_exif_block_turns_nothing(cut):
-    """What the block says counts only if its entry is whole; the picture can be used either way."""
-    block = turned(6).tobytes()
-    assert image_size(encode("JPEG", exif=block)) == (30, 20)
-    assert image_size(encode("JPEG", exif=block[:cut])) == (20, 30)
-    assert image_size(encode("JPEG", exif=b"Exif\0\0XX" + block[8:])) == (20, 30)
+def test_size_with_corrupt_exif_block_is_upright(cut):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    block = exif.tobytes()
+    assert image_size(encode(PICTURE, exif=block)) == (30, 20)
+    assert image_size(encode(PICTURE, exif=block[:cut])) == (20, 30)
+    assert image_size(encode(PICTURE, exif=b"Exif\0\0XX" + block[8:])) == (20, 30)
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.99])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_truncated_files(kind, fraction):
-    data = encode(kind)
+def test_size_of_truncated_file_is_an_error(kind, fraction):
+    data = encode(PICTURE, kind)
     with pytest.raises(BadImageError):
         image_size(data[: int(fraction * len(data))])
 
@@ -62,80 +78,56 @@ def test_truncated_files(kind, fraction):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "the file is empty"),
+        (b"", "empty"),
         (b"hello, I am no picture", "not an image"),
-        (encode("JPEG")[:-2], "truncated: a JPEG without its end marker"),
-        (encode("JPEG", comment=b"thumbnail \xff\xd9")[:-2], "truncated: a JPEG without its end marker"),
-        (encode("PNG")[:-12], "truncated: a PNG without its end chunk"),
-        (encode("GIF"), "a GIF image; use JPEG, PNG, BMP, WebP or TIFF"),
-        (b"\xff\xd8 no marker follows", "a JPEG with a broken header"),
-        (b"\xff\xd8\xff\xda\x00\x02\xff\xd9", "a JPEG without a frame header"),
-        (encode("PNG").replace(b"\x00\x00\x00\x1e", b"\x00\x00\x00\x00", 1), "its header says 0 x 20 pixels"),
+        (encode(PICTURE)[:-2], "without its end marker"),
+        (encode(PICTURE, comment=b"thumbnail \xff\xd9")[:-2], "without its end marker"),
+        (encode(PICTURE, "PNG")[:-12], "without its end chunk"),
+        (encode(PICTURE, "GIF"), "GIF"),
+        (b"\xff\xd8 no marker follows", "header"),
+        (b"\xff\xd8\xff\xda\x00\x02\xff\xd9", "frame header"),
+        *((claiming(kind, 0, 20), "0 x 20 pixels") for kind in ("JPEG", "PNG")),
+        *((claiming(kind, 20_000, 20_000), "100,000,000") for kind in ("JPEG", "PNG", "BMP")),
+        *((claiming(kind, 10_000, 10_001), "100,000,000") for kind in ("JPEG", "PNG")),
     ],
 )
-def test_reasons(data, reason):
+def test_size_of_unusable_file_gives_the_reason(data, reason):
     with pytest.raises(BadImageError, match=reason):
         image_size(data)
 
 
-def bomb(kind, width=20_000, height=20_000):
-    """A small file whose header promises many pixels."""
-    data = bytearray(encode(kind))
-    if kind == "JPEG":
-        at = data.index(b"\xff\xc0") + 5
-        data[at : at + 4] = struct.pack(">HH", height, width)
-    elif kind == "PNG":
-        data[16:24] = struct.pack(">II", width, height)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    elif kind == "BMP":
-        data[18:26] = struct.pack("<ii", width, height)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
-def test_a_bomb_is_refused_by_its_header(kind):
-    with pytest.raises(BadImageError, match=r"more than the 100,000,000 (pixels )?allowed; scale it down"):
-        image_size(bomb(kind))
-    if kind != "BMP":  # PIL refuses it without telling the size
-        with pytest.raises(BadImageError, match="its 20000 x 20000 pixels are more than the 100,000,000 allowed"):
-            image_size(bomb(kind))
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_the_limit_itself_passes(kind):
-    assert image_size(bomb(kind, 10_000, 10_000)) == (10_000, 10_000)
+def test_size_at_the_limit_is_accepted(kind):
+    assert image_size(claiming(kind, 10_000, 10_000)) == (10_000, 10_000)
     assert MOST_PIXELS == 10_000 * 10_000
-    with pytest.raises(BadImageError):
-        image_size(bomb(kind, 10_000, 10_001))
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
 def test_lossless_webp_with_metadata_becomes_pnm(orientation):
-    options = {} if orientation is None else {"exif": turned(orientation)}
-    data = encode("WEBP", lossless=True, icc_profile=b"profile", **options)
-    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    ours = Image.open(io.BytesIO(decodable(data)))
-    assert (ours.format, ours.mode) == ("PPM", "RGB")
-    assert (ours.height, ours.width) == image_size(data)
-    assert ours.tobytes() == theirs.tobytes()
+    data = encoded("WEBP", orientation, lossless=True, icc_profile=b"profile")
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    converted = Image.open(io.BytesIO(decodable(data)))
+    assert (converted.format, converted.mode) == ("PPM", "RGB")
+    assert (converted.height, converted.width) == image_size(data)
+    assert converted.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        encode("WEBP", lossless=True),
-        encode("WEBP", exif=turned(6)),
-        encode("WEBP", PICTURE.convert("RGBA").rotate(45), exif=turned(6), lossless=True, exact=True),
-        encode("JPEG", exif=turned(6)),
-        encode("PNG"),
+        encode(PICTURE, "WEBP", lossless=True),
+        encoded("WEBP", 6),
+        encoded("WEBP", 6, PICTURE.convert("RGBA").rotate(45), lossless=True, exact=True),
+        encoded("JPEG", 6),
+        encode(PICTURE, "PNG"),
         b"RIFF....WEBPVP8X" + bytes(14),
     ],
 )
-def test_what_dali_decodes_stays_as_it_is(data):
+def test_file_that_dali_decodes_is_unchanged(data):
     assert decodable(data) is data
 
 
-def test_corrupt_lossless_webp_with_metadata():
-    data = encode("WEBP", lossless=True, exif=turned(6))
-    with pytest.raises(BadImageError, match="unreadable"):
+def test_corrupt_lossless_webp_with_metadata_is_an_error():
+    data = encoded("WEBP", 6, lossless=True)
+    with pytest.raises(BadImageError):
         decodable(data[:60] + bytes(len(data) - 60))

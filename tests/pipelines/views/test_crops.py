@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from fasttrain.pipelines.views.crops import crop
-from tests.pipelines.test_dali import pictures
+from tests.pipelines.rendering import pictures
 
-_STARTS_THREADS = """
+COUNT_THREADS = """
 import os, numpy as np, torch
 from concurrent.futures import ThreadPoolExecutor
 from fasttrain.pipelines.views.crops import crop
@@ -25,24 +25,21 @@ with ThreadPoolExecutor(1) as pool:
 PIL = {"linear": Image.Resampling.BILINEAR, "cubic": Image.Resampling.BICUBIC}
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+@pytest.mark.parametrize("interpolation", PIL)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("box", "size"), [((3, 7, 60, 45), 96), ((0, 0, 64, 64), 20), ((10, 4, 11, 9), 64)])
-def test_is_pils(interpolation, channels, box, size):
+def test_crop_equals_pil(interpolation, channels, box, size):
     image = pictures(1, 64, channels)[0]
     top, left, bottom, right = box
-    ours = crop(image, np.array([top, left], np.float32), np.array([bottom, right], np.float32), size,
-                interpolation)  # fmt: skip
-    part = Image.fromarray(
-        image[top:bottom, left:right].squeeze(-1) if channels == 1 else image[top:bottom, left:right]
-    )
-    theirs = np.asarray(part.resize((size, size), PIL[interpolation]), float).reshape(size, size, channels)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 2
-    assert np.abs(ours - theirs).mean() < 0.1
+    view = crop(image, np.array(box[:2], np.float32), np.array(box[2:], np.float32), size, interpolation)
+    part = image[top:bottom, left:right]
+    resized = Image.fromarray(part[..., 0] if channels == 1 else part).resize((size, size), PIL[interpolation])
+    difference = np.abs(view - np.asarray(resized, float).reshape(size, size, channels))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.1
 
 
-def test_starts_no_threads_beside_the_loaders():
-    command = [sys.executable, "-c", _STARTS_THREADS]
+def test_crop_starts_no_threads():
+    command = [sys.executable, "-c", COUNT_THREADS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout == "0\n"

@@ -1,0 +1,91 @@
+"""The registry of methods: the built-in ones, those of installed packages, and those of plugin files."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import ConfigError
+from .base import Method
+
+BUILT_IN = ("byol", "cmc", "deepcluster", "dino", "infomin", "moco", "mocov3", "simclr", "simsiam", "swav")
+"""Method ``name`` is registered by the module ``fasttrain.methods.name``, which is imported at its first use."""
+GROUP = "fasttrain.methods"
+"""The entry-point group in which a package lists its methods as ``name = "package.module:Class"``."""
+
+_registered: dict[str, type[Method]] = {}
+MethodClass = TypeVar("MethodClass", bound=type[Method])
+
+
+def register(name: str) -> Callable[[MethodClass], MethodClass]:
+    """Return a class decorator that registers a method under a name for ``--method`` and :func:`fasttrain.train`.
+
+    A notebook cell may run it again: a class of the same module and name replaces the former. Raise ValueError for a
+    name that another class has.
+    """
+
+    def decorate(cls: MethodClass) -> MethodClass:
+        former = _registered.get(name)
+        if former is not None and (former.__module__, former.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"method {name!r} is registered already, by {former.__module__}.{former.__qualname__}")
+        if name in BUILT_IN and cls.__module__ != f"{__package__}.{name}":
+            raise ValueError(f"method {name!r} is built in; choose another name")
+        _registered[name] = cls
+        return cls
+
+    return decorate
+
+
+def names() -> list[str]:
+    """Return the names of all methods that can be loaded, sorted."""
+    return sorted({*BUILT_IN, *_registered, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def load(name: str) -> type[Method]:
+    """Return the class of a method. Raise ValueError for an unknown name or an entry point that is no Method."""
+    if name not in _registered and name in BUILT_IN:
+        importlib.import_module(f".{name}", __package__)
+    if name not in _registered:
+        for entry in entry_points(group=GROUP, name=name):
+            cls = entry.load()
+            if not (isinstance(cls, type) and issubclass(cls, Method)):
+                raise ValueError(f"--method: the entry point {entry.value} of {name!r} is not a subclass of Method.")
+            register(name)(cls)
+    if name not in _registered:
+        raise ValueError(f"--method: {name!r} is unknown. Choose one of {', '.join(names())}.")
+    return _registered[name]
+
+
+def name_of(method: str | type[Method]) -> str:
+    """Return the name of a method, or of a registered class. Raise ConfigError for a class that is not registered."""
+    if isinstance(method, str):
+        return method
+    name = next((name for name, cls in _registered.items() if cls is method), None)
+    if name is None:
+        raise ConfigError(f'method: {method.__name__} is not registered. Decorate it with @register("name").')
+    return name
+
+
+def load_plugin(path: Path) -> None:
+    """Run a Python file that registers methods. The file runs with the rights of the user.
+
+    Raise ConfigError if it cannot be run or registers nothing.
+    """
+    before = dict(_registered)
+    module_name = f"fasttrain_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"--plugin: must be a Python file, got {path}. Give the path of a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file's own code raises whatever it raises
+        raise ConfigError(f"--plugin {path}: {type(error).__name__}: {error}. Fix the file.") from error
+    if _registered == before and not any(cls.__module__ == module_name for cls in before.values()):
+        raise ConfigError(f'--plugin {path}: registers no method. Decorate a class with @register("name").')

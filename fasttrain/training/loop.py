@@ -1,0 +1,151 @@
+"""The loop over steps: data, step, record, monitors, evaluation, checkpoint. It reads from top to bottom."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config.settings import TrainConfig
+from ..distributed.lockstep import in_step
+from ..distributed.signals import Signals, stop_signal
+from ..distributed.watchdog import Watchdog
+from ..engine.engine import Engine
+from ..errors import Collapsed
+from ..evaluate.evaluator import Evaluation
+from ..pipelines import Batch, Loader
+from .display import Display
+from .guard import Finding, Guard
+from .monitors import CollapseMonitor, SpikeMonitor, describe_spike
+from .records import Meter, Recorder, epoch_line, metrics_line
+
+_FIRST_PASS = -1
+"""The epoch number of the pass over the images that a method may need before the first step."""
+
+
+@dataclass
+class Progress:
+    """The position of a loop and what it has logged."""
+
+    done: int
+    """Finished optimizer steps."""
+    logged: dict[str, Any] = field(default_factory=dict)
+    """The newest line of metrics.jsonl."""
+    epoch_lines: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of the current epoch's good steps, for its line in log.txt."""
+    meter: Meter = field(default_factory=Meter)
+
+    @classmethod
+    def resumed(cls, done: int, past: list[dict[str, Any]], steps_per_epoch: int) -> Progress:
+        """Return the progress after ``done`` steps, from the lines that an earlier part of the run logged."""
+        epoch_start = done - done % steps_per_epoch
+        lines = [line for line in past if line["step"] > epoch_start and line.get("grad_norm", 0) is not None]
+        return cls(done, past[-1] if past else {}, lines)
+
+
+class Loop:
+    """Makes the steps of a run.
+
+    ``evaluate`` measures the backbone. ``save`` receives the finished steps, whether an epoch ended, and the signal
+    that stops the run, if any. ``advice`` says what to change against a collapse.
+    """
+
+    def __init__(
+        self,
+        train: TrainConfig,
+        engine: Engine,
+        loader: Loader,
+        guard: Guard,
+        watchdog: Watchdog,
+        *,
+        evaluate: Callable[[int], Evaluation],
+        save: Callable[[int, bool, signal.Signals | None], None],
+        advice: str,
+    ) -> None:
+        self.train, self.engine, self.loader, self.guard, self.watchdog = train, engine, loader, guard, watchdog
+        self.evaluate, self.save, self.advice = evaluate, save, advice
+        self.collapse, self.spikes = CollapseMonitor(engine.steps_per_epoch), SpikeMonitor()
+
+    def run(
+        self, done: int, last: int, signals: Signals, recorder: Recorder | None, display: Display | None
+    ) -> dict[str, Any]:
+        """Make the steps after ``done`` up to ``last``; return the newest line of metrics.jsonl."""
+        engine = self.engine
+        if not done and engine.method.needs_first_pass:
+            engine.first_pass(in_step(self.loader, _FIRST_PASS))
+        progress = Progress.resumed(done, recorder.past if recorder else [], engine.steps_per_epoch)
+        self.watchdog.step_done()
+        while progress.done < last:
+            self._epoch(progress, last, signals, recorder, display)
+        return progress.logged
+
+    def _epoch(
+        self, progress: Progress, last: int, signals: Signals, recorder: Recorder | None, display: Display | None
+    ) -> None:
+        """Make the remaining steps of an epoch."""
+        engine, micro_steps = self.engine, self.train.gradient_accumulation_steps
+        epoch, offset = divmod(progress.done, engine.steps_per_epoch)
+        if not offset:
+            engine.start_epoch(epoch)
+        batches = in_step(self.loader, epoch, offset * micro_steps)
+        for index in range(offset, engine.steps_per_epoch):
+            ends_epoch = index + 1 == engine.steps_per_epoch
+            evaluates = ends_epoch and self._evaluates_after(epoch) and progress.done + 1 < last
+            logs = self._logs(progress.done, last) or evaluates
+            step = engine.step_at(progress.done, measure=logs)
+            micro_batches = (self._next(batches, progress.meter) for _ in range(micro_steps))
+            objective, finding = self.guard.step(micro_batches, step, signals)
+            progress.done += 1
+            self.watchdog.step_done()
+            if logs:
+                line = metrics_line(engine, step, objective, finding, self.guard.skipped, progress.meter)
+                if finding.fault is None:
+                    progress.epoch_lines.append(line)
+                if evaluates and not self.guard.consecutive:
+                    evaluation = self.evaluate(progress.done)
+                    line = line | {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
+                progress.logged, progress.meter = line, Meter()
+                if recorder:
+                    recorder.step(line)
+            if display:
+                display.step(progress.done, progress.logged if logs else None)
+            self._monitor(progress, finding, display, logged=logs)
+            if ends_epoch and recorder:
+                recorder.epoch(epoch_line(epoch, progress.done, progress.epoch_lines))
+            self.save(progress.done, ends_epoch, finding.stop if engine.world.size > 1 else stop_signal(signals.counts))
+            if progress.done >= last:
+                break
+        progress.epoch_lines = []
+        batches.close()
+
+    def _evaluates_after(self, epoch: int) -> bool:
+        every = self.train.knn_every
+        return bool(every) and (epoch + 1) % every == 0
+
+    def _logs(self, done: int, last: int) -> bool:
+        return done == 0 or (done + 1) % self.train.log_every == 0 or done + 1 == last
+
+    def _next(self, batches: Iterator[Batch], meter: Meter) -> Batch:
+        since = time.perf_counter()
+        batch = next(batches)
+        meter.waited += time.perf_counter() - since
+        meter.images += len(batch.indices) * self.engine.world.size
+        return batch
+
+    def _monitor(self, progress: Progress, finding: Finding, display: Display | None, *, logged: bool) -> None:
+        """Report skipped steps, spikes and a collapse. Raise Diverged or Collapsed if the run should stop."""
+        step, notes = progress.done, list[str]()
+        if finding.fault is not None:
+            notes.append(f"skipped: {finding.fault}")
+        elif spike := self.spikes.observe(finding.terms["loss"]):
+            notes.append(describe_spike(spike, step, finding.terms, progress.logged))
+        if logged and finding.fault is None and (sign := self.collapse.observe(progress.logged)):
+            notes.append(f"step {step}: collapsing: {sign}. {self.advice}")
+        if display:
+            for line in notes:
+                display.note(line)
+        self.guard.judge(finding)
+        if logged and self.train.stop_on_collapse and self.collapse.final:
+            raise Collapsed(f"collapsed: {self.collapse.sign} at step {step}. {self.advice}")
