@@ -90,14 +90,14 @@ def load_tensors(path: Path, classes: Sequence[Any] = ()) -> Any:
 
 
 def describe_load_error(error: Exception) -> str:
-    """Return the end of a message: the problem of a file whose loading raised ``error``, and how to fix it."""
+    """Return the problem of a file whose loading raised ``error``, for a message that starts with the file."""
     if foreign := re.search(r"GLOBAL (\S+)", str(error)):
         return (
             f"holds more than tensors ({foreign[1]}) and is not loaded: opening it could run code. If you trust it, "
-            "save its tensors again yourself (torch.load(..., weights_only=False), torch.save); choose another"
+            "save its tensors again yourself (torch.load(..., weights_only=False), torch.save)."
         )
     first = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"is damaged ({'no ' if isinstance(error, KeyError) else ''}{first}); choose another"
+    return f"is damaged ({'no ' if isinstance(error, KeyError) else ''}{first})."
 
 
 def write_text(path: Path, text: str) -> None:

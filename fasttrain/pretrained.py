@@ -127,7 +127,7 @@ class Backbone:
 def from_run(path: Path, which: Branch | None = None, *, network: nn.Module | None = None) -> Backbone:
     """Return the backbone of a run's newest checkpoint, or of one of its checkpoints, from any ZeRO stage.
 
-    ``which`` selects the teacher's or the student's backbone; the default is the one that the method evaluates.
+    ``which`` selects the teacher's or the student's backbone; the default is the teacher, if the method has one.
     ``network`` is the module that was trained with ``fasttrain.train(model=...)``; it is copied. Raise ConfigError for
     a run without a complete checkpoint, a corrupt checkpoint, and a teacher that the method does not have.
     """

@@ -33,24 +33,35 @@ def small_engine(method="simclr", *, seed=0, images=32, **values):
 
 
 def train(engine, indices):
-    """Make the steps with these numbers, the same ones in every engine of a method, and return their losses."""
-    losses, batch = [], engine.train.batch_size_per_gpu
+    """Make the steps with these numbers and return their losses and bounds, as means over the ranks.
+
+    Step k has the same global batch in every engine of a method, on any number of ranks. The data set has 4 batches.
+    """
+    losses = []
     for index in indices:
         if index == 0 and engine.method.needs_first_pass:
-            engine.first_pass(_batch(engine, number) for number in range(32 // batch))
-        if index % 4 == 0:
-            engine.start_epoch(index // 4)
+            engine.first_pass(_batch(engine, number) for number in range(4))
+        if index % engine.steps_per_epoch == 0:
+            engine.start_epoch(index // engine.steps_per_epoch)
         step = engine.step_at(index, measure=True)
-        losses.append(engine.micro_step(_batch(engine, index), step).loss.item())
+        objective = engine.micro_step(_batch(engine, index), step)
         engine.update(step)
+        bound = objective.bound
+        losses.append(engine.mean([objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]))
     return losses
 
 
 def _batch(engine, index):
-    generator, batch, views = torch.Generator().manual_seed(1 + index), engine.train.batch_size_per_gpu, engine.views
-    shapes = [(count, batch, views.channels, size, size) for size, count in views.groups]
-    numbers = torch.arange(batch) + index * batch % 32
-    return Batch(tuple(torch.randn(shape, generator=generator) for shape in shapes), None, numbers)
+    """Return this rank's part of a global batch."""
+    generator, views, world = torch.Generator().manual_seed(1 + index), engine.views, engine.world
+    size = engine.train.batch_size_per_gpu * world.size
+    groups = [torch.randn(n, size, views.channels, d, d, generator=generator) for d, n in views.groups]
+    numbers = torch.arange(size) + index % 4 * size
+    return Batch(
+        tuple(group.chunk(world.size, dim=1)[world.rank] for group in groups),
+        None,
+        numbers.chunk(world.size)[world.rank],
+    )
 
 
 def state_of(engine):

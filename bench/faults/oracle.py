@@ -17,7 +17,7 @@ Lines = list[dict[str, Any]]
 
 
 def whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint's files match its card, their records their CRCs, and the card its own CRC."""
+    """Return whether a card matches its CRC, the files match the card, and their records match their CRCs."""
     try:
         card = json.loads((checkpoint / "fasttrain.json").read_text())
         total = card.pop("crc32", "")

@@ -55,7 +55,7 @@ def read_card(path: Path) -> Card:
         return Card(**{name: content[name] for name in known})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"checkpoint {path} has no readable {CARD} ({error}); choose another or --resume never"
+            f"{path}: no readable {CARD} ({error}). Choose another checkpoint or --resume never."
         ) from None
 
 
@@ -84,8 +84,8 @@ def check(path: Path, expected: Card) -> Card:
         saved, current = getattr(card, name), getattr(expected, name)
         if saved != current:
             raise ConfigError(
-                f"checkpoint {path} is of {name} {saved!r}, this run of {current!r}; "
-                "use that setting, another --output_dir, or --resume never"
+                f"{path}: the checkpoint is of {name} {saved!r}, this run of {current!r}. "
+                "Use that setting, another --output_dir, or --resume never."
             )
     return card
 
@@ -101,8 +101,8 @@ def changes(card: Card, now: Card) -> list[str]:
     if card.batch is not None and card.batch != now.batch:
         lines.append(
             f"a step has {now.batch} images, {card.batch} in the checkpoint: earlier steps count as steps of the new "
-            "size, so schedules and epochs shift; keep the size with --batch_size_per_gpu or "
-            "--gradient_accumulation_steps"
+            "size, so schedules and epochs shift. Keep the size with --batch_size_per_gpu or "
+            "--gradient_accumulation_steps."
         )
     return lines
 
@@ -148,8 +148,8 @@ def newest(run: Path) -> Path:
     """
     path = next((path for path in candidates(run) if (path / CARD).is_file()), None)
     if path is None:
-        hint = "let it train on (--saveckp_freq_steps N publishes one every N steps)"
-        raise ConfigError(f"{run} has no complete checkpoint; {hint}, or choose another run")
+        hint = "Train longer (--saveckp_freq_steps N publishes one every N steps)"
+        raise ConfigError(f"{run}: no complete checkpoint. {hint}, or choose another run.")
     return path
 
 
@@ -165,7 +165,7 @@ def find(resume: str, output_dir: Path) -> Path | None:
     if paths or resume == "auto":
         return paths[0] if paths else None
     raise ConfigError(
-        f"--resume {resume}: no checkpoint there; pass a run's folder, one of its checkpoints, auto or never"
+        f"--resume: no checkpoint in {resume}. Pass a run's folder, one of its checkpoints, auto or never."
     )
 
 
@@ -195,7 +195,7 @@ def verify(file: Path) -> None:
     """Raise ConfigError if a checkpoint's file differs from the fingerprint in the checkpoint's card."""
     expected = fingerprints(file.parent).get(file.name)
     if expected and (problem := difference(file, expected)):
-        raise ConfigError(f"checkpoint {file.parent} is corrupt: {problem}; choose another")
+        raise ConfigError(f"{file.parent}: the checkpoint is corrupt: {problem}. Choose another.")
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -96,12 +96,12 @@ def whole_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     stage, ranks = card.zero_stage, card.world_size
     for name in model_files(stage, ranks) + (optimizer_files(stage, ranks) if stage == 3 else []):
         if not (folder / name).is_file():
-            raise ConfigError(f"checkpoint {folder} is incomplete: {name} is missing; choose another")
+            raise ConfigError(f"{folder}: the checkpoint has no {name}. Choose another.")
         verify(folder / name)
     try:
         return read(folder, stage, ranks, moments=False).tensors(prefix)
     except Exception as error:  # torch and the damaged content raise many kinds
-        raise ConfigError(f"checkpoint {folder} {describe_load_error(error)}") from None
+        raise ConfigError(f"{folder}: {describe_load_error(error)} Choose another checkpoint.") from None
 
 
 def read(folder: Path, stage: int, ranks: int, trained: Sequence[str] = (), *, moments: bool = True) -> Saved:

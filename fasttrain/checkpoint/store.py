@@ -89,8 +89,8 @@ def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int
         last = complete(folder)
         intact = f"{last[-1].name} is the last complete one" if last else "there is none before it"
         raise SaveError(
-            f"checkpoint {folder / name} could not be written ({error}); {intact}; "
-            "make room, then resume from it with --resume auto"
+            f"{folder / name}: the checkpoint could not be written ({error}); {intact}. "
+            "Free space, then resume with --resume auto."
         ) from None
 
 
@@ -121,9 +121,9 @@ def choose(resume: str, output_dir: Path, world: World) -> tuple[Path | None, li
         problem = _problem(path, world)
         if problem is None:
             return path, [f"{line}; resuming from {path.name}" for line in problems]
-        problems.append(f"checkpoint {path} is corrupt: {problem}")
+        problems.append(f"{path}: the checkpoint is corrupt: {problem}")
     if problems:
-        raise ConfigError(f"{problems[0]}; choose another or --resume never")
+        raise ConfigError(f"{problems[0]}. Choose another or --resume never.")
     return None, []
 
 
@@ -149,13 +149,13 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
         saved = read(path, card.zero_stage, card.world_size, trained_names(engine))
         if reason := misfit(saved, engine):
             problem = (
-                f"does not fit these settings ({reason}); use the settings of its run's config.yaml, another "
-                "--output_dir,"
+                f"the checkpoint does not fit these settings ({reason}). Use the settings of its run's config.yaml or "
+                "another --output_dir."
             )
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError) as error:
         problem = describe_load_error(error)
     if problem := next((one for one in all_gather_object(engine.world, problem) if one), None):
-        raise ConfigError(f"checkpoint {path} {problem} or --resume never")
+        raise ConfigError(f"{path}: {problem} Or choose another checkpoint, or --resume never.")
     assert saved is not None
     place(saved, engine)
     return card.step

@@ -175,9 +175,12 @@ class Watchdog:
     def _report_hang(self) -> None:
         """Print the reason, unless another rank does. faulthandler ends the process afterwards."""
         if self._reporting.acquire(blocking=False) and first_to_end(self.world, CRASHED, "hang", store=self._store):
-            reason = f"finished no step for {self.limit / 60:g} minutes (--watchdog_minutes)"
-            where = self._write_log(f"{reason}, stacks of all threads") or "below"
-            _report(f"rank {self.world.rank} {reason}; the stacks of all threads are {where}")
+            rank, minutes = self.world.rank, self.limit / 60
+            where = self._write_log("no step finished, stacks of all threads") or "below"
+            _report(
+                f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); "
+                f"the stacks of all threads are {where}"
+            )
         faulthandler.dump_traceback_later(_LINGER, exit=True, file=self._open_log())
 
     def _listen(self) -> None:

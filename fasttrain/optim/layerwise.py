@@ -63,7 +63,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         for name in ("lr", "momentum", "weight_decay"):
             if defaults.get(name, 0) < 0:
-                raise ValueError(f"{name} must be at least 0, got {defaults[name]}")
+                raise ValueError(f"{name}: must be at least 0, got {defaults[name]}.")
         super().__init__(params, defaults)
         self._layouts: Mapping[Tensor, Layout] | None = None
         self._sum_over_ranks: Callable[[Tensor], object] = lambda squares: None

@@ -46,7 +46,7 @@ class ParameterRule:
     def __post_init__(self) -> None:
         for name in ("lr_scale", "weight_decay_scale"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} of the {self.group}: must be at least 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} of the {self.group}: must be at least 0, got {getattr(self, name)}.")
 
 
 def default_rule(
@@ -132,7 +132,7 @@ def create_optimizer(
         fused = apex_lamb() if on_gpu and same_steps and not sharded else None
         # DeepSpeed has clipped the gradients. A limit of 0 would not switch apex's clipping off: apex divides by it.
         return fused(groups, lr=lr, max_grad_norm=math.inf) if fused else Lamb(groups, lr=lr)
-    raise ValueError(f"optimizer {name!r} is unknown; choose one of {', '.join(NAMES)}")
+    raise ValueError(f"--optimizer: {name!r} is unknown. Choose one of {', '.join(NAMES)}.")
 
 
 def apex_lamb() -> Callable[..., torch.optim.Optimizer] | None:

@@ -9,8 +9,8 @@ from fasttrain.checkpoint.store import choose, publish, restore
 from fasttrain.distributed.world import all_gather_object
 from fasttrain.engine.zero import inner_optimizer
 from fasttrain.errors import SaveError
-from tests.checkpoints import largest_file
-from tests.distributed.two_ranks import BATCH, begin, full_state, make, steps
+from tests.checkpoints import largest_file, train
+from tests.distributed.two_ranks import BATCH, full_state, make
 
 RESUMED = [
     ("swav", 2, "lars"),
@@ -36,14 +36,13 @@ def resumed(case, world, folder):
     for name, (stage_now, source) in sources.items():
         engine = engine_of(case, stage_now, world)
         if source is None:
-            begin(engine)
-            steps(engine, range(2))
+            train(engine, range(2))
             publish(engine, own, card_of(case, engine), keep=True)
         else:
             assert restore(engine, source / STEP, card_of(case, engine)) == 2
         if name == "other stage":
             publish(engine, folder / "resharded" / folder_of(case), card_of(case, engine), keep=True)
-        results[name] = {"losses": torch.tensor(steps(engine, range(2, 3))), **full_state(engine)}
+        results[name] = {"losses": torch.tensor(train(engine, range(2, 3))), **full_state(engine)}
         if name in ("straight", "resumed"):
             states = inner_optimizer(engine.optimizer).state.values()
             moments = [torch.as_tensor(value).clone() for state in states for value in state.values()]

@@ -1,6 +1,5 @@
 """A checkpoint's card: what it refuses, what it reports, and which checkpoint of a run is the newest."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -21,23 +20,16 @@ def test_find_and_newest_follow_latest(tmp_path):
     for path in (tmp_path, folder, old):
         assert find(str(path), tmp_path / "elsewhere") == newest(path) == old
     assert find(str(new), tmp_path) == newest(new) == new
-    assert find("auto", tmp_path) == old
+    (folder / "latest").write_bytes(b"step-\xff\0")
+    assert newest(tmp_path) == new
     assert find("never", tmp_path) is None
     assert find("auto", tmp_path / "elsewhere") is None
-
-
-@pytest.mark.parametrize("content", [b"", b"rtep-00000001", b"step-00000009", b"\xff\0", b"../x\ny"])
-def test_newest_ignores_a_corrupt_latest(tmp_path, content):
-    write_card(tmp_path, 1)
-    path = write_card(tmp_path, 2)
-    (tmp_path / "latest").write_bytes(content)
-    assert newest(tmp_path) == path
 
 
 @pytest.mark.parametrize("name", ["", "missing"])
 def test_a_path_without_a_checkpoint_is_refused(tmp_path, name):
     (tmp_path / "checkpoints" / ".step-00000002.part").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"--resume .*: no checkpoint"):
+    with pytest.raises(ConfigError, match="--resume: no checkpoint"):
         find(str(tmp_path / name), tmp_path)
     with pytest.raises(ConfigError, match=r"no complete checkpoint.*--saveckp_freq_steps"):
         newest(tmp_path / name)
@@ -72,12 +64,12 @@ def test_a_card_of_a_later_version_is_read(tmp_path):
 )
 def test_a_card_of_another_run_is_refused(tmp_path, field, value):
     path = write_card(tmp_path, 1, **{field: value})
-    with pytest.raises(ConfigError, match=rf"step-00000001 is of {field} {value!r}, .*--resume never"):
+    with pytest.raises(ConfigError, match=rf"step-00000001: .* {field} {value!r}, .*--resume never"):
         check(path, CARD)
     assert check(write_card(tmp_path, 9, version="9.9"), CARD).step == 9
 
 
-def test_changes_of_ranks_and_batch_are_reported(tmp_path):
+def test_changes_of_ranks_and_batch_are_reported():
     now = replace(CARD, batch=64)
     assert changes(CARD, now) == changes(now, now) == []
     assert changes(replace(now, world_size=2, zero_stage=3), now) == [
@@ -85,4 +77,3 @@ def test_changes_of_ranks_and_batch_are_reported(tmp_path):
     ]
     (line,) = changes(replace(now, batch=128), now)
     assert re.match("a step has 64 images, 128 in the checkpoint", line)
-    json.dumps(line)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fasttrain import methods
 from fasttrain.checkpoint import state
-from fasttrain.checkpoint.card import newest, read_card
+from fasttrain.checkpoint.card import newest
 from fasttrain.checkpoint.state import misfit, read, trained_names, whole_tensors
 from fasttrain.checkpoint.store import publish, restore
 from fasttrain.engine.zero import gradient_scaler
@@ -23,15 +23,16 @@ from fasttrain.engine.zero_files import contiguous_spans, padded_spans, pickled_
 from fasttrain.errors import ConfigError
 from fasttrain.files import load_tensors
 from tests.checkpoints import RunsCode, card_of, small_engine, train
+from tests.methods.small import SMALL
 from tests.small_runs import train_few_steps
-from tests.training.test_every_method import SETTINGS
 
 _STEP = "step-00000001"
+_TWO_SPLITS = {"moco": {"bn_splits": 2}, "infomin": {"bn_splits": 2}}
 
 
 def _engine(method, stage, **values):
     shared = {"batch_size_per_gpu": 8, "epochs": 2, "zero_stage": stage, "warmup_epochs": 0}
-    return small_engine(method, **{**shared, **SETTINGS.get(method, {}), **values})
+    return small_engine(method, **{**shared, **SMALL.get(method, {}), **_TWO_SPLITS.get(method, {}), **values})
 
 
 def _saved(engine, folder, method):
@@ -80,7 +81,7 @@ def test_every_stage_restores_the_checkpoint_of_another(tmp_path, optimizer):
                 restore(engine, tmp_path / str(former) / _STEP, card_of(engine, "dino"))
                 assert _different(_saved(engine, tmp_path / str(stage), "dino"), expected) == [], stage
             losses.append(train(engine, [1]))
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(losses[:1]).expand(5, 1))
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(losses[:1]).expand(5, -1, -1))
 
 
 def test_the_loss_scale_of_fp16_is_restored(tmp_path):
@@ -157,19 +158,6 @@ def sharded(images, tmp_path_factory):
     return train_few_steps(images, tmp_path_factory.mktemp("sharded") / "run", "--zero_stage", 3)
 
 
-def test_whole_tensors_of_stage_3_are_those_of_stage_0(simclr_run, sharded):
-    whole, joined = (whole_tensors(newest(run)) for run in (simclr_run, sharded))
-    assert read_card(newest(sharded)).zero_stage == 3
-    assert whole.keys() == joined.keys()
-    for name, tensor in whole.items():
-        torch.testing.assert_close(joined[name], tensor, rtol=1e-5, atol=1e-6)
-    for run, tensors in ((simclr_run, whole), (sharded, joined)):
-        backbone = whole_tensors(newest(run), "student.backbone.")
-        names = [name for name in tensors if name.startswith("student.backbone.")]
-        assert sorted(f"student.backbone.{name}" for name in backbone) == sorted(names)
-        assert len(names) == 30
-
-
 def test_whole_tensors_of_stage_3_have_tied_parameters(sharded, tmp_path):
     folder = shutil.copytree(newest(sharded), tmp_path / "tied")
     _forget_fingerprints(folder)
@@ -193,14 +181,14 @@ def test_whole_tensors_name_missing_damaged_and_unsafe_files(simclr_run, sharded
     file = folder / "mp_rank_00_model_states.pt"
     content = file.read_bytes()
     file.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
-    with pytest.raises(ConfigError, match=f"step-00000002 is corrupt: .*{file.name}"):
+    with pytest.raises(ConfigError, match=f"step-00000002: .*corrupt: .*{file.name}"):
         whole_tensors(folder)
     _forget_fingerprints(folder)
     for write, message in (
-        (lambda: file.write_bytes(content[: len(content) // 2]), r"step-00000002 is damaged \(.+\)"),
+        (lambda: file.write_bytes(content[: len(content) // 2]), r"step-00000002: is damaged \(.+\)"),
         (lambda: torch.save({"module": RunsCode(tmp_path / "marker")}, file), r"holds more than tensors \(.*mkdir\)"),
         (lambda: torch.save({"other": 1}, file), "is damaged .*'buffer_names'"),
-        (file.unlink, f"is incomplete: {file.name} is missing"),
+        (file.unlink, f"has no {file.name}"),
     ):
         write()
         with pytest.raises(ConfigError, match=message):
@@ -209,5 +197,5 @@ def test_whole_tensors_name_missing_damaged_and_unsafe_files(simclr_run, sharded
     parts = shutil.copytree(newest(sharded), tmp_path / "parts")
     shard = parts / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     shard.unlink()
-    with pytest.raises(ConfigError, match=f"is incomplete: {shard.name} is missing"):
+    with pytest.raises(ConfigError, match=f"has no {shard.name}"):
         whole_tensors(parts)

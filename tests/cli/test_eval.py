@@ -146,8 +146,8 @@ def _of_another_network(run, tmp_path):
 @pytest.mark.parametrize(
     ("harm", "line"),
     [
-        (_unfinished, "has no complete checkpoint; let it train on"),
-        (_half_written, "step-00000002 is broken: mp_rank_00_model_states.pt has 5,000 bytes"),
+        (_unfinished, "no complete checkpoint"),
+        (_half_written, "step-00000002: the checkpoint is corrupt: mp_rank_00_model_states.pt has 5,000 bytes"),
         (_of_another_network, "is of another network than this ResNet"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_half_written_checkpoint_is_one_line(simclr_run, tmp_path, capsys):
     (state,) = copy.glob("checkpoints/step-*/mp_rank_00_model_states.pt")
     state.write_bytes(state.read_bytes()[:5000])
     assert main(["export", str(copy), "--format", "safetensors", "--output", str(tmp_path / "n.safetensors")]) == 2
-    assert "step-00000002 is broken" in capsys.readouterr().err
+    assert "step-00000002: the checkpoint is corrupt" in capsys.readouterr().err
     assert not (tmp_path / "n.safetensors").exists()
 
 

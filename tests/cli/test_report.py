@@ -43,10 +43,10 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint(run, capsys):
     err = capsys.readouterr().err
     assert "never finished: 2 of 2 steps" in err
     assert "no map, no neighbours, no attention" in err
-    assert "has no complete checkpoint" in err
+    assert "no complete checkpoint" in err
     page = (run / "page.html").read_text()
     assert "never finished: 2 of 2 steps" in page
-    assert page.count("has no complete checkpoint") == 3
+    assert page.count("no complete checkpoint") == 3
 
 
 def test_data_that_is_gone(run, capsys):

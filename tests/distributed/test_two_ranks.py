@@ -12,7 +12,8 @@ from fasttrain.checkpoint.state import read, whole_tensors
 from fasttrain.checkpoint.store import publish, restore
 from fasttrain.distributed.world import World, initialise
 from tests.checkpoint.resume_on_ranks import RESUMED, STEP, card_of, engine_of, folder_of, other
-from tests.distributed.two_ranks import CASES, LAYERWISE, OPTIONS, full_state, steps
+from tests.checkpoints import train
+from tests.distributed.two_ranks import CASES, LAYERWISE, OPTIONS, full_state
 
 pytestmark = pytest.mark.slow
 _SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -136,7 +137,7 @@ def test_one_rank_resumes_from_the_checkpoint_of_two(results, folder, case):
     source = checkpoints / "2" / folder_of(case) / STEP
     assert restore(engine, source, card_of(case, engine)) == 2
     publish(engine, checkpoints / "here", card_of(case, engine), keep=False)
-    state = {"losses": torch.tensor(steps(engine, range(2, 3))), **full_state(engine)}
+    state = {"losses": torch.tensor(train(engine, range(2, 3))), **full_state(engine)}
     engine.close()
     here = read(checkpoints / "here" / STEP, 0, 1).whole()
     assert _different(here, read(source, case[1], 2).whole()) == []

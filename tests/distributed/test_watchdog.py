@@ -54,31 +54,21 @@ def _run(*arguments, **environment):
     return done.returncode, done.stderr, [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
 
 
-@pytest.mark.parametrize("holder", ["nothing", "gil"])
-def test_a_hang_ends_with_status_1_and_stacks_in_the_log(tmp_path, holder):
-    """A C call that holds the GIL stops every Python thread, and with them the line."""
-    status, _, lines = _run("-c", _SCRIPT, "step", holder, str(tmp_path))
+@pytest.mark.parametrize("case", ["step nothing log", "step gil log", "step nothing stderr", "start gil stderr"])
+def test_a_hang_ends_with_status_1_and_the_stacks(tmp_path, case):
+    """A C call that holds the GIL stops every Python thread, and with them the line that names the reason."""
+    what, holder, target = case.split()
     log = tmp_path / "rank-0.log"
+    status, err, lines = _run("-c", _SCRIPT, what, holder, str(tmp_path) if target == "log" else "")
+    stacks = log.read_text() if target == "log" else err
     assert status == 1
-    assert "in hang" in log.read_text()
+    assert "in hang" in stacks
     if holder == "gil":
-        assert "in _watch" in log.read_text()  # the other threads as well
+        assert "in wait" in stacks  # the other threads as well
     else:
         (line,) = lines
         assert line.startswith("fasttrain: rank 0 finished no step for 0.005 minutes (--watchdog_minutes)")
-        assert line.endswith(f"in {log}")
-
-
-def test_a_hang_without_a_folder_prints_its_stacks():
-    status, err, lines = _run("-c", _SCRIPT, "step", "nothing", "")
-    assert (status, len(lines)) == (1, 1)
-    assert "in hang" in err
-
-
-def test_a_start_that_holds_the_gil_ends():
-    status, err, _ = _run("-c", _SCRIPT, "start", "gil", "")
-    assert status == 1
-    assert "in hang" in err
+        assert line.endswith(f"in {log}" if target == "log" else "below")
 
 
 @pytest.mark.slow

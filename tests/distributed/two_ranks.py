@@ -22,8 +22,9 @@ from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.evaluate.features import extract
 from fasttrain.methods.kmeans import spherical_kmeans
-from fasttrain.pipelines import Batch, Loader, View, ViewRecipe
+from fasttrain.pipelines import Loader, View, ViewRecipe
 from fasttrain.pipelines.sources.base import ArraySource
+from tests.checkpoints import train
 
 BATCH = 16
 STEPS = 3
@@ -166,8 +167,7 @@ def training(method, entropy, stage, world, **options):
         "swav": {"queue_length": BATCH, "epoch_queue_starts": 0, "sinkhorn_iterations": 3},
     }.get(method, {})
     engine = make(method, entropy, stage, world, optimizer="sgd", lr=4.0, **extra, **options)
-    begin(engine)
-    losses = steps(engine, range(STEPS))
+    losses = train(engine, range(STEPS))
     state = full_state(engine)
     assert rank_dependent_buffers(engine.method, world) == []
     engine.close()
@@ -186,35 +186,6 @@ def make(method, entropy, stage, world, **values):
     return engine
 
 
-def begin(engine):
-    """Do the work before the first step of an epoch."""
-    if engine.method.needs_first_pass:
-        engine.first_pass(_batch(engine, index) for index in range(IMAGES // BATCH))
-        engine.start_epoch(0)
-
-
-def steps(engine, indices):
-    """Make some steps and return their losses. Step k has the same global batch in every engine of a method."""
-    losses = []
-    for index in indices:
-        step = engine.step_at(index, measure=True)
-        objective = engine.micro_step(_batch(engine, index), step)
-        engine.update(step)
-        bound = objective.bound
-        local = [objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]
-        losses.append(engine.mean(local))
-    return losses
-
-
-def _batch(engine, index):
-    """Return this rank's part of global batch ``index``."""
-    generator = torch.Generator().manual_seed(1 + index)
-    sizes, world = engine.views.groups, engine.world
-    views = [torch.randn(count, BATCH, 1, size, size, generator=generator) for size, count in sizes]
-    local = tuple(v.chunk(world.size, dim=1)[world.rank] for v in views)
-    return Batch(local, None, torch.arange(BATCH).chunk(world.size)[world.rank] + index * BATCH)
-
-
 def layerwise(name, stage, world):
     """Return the weights before and after some steps of LARS or LAMB, at rates that move a weight by 0.5 % and 10 %."""
     lr = {"lars": 32.0, "lamb": 0.8}[name]
@@ -222,7 +193,7 @@ def layerwise(name, stage, world):
     with sub_groups(1000 if (name, stage) == ("lamb", 3) else None):
         engine = make("swav", False, stage, world, optimizer=name, lr=lr, freeze_prototypes_epochs=1 / STEPS)
     before = full_state(engine)
-    losses = steps(engine, range(STEPS))
+    losses = train(engine, range(STEPS))
     state = full_state(engine)
     engine.close()
     return {"losses": torch.tensor(losses), "before": before, "after": state}
@@ -247,7 +218,7 @@ def sub_groups(size):
 def consolidated(world, folder):
     """Return every tensor after a few steps at stage 3, and publish its checkpoint, which has them in parts."""
     engine = make("dino", True, 3, world, drop_path_rate=0.0, norm_last_layer=False)
-    steps(engine, range(2))
+    train(engine, range(2))
     publish(engine, folder, Card("dino", True, "conv_small", "sgd", 2, world.size, engine.stage, "0"), keep=True)
     state = full_state(engine)
     engine.close()

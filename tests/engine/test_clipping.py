@@ -1,7 +1,5 @@
 """Clipping of each parameter's gradient, whole and from shards. Two ranks: tests/distributed/test_two_ranks.py."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 
 from fasttrain.engine.clipping import clip_each_parameter
 from fasttrain.engine.shards import Shards
+from fasttrain.engine.zero_files import spans
 from fasttrain.optim.layerwise import Piece
 
 
@@ -72,21 +71,19 @@ def test_fp16_limit_applies_to_the_unscaled_gradient(kind):
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 4), st.integers(0, 3))
 def test_shards_of_any_cut_are_clipped_like_whole_parameters(sizes, ranks, padding):
     gradients = _random([(n,) for n in sizes])
-    flat, starts = torch.cat(gradients), [sum(sizes[:i]) for i in range(len(sizes))]
-    edges = [len(flat) * r // ranks for r in range(ranks + 1)]
+    flat, names = torch.cat(gradients), [str(number) for number in range(len(sizes))]
+    parts = torch.tensor_split(flat, ranks)
+    cut = spans(dict(zip(names, sizes, strict=True)), parts, 2)
     squares = [float(g.square().sum()) for g in gradients]  # the result of the reduction over ranks
     clipped = []
-    for low, high in pairwise(edges):
-        layout = [
-            Piece(max(start, low) - low, max(0, min(start + size, high) - max(start, low)))
-            for start, size in zip(starts, sizes, strict=True)
-        ]
+    for rank, part in enumerate(parts):
+        layout = [Piece(*cut[name][rank]) for name in names]
 
         def shards(shard, layout=layout):
             result = Shards({shard: layout}, None, torch.device("cpu"))
             object.__setattr__(result, "sum_over_ranks", lambda x: x.copy_(torch.tensor(squares, dtype=x.dtype)))
             return result
 
-        padded = torch.cat([flat[low:high], torch.full((padding,), float("nan"), dtype=torch.float64)])
-        clipped.append(_clipped([padded], 0.3, shards)[0][: high - low])
+        padded = torch.cat([part, torch.full((padding,), float("nan"), dtype=torch.float64)])
+        clipped.append(_clipped([padded], 0.3, shards)[0][: len(part)])
     torch.testing.assert_close(torch.cat(clipped), torch.cat(_reference(gradients, 0.3)))

@@ -13,7 +13,6 @@ from torch import nn
 from fasttrain.models.heads import Prototypes
 from fasttrain.optim.layerwise import Lamb, Lars
 from fasttrain.optim.optimizers import (
-    NAMES,
     ParameterRule,
     apex_lamb,
     create_optimizer,
@@ -99,21 +98,6 @@ def test_rule_with_a_negative_scale_raises(name, value):
         ParameterRule(**{name: value})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_lowers_a_loss(name):
-    torch.manual_seed(0)
-    net, target = nn.Linear(3, 1), torch.randn(8, 3)
-    optimizer = create_optimizer(name, [{"params": list(net.parameters()), "weight_decay": 1e-4}], lr=0.1)
-    losses = []
-    for _ in range(20):
-        loss = (net(target) - 1).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-
-
 def test_unknown_optimizer_lists_the_known_ones():
     with pytest.raises(ValueError, match="adamw, sgd, lars, lamb"):
         create_optimizer("adamm", [], lr=1)
@@ -148,15 +132,6 @@ def install_apex(monkeypatch, tmp_path):
     return install
 
 
-def test_lamb_with_nvidias_apex_is_apexs(install_apex):
-    install_apex("nvidia")
-    groups = [{"params": [SimpleNamespace(is_cuda=True)], "weight_decay": 0.1}]
-    optimizer = create_optimizer("lamb", groups, lr=0.5)
-    assert isinstance(optimizer, _FusedLAMB)
-    assert (optimizer.groups, optimizer.settings) == (groups, {"lr": 0.5, "max_grad_norm": math.inf})
-    assert "apex's FusedLAMB" in in_use()
-
-
 @pytest.mark.parametrize("kind", ["absent", "pypi", "nvidia without extensions", "failing"])
 def test_lamb_without_nvidias_apex_is_ours(install_apex, kind):
     install_apex(kind)
@@ -180,4 +155,8 @@ def test_apex_is_used_only_where_its_steps_are_the_same(
     install_apex("nvidia")
     monkeypatch.setattr(nn.Parameter, "is_cuda", on_gpu, raising=False)
     groups = [{"params": [nn.Parameter(torch.ones(2))], "weight_decay": weight_decay, "layerwise": True}]
-    assert type(create_optimizer(name, groups, lr=0.1, sharded=sharded)) is kind
+    optimizer = create_optimizer(name, groups, lr=0.1, sharded=sharded)
+    assert type(optimizer) is kind
+    if kind is _FusedLAMB:
+        assert (optimizer.groups, optimizer.settings) == (groups, {"lr": 0.1, "max_grad_norm": math.inf})
+        assert "apex's FusedLAMB" in in_use()

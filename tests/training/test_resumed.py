@@ -92,7 +92,7 @@ def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(straight, imag
     capsys.readouterr()
     assert main(given) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert re.search("step-00000007 is corrupt: mp_rank.*; resuming from step-00000006", out), out
+    assert re.search("step-00000007: .*corrupt: mp_rank.*; resuming from step-00000006", out), out
     assert_same_run(tmp_path, straight[0])
 
 
@@ -115,7 +115,7 @@ def _copy(run, folder):
 def test_a_checkpoint_of_another_run_is_refused(straight, images, tmp_path, capsys, more, message):
     assert main(flags(images, tmp_path, "--resume", straight[0], *more)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fasttrain: checkpoint {straight[0]}/checkpoints/step-00000008 ")
+    assert line.startswith(f"fasttrain: {straight[0]}/checkpoints/step-00000008: ")
     assert "--resume never" in line
     assert re.search(message, line), line
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_run_is_refused(straight, images, tmp_path, caps
 def test_a_checkpoint_of_another_method_is_refused(straight, images, tmp_path, capsys):
     assert main(flags(images, tmp_path, "--resume", straight[0], "--drop_path_rate", 0, method="dino")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is of method 'simclr', this run of 'dino'; use that setting, another --output_dir, or --resume" in line
+    assert "is of method 'simclr', this run of 'dino'" in line
 
 
 class _RunsCode:
@@ -146,9 +146,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(straight, images, tmp_path,
     (file.parent / "fasttrain.json").write_text(json.dumps(card))
     assert main(flags(images, run)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fasttrain: checkpoint {file.parent} holds more than tensors (")
+    assert line.startswith(f"fasttrain: {file.parent}: holds more than tensors (")
     assert ".mkdir) and is not loaded: opening it could run code. If you trust it, save its tensors again" in line
-    assert line.endswith("; choose another or --resume never")
+    assert line.endswith("--resume never.")
     assert not marker.exists()
     torch.load(file, weights_only=False)
     assert marker.exists()  # so the file would have done it
@@ -165,6 +165,6 @@ def test_a_damaged_checkpoint_is_refused(straight, images, tmp_path, capsys, dam
         file.write_bytes(kept)
     assert main(flags(images, run)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fasttrain: checkpoint {file.parent} is corrupt: {file.name} ")
-    assert line.endswith("; choose another or --resume never")
+    assert line.startswith(f"fasttrain: {file.parent}: the checkpoint is corrupt: {file.name} ")
+    assert line.endswith("--resume never.")
     assert len(lines(run / "metrics.jsonl")) == 8  # nothing of the run is lost
