@@ -5,9 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,9 +18,11 @@ from fasttrain.cli import eval as evaluation
 from fasttrain.cli import export as exporting
 from fasttrain.cli import plan as planning
 from fasttrain.cli import report as reporting
+from fasttrain.cli import views
+from fasttrain.cli.source import SourceOptions
+from fasttrain.config.arguments import _parser
 from fasttrain.config.resolve import resolve
 from fasttrain.pipelines import View
-from fasttrain.report import contact_sheet as views
 from tests.doc_commands import DOCS, PAGES, commands, fasttrain_words, shell_commands
 
 _ROOT = Path(__file__).parent.parent
@@ -41,18 +43,25 @@ def test_site_builds_without_a_warning(tmp_path):
     assert not re.search(r":(?:class|func|meth|mod):", api)
 
 
+class Parsed(Exception):
+    """Raised where a command has checked its arguments and starts its work."""
+
+
 @pytest.fixture
 def parse_only(monkeypatch):
-    """Replace the work of the commands, so that they only parse and check their arguments."""
-    picture = SimpleNamespace(save=lambda path: None)
-    monkeypatch.setattr(evaluation, "_evaluate", lambda options: 0)
-    monkeypatch.setattr("fasttrain.pretrained.open_backbone", lambda options: SimpleNamespace(name="it"))
-    monkeypatch.setattr(exporting, "_publish", lambda path, write: "")
-    monkeypatch.setattr(planning, "forecast", lambda *options: SimpleNamespace(chosen=0))
-    monkeypatch.setattr(planning, "show", lambda forecast: None)
-    monkeypatch.setattr(planning, "_write", lambda path, forecast: None)
-    monkeypatch.setattr(reporting, "report", lambda runs, output, images: (Path("report.html"), 0))
-    monkeypatch.setattr(views, "contact_sheet", lambda config, count: picture)
+    """End each command where its work starts."""
+
+    def end(*arguments, **options):
+        raise Parsed
+
+    for module, name in (
+        (evaluation, "open_backbone"),
+        (exporting, "open_backbone"),
+        (planning, "forecast"),
+        (reporting, "write_report"),
+        (views, "contact_sheet"),
+    ):
+        monkeypatch.setattr(module, name, end)
 
 
 def _status(words):
@@ -61,6 +70,8 @@ def _status(words):
         words = [*words, "--print_config"]
     try:
         return cli.main(words)
+    except Parsed:
+        return 0
     except SystemExit as end:  # --help
         return end.code
 
@@ -105,12 +116,17 @@ def test_scripts_and_modules_in_commands_exist():
 
 def _flags():
     """Return all flags of all commands."""
-    from fasttrain.config.arguments import _parser
-
-    parsers = [planning._parser(), *(_parser(methods.load(name)) for name in methods.names())]
+    parsers = [_parser(methods.load(name)) for name in methods.names()]
     flags = {option for parser in parsers for action in parser._actions for option in action.option_strings}
-    sources = [*(_ROOT / "fasttrain" / "cli").glob("*.py"), _ROOT / "fasttrain" / "pretrained.py"]
-    return flags | set(re.findall(r'add_argument\("(--\w+)"', "".join(path.read_text() for path in sources)))
+    classes = (
+        planning.PlanOptions,
+        evaluation.EvalOptions,
+        exporting.ExportOptions,
+        reporting.ReportOptions,
+        views.ViewsOptions,
+        SourceOptions,
+    )
+    return flags | {f"--{field.name}" for options in classes for field in fields(options)} | {"--views"}
 
 
 def _replacements():
