@@ -22,7 +22,9 @@ _SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".html", ".txt"}
 _SKIPPED = {"LICENSE", "tests/public_api.txt", ".ci/prose.py"}
 
 _PER = "GPU|rank|step|second|image|row|epoch|batch|view|node|token|micro-step|head|parameter|core|week|day"
-_UNITS = "memory|images|ms|seconds|bytes|rows|tokens|microseconds|steps|numbers?|elements|messages|products|times|once|twice"
+_UNITS = (
+    "memory|images|ms|seconds|bytes|rows|tokens|microseconds|steps|numbers?|elements|messages|products|times|once|twice"
+)
 CONSTRUCTIONS = {
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\banew\b": "again",
@@ -35,7 +37,7 @@ CONSTRUCTIONS = {
     r"\b(go|goes|went|going) on from\b|\bgoes on\b": "resume, continue",
     r"\b(take|takes|took|taken|taking) up\b": "resume, use",
     r"\bcut anew\b": "reshard",
-    r"\b(pass|passes|passed|passing) over\b": "skip",
+    r"\b(passed|passing) over\b|\bpass(es)? over (it|them|a broken|a corrupt|what)\b": "skip",
     r"\bdoubts?\b": "warning",
     r"\bbeside\b": "next to, with, alongside",
     r"\bwhat is there\b": "installed, available",
@@ -46,7 +48,7 @@ CONSTRUCTIONS = {
     r"\bso (many|often|long) (as|that|images|ranks|times|steps)\b": "N, or split the sentence",
     r"\b(is|are|was|were|be) told\b|\btold (by|of|apart)\b": "reported, set",
     r"\bnats apart\b|\bpoints below\b": "differ by N nats, N points lower",
-    r"\bof late\b|\bfor good\b|\bat most so\b": "recently, permanently",
+    r"\bof late\b|(?-i:\bfor good\b)|\bat most so\b": "recently, permanently",
     r"\bas it stands\b|\bas they stand\b": "unchanged, as written",
     r"\bwhoever\b|\bwhichever way\b|\bwherever a\b": "name the thing",
     rf"\b({_UNITS}) an? ({_PER})\b": "per",
@@ -54,7 +56,9 @@ CONSTRUCTIONS = {
 }
 """Regular expressions of constructions, and the plain form."""
 
-NAMES = frozenset("found given held told there wanted everyone asked doubts mend mended mine".split())
+NAMES = frozenset(
+    ["found", "given", "held", "told", "there", "wanted", "everyone", "asked", "doubts", "mend", "mended", "mine"]
+)
 """Names that say nothing: participles and adverbs. Use nouns of the field for variables, verbs for functions."""
 
 

@@ -1,4 +1,4 @@
-"""What the kernel benchmarks measure with: threads, time, memory, the rate of plain products, and the machine."""
+"""Measure for the benchmarks: threads, time, memory, the rate of plain matrix products, and the machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from bench import ROOT
 
 _SGEMM_SIZE = 4096
 _PACKAGES = (
@@ -26,13 +28,13 @@ _PACKAGES = (
 )
 
 
-_LONGEST_LEAD = 0.03  # seconds of work before a call that is timed: longer ones are not held up by their start
+_LONGEST_LEAD = 0.03  # seconds of work before a timed call; a longer call is not delayed by its launches
 
 
 def prepare(threads: int) -> None:
-    """Fix the number of threads of everything that runs here. To be called before torch is imported."""
+    """Set the number of threads of torch, OpenMP and MKL. Call it before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler
     import torch
 
     torch.set_num_threads(threads)
@@ -46,16 +48,16 @@ def seconds_per_call(call: Callable[[], Any], calls: int = 1) -> float:
 
 
 class DeviceClock:
-    """Seconds of one call by the GPU's own clock, after a call that only warms up and with an empty L2 cache.
+    """Time one call by the GPU's clock, after a warm-up call and with an empty L2 cache.
 
-    The GPU is kept busy until the host has started all of the call's kernels, as a training step keeps it: what the
-    host needs is ``host_seconds``. ``call`` must not wait for the device itself.
+    The GPU stays busy until the host has launched all kernels of the call, as in a training step. ``host_seconds``
+    measures the launches. ``call`` must not wait for the device.
     """
 
     def __init__(self) -> None:
         import torch
 
-        self._l2 = torch.empty(256 << 20, dtype=torch.int8, device="cuda")  # more than any GPU's
+        self._l2 = torch.empty(256 << 20, dtype=torch.int8, device="cuda")  # larger than the L2 cache of any GPU
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         self._clear = min(self._between(self._l2.zero_) for _ in range(3))
 
@@ -76,7 +78,7 @@ class DeviceClock:
 
 
 def host_seconds(call: Callable[[], Any], times: int = 5) -> float:
-    """Least time in which a call has come back, its kernels started but on a GPU not done."""
+    """Return the shortest time until a call returns; on a GPU its kernels are launched then, but not finished."""
     return min(_issued(call) for _ in range(times))
 
 
@@ -89,7 +91,10 @@ def _issued(call: Callable[[], Any]) -> float:
 
 
 def in_turn(timers: Sequence[Callable[[], float]], *, fewest: int, most: int, seconds: float) -> list[list[float]]:
-    """What each timer says, round by round; who goes first moves on. No new round once ``seconds`` have passed."""
+    """Return the times of each timer, round by round. The first timer of a round changes with every round.
+
+    No round starts after ``seconds``, except the ``fewest`` first ones.
+    """
     started = time.perf_counter()
     times: list[list[float]] = [[] for _ in timers]
     for number in range(most):
@@ -106,7 +111,7 @@ def least_and_median(values: Sequence[float]) -> dict[str, float]:
 
 
 class Sgemm:
-    """The processor's own rate: fp32 products of two 4096 x 4096 matrices, timed between the benchmarks."""
+    """Measure the rate of plain fp32 products of two 4096 x 4096 matrices between the benchmarks."""
 
     flops = 2 * _SGEMM_SIZE**3
 
@@ -116,7 +121,7 @@ class Sgemm:
         self._operands: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
-        """One product."""
+        """Compute one product."""
         import torch
 
         if not self._operands:
@@ -127,23 +132,23 @@ class Sgemm:
             torch.cuda.synchronize()
 
     def measure(self, times: int = 3) -> None:
-        """Add a few to the record; the first product of all only warms up."""
+        """Time ``times`` products. The first product of all is a warm-up."""
         if not self.rates:
             self()
         self.rates += [self.flops / seconds_per_call(self) for _ in range(times)]
 
     @property
     def best(self) -> float:
-        """Operations a second, of the fastest product so far."""
+        """Return the operations per second of the fastest product."""
         return max(self.rates)
 
 
 def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
-    """The most bytes that ``call`` holds at once beyond what was held before it, results and gradients included.
+    """Return the peak memory of ``call`` in bytes beyond the memory in use before it, results and gradients included.
 
-    On the CPU: every allocation and release that torch's allocator reports to the profiler, those inside custom
-    operators, compiled code, out= and in-place calls too. Not seen: what a library takes from elsewhere (KeOps' and
-    MKL's own scratch). Run ``call`` once before, so that caches and compilation do not count.
+    On the CPU the profiler reports every allocation and release of torch's allocator, also in custom operators,
+    compiled code, out= and in-place calls. It misses memory of other allocators (scratch of KeOps and MKL). Run
+    ``call`` once before, so that caches and compilation do not count.
     """
     import torch
 
@@ -156,33 +161,33 @@ def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
+    current = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        current += event.nbytes()
+        peak = max(peak, current)
     return peak
 
 
 class Bystanders:
-    """How much of the machine other processes use, from the making of this object on."""
+    """Measure the share of the machine that other processes use, from the construction of this object on."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter(), busy_seconds() - time.process_time()
 
     def part(self) -> float:
-        """Of all cores; 0 on a quiet machine."""
+        """Return the share of all cores; 0 on a quiet machine."""
         elapsed, others = time.perf_counter() - self._start[0], busy_seconds() - time.process_time() - self._start[1]
         return max(0.0, others / elapsed / (os.cpu_count() or 1))
 
 
 def busy_seconds() -> float:
-    """CPU seconds of all the machine since it started, those that its host gave to others included."""
+    """Return the CPU seconds of the machine since its start, including time that its host gave to other machines."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Everything that a reader needs to know beside a figure."""
+    """Return processor, threads, device, load and package versions, which belong to every figure."""
     import torch
 
     about = {
@@ -202,13 +207,13 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that runs, or why it is not known: a copy without git's folder, or no git."""
+    """Return the current commit, or a text if git or its folder is missing."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown: no git here"
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def processor() -> str:
@@ -219,10 +224,10 @@ def processor() -> str:
 
 
 def title(about: dict[str, Any]) -> str:
-    """The machine in one line."""
-    where = "" if about["device"] == "cpu" else f", {about['device']}"
+    """Return the machine in one line."""
+    device = "" if about["device"] == "cpu" else f", {about['device']}"
     packages = ", ".join(f"{name} {about[name]}" for name in _PACKAGES)
     return (
-        f"{about['processor']}{where}, {about['threads']} threads on {about['cores']} cores, "
+        f"{about['processor']}{device}, {about['threads']} threads on {about['cores']} cores, "
         f"load {about['load_before']:.2f} before; python {about['python']}, {packages}"
     )

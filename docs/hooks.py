@@ -1,4 +1,4 @@
-"""Docstrings name things by Sphinx's roles, which Markdown does not know: leave the name in code, drop the role."""
+"""Remove Sphinx's roles from the pages: docstrings use them, and Markdown does not know them."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _ROLE = re.compile(r":(?:class|func|meth|mod):(?=<code>|`|<span)")
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """The page without the roles."""
+    """Return the page without the roles. The names stay in code."""
     return _ROLE.sub("", html)

@@ -149,7 +149,7 @@ def train(
             same ``output_dir`` resumes from it.
         Crashed: any other error.
 
-    Source: the methods are those of docs/methods.md; the bound is arXiv 2307.10907, equation 2.
+    Source: docs/methods.md lists the papers of the methods; the bound is arXiv 2307.10907, equation 2.
     """
     arguments = dict(locals())  # the signature's own names and values, before any other local variable
     from .distributed.world import World, initialise, prepare_environment

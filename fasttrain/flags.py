@@ -55,5 +55,7 @@ def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
         text = _RANGES.get(first["type"])
         reason = first["msg"].lower() if text is None else text.format(**first.get("ctx", {}))
+        if not name:  # the check of several values together, which names them itself
+            raise ConfigError(str(first.get("ctx", {}).get("error", reason))) from None
         raise ConfigError(f"--{name}: {reason}, got {first['input']!r}") from None
     return settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,13 @@ from torch import nn
 
 from .checkpoint.card import newest, read_card
 from .checkpoint.state import whole_tensors
-from .config.resolve import PIXELS, Config, load_method, read_yaml, resolve
+from .config.resolve import Config, load_method, read_yaml, resolve
 from .config.settings import MODULE
 from .errors import ConfigError, unknown_name
 from .models.architectures import create_backbone, create_timm, has_cifar_stem, has_one_size, timm_name, vit_options
 from .models.sensors import Sensors
 from .models.weights import load_weights, read_metadata, read_weights
-from .pipelines import View, ViewRecipe
+from .pipelines import Pixels, View, ViewRecipe
 
 Branch = Literal["teacher", "student"]
 
@@ -40,11 +40,7 @@ class Blueprint:
     """Input channels of each encoder; CMC has two."""
     patch_size: int | None = None
     num_heads: int | None = None
-    channels: int = 3
-    color_space: Literal["rgb", "lab", "ycbcr"] = "rgb"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: Literal["linear", "cubic"] = "cubic"
+    pixels: Pixels = Pixels()
 
     def build(self) -> nn.Module:
         """Return the network, untrained. Raise ConfigError for an unknown name."""
@@ -64,7 +60,7 @@ class Blueprint:
         if len(encoders) == 1:
             return encoders[0]
         remaining = iter(encoders)
-        return Sensors(lambda _: next(remaining), self.encoders, self.color_space != "rgb")
+        return Sensors(lambda _: next(remaining), self.encoders, self.pixels.color_space != "rgb")
 
     def _encoder(self, channels: int) -> nn.Module:
         return create_backbone(
@@ -72,9 +68,9 @@ class Blueprint:
         )
 
     @property
-    def pixels(self) -> ViewRecipe:
-        """The pixel format, with one view of the network's size."""
-        return ViewRecipe((View(size=self.size),), **{name: getattr(self, name) for name in PIXELS})
+    def recipe(self) -> ViewRecipe:
+        """A recipe of one view of the network's size, in its pixel format."""
+        return ViewRecipe((View(size=self.size),), pixels=self.pixels)
 
     @classmethod
     def of(cls, config: Config) -> Blueprint:
@@ -86,15 +82,18 @@ class Blueprint:
             encoders=load_method(config.method, config.plugin).encoder_channels(views),
             patch_size=t.patch_size,
             num_heads=t.num_heads,
-            **{name: getattr(views, name) for name in PIXELS},
+            pixels=views.pixels,
         )
 
     @classmethod
     def read(cls, values: Mapping[str, Any], path: Path) -> Blueprint:
         """Return the blueprint from the values of :meth:`as_dict` in a file. Raise ConfigError if they are invalid."""
+        names = {field.name for field in fields(Pixels)}
+        pixels = {name: value for name, value in values.items() if name in names}
+        others = {name: value for name, value in values.items() if name not in names}
         try:
-            blueprint: Blueprint = TypeAdapter(cls).validate_python(dict(values))
-            _ = blueprint.pixels
+            blueprint: Blueprint = TypeAdapter(cls).validate_python(others | {"pixels": pixels})
+            _ = blueprint.recipe
             return blueprint
         except ValidationError as error:
             reason = error.errors()[0]["msg"].lower()
@@ -103,8 +102,10 @@ class Blueprint:
         raise ConfigError(f"{path}: does not describe its network: {reason}. Export it again.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values, without nesting."""
+        values = asdict(self)
+        pixels: dict[str, Any] = values.pop("pixels")
+        return values | pixels
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Backbone:
 def from_run(path: Path, which: Branch | None = None, *, network: nn.Module | None = None) -> Backbone:
     """Return the backbone of a run's newest checkpoint, or of one of its checkpoints, from any ZeRO stage.
 
-    ``which`` selects the teacher's or the student's backbone; the default is the one that the method evaluates.
+    ``which`` selects the teacher's or the student's backbone; the default is the teacher, if the method has one.
     ``network`` is the module that was trained with ``fasttrain.train(model=...)``; it is copied. Raise ConfigError for
     a run without a complete checkpoint, a corrupt checkpoint, and a teacher that the method does not have.
     """
@@ -177,15 +178,18 @@ def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = N
         arch=name,
         size=size or data["input_size"][1],
         stock=True,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation="linear" if data["interpolation"] == "bilinear" else "cubic",
+        pixels=Pixels(
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            interpolation="linear" if data["interpolation"] == "bilinear" else "cubic",
+        ),
     )
     if pretrained is not None:
         load_weights(network, read_weights(pretrained), str(pretrained))
         if values := read_metadata(pretrained):
-            ours = Blueprint.read(values, pretrained)
-            blueprint = replace(blueprint, mean=ours.mean, std=ours.std, interpolation=ours.interpolation)
+            ours = Blueprint.read(values, pretrained).pixels
+            pixels = replace(blueprint.pixels, mean=ours.mean, std=ours.std, interpolation=ours.interpolation)
+            blueprint = replace(blueprint, pixels=pixels)
     return Backbone(network, blueprint, f"timm {name}, {pretrained.name if pretrained else f'random, seed {seed}'}")
 
 

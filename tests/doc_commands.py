@@ -1,4 +1,4 @@
-"""The commands that the documentation shows."""
+"""Find the commands that the documentation shows."""
 
 import re
 import shlex
@@ -8,11 +8,11 @@ _ROOT = Path(__file__).parent.parent
 DOCS = sorted((_ROOT / "docs").glob("*.md"))
 PAGES = [_ROOT / "README.md", *DOCS]
 _PARTIAL = {"fasttrain report --views"}
-"""Commands that a sentence names without the flags that go with them."""
+"""Commands that a sentence names without the flags they need."""
 
 
 def shell_commands(text):
-    """Simple commands of the bash blocks, as lists of words; what stands for something else (``...``) is left out."""
+    """Yield the simple commands of the bash blocks as lists of words, without the placeholder ``...``."""
     for block in re.findall(r"^ *```bash\n(.*?)^ *```$", text, re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.shlex(line, posix=True, punctuation_chars="&;|")
@@ -26,8 +26,8 @@ def shell_commands(text):
                     command.append(word)
 
 
-def ours(words):
-    """What ``fasttrain`` is given by a command, its launcher taken off; None for the commands of others."""
+def fasttrain_words(words):
+    """Return the arguments of ``fasttrain`` in a command, without its launcher; None for any other command."""
     for start in ("fasttrain/run.py", "examples/slurm.sh"):
         if start in words:
             return ["train", *words[words.index(start) + 1 :]]
@@ -37,12 +37,12 @@ def ours(words):
 
 
 def commands(page):
-    """Arguments of ``fasttrain`` in every command of a page, its blocks and its sentences."""
+    """Return the arguments of ``fasttrain`` in every command of a page, in blocks and in sentences."""
     text = page.read_text()
-    found = list(shell_commands(text))
-    # In a sentence, where it is whole: without choices, and options left open.
+    result = list(shell_commands(text))
+    # A sentence counts if it shows a whole command: no choices, and no options left open.
     spans = re.findall(r"`(fasttrain (?:train|plan|eval|export|report|doctor) [^`\n]*-[^`\n]*|--method [^`\n]*)`", text)
     for span in spans:
         if span not in _PARTIAL and not set("|[…") & set(span) and not re.search(r" M\b|\.\.\.", span):
-            found.append(shlex.split(span if span.startswith("fasttrain") else f"fasttrain train {span}"))
-    return [words for words in map(ours, found) if words]
+            result.append(shlex.split(span if span.startswith("fasttrain") else f"fasttrain train {span}"))
+    return [words for words in map(fasttrain_words, result) if words]

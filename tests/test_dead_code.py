@@ -24,7 +24,6 @@ _USED_FROM_OUTSIDE = {
     "caption": "page.html reads it",
     "slope": "rand_augment._column reads it by its name",
     "signed": "rand_augment._column reads it by its name",
-    "extra_info": "pytest-benchmark writes it down",
 }
 
 

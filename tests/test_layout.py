@@ -93,7 +93,7 @@ def test_package_imports_nothing_but_the_api_and_errors():
 
 
 def test_root_has_at_most_nine_modules():
-    modules = [path for path in (_ROOT / "fasttrain").glob("*.py")]
+    modules = list((_ROOT / "fasttrain").glob("*.py"))
     assert len(modules) <= 9
 
 

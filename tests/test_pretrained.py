@@ -19,6 +19,7 @@ from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method
 from fasttrain.errors import ConfigError
 from fasttrain.models.weights import metadata
+from fasttrain.pipelines import Pixels
 from fasttrain.pretrained import (
     Blueprint,
     from_file,
@@ -96,7 +97,7 @@ def test_blueprint_builds_the_network_of_the_method(method, values):
     assert Blueprint.read(json.loads(json.dumps(blueprint.as_dict())), Path("f")) == blueprint
     network = blueprint.build().eval()
     network.load_state_dict(expected.state_dict())
-    images = torch.randn(2, blueprint.channels, blueprint.size, blueprint.size)
+    images = torch.randn(2, blueprint.pixels.channels, blueprint.size, blueprint.size)
     with torch.no_grad():
         assert torch.equal(network(images), expected(images))
 
@@ -125,7 +126,7 @@ def test_stock_model_is_built_for_another_size(tmp_path):
 def test_stock_model_is_normalised_for_its_weights(tmp_path):
     """timm's vit_tiny_patch16_224 is for weights that want 0.5, and so were ours evaluated."""
     network = from_timm("vit_tiny_patch16_224").network
-    ours = Blueprint("vit_tiny", 224, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2), interpolation="linear")
+    ours = Blueprint("vit_tiny", 224, pixels=Pixels(mean=(0.4,) * 3, std=(0.2,) * 3, interpolation="linear"))
     save_file(network.state_dict(), tmp_path / "ours.safetensors", metadata=metadata(ours.as_dict()))
     save_file(network.state_dict(), tmp_path / "any.safetensors")
     for name, file, mean in (
@@ -134,7 +135,7 @@ def test_stock_model_is_normalised_for_its_weights(tmp_path):
         ("vit_small_patch16_224.dino", None, 0.485),
     ):
         backbone = from_timm(name, pretrained=file and tmp_path / f"{file}.safetensors").blueprint
-        assert backbone.mean[0] == mean
+        assert backbone.pixels.mean[0] == mean
 
 
 def test_stock_model_of_an_impossible_size_is_refused():

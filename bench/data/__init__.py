@@ -1,1 +1,1 @@
-"""Reading, decoding and augmenting."""
+"""Benchmarks of reading, decoding and augmenting images."""

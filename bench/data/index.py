@@ -1,11 +1,11 @@
-"""What opening a data set of ImageNet's size costs: seconds and memory of the index, before the first image is read.
+"""Measure the time and memory to open a data set of ImageNet's size, before the first image is read.
 
     taskset -c 1 python -m bench.data.index            # folder, tar, tfrecord; --images 128000 for a tenth of it
 
-The folder has as many empty files as ImageNet has images, in 1,000 classes. The shards are one file of 1,000 samples
-(headers, labels and holes for the images of 110 kB) under 1,281 names, so that what is timed is our work and the
-system calls, on a warm cache; cold, every sample costs the storage one read of 4 kB. Each case is a process of its own,
-and cpu_seconds are its own where others use the cores too. One rank; each rank has its own index.
+The folder has one empty file per ImageNet image, in 1,000 classes. The shards are one file of 1,000 samples (headers,
+labels, and holes for images of 110 kB) under 1,281 names. So the time is our work and the system calls on a warm cache.
+On a cold cache every sample costs one read of 4 kB from storage. Each case runs in a process of its own. Use
+``cpu_seconds`` where other processes use the cores. The figures are for one rank; each rank has its own index.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from bench import RESULTS, ROOT
+
 IMAGES, CLASSES, SHARD, IMAGE_BYTES = 1_281_167, 1_000, 1_000, 110_000
 MIB = 2**20
 
 
 def make_folder(folder: Path, images: int) -> Path:
-    """Empty files named as in ImageNet's training set."""
+    """Write empty files with the names of ImageNet's training set."""
     for label in range(CLASSES):
         name = f"n{1440764 + 4321 * label:08}"
         (folder / name).mkdir()
@@ -38,7 +39,7 @@ def make_folder(folder: Path, images: int) -> Path:
 
 
 def make_tars(folder: Path, images: int) -> Path:
-    """Shards as webdataset writes them: label and image of a sample beside each other."""
+    """Write shards as webdataset does, with label and image of a sample next to each other."""
     with (folder / "one").open("wb") as file:
         for k in range(SHARD):
             for name, size in ((f"{k:06}.cls", 3), (f"{k:06}.jpg", IMAGE_BYTES)):
@@ -53,8 +54,7 @@ def make_tars(folder: Path, images: int) -> Path:
 
 
 def make_records(folder: Path, images: int) -> Path:
-    """Shards as TensorFlow's scripts write ImageNet: the image is one of ten features."""
-    sys.path.insert(0, str(ROOT))
+    """Write shards as TensorFlow's ImageNet scripts do, with the image as one of ten features."""
     from tests.pipelines.sources.shard_files import example, write_tfrecord
 
     def records() -> Iterator[bytes]:
@@ -87,7 +87,7 @@ CASES: dict[str, Callable[[Path, int], Path]] = {"folder": make_folder, "tar": m
 
 
 def measure(path: str, cache: str | None) -> dict[str, float]:
-    """Open a data set in this process; memory is beside what the imports take."""
+    """Open a data set in this process. Memory is measured beyond the memory of the imports."""
     import psutil
 
     from fasttrain.pipelines import open_source
@@ -97,7 +97,7 @@ def measure(path: str, cache: str | None) -> dict[str, float]:
     before, started, computed = process.memory_info().rss, time.perf_counter(), time.process_time()
     source = open_source(path, cache=Path(cache) if cache else None).train
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - computed
-    held = process.memory_info().rss
+    resident = process.memory_info().rss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started = time.perf_counter()
     order = epoch_order(0, 0, len(source))
@@ -108,26 +108,26 @@ def measure(path: str, cache: str | None) -> dict[str, float]:
         "images": len(source),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "held_mib": (held - before) / MIB,
+        "held_mib": (resident - before) / MIB,
         "peak_mib": (peak - before) / MIB,
         "epoch_order_seconds": shuffle,
         "read_microseconds": (time.perf_counter() - started) / 2000 * 1e6,
     }
 
 
-def in_a_process(*given: str) -> dict[str, float]:
+def measure_in_process(*arguments: str) -> dict[str, float]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, "--measure", *given]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = [sys.executable, "-m", "bench.data.index", "--measure", *arguments]
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    figures: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/data-index.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "data-index.json")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -138,10 +138,10 @@ def main() -> None:
     for name in options.cases:
         with tempfile.TemporaryDirectory() as folder:
             path = CASES[name](Path(folder), options.images)
-            results[name] = in_a_process(str(path))
+            results[name] = measure_in_process(str(path))
             if name != "folder":
-                in_a_process(str(path), folder + "/index")  # makes the kept index
-                results[f"{name}, index kept"] = in_a_process(str(path), folder + "/index")
+                measure_in_process(str(path), folder + "/index")  # writes the cached index
+                results[f"{name}, index kept"] = measure_in_process(str(path), folder + "/index")
         print(name, json.dumps(results[name], indent=1), flush=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
 

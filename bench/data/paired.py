@@ -1,15 +1,16 @@
-"""The loader and each peer in turn: images a second, ratios between neighbours in time, memory.
+"""Compare the loader with each peer: images per second, ratios of neighbours in time, and memory.
 
     pip install -e '.[bench]' kornia
     python -m bench.data.paired --cifar10 DIR --imagenet DIR        # folders of JPEGs; one of them is enough
 
-CIFAR-10 with SimCLR's two views and ImageNet with DINO's ten, each with the published recipe. Ours is the Loader with
---threads threads; peers are lightly's and torchvision's (v2) transforms, and kornia's where it is installed, in torch's
-DataLoader with as many workers. Every side is a process of its own; one works while the others have read ahead and
-wait. A round is one measurement of each, and who goes first moves on. Ratios are ours by the peer's images a second in
-the same round (above 1: ours is faster), the median of the rounds' and their range; ``cpu_ratio`` is of CPU seconds an
-image, which a busy machine disturbs less. Memory is the process's and its workers', pages that they share counted once.
---memory IMAGES lets ours go on for so many and lists its memory on the way. FFCV-SSL publishes figures for GPUs only.
+The cases are CIFAR-10 with SimCLR's two views and ImageNet with DINO's ten views, each with the published recipe. Ours
+is the Loader with --threads threads. The peers are the transforms of lightly, torchvision (v2) and, if installed,
+kornia, in torch's DataLoader with the same number of workers. Every side is a process of its own. One side works while
+the others have read ahead and wait. A round measures each side once, and the first side of a round changes. A ratio is
+our images per second divided by the peer's in the same round (above 1: ours is faster): the median over the rounds, and
+their range. ``cpu_ratio`` compares CPU seconds per image, which a busy machine disturbs less. Memory is of the process
+and its workers, with shared pages counted once. --memory IMAGES lists the memory of our side over that many images.
+FFCV-SSL publishes figures for GPUs only.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import measure
+from bench import RESULTS, measure
 from bench.data.side import Side
 from bench.peers import OURS, NotRun, loaders
 
-_OUTPUT = Path(__file__).parent / "results/data-cpu.json"
+_OUTPUT = RESULTS / "data-cpu.json"
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         "machine": measure.machine() | {"threads": options.threads},
         "commit": measure.commit(),
         "settings": {"rounds": options.rounds, "seconds": options.seconds},
-        "units": {"ratio": "our images a second by the peer's", "memory_mib": "MiB, workers included"},
+        "units": {"ratio": "our images per second by the peer's", "memory_mib": "MiB, workers included"},
         "results": {},
         "not_run": [],
     }
@@ -75,17 +76,17 @@ def _compare(case: int, folder: Path, options: argparse.Namespace, not_run: list
 def _summary(who: str, rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
     rates = [one[who]["images"] / one[who]["seconds"] for one in rounds]
     cpu = [one[who]["cpu_seconds"] / one[who]["images"] for one in rounds]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "images_per_s": _spread(rates),
         "cpu_ms_per_image": _spread([1e3 * seconds for seconds in cpu]),
         "memory_mib": round(max(one[who]["memory_mib"] for one in rounds), 1),
         "others_part": _spread([one[who]["others_part"] for one in rounds]),
     }
     if who != OURS:
-        mine = [one[OURS] for one in rounds]
-        found["ratio"] = _spread([m["images"] / m["seconds"] / rate for m, rate in zip(mine, rates, strict=True)])
-        found["cpu_ratio"] = _spread([c / (m["cpu_seconds"] / m["images"]) for m, c in zip(mine, cpu, strict=True)])
-    return found
+        ours = [one[OURS] for one in rounds]
+        summary["ratio"] = _spread([o["images"] / o["seconds"] / rate for o, rate in zip(ours, rates, strict=True)])
+        summary["cpu_ratio"] = _spread([c / (o["cpu_seconds"] / o["images"]) for o, c in zip(ours, cpu, strict=True)])
+    return summary
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -115,10 +116,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for case in loaders.CASES:
         parser.add_argument(f"--{case.folder}", type=Path, metavar="DIR", help=f"images of {case.name}")
-    parser.add_argument("--threads", type=int, default=2, help="threads of ours, workers of the others (2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of our side, workers of the peers (2)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=5.0, help="time for a round and side")
-    parser.add_argument("--memory", type=int, default=20_000, metavar="IMAGES", help="0 for none (20000)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per round and side")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=20_000,
+        metavar="IMAGES",
+        help="list our memory over these images (20000)",
+    )
     parser.add_argument("--output", type=Path, default=_OUTPUT)
     return parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""One side of the loader's benchmark in a process of its own: paired_data.py and test_data.py ask, this one answers.
+"""Run one side of the loader's benchmark in a process of its own, for paired.py and test_data.py.
 
     python -m bench.data.side --who ours --case 0 --folder DIR --threads 2
 
-A line on stdin is a number of seconds, or ``memory`` and a number of images; the answer is a JSON line on stdout.
-Between questions the side has read ahead as far as it does and waits. Those batches are not counted.
+A line on stdin is a number of seconds, or ``memory`` and a number of images. The answer is a JSON line on stdout.
+Between questions the side reads ahead and waits. Those batches do not count.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
-from bench import measure
+from bench import ROOT, measure
 
-_AHEAD = 10  # batches; more than any side has ready
+_AHEAD = 10  # batches; more than any side reads ahead
 MIB = 2**20
 
 
 class Side:
-    """The other end: a contestant's process. Raises NotRun where it cannot run."""
+    """Control the process of a contestant. Raise NotRun if it cannot run."""
 
     def __init__(self, who: str, case: int, folder: Path, threads: int) -> None:
-        root = Path(__file__).parent.parent
-        command = [sys.executable, __file__, "--who", who, "--case", str(case), "--folder", str(folder)]
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "bench.data.side", "--who", who, "--case", str(case), "--folder", str(folder)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = Popen([*command, "--threads", str(threads)], stdin=PIPE, stdout=PIPE, text=True, env=environment)
         self.about = self._answer()
         if "not_run" in self.about:
@@ -40,7 +39,7 @@ class Side:
             raise NotRun(self.about["not_run"])
 
     def ask(self, question: str) -> dict[str, Any]:
-        """What ``speed`` or ``memory`` found."""
+        """Return the result of ``speed`` or ``memory``."""
         assert self.process.stdin is not None
         print(question, file=self.process.stdin, flush=True)
         return self._answer()
@@ -49,7 +48,7 @@ class Side:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a side ended with status {self.process.wait()}; its error is above")
+            raise SystemExit(f"bench.data.side: ended with status {self.process.wait()}. Its error is printed above.")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -61,9 +60,10 @@ class Side:
 
 
 def speed(batches: Iterator[int], seconds: float) -> dict[str, float]:
-    """Steady state of at least ``seconds``, from one batch's arrival to another's.
+    """Measure the steady state for at least ``seconds``, from the arrival of one batch to the arrival of another.
 
-    CPU seconds and memory are of the process and its workers; ``others_part`` is what others used of the machine.
+    CPU seconds and memory are of the process and its workers. ``others_part`` is the share of the machine that other
+    processes used.
     """
     for _ in range(_AHEAD):
         next(batches)
@@ -72,18 +72,18 @@ def speed(batches: Iterator[int], seconds: float) -> dict[str, float]:
         images += next(batches)
     elapsed, cpu = time.perf_counter() - started, _cpu_seconds() - computed
     others = max(0.0, measure.busy_seconds() - busy - cpu) / elapsed / (os.cpu_count() or 1)
-    found = {"images": images, "seconds": elapsed, "cpu_seconds": cpu}
-    return found | {"memory_mib": _memory_mib(), "others_part": others}
+    figures = {"images": images, "seconds": elapsed, "cpu_seconds": cpu}
+    return figures | {"memory_mib": _memory_mib(), "others_part": others}
 
 
 def memory(batches: Iterator[int], images: int) -> dict[str, Any]:
-    """Memory in MiB after every twentieth of the images."""
-    held, done = [], 0
+    """Return the memory in MiB after every twentieth of the images."""
+    sizes, done = [], 0
     while done < images:
         done += next(batches)
-        if done * 20 >= images * (len(held) + 1):
-            held.append(round(_memory_mib(), 1))
-    return {"images": done, "memory_mib": held}
+        if done * 20 >= images * (len(sizes) + 1):
+            sizes.append(round(_memory_mib(), 1))
+    return {"images": done, "memory_mib": sizes}
 
 
 def _family() -> list[Any]:
@@ -94,7 +94,7 @@ def _family() -> list[Any]:
 
 
 def _memory_mib() -> float:
-    """Proportional memory: pages that a fork shares count once."""
+    """Return the memory of the process and its workers. Pages that a fork shares count once."""
     return float(sum(process.memory_full_info().pss for process in _family()) / MIB)
 
 
@@ -110,12 +110,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints
+    os.dup2(2, 1)  # output of libraries goes to stderr
     import torch
 
     from bench.peers import NotRun, loaders
 
-    torch.set_num_threads(1)  # a worker process has one too
+    torch.set_num_threads(1)  # as in a worker process
     case = loaders.CASES[options.case]
     try:
         batches = loaders.CONTESTANTS[options.who](case, options.folder, options.threads)
@@ -128,7 +128,7 @@ def main() -> None:
         question, _, number = line.strip().rpartition(" ")
         answer = memory(batches, int(number)) if question == "memory" else speed(batches, float(number))
         print(json.dumps(answer), file=out)
-    os._exit(0)  # workers end with it; their orderly end would take seconds
+    os._exit(0)  # ends the workers too; waiting for them would take seconds
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The loader beside others' transforms in torch's DataLoader: ``pytest bench/ --benchmark-only -k data``.
+"""Time the loader and the peers' transforms in torch's DataLoader.
 
     pytest bench/ --benchmark-only -k data --cifar10 DIR --imagenet DIR [--threads 2]
 
-A round is ``SECONDS`` of steady state in a process of its own; what is compared is ``images_per_s`` in extra_info, with
-the memory of the process and its workers. For ratios on a machine whose speed drifts, see paired_data.py.
+A round is ``SECONDS`` of steady state in a process of its own. Compare ``images_per_s`` in extra_info, next to the
+memory of the process and its workers. For ratios on a machine whose speed drifts, use paired.py.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Campaigns that train: what the methods reach."""
+"""Campaigns of trainings that measure what the methods reach."""

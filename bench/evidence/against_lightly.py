@@ -1,13 +1,13 @@
-"""Ours against lightly 1.6: the same network, images, views, epochs and optimizer; k-NN and the time it took.
+"""Compare trainings with lightly 1.6 on the same network, images, views, epochs and optimizer: k-NN and time.
 
     pip install -e '.[bench]'
     python -m bench.evidence.against_lightly --data_path CIFAR10         # folders train/ and test/
 
-SimCLR, SwAV, DINO and BYOL by the cifar recipe. Lightly's side is its dataset, transforms, heads, losses and EMA in the
-loop of its examples (``bench/trainer/sides/peer.py``), with our backbone, AdamW, schedules and k-NN. Each training is a
-process of its own, ours and lightly's in turn; seconds are those of the loop, of the fastest seed. Where the two differ
-by design, ours follows lightly here: weight decay on every parameter, the momentum of BYOL and DINO constant, no frozen
-prototypes.
+SimCLR, SwAV, DINO and BYOL use the cifar recipe. Lightly's side is its dataset, transforms, heads, losses and EMA in
+the loop of its examples (``bench/trainer/sides/peer.py``), with our backbone, AdamW, schedules and k-NN. Each training
+is a process of its own, and ours and lightly's alternate. Seconds are of the training loop, for the fastest seed. Ours
+follows lightly where the two differ by design: weight decay on every parameter, constant momentum of BYOL and DINO, no
+frozen prototypes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.evidence.campaign import RESULTS, ROOT, Row, Run, knn_of, parser, run_all, table
+from bench.evidence.campaign import EVIDENCE, Row, Run, knn_of, parser, run_all, table
 
 _METHODS = ("simclr", "swav", "dino", "byol")
 _EPOCHS = 5
@@ -33,23 +33,24 @@ _ALIKE = {
 
 
 def flags(method: str) -> tuple[str, ...]:
-    """What both sides train with."""
+    """Return the flags of both sides."""
     shared = ("--recipe", "cifar", "--epochs", str(_EPOCHS), "--knn_every", "0")
     return (*shared, "--decay_all", *_ALIKE[method])
 
 
 class LightlyRun(Run):
-    """The same training by lightly; the name says so after a space."""
+    """The same training with lightly's classes. Its name ends with `` lightly``."""
 
     @property
     def command(self) -> list[str]:
-        """This file, asked to be lightly's side."""
+        """Return the command of this module as lightly's side."""
         method = self.name.split()[0]
-        return [sys.executable, __file__, "--side", method, "--seeds", str(self.seed), "--flags", *self.all_flags]
+        side = [sys.executable, "-m", "bench.evidence.against_lightly", "--side", method]
+        return [*side, "--seeds", str(self.seed), "--flags", *self.all_flags]
 
 
 def design(methods: Sequence[str], seeds: list[int], data: str) -> list[Run]:
-    """Ours and lightly's in turn."""
+    """Return our runs and lightly's, alternating."""
     runs: list[Run] = []
     for seed in seeds:
         for method in methods:
@@ -60,9 +61,8 @@ def design(methods: Sequence[str], seeds: list[int], data: str) -> list[Run]:
     return runs
 
 
-def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
-    """Train by lightly's classes; the entries of summary.json that the table needs."""
-    sys.path.insert(0, str(ROOT / "bench"))
+def lightly_side(method: str, seed: int, arguments: list[str]) -> dict[str, Any]:
+    """Train with lightly's classes, and return the entries of summary.json that the table needs."""
     from fasttrain.distributed.world import World, initialise, prepare_environment
 
     prepare_environment()
@@ -74,7 +74,7 @@ def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
     from fasttrain.optim.schedules import warmup_cosine
     from fasttrain.pipelines import open_source
 
-    config, _ = parse(["--method", method, "--seed", str(seed), *given])
+    config, _ = parse(["--method", method, "--seed", str(seed), *arguments])
     t, world = config.train, World.from_environment()
     initialise(world)
     side = Peer(config)
@@ -90,19 +90,19 @@ def lightly_side(method: str, seed: int, given: list[str]) -> dict[str, Any]:
             side.step(batch, log=True)
     seconds = time.perf_counter() - started
     evaluator = Evaluator(open_source(t.data_path, t.val_path), config, torch.device("cpu"), world)
-    found = evaluator.backbone(side.model.backbone)
+    scores = evaluator.backbone(side.model.backbone)
     evaluator.close()
     images = total * t.batch_size_per_gpu
-    return {"knn_top1": found.knn_top1, "rankme": found.rankme, "seconds": seconds, "images_per_s": images / seconds}
+    return {"knn_top1": scores.knn_top1, "rankme": scores.rankme, "seconds": seconds, "images_per_s": images / seconds}
 
 
 def fastest(rows: list[Row], name: str) -> float:
-    """Least seconds of a run's seeds: what else the machine does only adds to them."""
+    """Return the least seconds over the seeds of a run, because other load only adds to the time."""
     return min((float(row["seconds"]) for row in rows if row["run"] == name), default=math.nan)
 
 
 def report(rows: list[Row], methods: Sequence[str] = _METHODS) -> str:
-    """A line a method: k-NN of both, and lightly's seconds by ours."""
+    """Return a table with a line per method: k-NN of both sides, seconds, and lightly's seconds divided by ours."""
     body = []
     for method in methods:
         cells = [knn_of(rows, name) for name in (method, f"{method} lightly")]
@@ -112,20 +112,20 @@ def report(rows: list[Row], methods: Sequence[str] = _METHODS) -> str:
 
 
 def main() -> None:
-    """Train what is missing, print the table."""
-    made = parser(__doc__, seeds=(0, 1, 2))
-    made.add_argument("--data_path", help="CIFAR-10 as folders train/ and test/")
-    made.add_argument("--methods", nargs="+", default=_METHODS, choices=_METHODS)
-    made.add_argument("--side", choices=_METHODS, help="be lightly's side of one training")
-    made.add_argument("--flags", nargs="...", default=[], help="the command line of that training")
-    options = made.parse_args()
+    """Train the missing runs and print the table."""
+    flags_parser = parser(__doc__, seeds=(0, 1, 2))
+    flags_parser.add_argument("--data_path", help="CIFAR-10 as folders train/ and test/")
+    flags_parser.add_argument("--methods", nargs="+", default=_METHODS, choices=_METHODS)
+    flags_parser.add_argument("--side", choices=_METHODS, help="train one run with lightly's classes")
+    flags_parser.add_argument("--flags", nargs="...", default=[], help="the flags of that run")
+    options = flags_parser.parse_args()
     if options.side:
-        given = list(options.flags)
-        output = Path(given[given.index("--output_dir") + 1])
-        found = lightly_side(options.side, options.seeds[0], given)
-        (output / "summary.json").write_text(json.dumps(found))
+        arguments = list(options.flags)
+        output = Path(arguments[arguments.index("--output_dir") + 1])
+        summary = lightly_side(options.side, options.seeds[0], arguments)
+        (output / "summary.json").write_text(json.dumps(summary))
         return
-    path = RESULTS / "against_lightly.json"
+    path = EVIDENCE / "against_lightly.json"
     runs = design(options.methods, options.seeds, options.data_path)
     print(report(run_all(runs, path, show=options.show), options.methods))
 

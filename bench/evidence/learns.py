@@ -1,4 +1,4 @@
-"""Does every method learn, and its twin? k-NN beside the untrained network and raw pixels.
+"""Measure k-NN of every method and its twin, next to the untrained network and raw pixels.
 
 python -m bench.evidence.learns                                      # the embedded digits, 3 seeds
 python -m bench.evidence.learns --data_path CIFAR10 --seeds 0        # CIFAR-10 as folders train/ and test/
@@ -7,15 +7,14 @@ python -m bench.evidence.learns --data_path CIFAR10 --methods simclr byol dino
 
 from __future__ import annotations
 
-from bench.evidence.campaign import DOCS, RESULTS, Row, Run, knn_of, parser, run_all, summary, table
-from bench.evidence.picture import bars
+from bench.evidence.campaign import DOCS, EVIDENCE, Row, Run, knn_of, parser, run_all, summary, table
 from fasttrain import methods
 
 _CIFAR_EPOCHS = "20"
 
 
 def runs(names: list[str], seeds: list[int], data: str | None) -> list[Run]:
-    """Base and twin of every method, the seeds outermost: a campaign that is cut short has all methods."""
+    """Return base and twin of every method, ordered by seed, so that an interrupted campaign has all methods."""
     flags = (
         ("--knn_every", "0") if data is None else ("--knn_every", "0", "--recipe", "cifar", "--epochs", _CIFAR_EPOCHS)
     )
@@ -23,7 +22,7 @@ def runs(names: list[str], seeds: list[int], data: str | None) -> list[Run]:
 
 
 def report(rows: list[Row], names: list[str]) -> str:
-    """A line a method: base and twin beside the untrained network."""
+    """Return a table with a line per method: base, twin and untrained network."""
     body = []
     for name in names:
         cells = []
@@ -36,16 +35,18 @@ def report(rows: list[Row], names: list[str]) -> str:
 
 
 def main() -> None:
-    """Train what is missing, print the table, draw the picture."""
-    made = parser(__doc__, seeds=(0, 1, 2))
-    made.add_argument("--data_path", help="CIFAR-10; without it, the embedded digits")
-    made.add_argument("--methods", nargs="+", default=methods.names(), choices=methods.names())
-    options = made.parse_args()
-    what = "digits" if options.data_path is None else "cifar"
-    path = RESULTS / f"learns-{what}.json"
+    """Train the missing runs, print the table, and draw the picture."""
+    flags_parser = parser(__doc__, seeds=(0, 1, 2))
+    flags_parser.add_argument("--data_path", help="CIFAR-10; without it, the embedded digits")
+    flags_parser.add_argument("--methods", nargs="+", default=methods.names(), choices=methods.names())
+    options = flags_parser.parse_args()
+    from bench.evidence.picture import bars  # needs matplotlib, unlike the table
+
+    data = "digits" if options.data_path is None else "cifar"
+    path = EVIDENCE / f"learns-{data}.json"
     rows = run_all(runs(options.methods, options.seeds, options.data_path), path, show=options.show)
     print(report(rows, options.methods))
-    bars(rows, options.methods, DOCS / f"learns-{what}.svg", title=f"k-NN accuracy, {what}")
+    bars(rows, options.methods, DOCS / f"learns-{data}.svg", title=f"k-NN accuracy, {data}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The campaigns' pictures, as SVG."""
+"""Draw the pictures of the campaigns as SVG."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _BASE, _TWIN = "#8da0cb", "#1b7837"
 
 
 def bars(rows: Sequence[Row], names: Sequence[str], path: Path, *, title: str) -> None:
-    """Base and twin of every method side by side, with the range over seeds, above the untrained network."""
+    """Draw base and twin of every method with the range over seeds, and lines for the untrained network and pixels."""
     figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     for offset, twin, color in ((-0.2, "", _BASE), (0.2, "+er", _TWIN)):
-        found = [summary(rows, name + twin) for name in names]
+        values = [summary(rows, name + twin) for name in names]
         label = "with --entropy" if twin else "the method's own objective"
         axes.bar(
             [i + offset for i in range(len(names))],
-            [f[0] for f in found],
+            [value[0] for value in values],
             0.38,
-            yerr=[f[1] for f in found],
+            yerr=[value[1] for value in values],
             color=color,
             label=label,
         )
@@ -47,7 +47,7 @@ def bars(rows: Sequence[Row], names: Sequence[str], path: Path, *, title: str) -
 def drops(
     groups: Sequence[str], ours: Sequence[tuple[float, float]], papers: Sequence[tuple[float, float]], path: Path
 ) -> None:
-    """Points lost by base and twin, ours beside the paper's, a panel each."""
+    """Draw the points lost by base and twin, in one panel ours and in one the paper's."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axes, title, values in ((panels[0], "here", ours), (panels[1], "the paper's Table 2 (ImageNet)", papers)):
         for offset, which, color, label in ((-0.2, 0, _BASE, "base"), (0.2, 1, _TWIN, "with ER")):
@@ -63,7 +63,7 @@ def drops(
 
 
 def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], families: Mapping[str, str], path: Path) -> None:
-    """Entropy, its ceiling and reconstruction over the steps: a column a family, the twins below."""
+    """Draw entropy, its ceiling and reconstruction over the steps: a column per family, with the twins below."""
     figure, panels = plt.subplots(2, len(families), figsize=(9, 5), sharex="col", sharey="col", layout="constrained")
     for column, (family, method) in zip(panels.T, families.items(), strict=True):
         for axes, twin, label in zip(column, ("", "+er"), ("", ", with --entropy"), strict=True):
@@ -81,6 +81,6 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], families: Mapping[
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    mpl.rcParams["svg.hashsalt"] = "fasttrain"  # the same picture is the same file
+    mpl.rcParams["svg.hashsalt"] = "fasttrain"  # makes equal pictures equal files
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

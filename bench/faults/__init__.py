@@ -1,1 +1,1 @@
-"""The fault campaign: what a run survives."""
+"""The fault campaign: runs that meet faults must resume and end the same."""

@@ -1,10 +1,11 @@
-"""Does a run survive? Faults at random moments strike small runs of the real command, which then go on.
+"""Cause faults at random moments in small runs of the real command, and check that they resume and end the same.
 
-python -m bench.faults.campaign            # 30 runs, 4 faults each; goes on where it was interrupted
-python -m bench.faults.campaign --show     # the table of what is there
+python -m bench.faults.campaign            # 30 runs with 4 faults each; resumes an interrupted campaign
+python -m bench.faults.campaign --show     # print the table of the results
 
-Needs Linux, ``unshare`` and ``mount`` (for a disk that is full or read-only, in a mount namespace of its own), and
-``apt-get install faketime`` for the clock that jumps.
+``python -m bench.tables`` writes the table into docs/reliability.md. The campaign needs Linux, ``unshare`` and
+``mount`` for a full or read-only disk in a mount namespace of its own, and ``apt-get install faketime`` for the clock
+jump.
 """
 
 from __future__ import annotations
@@ -21,41 +22,38 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench import RESULTS, ROOT
 from bench.faults.course import Course, run_trial
 from bench.faults.plan import SETTINGS, Setting, Trial, plan
-from bench.faults.starts import ROOT
 from bench.faults.strikes import FAKETIME
 
-RESULTS = Path(__file__).parent / "results" / "faults.json"
-DOCS = ROOT / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- campaign -->\n", "<!-- end -->\n"
+_RESULT = RESULTS / "faults.json"
 _NAMESPACE = "FASTTRAIN_FAULTS_NAMESPACE"
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Make the trials that are missing, print the table and write it into the documentation."""
+    """Run the missing trials and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
-    parser.add_argument("--show", action="store_true", help="print what is there; run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at the same time")
+    parser.add_argument("--show", action="store_true", help="print the results; run nothing")
     options = parser.parse_args()
     if not options.show:
         _in_own_namespace()
         if not FAKETIME.is_file():
-            raise SystemExit(f"{FAKETIME} is not there; type: apt-get install faketime")
-        run_all(plan(options.seed, options.trials), RESULTS, options.jobs)
-    rows = read(RESULTS)
+            raise SystemExit(f"{FAKETIME}: is missing. Type: apt-get install faketime")
+        run_all(plan(options.seed, options.trials), _RESULT, options.jobs)
+    rows = read(_RESULT)
     print(table(rows))
     for row in rows:
         if not row["ok"]:
             print(f"trial {row['trial']}, {row['setting']}, {row['fault']}: {'; '.join(row['wrong'])}")
-    write_into(DOCS, table(rows))
 
 
 def run_all(trials: Sequence[Trial], path: Path, jobs: int = 1) -> None:
-    """Make the trials that ``path`` does not hold, ``jobs`` at a time, writing it after each."""
+    """Run the trials that ``path`` lacks, ``jobs`` at a time, and write it after each trial."""
     done = {(row["trial"], row["seed"]) for row in read(path)}
     missing = [trial for trial in trials if (trial.number, trial.seed) not in done]
     with ThreadPoolExecutor(jobs) as pool, tempfile.TemporaryDirectory(prefix="fasttrain-faults-") as work:
@@ -65,33 +63,33 @@ def run_all(trials: Sequence[Trial], path: Path, jobs: int = 1) -> None:
         def make(trial: Trial) -> tuple[Trial, list[Row]]:
             return trial, run_trial(trial, baselines[trial.setting].result(), Path(work, str(trial.number)))
 
-        for made in as_completed([pool.submit(make, trial) for trial in missing]):
-            trial, found = made.result()
+        for future in as_completed([pool.submit(make, trial) for trial in missing]):
+            trial, trial_rows = future.result()
             print(f"trial {trial.number}, {trial.setting}", flush=True)
-            for row in found:
+            for row in trial_rows:
                 print(f"    {row['fault']}: {'ok' if row['ok'] else row['wrong']}", flush=True)
-            rows = [*read(path), *({"commit": commit(), **row} for row in found)]
+            rows = [*read(path), *({"commit": commit(), **row} for row in trial_rows)]
             write(path, sorted(rows, key=lambda row: (row["seed"], row["trial"])))
 
 
 def baseline(setting: Setting) -> Path:
-    """The output of a setting's run without faults, made once on this machine for a state of the trainer."""
+    """Return the output of a setting's run without faults. It is made once per machine and commit of the trainer."""
     folder = Path(tempfile.gettempdir(), "fasttrain-faults-baselines", commit(), setting.name.replace(" ", "-"))
     if not (folder / "disk" / "run" / "summary.json").is_file():
         statuses, ranks = Course(setting, folder).finish()
         if set(statuses) != {0}:
-            raise SystemExit(f"the run of {setting.name} without faults ended with {statuses}: {ranks.said()[-1:]}")
+            raise SystemExit(f"{setting.name}: the run without faults ended with {statuses}: {ranks.errors()[-1:]}")
     return folder / "disk" / "run"
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of the result file, none if it is not there."""
+    """Return the rows of the result file, or none if the file is missing."""
     rows: list[Row] = json.loads(path.read_text())["faults"] if path.is_file() else []
     return rows
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    """Replace the result file in one step."""
+    """Replace the result file atomically."""
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"faults": rows}, indent=1) + "\n")
@@ -99,7 +97,7 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a kind of fault, and one for all."""
+    """Return a table with a line per kind of fault, and a line for all."""
     head = "fault | times | during a save | refused once | steps lost, median (most) | ended the same to the last bit"
     lines = [f"| {head} |", "|---|" + "---:|" * 5]
     for kind in [*dict.fromkeys(row["fault"] for row in rows), None]:
@@ -117,27 +115,19 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_into(path: Path, text: str) -> None:
-    """Replace the table in the documentation."""
-    before, found, rest = path.read_text().partition(_BEGIN)
-    _, ended, after = rest.partition(_END)
-    if not (found and ended):
-        raise SystemExit(f"{path} has no place for the table, between {_BEGIN.strip()} and {_END.strip()}")
-    path.write_text(before + _BEGIN + text + _END + after)
-
-
 def commit() -> str:
-    """The last commit that touched the trainer."""
+    """Return the last commit that changed the trainer."""
     command = ["git", "-C", str(ROOT), "log", "-1", "--format=%h", "--", "fasttrain", "kernels", "pipelines"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _in_own_namespace() -> None:
-    """Go on in a mount namespace of this process, so that whatever is mounted goes with it."""
+    """Restart this process in a mount namespace of its own, so that its mounts end with it."""
     if not os.environ.get(_NAMESPACE):
         os.environ[_NAMESPACE] = "1"
         root = [] if os.geteuid() == 0 else ["--map-root-user"]
-        os.execvp("unshare", ["unshare", "--mount", *root, sys.executable, *sys.argv])
+        command = [sys.executable, "-m", "bench.faults.campaign", *sys.argv[1:]]
+        os.execvp("unshare", ["unshare", "--mount", *root, *command])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One trial: a run that is struck, goes on, is struck again, and must end as if nothing had happened."""
+"""Run one trial: a run meets a fault, resumes, meets the next fault, and must end like a run without faults."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from bench.faults.strikes import FAKETIME, spoil, strike
 Row = dict[str, Any]
 _BATCH = 16
 _LONG = 1800
-"""Seconds for a start that nothing strikes: on a busy core it takes minutes, and none has hung."""
+"""Seconds for a start without a fault. On a busy core a start takes minutes."""
 _STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138}
 _STAYS = (FULL, READ_ONLY, IMAGES, DATA)
-"""Faults that may still be there when the run is started again, which must then say so once more."""
+"""Faults that may still exist at the next start, which must then report them again."""
 
 
 class Course:
-    """A run's folder, its images, and the starts that are made of it."""
+    """A run's folder, its images, and its starts."""
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,18 +58,18 @@ class Course:
 
     @property
     def flags(self) -> list[str]:
-        """The command's flags."""
+        """Return the command's flags."""
         s = self.setting
-        given = f"--batch_size_per_gpu {_BATCH // s.ranks} --epochs 6 --limit_steps {STEPS} --log_every 1 --knn_every 0"
-        given += f" --saveckp_freq_steps {EVERY} --keep 3 --watchdog_minutes 0.5"
+        flags = f"--batch_size_per_gpu {_BATCH // s.ranks} --epochs 6 --limit_steps {STEPS} --log_every 1 --knn_every 0"
+        flags += f" --saveckp_freq_steps {EVERY} --keep 3 --watchdog_minutes 0.5"
         if s.images:
-            given += f" --recipe cifar --data_path {self.images}"
+            flags += f" --recipe cifar --data_path {self.images}"
         if s.images == "good":
-            given += " --max_bad_fraction 0"
-        return [*s.flags, *given.split(), "--output_dir", str(self.output)]
+            flags += " --max_bad_fraction 0"
+        return [*s.flags, *flags.split(), "--output_dir", str(self.output)]
 
     def start(self) -> Ranks:
-        """The command, once more."""
+        """Start the command again."""
         self.starts += 1
         environment = {}
         if self.setting.faked_clock:
@@ -80,13 +80,13 @@ class Course:
         return Ranks(self.flags, self.setting.ranks, self.folder / f"start-{self.starts}", environment)
 
     def finish(self) -> tuple[list[int | None], Ranks]:
-        """The command, up to its own end."""
+        """Run the command to its end, and return its statuses."""
         ranks = self.start()
         return ranks.end(_LONG)[0], ranks
 
 
 def run_trial(trial: Trial, baseline: Path, folder: Path) -> list[Row]:
-    """A row for each fault of a trial that struck. ``baseline`` is the output of the same run without faults."""
+    """Return a row per fault that occurred. ``baseline`` is the output of the same run without faults."""
     setting = SETTINGS[trial.setting]
     course = Course(setting, folder)
     if setting.in_memory:
@@ -106,88 +106,88 @@ def run_trial(trial: Trial, baseline: Path, folder: Path) -> list[Row]:
 
 
 def _end(course: Course, rows: list[Row], baseline: Path) -> None:
-    """Let the run finish, and compare it with the one that had no faults."""
-    statuses, ranks = _go_on(course, rows[-1:], lambda ranks: (ranks.end(_LONG)[0], ranks))
+    """Finish the run, and compare it with the run without faults."""
+    statuses, ranks = _resume(course, rows[-1:], lambda ranks: (ranks.end(_LONG)[0], ranks))
     finished = set(statuses) == {0}
     equal = finished and same_weights(course.output, baseline)
     history = finished and same_history(course.output, baseline)
     for row in rows:
         row |= {"finished": finished, "equal": equal, "same_history": history}
-        row["wrong"] += [] if finished else [f"the last start ended with {statuses}: {ranks.said()[-1:]}"]
+        row["wrong"] += [] if finished else [f"the last start ended with {statuses}: {ranks.errors()[-1:]}"]
         row["wrong"] += [] if equal or not finished else ["the final weights differ"]
         row["wrong"] += [] if history or not finished else ["metrics.jsonl or log.txt differ"]
         row["ok"] = not row["wrong"]
 
 
 def _meet(course: Course, fault: Fault, before: list[Row]) -> Row | None:
-    """Go on, strike, see how it ends; None where the run was over before the fault's moment."""
+    """Resume, cause a fault, and judge the end. Return None if the run ended before the moment of the fault."""
 
-    def until_struck(ranks: Ranks) -> Ranks | None:
+    def until_fault(ranks: Ranks) -> Ranks | None:
         return ranks if _await(course, ranks, fault) else None
 
-    ranks = _go_on(course, before, until_struck)
+    ranks = _resume(course, before, until_fault)
     if ranks is None:
         return None
-    mend = strike(fault, ranks, course.output, course.images, course.clock)
+    repair = strike(fault, ranks, course.output, course.images, course.clock)
     saving = under_way(course.output)
     statuses, seconds = ranks.end()
     saving = saving or under_way(course.output)
-    said = ranks.said()
+    said = ranks.errors()
     row: Row = {"fault": fault.kind, "moment": {"step": logged(course.output), "saving": saving}}
     row["moment"] |= {"asked": fault.step, "delay": fault.delay, "rank": fault.rank, "draw": fault.draw}
     row |= {"statuses": statuses, "said": _lines_of_ours(said), "seconds_to_end": round(seconds, 1)}
     row["wrong"] = wrong_end(fault.kind, statuses, said)
     if fault.kind in _STAYS and fault.draw >= 0.5:
-        again, same = course.finish()
-        row["again"] = {"statuses": again, "said": _lines_of_ours(same.said())}
-        row["wrong"] += wrong_end(fault.kind, again, same.said())
+        statuses_again, repeated = course.finish()
+        row["again"] = {"statuses": statuses_again, "said": _lines_of_ours(repeated.errors())}
+        row["wrong"] += wrong_end(fault.kind, statuses_again, repeated.errors())
     if fault.kind in DAMAGED:
         course.damaged |= broken(course.output)
-        row["mend"] = mend
+        row["repair"] = repair
     else:
-        mend()
+        repair()
         row["wrong"] += [f"checkpoint {step} is not whole" for step in sorted(broken(course.output) - course.damaged)]
     row["due"] = due(fault.kind, row["moment"]["step"], course.base)
     return row
 
 
-def _go_on(course: Course, before: list[Row], then: Callable[[Ranks], Any]) -> Any:
-    """Start again and do ``then``; the row of the fault before learns what came of it.
+def _resume(course: Course, before: list[Row], then: Callable[[Ranks], Any]) -> Any:
+    """Start again, call ``then``, and complete the row of the fault before.
 
-    A start that is refused, for no checkpoint is whole, is made again once the checkpoint is mended.
+    A start without a whole checkpoint ends with an error. It is repeated after the checkpoint is repaired.
     """
     expected = last_whole(course.output)
     ranks = course.start()
-    found = then(ranks)
+    result = then(ranks)
     for row in before:
-        mend = row.pop("mend", None)
-        if ranks.resumed() is None and mend and not ranks.running:
-            statuses, said = ranks.end()[0], ranks.said()
+        repair = row.pop("repair", None)
+        if ranks.resumed() is None and repair and not ranks.running:
+            statuses, said = ranks.end()[0], ranks.errors()
             row["refused"] = _lines_of_ours(said)
             row["wrong"] += wrong_end(FULL, statuses, said)
             row["wrong"] += [f"refused, but checkpoint {expected} is whole"] if expected else []
-            mend()
+            repair()
             course.damaged.clear()
-            return _go_on(course, before, then)
+            return _resume(course, before, then)
         row["resumed_from"], row["steps_lost"] = ranks.resumed(), None
         if ranks.resumed() is None:
-            row["wrong"].append(f"the next start ended: {ranks.said()[-1:]}")
+            row["wrong"].append(f"the next start ended: {ranks.errors()[-1:]}")
             continue
         row["steps_lost"] = row["moment"]["step"] - row["resumed_from"]
         row["wrong"] += wrong_resume(row, expected)
     course.base = ranks.resumed() or 0
-    return found
+    return result
 
 
 def wrong_end(kind: str, statuses: list[int | None], said: list[str]) -> list[str]:
-    """What is wrong with how a run ended after a fault: its statuses by rank, and its lines on stderr."""
+    """Return the errors in the end of a run after a fault, from its statuses by rank and its lines on stderr."""
     ours = _lines_of_ours(said)
     wrong = ["a rank did not end"] if None in statuses else []
     if any(line.startswith("Traceback") for line in said):
         wrong.append("a traceback was printed")
-    ended = [status for status in statuses if status != -9]  # was not killed from outside
+    ended = [status for status in statuses if status != -9]  # ranks that were not killed from outside
     if kind in (KILLED[0], FROZEN):
-        most = len(statuses) if kind == FROZEN else 1  # what stood still was not there to hear of it
+        most = len(statuses) if kind == FROZEN else 1  # a frozen rank does not learn that the others ended
         if 0 in ended or (ended and not 1 <= len(ours) <= most):
             wrong.append(f"the other ranks ended with {ended} and {len(ours)} lines")
     elif kind in _STATUS or kind in _STAYS:
@@ -200,9 +200,9 @@ def wrong_end(kind: str, statuses: list[int | None], said: list[str]) -> list[st
 
 
 def due(kind: str, step: int, base: int) -> int | None:
-    """The step of the checkpoint that must be there after a fault, for a run that had gone on from step ``base``.
+    """Return the step of the checkpoint that must exist after a fault, for a run that resumed from step ``base``.
 
-    The one of ``step`` itself may have been under way. None where the fault is to the checkpoints.
+    The checkpoint of ``step`` itself may have been incomplete. Return None if the fault damages checkpoints.
     """
     if kind in DAMAGED:
         return None
@@ -210,16 +210,16 @@ def due(kind: str, step: int, base: int) -> int | None:
 
 
 def wrong_resume(row: Row, expected: int) -> list[str]:
-    """What is wrong with the step a run went on from."""
-    found = row["resumed_from"]
-    wrong = [] if found == expected else [f"went on from step {found} instead of {expected}"]
-    if row["due"] is not None and found < row["due"]:
-        wrong.append(f"went on from step {found}, but step {row['due']} was to be kept")
+    """Return the errors in the step from which a run resumed."""
+    step = row["resumed_from"]
+    wrong = [] if step == expected else [f"resumed from step {step} instead of {expected}"]
+    if row["due"] is not None and step < row["due"]:
+        wrong.append(f"resumed from step {step}, but step {row['due']} must exist")
     return wrong
 
 
 def _await(course: Course, ranks: Ranks, fault: Fault) -> bool:
-    """Wait for a fault's moment; False where the run ended before."""
+    """Wait for the moment of a fault. Return False if the run ended before."""
     if fault.step:
         target = max(fault.step, logged(course.output) + 1)
         while ranks.running and logged(course.output) < target:
@@ -235,7 +235,7 @@ def _lines_of_ours(said: list[str]) -> list[str]:
 
 
 def write_images(folder: Path) -> None:
-    """Noise of 32 x 32 pixels in two classes, 160 images to train on and 32 held out."""
+    """Write 160 training and 32 held-out images of noise, 32 x 32 pixels, in two classes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 160), ("val", 32)):
         for i in range(count):

@@ -1,4 +1,4 @@
-"""What must hold after a fault, found without the trainer's code: whole checkpoints, and runs that agree."""
+"""Judge a run without the trainer's code: which checkpoints are whole, and whether two runs agree."""
 
 from __future__ import annotations
 
@@ -36,48 +36,51 @@ def _matches(path: Path, expected: dict[str, Any]) -> bool:
 
 
 def checkpoints(output: Path) -> dict[int, bool]:
-    """The checkpoints of a run by their steps, and whether they are whole."""
+    """Return the checkpoints of a run by step, and whether each is whole."""
     return {int(path.name[5:]): whole(path) for path in sorted((output / "checkpoints").glob("step-*"))}
 
 
 def broken(output: Path) -> set[int]:
-    """Checkpoints that have a card and are not whole; without one, a folder is what is left of an old checkpoint."""
+    """Return the checkpoints with a card that are not whole. A folder without a card is a rest of an old checkpoint."""
     cards = {int(path.parent.name[5:]) for path in (output / "checkpoints").glob("step-*/fasttrain.json")}
     return {step for step, good in checkpoints(output).items() if not good} & cards
 
 
 def last_whole(output: Path) -> int:
-    """The step from which a run must go on, 0 where none is whole.
+    """Return the step from which a run must resume, or 0 if no checkpoint is whole.
 
-    It is that which ``latest`` names or, if that is not whole, the newest whole one before it. If ``latest`` is lost or
-    names nothing that is there, it is the newest whole one.
+    It is the checkpoint that ``latest`` names or, if that is not whole, the newest whole checkpoint before it. If
+    ``latest`` is lost or names no checkpoint, it is the newest whole checkpoint.
     """
-    found = checkpoints(output)
+    states = checkpoints(output)
     try:
         latest = int((output / "checkpoints" / "latest").read_text().removeprefix("step-"))
     except (OSError, ValueError):
         latest = -1
-    return max((step for step, good in found.items() if good and (step <= latest or latest not in found)), default=0)
+    return max((step for step, good in states.items() if good and (step <= latest or latest not in states)), default=0)
 
 
 def under_way(output: Path) -> bool:
-    """Whether a checkpoint is, or was when all ended, being written."""
+    """Return whether a checkpoint is being written, or was being written when all ranks ended."""
     return any((output / "checkpoints").glob(".step-*.part"))
 
 
 def logged(output: Path) -> int:
-    """The last step that metrics.jsonl has whole."""
+    """Return the last step with a whole line in metrics.jsonl."""
     return max((line["step"] for line in _lines(output / "metrics.jsonl")), default=0)
 
 
 def same_weights(output: Path, expected: Path) -> bool:
-    """Whether two runs ended in the same tensors to the last bit: network, buffers, optimizer, every rank's shards."""
+    """Return whether two runs ended with the same tensors to the last bit.
+
+    The tensors are network, buffers, optimizer and every rank's shards.
+    """
     ours, theirs = _tensors(output), _tensors(expected)
     return bool(ours) and ours.keys() == theirs.keys() and all(_equal(ours[key], theirs[key]) for key in ours)
 
 
 def same_history(output: Path, expected: Path) -> bool:
-    """Whether metrics.jsonl and log.txt have the same lines but for times."""
+    """Return whether metrics.jsonl and log.txt have the same lines, except for times."""
     names = ("metrics.jsonl", "log.txt")
     ours, theirs = ([_untimed(_lines(run / name)) for name in names] for run in (output, expected))
     return ours == theirs and bool(ours[0])
@@ -92,17 +95,17 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors(output: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint, by file and path in it."""
+    """Return every tensor of the newest checkpoint, by file and path in it."""
     from fasttrain.engine.zero_files import pickled_classes
 
     steps = checkpoints(output)
     if not steps:
         return {}
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
 
     def collect(value: Any, path: str) -> None:
         if isinstance(value, torch.Tensor):
-            found[path] = value
+            tensors[path] = value
         elif isinstance(value, dict | list | tuple):
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
                 collect(inner, f"{path}/{key}")
@@ -110,7 +113,7 @@ def _tensors(output: Path) -> dict[str, torch.Tensor]:
     with torch.serialization.safe_globals(pickled_classes()):
         for file in sorted((output / "checkpoints" / f"step-{max(steps):08d}").glob("*.pt")):
             collect(torch.load(file, weights_only=True, map_location="cpu"), file.name)
-    return found
+    return tensors
 
 
 def _lines(path: Path) -> Lines:

@@ -1,4 +1,4 @@
-"""Which faults strike which runs, and when: drawn from a seed, so that the same campaign can be made again."""
+"""Draw the faults of each run and their moments from a seed, so that a campaign can be repeated."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ STEPS = 48
 EVERY = 5
 """Steps between checkpoints."""
 FAULTS = 4
-"""Faults that one run meets, each after it has gone on from the one before."""
+"""Faults per run. Each one occurs after the run has resumed from the fault before."""
 
 KILLED = ("kill -9 of one rank", "kill -9 of all ranks")
 STOPPED = ("SIGTERM", "SIGINT", "SIGUSR1")
 DAMAGED = ("flipped bit", "cut file", "emptied file", "lost file")
-"""Done to a file of the newest checkpoint, or to ``latest``, after all ranks were killed."""
+"""Damages to a file of the newest checkpoint or to ``latest``, after all ranks were killed."""
 FROZEN, FULL, READ_ONLY = "frozen rank", "full disk", "read-only folder"
 CLOCK, IMAGES, DATA = "clock jump", "dead images", "lost data folder"
 ON_TIME = (*KILLED, *STOPPED)
-"""Kinds that may strike while a checkpoint is being written."""
+"""Kinds that may occur while a checkpoint is being written."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A run of the command, and what can happen to it beside signals."""
+    """A run of the command, and the kinds of faults that it can meet."""
 
     name: str
     flags: tuple[str, ...]
     kinds: tuple[str, ...] = (*KILLED, *KILLED, *STOPPED, *DAMAGED, READ_ONLY)
     ranks: int = 1
     images: str | None = None
-    """Files instead of the embedded digits: ``good``, or ``some dead`` from the start."""
+    """Image files instead of the embedded digits: ``good``, or ``some dead`` from the start."""
     in_memory: bool = False
-    """The output folder is a small file system of its own, which can be filled."""
+    """Whether the output folder is a small file system of its own, which can be filled."""
     faked_clock: bool = False
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: what, and its moment."""
+    """One fault and its moment."""
 
     kind: str
     step: int
-    """Strikes once this step is logged; 0: while the run starts."""
+    """The fault occurs once this step is logged; 0: while the run starts."""
     saving: bool
-    """Waits for the next checkpoint to be under way."""
+    """Whether to wait until the next checkpoint is being written."""
     delay: float
-    """Seconds after that."""
+    """Seconds to wait after that."""
     rank: int
     draw: float
-    """In [0, 1), for what the kind leaves open: which file, which byte, how far the clock jumps."""
+    """In [0, 1): chooses the file, the byte, or the distance of the clock jump."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ _DINO = "--hidden_dim 32 --bottleneck_dim 8 --out_dim 64"
 _TWO = (*KILLED, *KILLED, *STOPPED, *DAMAGED, READ_ONLY, FROZEN)
 
 SETTINGS = {
-    made.name: made
-    for made in (
+    setting.name: setting
+    for setting in (
         _setting("simclr", "--hidden_dim 32 --out_dim 8"),
         _setting(
             "dino", "--hidden_dim 32 --bottleneck_dim 8 --out_dim 64 --entropy --zero_stage 2", kinds=_TWO, ranks=2
@@ -95,14 +95,14 @@ SETTINGS = {
 
 
 def plan(seed: int, trials: int) -> list[Trial]:
-    """The campaign's trials, the settings in turn; a longer campaign begins as a shorter one does."""
+    """Return the trials of a campaign. The settings alternate, and a longer campaign begins with a shorter one."""
     names = list(SETTINGS)
     return [_trial(seed, number, SETTINGS[names[number % len(names)]]) for number in range(trials)]
 
 
 def _trial(seed: int, number: int, setting: Setting) -> Trial:
     rng = random.Random(f"{seed} {number}")
-    # The last faults leave room for a checkpoint to be under way before the run is over.
+    # After the last fault there must be time for a checkpoint before the run ends.
     steps = sorted(rng.sample(range(1, STEPS - EVERY, 2), FAULTS))
     if rng.random() < 0.2:
         steps[0] = 0

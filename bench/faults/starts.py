@@ -1,4 +1,4 @@
-"""The real command, its ranks started as ``srun`` starts them: no launcher ends the others when one is gone."""
+"""Start the ranks of the real command as ``srun`` does: no launcher ends the others when one rank ends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from bench import ROOT
+
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _TRAINER = str(ROOT / "fasttrain/run.py")
 
 
 class Ranks:
-    """Processes of one start of the command; what they print lies in ``logs``."""
+    """Processes of one start of the command. Their output is in ``logs``."""
 
     def __init__(self, flags: Sequence[str], count: int, logs: Path, environment: dict[str, str]) -> None:
         logs.mkdir(parents=True, exist_ok=True)
@@ -39,17 +40,17 @@ class Ranks:
 
     @property
     def running(self) -> bool:
-        """Whether every rank is still there."""
+        """Return whether every rank runs."""
         return all(process.poll() is None for process in self.processes)
 
     def kill(self, ranks: Sequence[int] | None = None, number: int = signal.SIGKILL) -> None:
-        """Send a signal to some ranks, or to all."""
+        """Send a signal to some ranks or to all ranks."""
         for rank, process in enumerate(self.processes):
             if ranks is None or rank in ranks:
                 process.send_signal(number)
 
     def end(self, seconds: float = 120) -> tuple[list[int | None], float]:
-        """Wait for all ranks; their statuses, None for one that did not end by itself, and the seconds it took."""
+        """Wait for all ranks. Return their statuses and the seconds; a rank that had to be killed has None."""
         started = time.monotonic()
         statuses: list[int | None] = []
         for process in self.processes:
@@ -61,16 +62,16 @@ class Ranks:
                 statuses.append(None)
         return statuses, time.monotonic() - started
 
-    def said(self) -> list[str]:
-        """The lines of all ranks' stderr."""
+    def errors(self) -> list[str]:
+        """Return the lines of all ranks on stderr."""
         texts = [(self.logs / f"err-{rank}").read_text(errors="replace") for rank in range(len(self.processes))]
         return [line for text in texts for line in text.splitlines() if line.strip()]
 
     def resumed(self) -> int | None:
-        """The step that the run went on from, once it has said so: 0 for a fresh start."""
+        """Return the step from which the run resumed, 0 for a new run, None before the run has printed it."""
         out = (self.logs / "out-0").read_text(errors="replace")
-        if found := re.search(r"^resumed after step (\d+)$", out, re.MULTILINE):
-            return int(found[1])
+        if match := re.search(r"^resumed after step (\d+)$", out, re.MULTILINE):
+            return int(match[1])
         return 0 if "k-NN before training" in out else None
 
 

@@ -1,4 +1,4 @@
-"""The faults themselves. Each strikes a run that is under way and returns what mends it again."""
+"""Cause the faults in a running run. Each function returns the function that repairs the damage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bench.faults.plan import CLOCK, DAMAGED, DATA, FROZEN, FULL, IMAGES, KILLED
 from bench.faults.starts import Ranks
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-Mend = Callable[[], None]
+Repair = Callable[[], None]
 
 
-def strike(fault: Fault, ranks: Ranks, output: Path, images: Path, clock: Path) -> Mend:
-    """Let a fault happen now. What it damages in files stays damaged until the mend is called."""
+def strike(fault: Fault, ranks: Ranks, output: Path, images: Path, clock: Path) -> Repair:
+    """Cause a fault now. Files stay damaged until the returned function is called."""
     if fault.kind == KILLED[0]:
         ranks.kill([fault.rank])
     elif fault.kind == KILLED[1]:
@@ -42,12 +42,12 @@ def strike(fault: Fault, ranks: Ranks, output: Path, images: Path, clock: Path) 
     elif fault.kind in (IMAGES, DATA):
         return _lose_images(fault, images)
     else:
-        raise ValueError(f"no such fault: {fault.kind}")
+        raise ValueError(f"unknown fault: {fault.kind}")
     return _nothing
 
 
-def damage(fault: Fault, output: Path) -> Mend:
-    """Flip a bit of a file, cut it short, empty it or remove it: one of the newest checkpoint's, or ``latest``."""
+def damage(fault: Fault, output: Path) -> Repair:
+    """Flip a bit of a file of the newest checkpoint or of ``latest``, cut the file, empty it or remove it."""
     folder = output / "checkpoints"
     files = [*sorted((folder / f"step-{last_whole(output):08d}").glob("*")), folder / "latest"]
     files = [file for file in files if file.is_file()]
@@ -56,7 +56,7 @@ def damage(fault: Fault, output: Path) -> Mend:
     rng = random.Random(fault.draw)
     file = rng.choice(files)
     content = bytearray(file.read_bytes())
-    kept = bytes(content)
+    original = bytes(content)
     position = rng.randrange(len(content))
     if fault.kind == "flipped bit":
         content[position] ^= 1 << rng.randrange(8)
@@ -66,18 +66,18 @@ def damage(fault: Fault, output: Path) -> Mend:
     else:
         file.write_bytes(content[: position if fault.kind == "cut file" else 0])
 
-    def mend() -> None:
-        file.write_bytes(kept)
+    def repair() -> None:
+        file.write_bytes(original)
 
-    return mend
+    return repair
 
 
 def _nothing() -> None:
     pass
 
 
-def _freeze(fault: Fault, ranks: Ranks) -> Mend:
-    """One rank stands still, and comes back once the others are gone."""
+def _freeze(fault: Fault, ranks: Ranks) -> Repair:
+    """Stop one rank, and continue it after the others have ended."""
     frozen = ranks.processes[fault.rank]
     frozen.send_signal(signal.SIGSTOP)
     for process in ranks.processes:
@@ -90,8 +90,8 @@ def _freeze(fault: Fault, ranks: Ranks) -> Mend:
     return _nothing
 
 
-def _fill(fault: Fault, output: Path) -> Mend:
-    """Leave less room than a checkpoint takes, maybe none, on the output's own file system."""
+def _fill(fault: Fault, output: Path) -> Repair:
+    """Leave less space than a checkpoint needs, or none, on the output's own file system."""
     ballast = output.parent / "ballast"
     free = shutil.disk_usage(output).free
     with ballast.open("wb") as file:
@@ -99,19 +99,19 @@ def _fill(fault: Fault, output: Path) -> Mend:
     return ballast.unlink
 
 
-def _read_only(output: Path) -> Mend:
-    """Nothing new can be made in the output folder; files that are open stay so."""
+def _read_only(output: Path) -> Repair:
+    """Make the output folder read-only for new files. Open files stay open."""
     for options in (["--bind", str(output), str(output)], ["-o", "remount,bind,ro", str(output)]):
         subprocess.run(["mount", *options], check=True)
 
-    def mend() -> None:
+    def repair() -> None:
         subprocess.run(["umount", "--lazy", str(output)], check=True)
 
-    return mend
+    return repair
 
 
-def _jump(fault: Fault, ranks: Ranks, output: Path, clock: Path) -> Mend:
-    """The wall clock jumps by up to ten years, either way, and so do the files' times; soon after all are killed."""
+def _jump(fault: Fault, ranks: Ranks, output: Path, clock: Path) -> Repair:
+    """Move the wall clock and the files' times by up to ten years in either direction. Then kill all ranks."""
     seconds = int((2 * fault.draw - 1) * 10 * 365 * 86400)
     clock.write_text(f"{seconds:+d}")
     time.sleep(0.2 + fault.delay)
@@ -123,8 +123,8 @@ def _jump(fault: Fault, ranks: Ranks, output: Path, clock: Path) -> Mend:
     return _nothing
 
 
-def _lose_images(fault: Fault, images: Path) -> Mend:
-    """A fifth of the image files is cut short, emptied, garbled or gone, or all of the folder is."""
+def _lose_images(fault: Fault, images: Path) -> Repair:
+    """Cut, empty, zero or remove a fifth of the image files, or move the whole folder."""
     aside = images.with_name("aside")
     if fault.kind == DATA:
         images.rename(aside)
@@ -132,15 +132,15 @@ def _lose_images(fault: Fault, images: Path) -> Mend:
         shutil.copytree(images, aside)
         spoil(images, fault.draw)
 
-    def mend() -> None:
+    def repair() -> None:
         shutil.rmtree(images, ignore_errors=True)
         aside.rename(images)
 
-    return mend
+    return repair
 
 
 def spoil(images: Path, draw: float, fraction: float = 0.2) -> None:
-    """Make some image files bad, each in one of four ways."""
+    """Damage some image files, each in one of four ways."""
     rng = random.Random(draw)
     files = sorted(path for path in images.rglob("*") if path.is_file())
     for file in rng.sample(files, int(fraction * len(files))):

@@ -1,8 +1,8 @@
-"""What the parts of bench/gpu share: the run with its budget and report, rooflines, and calls that may fail.
+"""Measure the kernels on a GPU: the run with its budget and report, rooflines, and calls that may fail.
 
-A part is a function ``part(run)`` that adds rows; a family of kernels has its parts in a module here, and gpu.py lists
-them. Rows are plain dictionaries, as they stand in the report. Whatever takes time is drawn from ``run.in_time``, so
-that a spent budget is noticed in one place, and named by its ``str``.
+A part is a function ``part(run)`` that adds rows. A family of kernels has its parts in a module here, and __main__.py
+lists them. Rows are plain dictionaries, as in the report. Parts take their work from ``run.in_time``, so that one place
+checks the budget. The ``str`` of an item is its name in the report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Row = dict[str, Any]
 
-_LONGEST = 120  # seconds that one task of a worker process may take before the process is ended
+_LONGEST = 120  # seconds for one task of a worker process; then the process is ended
 _WRITE_EVERY = 5.0  # seconds
 
 
@@ -36,16 +36,16 @@ class Part:
     run: Callable[[Run], None]
     table: Callable[[list[Row]], str]
     until: float
-    """The share of the budget after which it starts nothing more."""
+    """The share of the budget after which the part starts no more work."""
     failures: Callable[[list[Row]], list[str]] | None = None
-    """What the run fails for, a line each."""
+    """Return a line per failure of the run."""
     stops: Callable[[list[Row]], bool] | None = None
-    """Whether the run ends here, because what follows is not worth timing; it does if the part itself breaks."""
+    """Return whether the run ends after this part, because the results are wrong. An error in the part ends it too."""
 
 
 @dataclass
 class Budget:
-    """Seconds from the making of this object on."""
+    """A number of seconds from the construction of this object on."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
@@ -58,12 +58,12 @@ class Budget:
         return self.clock() - self._started
 
     def spent(self, share: float = 1.0) -> bool:
-        """Whether this share of it is used up."""
+        """Return whether this share of the budget is used."""
         return self.elapsed() >= share * self.seconds
 
 
 class Run:
-    """One run: the machine it is on, what is known so far, and whether there is time for more."""
+    """One run: the machine, the report so far, and the remaining time."""
 
     def __init__(self, path: Path, about: dict[str, Any], budget: Budget, *, chip: Any = None, workers: int = 0):
         self.path, self.budget, self.chip, self.workers = path, budget, chip, workers
@@ -72,14 +72,14 @@ class Run:
         self._until, self._started, self._written = 1.0, 0.0, budget.elapsed()
 
     def start(self, part: Part) -> list[Row]:
-        """Begin a part; returns the list that its rows go to."""
+        """Start a part, and return the list of its rows."""
         self._part = self.content["parts"][part.name] = {"rows": [], "left_out": []}
         self._until, self._started = part.until, self.budget.elapsed()
         rows: list[Row] = self._part["rows"]
         return rows
 
     def finish(self, error: str | None) -> list[str]:
-        """End the part, write the report, and return the names of what was left out."""
+        """End the part, write the report, and return the names of the items that were left out."""
         left_out: list[str] = self._part["left_out"]
         self._part |= {"error": error, "seconds": round(self.budget.elapsed() - self._started, 1)}
         self.write()
@@ -91,15 +91,15 @@ class Run:
             self.write()
 
     def write(self) -> None:
-        """All at once: a run that is cut leaves the last whole report."""
+        """Write the report atomically, so that an interrupted run leaves the last whole report."""
         self._written = self.budget.elapsed()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".part")
-        beside.write_text(json.dumps(self.content, indent=1) + "\n")
-        beside.replace(self.path)
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(json.dumps(self.content, indent=1) + "\n")
+        part.replace(self.path)
 
     def in_time(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items for which there is time; the names of the others go on record."""
+        """Yield the items for which there is time, and record the names of the others."""
         for item in items:
             if self.budget.spent(self._until):
                 self._part["left_out"].append(str(item))
@@ -107,10 +107,10 @@ class Run:
                 yield item
 
     def side_by_side(self, work: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
-        """``work`` of every item for which there is time, in worker processes: compiling is what takes long.
+        """Yield every item for which there is time with the result of ``work``, computed in worker processes.
 
-        Not for what is timed. The compiled kernels stay in Triton's cache on disk. Without workers it is done here.
-        Raises WorkerLost if a worker dies, or is ended because it hangs.
+        Compilation takes most of the time, and the compiled kernels stay in Triton's cache on disk. Do not use this
+        for timed work. Without workers this process does the work. Raise WorkerLost if a worker dies or hangs.
         """
         waiting = self.in_time(items)
         if not self.workers:
@@ -125,15 +125,15 @@ class Run:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     try:
-                        found = future.result()
+                        result = future.result()
                     except BrokenProcessPool as error:
                         names = "; ".join(map(str, running.values()))
-                        raise WorkerLost(f"a worker died, in one of: {names}") from error
-                    yield running.pop(future), found
+                        raise WorkerLost(f"a worker died in one of: {names}") from error
+                    yield running.pop(future), result
 
 
 def _with_alarm(work: Callable[[Item], Any], item: Item) -> Any:
-    signal.alarm(_LONGEST)  # a kernel that never ends cannot be interrupted, only ended with its process
+    signal.alarm(_LONGEST)  # a hanging kernel can only be ended with its process
     try:
         return work(item)
     finally:
@@ -141,15 +141,15 @@ def _with_alarm(work: Callable[[Item], Any], item: Item) -> Any:
 
 
 class WorkerLost(Exception):
-    """A worker process has ended before its work, on its own or after too long a time."""
+    """Raised if a worker process ended before its work, by itself or after the time limit."""
 
 
 class DeviceLost(Exception):
-    """The GPU answers no more in this process, as after a wrong memory access."""
+    """Raised if the GPU no longer responds in this process, for example after an invalid memory access."""
 
 
 def attempt(call: Callable[[], Item]) -> tuple[Item | None, str | None]:
-    """The result of a call, or what prevented it: "OOM", or a line. Raises DeviceLost."""
+    """Return the result of a call, or its error: "OOM" or one line. Raise DeviceLost if the GPU no longer responds."""
     import torch
 
     fault = None
@@ -159,7 +159,7 @@ def attempt(call: Callable[[], Item]) -> tuple[Item | None, str | None]:
         fault = "OOM"
     except Exception as error:
         fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    # Out of the handler, whose traceback holds on to the tensors.
+    # Outside of the handler, because its traceback holds references to the tensors.
     gc.collect()
     if torch.cuda.is_available():
         try:
@@ -171,12 +171,12 @@ def attempt(call: Callable[[], Item]) -> tuple[Item | None, str | None]:
 
 
 def chip_of(capability: tuple[int, int], chips: Iterable[Any]) -> Any:
-    """The entry of bench/kernels/aot.py's data sheets for a GPU, or None for one that is not among them."""
+    """Return the data sheet of a GPU in bench/kernels/aot.py, or None for an unknown GPU."""
     return next((chip for chip in chips if chip.capability == 10 * capability[0] + capability[1]), None)
 
 
 def roofline_seconds(chip: Any, scores: float, dim: int, dtype: str, *, products: float, exps: float) -> float | None:
-    """The least time for so many products and exponentials a score, as bench/kernels/aot.py has it; None for unknown chips."""
+    """Return the roofline in seconds for products and exponentials per score, or None for an unknown chip."""
     from bench.kernels import aot
 
     return None if chip is None else aot.roofline_seconds(chip, scores, dim, dtype, products=products, exps=exps)
@@ -187,7 +187,7 @@ def percent(part: float | None, whole: float | None) -> float | None:
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A table; the first column to the left, None as an empty cell."""
+    """Return a Markdown table. The first column is left-aligned, and None is an empty cell."""
     head = list(head)
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     lines += [["" if cell is None else str(cell) for cell in row] for row in rows]
@@ -199,5 +199,5 @@ def milliseconds(seconds: float | None) -> str | None:
 
 
 def worker_count() -> int:
-    """Two cores stay free for what the others start; 14 at most, for each holds a GPU context."""
+    """Return the number of workers: two cores stay free, and at most 14, because each worker has a GPU context."""
     return max(1, min(14, len(os.sched_getaffinity(0)) - 2))

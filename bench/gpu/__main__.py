@@ -1,27 +1,28 @@
-"""The kernels on an NVIDIA GPU: right, then tuned, then timed against their peers. One command, one JSON, one page.
+"""Check, tune and time the kernels on an NVIDIA GPU. The result is one JSON file and one page of tables.
 
     python -m bench.gpu                                # bench/results/<name of the GPU>.json, nine minutes
     python -m bench.gpu --budget 1500 --output PATH    # seconds
     python -m bench.gpu --parts correctness
 
-1. environment   the GPU, its clocks, the versions, the commit, and the rates that it reaches in plain torch
-2. correctness   every use, type and path against fp64, races, far offsets; the run ends here if anything is wrong.
-                 Beyond the tolerance but within ten times is "inaccurate": a failure that does not end the run
-3. tiles         the tiles that ship (kernels/similarity/tiles.py) beside their neighbours; nothing is edited
-4. losses        NT-Xent, InfoNCE, a queue, both directions, entropy: beside eager torch, torch.compile and libraries
+1. environment   the GPU, its clocks, versions, commit, and the rates that it reaches in plain torch
+2. correctness   every use, type and path against fp64, races, far offsets; the run ends here if a result is wrong. A
+                 result beyond the tolerance but within ten times is "inaccurate": a failure that does not end the run
+3. tiles         the shipped tiles (kernels/similarity/tiles.py) and their neighbours; no file is edited
+4. losses        NT-Xent, InfoNCE, a queue, both directions, entropy; and eager torch, torch.compile and libraries
 5. prototypes    cross-entropy, entropies and Sinkhorn against fp64, and races, as in 2
 6. prototype_losses    DINO's class tokens and patches, as in 4
 7. views         the photometric kernel against fp64, as in 2
-8. alike         whole views beside the CPU's of the same draws
+8. alike         whole views compared with the CPU's from the same random draws
 9. data          the loader: nvJPEG's decoding, the crops, the finished views, and the kernel alone
-10. training     fasttrain/run.py on drawn JPEGs: images/s, and what part of a step waits for data
+10. training     fasttrain/run.py on generated JPEGs: images/s, and the share of a step that waits for data
 
-Times are the GPU's own, with an empty L2 cache, contestants in turn. Each part starts nothing more once its share of
-the budget is spent; what was left out is named. The JSON is written as rows come, so a run that is cut leaves what it
-has. ``pct_of_roofline`` is against the data sheet in bench/kernels/aot.py, and null for a GPU that is not in it. Peers that are
-not installed are named so (pip install -e '.[bench]'). Exit status: 0, 1 for a failure, 2 no NVIDIA GPU.
+Times are by the GPU's clock with an empty L2 cache, and contestants alternate. A part starts no more work after its
+share of the budget, and the report names the omitted items. The JSON is written during the run, so an interrupted run
+leaves its rows. ``pct_of_roofline`` uses the data sheet in bench/kernels/aot.py, and is null for other GPUs. The report
+names peers that are not installed (pip install -e '.[bench]'). Exit status: 0, 1 for a failure, 2 without an NVIDIA
+GPU.
 
-A family of kernels joins with a module in bench/gpu/ and its parts in ``parts()``.
+To add a family of kernels, write a module in bench/gpu/ and add its parts to ``parts()``.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import measure
+from bench import RESULTS, ROOT, measure
 from bench.gpu import Budget, Part, Run, chip_of, worker_count
 
-ROOT = Path(__file__).parent.parent
 _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu", "power.draw", "power.limit")
 
 
 def parts() -> tuple[Part, ...]:
-    """What is run, family by family: all that decides whether kernels are right, then tiles, then what users see."""
+    """Return the parts in their order: correctness of the kernels, tiles, losses, then the loader and training."""
     from bench.gpu import checks, losses, prototypes, similarity, training, views
 
     return (
@@ -75,53 +75,52 @@ def parts() -> tuple[Part, ...]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    os.environ.pop("TRITON_INTERPRET", None)  # with it, interpreted kernels would be measured
+    os.environ.pop("TRITON_INTERPRET", None)  # otherwise interpreted kernels would be measured
     measure.prepare(threads=1)
     import torch
 
     if torch.version.cuda is None or not torch.cuda.is_available():
-        print(f"bench/gpu needs an NVIDIA GPU; torch sees none (torch {torch.__version__})", file=sys.stderr)
+        print(f"bench.gpu: needs an NVIDIA GPU, torch {torch.__version__} found none", file=sys.stderr)
         return 2
-    sys.path.insert(0, str(ROOT))  # fasttrain need not be installed, and tests/ holds the references
     from bench.kernels.aot import CHIPS
 
     budget = Budget(options.budget)
     about = environment()
-    path = options.output or ROOT / "bench/results" / f"{slug(about['device'])}.json"
+    path = options.output or RESULTS / f"{slug(about['device'])}.json"
     chip = chip_of(torch.cuda.get_device_capability(), CHIPS)
     run = Run(path, about, budget, chip=chip, workers=worker_count())
     print(environment_table(about), flush=True)
     return run_parts(run, [part for part in parts() if part.name in options.parts])
 
 
-def run_parts(run: Run, chosen: list[Part]) -> int:
-    """Run them in turn, print their tables, and return the exit status."""
+def run_parts(run: Run, selected: list[Part]) -> int:
+    """Run the parts in turn, print their tables, and return the exit status."""
     status = 0
     run.content["failures"] = failures = []
-    for part in chosen:
+    for part in selected:
         rows, error = run.start(part), None
         try:
             part.run(run)
-        except Exception as fault:  # the report is written all the same
+        except Exception as fault:  # the report must be written
             error = f"{type(fault).__name__}: {fault}"
-        found = [f"{part.name}: {error}"] if error else []
-        found += part.failures(rows) if part.failures else []
-        failures += found
+        lines = [f"{part.name}: {error}"] if error else []
+        lines += part.failures(rows) if part.failures else []
+        failures += lines
         left_out = run.finish(error)
         sections = [f"## {part.name}, {run.budget.elapsed():.0f} s", part.table(rows), _named("left out", left_out)]
-        sections += [f"**{line}**" for line in found]
+        sections += [f"**{line}**" for line in lines]
         print("\n" + "\n\n".join(section for section in sections if section), flush=True)
-        if found:
+        if lines:
             status = 1
         if part.stops and (error or part.stops(rows)):
-            print(f"\nwhat is wrong is not timed: stopped after {part.name}", file=sys.stderr)
+            print(f"\nstopped after {part.name}: wrong kernels are not timed", file=sys.stderr)
             break
     print(f"\n{run.path}")
     return status
 
 
 def environment() -> dict[str, Any]:
-    """Everything about the machine that a figure depends on."""
+    """Return all properties of the machine that a figure depends on."""
     import torch
 
     gpu = torch.cuda.get_device_properties(0)
@@ -144,21 +143,21 @@ def environment() -> dict[str, Any]:
 
 
 def nvidia_smi(fields: tuple[str, ...], gpu: Any) -> dict[str, str] | str:
-    """What nvidia-smi says of this GPU, or why it says nothing. It is only asked, never told."""
-    which = f"GPU-{gpu.uuid}" if hasattr(gpu, "uuid") else "0"
-    command = ["nvidia-smi", f"--id={which}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    """Return the fields of nvidia-smi for this GPU, or its error. No setting is changed."""
+    identifier = f"GPU-{gpu.uuid}" if hasattr(gpu, "uuid") else "0"
+    command = ["nvidia-smi", f"--id={identifier}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no answer: {error}"
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    if done.returncode or len(values) != len(fields):
-        return f"no answer: {(done.stdout + done.stderr).strip()}"
+    values = [value.strip() for value in process.stdout.strip().split(",")]
+    if process.returncode or len(values) != len(fields):
+        return f"no answer: {(process.stdout + process.stderr).strip()}"
     return dict(zip(fields, values, strict=True))
 
 
 def reached() -> dict[str, float]:
-    """TFLOP/s of a plain bf16 product and TB/s of a copy, read and written: the ceilings beside the data sheet's."""
+    """Return TFLOP/s of a plain bf16 product, and TB/s of a copy, reads and writes together."""
     import torch
 
     clock, size = measure.DeviceClock(), 8192
@@ -178,7 +177,7 @@ def reached() -> dict[str, float]:
 
 
 def sources_digest(folder: Path) -> str:
-    """Names the kernels' source also where git is not at hand."""
+    """Return a digest of the sources, which identifies them without git."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
@@ -186,7 +185,7 @@ def sources_digest(folder: Path) -> str:
 
 
 def slug(name: str) -> str:
-    """A file name: nvidia-h100-80gb-hbm3."""
+    """Return a file name, for example nvidia-h100-80gb-hbm3."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -194,18 +193,18 @@ def environment_table(about: dict[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in about.items())])
 
 
-def _named(what: str, names: list[str], most: int = 10) -> str:
-    """A list for the screen; all of it is in the JSON."""
+def _named(title: str, names: list[str], most: int = 10) -> str:
+    """Return the first names as a list. The JSON has all of them."""
     if not names:
         return ""
     more = [f"- and {len(names) - most} more"] if len(names) > most else []
-    return "\n".join([f"{what}, {len(names)}:\n", *(f"- {name}" for name in names[:most]), *more])
+    return "\n".join([f"{title}, {len(names)}:\n", *(f"- {name}" for name in names[:most]), *more])
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="start nothing more after (540)")
-    parser.add_argument("--output", type=Path, metavar="PATH", help="the JSON (bench/results/<GPU>.json)")
+    parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="start no more work after (540)")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="the JSON file (bench/results/<GPU>.json)")
     names = ("correctness", "tiles", "losses", "prototypes", "prototype_losses", "views", "alike", "data", "training")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="run only these")
     return parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""The losses on a GPU against their peers: seconds, peak memory, and how near to the roofline ours come.
+"""Compare the losses with their peers on a GPU: seconds, peak memory, and percent of the roofline for ours.
 
-A row is one operation at one size in one type, a forward and a backward by every contestant in turn, from the same
-tensors. Times are the GPU's, which is kept busy until all kernels are started; ``host`` is how long starting them
-takes, and the least time of a program that does nothing else. In bf16 the tensors are what a network under autocast
-hands to its loss, and the loss runs under autocast; fp32 is fp32 throughout. ``apart`` is how far a contestant's loss
-or gradients are from ours: rounding, and for peers that hold logits in bf16 a good deal of it. torch.compile comes
-last, in rows of its own beside ours: it takes seconds a size.
+A row is one operation at one size in one type: a forward and backward pass by every contestant in turn, from the same
+tensors. Times are by the GPU's clock, and the GPU is busy until all kernels are launched. ``host`` is the time of the
+launches, which is the least time of a program that does nothing else. In bf16 the tensors are as from a network under
+autocast, and the loss runs under autocast too. In fp32 everything is fp32. ``apart`` is the distance of a contestant's
+loss or gradients from ours. It is rounding, which is large for peers that store logits in bf16. torch.compile comes
+last, in rows of its own, because it takes seconds per size.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from bench.peers.similarity import BIDIRECTIONAL, INFO_NCE, INFO_NCE_QUEUE, NT_X
 from . import Row, Run, attempt, markdown, milliseconds, percent, roofline_seconds
 
 COMPILED = "torch.compile"
-PEERS = ("lightly", "inf-cl", "eager")  # those that keep nothing between two calls first
+PEERS = ("lightly", "inf-cl", "eager")  # contestants without memory between two calls come first
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DIMS = (128, 256)
-BATCHES = (4096, 32768, 65536, 1024, 8192, 16384, 256)  # what matters most first, in case time runs out
+BATCHES = (4096, 32768, 65536, 1024, 8192, 16384, 256)  # the most important first, in case time runs out
 QUEUE = (256, 65536)
 
-_SECONDS = 1.0  # for the rounds of a row; three rounds at least
-_APART = {"bf16": 0.1, "fp32": 1e-2}  # beyond this a contestant is said to differ; tf32 alone explains 1e-3
+_SECONDS = 1.0  # for the rounds of a row, but at least three rounds
+_APART = {"bf16": 0.1, "fp32": 1e-2}  # beyond it a contestant differs; tf32 alone explains 1e-3
 
 
 @dataclass(frozen=True)
 class Work:
-    """Rows and columns of the scores, and the products and exponentials that we need for each of them."""
+    """Rows and columns of the scores, and the products and exponentials per score of our passes."""
 
     rows: int
     columns: int
@@ -49,7 +49,7 @@ class Work:
 
 
 def work(operation: str, batch: int, columns: int) -> Work:
-    """Symmetric scores are formed by half and G by whole; of a queue no gradient is wanted."""
+    """Return the work of an operation. Half of symmetric scores is computed; a queue has no gradient."""
     if operation in ("nt_xent", "vmf_entropy"):
         rows = 2 * batch if operation == "nt_xent" else batch
         return Work(rows, rows, (0.5, 0.5), (2, 1))
@@ -60,7 +60,7 @@ def work(operation: str, batch: int, columns: int) -> Work:
 
 @dataclass(frozen=True)
 class Race:
-    """One operation at one size, and who takes part."""
+    """One operation at one size with its contestants."""
 
     operation: Operation
     case: Case
@@ -73,8 +73,8 @@ class Race:
 
 
 def races() -> list[Race]:
-    """All of the grid, the most telling first; then all of it again for torch.compile."""
-    found = []
+    """Return the whole grid, the most important first, then the grid again for torch.compile."""
+    grid = []
     for compiled in (False, True):
         for dtype, kind in TYPES.items():
             for dim in DIMS:
@@ -84,20 +84,20 @@ def races() -> list[Race]:
                     name = f"B = {batch}" + (f", Q = {columns}" if columns else "") + f", D = {dim}"
                     case = Case(name, batch, dim, columns, device="cuda", dtype=kind)
                     for operation in operations:
-                        there = [COMPILED] if compiled else [peer for peer in PEERS if peer in operation.contestants]
-                        found.append(Race(operation, case, dtype, (OURS, *there)))
-    return found
+                        peers = [COMPILED] if compiled else [peer for peer in PEERS if peer in operation.contestants]
+                        grid.append(Race(operation, case, dtype, (OURS, *peers)))
+    return grid
 
 
 def losses(run: Run) -> None:
-    hold_all(run, races(), roofs)
+    run_races(run, races(), roofs)
 
 
-def hold_all(run: Run, races: list[Race], roofs: Callable[[Race, Any], dict[str, float | None]]) -> None:
-    """A row for every race for which there is time."""
+def run_races(run: Run, races: list[Race], roofs: Callable[[Race, Any], dict[str, float | None]]) -> None:
+    """Add a row for every race for which there is time."""
     clock = measure.DeviceClock()
     for race in run.in_time(races):
-        run.add(race_row(race, *hold(race, clock.seconds), run.chip, roofs))
+        run.add(race_row(race, *run_race(race, clock.seconds), run.chip, roofs))
         torch._dynamo.reset()
         gc.collect()
         torch.cuda.empty_cache()
@@ -106,20 +106,20 @@ def hold_all(run: Run, races: list[Race], roofs: Callable[[Race, Any], dict[str,
 Times = dict[str, list[float]]
 
 
-def hold(race: Race, seconds: Callable[[Step], float]) -> tuple[dict[str, Row], Times]:
-    """Peak memory, distance from ours and faults of every contestant, and all times of those that run."""
+def run_race(race: Race, seconds: Callable[[Step], float]) -> tuple[dict[str, Row], Times]:
+    """Return memory, distance from ours and fault of every contestant, and times of contestants without a fault."""
     inputs = race.operation.draw(race.case)
-    found: dict[str, Row] = {}
+    results: dict[str, Row] = {}
     steps: dict[str, Callable[[], Any]] = {}
     expected = None
     for name in race.contestants:
         started, fault = attempt(partial(_start, race, name, inputs))
-        found[name] = {"fault": fault and fault.removeprefix("NotRun: ")}
+        results[name] = {"fault": fault and fault.removeprefix("NotRun: ")}
         if started is None:
             continue
-        steps[name], outputs, found[name]["peak_bytes"], found[name]["host_seconds"] = started
+        steps[name], outputs, results[name]["peak_bytes"], results[name]["host_seconds"] = started
         expected = outputs if name == OURS else expected
-        found[name]["apart"] = None if expected is None else _largest(distances(outputs, expected))
+        results[name]["apart"] = None if expected is None else _largest(distances(outputs, expected))
         del started, outputs
     if OURS in steps and COMPILED not in race.contestants:
         steps |= attempt(partial(_passes, race, inputs))[0] or {}
@@ -135,12 +135,12 @@ def hold(race: Race, seconds: Callable[[Step], float]) -> tuple[dict[str, Row], 
 
     rounds = measure.in_turn([partial(timed, name) for name in steps], fewest=3, most=30, seconds=_SECONDS)
     for name, fault in faults.items():
-        found.setdefault(name, {})["fault"] = fault
-    return found, {name: times for name, times in zip(steps, rounds, strict=True) if name not in faults}
+        results.setdefault(name, {})["fault"] = fault
+    return results, {name: times for name, times in zip(steps, rounds, strict=True) if name not in faults}
 
 
 def _start(race: Race, name: str, inputs: tuple[Tensor, ...]) -> tuple[Step, tuple[Tensor, ...], int, float]:
-    """A contestant, what it gives, and its peak memory and time to start once it has compiled what it compiles."""
+    """Return a contestant's step and outputs, and its peak memory and launch time after compilation."""
     step = race.operation.step(name, race.case, inputs, wait=False)
     outputs = step()
     peak = measure.peak_bytes(step, race.case.device)
@@ -148,19 +148,19 @@ def _start(race: Race, name: str, inputs: tuple[Tensor, ...]) -> tuple[Step, tup
 
 
 def _passes(race: Race, inputs: tuple[Tensor, ...]) -> dict[str, Callable[[], Any]]:
-    """Our forward and backward pass apart."""
+    """Return our forward and backward pass separately."""
     loss = race.operation.loss(OURS, race.case, inputs)
     value, leaves = loss(), [x for x in inputs if x.requires_grad]
     return {"forward": loss, "backward": lambda: torch.autograd.grad(value, leaves, retain_graph=True)}
 
 
 def _largest(values: list[float]) -> float | None:
-    """None for NaN, which JSON does not know."""
+    """Return the largest value, or None for NaN, which JSON does not have."""
     return None if any(math.isnan(value) for value in values) else float(f"{max(values):.3g}")
 
 
 def roofs(race: Race, chip: Any) -> dict[str, float | None]:
-    """Least seconds of our forward and backward pass."""
+    """Return the roofline of our forward and backward pass in seconds."""
     case = race.case
     needed = work(race.operation.name, case.rows, case.columns)
     scores = needed.rows * needed.columns
@@ -172,17 +172,17 @@ def roofs(race: Race, chip: Any) -> dict[str, float | None]:
 
 def race_row(
     race: Race,
-    found: dict[str, Row],
+    results: dict[str, Row],
     times: Times,
     chip: Any,
     roofs: Callable[[Race, Any], dict[str, float | None]] = roofs,
 ) -> Row:
-    """The row of the report; a ratio is the contestant's seconds by ours, the median of the rounds'."""
+    """Return the row of the report. A ratio is the median of the contestant's seconds divided by ours."""
     case = race.case
     row: Row = {"operation": race.operation.name, "batch": case.rows, "columns": case.columns, "dim": case.dim}
     row |= {"dtype": race.dtype, "contestants": {}}
     for name in race.contestants:
-        one = {"seconds": None, "ratio": None, "peak_bytes": None, "apart": None} | found[name]
+        one = {"seconds": None, "ratio": None, "peak_bytes": None, "apart": None} | results[name]
         if name in times:
             one["seconds"] = measure.least_and_median(times[name])
             if OURS in times:
@@ -202,11 +202,11 @@ def race_row(
 
 
 _OURS = ("ours, ms: min / median", "forward", "backward", "% of roof", "host, ms", "peak, MiB")
-_HEAD = ("loss", "B", "D", "type", *_OURS)  # then a cell for each peer
+_HEAD = ("loss", "B", "D", "type", *_OURS)  # then a cell per peer
 
 
 def losses_table(rows: list[Row], names: tuple[str, ...] = (*PEERS, COMPILED)) -> str:
-    """One line a size: torch.compile's own row joins that of the others."""
+    """Return a table with one line per size. The row of torch.compile joins the row of the other peers."""
     lines: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         key = tuple(row[k] for k in ("operation", "batch", "columns", "dim", "dtype"))

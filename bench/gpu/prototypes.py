@@ -1,9 +1,9 @@
-"""The prototypes' family on a GPU: whether it is right, and DINO's loss against its peers.
+"""Check the kernels with prototypes on a GPU, and compare DINO's loss with its peers.
 
-Right: every use of tests/kernels/prototypes/stress.py against the fp64 reference, in every type and with every kind of
-centre, with NaN in the memory that a kernel is to write. Sinkhorn has no kernel of its own and takes part all the same.
-The races are those of losses.py: DINO's class tokens, 2 of whose 10 views the teacher sees, and patches, 8,192 on
-either side. Equal views are not compared, so the patches are two views of 4,096, each meeting the other's.
+The checks compare every use of tests/kernels/prototypes/stress.py with the fp64 reference, in every type and with every
+kind of centre. Memory that a kernel must write contains NaN before. Sinkhorn has no kernel of its own, but is checked
+too. losses.py runs the races: DINO's class tokens with 10 student and 2 teacher views, and 8,192 patches per side. A
+view is not compared with itself, so the patches are two views of 4,096.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tests.kernels.similarity.stress import poisoned_memory
 from . import Row, Run
 from . import losses as shared
 from .checks import DTYPES, run_check
-from .losses import COMPILED, TYPES, Race, hold_all
+from .losses import COMPILED, TYPES, Race, run_races
 
-# Right
+# Checks
 
 Shape = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One call of a function of ``stress.KINDS``."""
+    """One call of a function in ``stress.KINDS``."""
 
     kind: str
     use: str
@@ -47,7 +47,7 @@ class Check:
             stress.KINDS[self.kind](self.use, self.shape, DTYPES[self.dtype], self.center, device)
 
 
-_SHAPES: tuple[Shape, ...] = (  # student views, teacher views, images, prototypes, features; the long ones first
+_SHAPES: tuple[Shape, ...] = (  # student views, teacher views, images, prototypes, features; slow shapes first
     (10, 2, 16, 65537, 256),
     (8, 2, 256, 3000, 128),
     (2, 2, 100, 4097, 1024),
@@ -62,8 +62,8 @@ _REPEATED: tuple[Shape, ...] = ((10, 2, 64, 65536, 256), (8, 2, 500, 3001, 64), 
 
 
 def checks() -> list[Check]:
-    """The long ones first, so that no worker is left with one at the end."""
-    found = [
+    """Return all checks. Slow checks come first, so that no worker runs one alone at the end."""
+    grid = [
         Check("same bits", use, dtype, shape, one_center(use))
         for shape in _REPEATED
         for dtype in ("bf16", "fp32")
@@ -73,15 +73,15 @@ def checks() -> list[Check]:
         for dtype in DTYPES:
             for use in stress.USES:
                 centers = stress.CENTERS if use in stress.TAUGHT else ("none",)
-                found += [Check("reference", use, dtype, shape, center) for center in centers]
+                grid += [Check("reference", use, dtype, shape, center) for center in centers]
     for dtype in DTYPES:
         uses = [use for use in stress.USES if not use.startswith("sinkhorn")]
-        found += [Check("strided rows", use, dtype, (3, 2, 40, 333, 96), one_center(use)) for use in uses]
-    return found
+        grid += [Check("strided rows", use, dtype, (3, 2, 40, 333, 96), one_center(use)) for use in uses]
+    return grid
 
 
 def one_center(use: str) -> str:
-    """The centre of a use where one kind is enough: that which asks most of the kernels."""
+    """Return the most demanding kind of centre for a use."""
     return "one a view" if use in stress.TAUGHT else "none"
 
 
@@ -93,7 +93,7 @@ def correctness(run: Run) -> None:
 # Losses
 
 PEERS = ("lightly", "eager")
-_VIEWS = {"dino": (10, 2), "patches": (2, 2)}  # of student and teacher
+_VIEWS = {"dino": (10, 2), "patches": (2, 2)}  # student and teacher
 _OPERATIONS = {
     "dino": DINO,
     "patches": Operation(
@@ -109,20 +109,20 @@ _COUNT, _DIM = 65536, 256
 
 
 def races() -> list[Race]:
-    """Both types, bf16 first; then all of it again for torch.compile."""
-    found = []
+    """Return the grid in both types, bf16 first, then the grid again for torch.compile."""
+    grid = []
     for compiled in (False, True):
         for dtype, kind in TYPES.items():
             for name, batch in SIZES:
                 views, teachers = _VIEWS[name]
                 title = f"{views} + {teachers} views of {batch}, K = {_COUNT}, D = {_DIM}"
                 case = Case(title, batch, _DIM, _COUNT, device="cuda", dtype=kind)
-                found.append(Race(_OPERATIONS[name], case, dtype, (OURS, *((COMPILED,) if compiled else PEERS))))
-    return found
+                grid.append(Race(_OPERATIONS[name], case, dtype, (OURS, *((COMPILED,) if compiled else PEERS))))
+    return grid
 
 
 def roofs(race: Race, chip: Any) -> dict[str, float | None]:
-    """Least seconds of our forward and backward pass, by the work that bench/kernels/aot.py counts."""
+    """Return the roofline of our forward and backward pass in seconds, from bench/kernels/aot.py."""
     from bench.kernels import aot
 
     case = race.case
@@ -135,7 +135,7 @@ def roofs(race: Race, chip: Any) -> dict[str, float | None]:
 
 
 def losses(run: Run) -> None:
-    hold_all(run, races(), roofs)
+    run_races(run, races(), roofs)
 
 
 def losses_table(rows: list[Row]) -> str:

@@ -1,8 +1,8 @@
-"""The log-sum-exp kernels on a GPU: whether they are right, and which tiles are fastest.
+"""Check the log-sum-exp kernels on a GPU, and find the fastest tiles.
 
-Right: every use in every type against the fp64 reference, on sizes and scales that reach every path, and what
-tests/kernels/similarity/stress.py adds, with NaN in the memory that a kernel is to write. Fastest: the tile that ships
-beside its nearest neighbours, each timed in turn; tiles.py is edited by hand from that.
+The checks compare every use in every type with the fp64 reference, on sizes and scales that reach every path, and run
+tests/kernels/similarity/stress.py. Memory that a kernel must write contains NaN before. The search times the shipped
+tile and its nearest neighbours in turn. tiles.py is edited by hand from the result.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tests.kernels.similarity import stress, uses
 from . import DeviceLost, Row, Run, attempt, markdown, milliseconds, percent, roofline_seconds
 from .checks import DTYPES, run_check
 
-# Right
+# Checks
 
 
 @dataclass(frozen=True)
 class Check:
-    """One call of a function of ``stress.KINDS``."""
+    """One call of a function in ``stress.KINDS``."""
 
     kind: str
     use: str
@@ -64,23 +64,23 @@ _SIZES = (
     (333, 257, 2048),
     (1024, 1024, 1024),
 )
-_SCALES = ((2.0, True), (39.0, True), (10.0, False), (1000.0, True))  # bounded twice, then a running maximum twice
+_SCALES = ((2.0, True), (39.0, True), (10.0, False), (1000.0, True))  # two bounded cases, two with a running maximum
 
 
 def checks() -> list[Check]:
-    """The long ones first, so that no worker is left with one at the end."""
-    found = [Check("offsets beyond 2^31", "rows", "bf16", 1_100_000, 64, 2048)]
+    """Return all checks. Slow checks come first, so that no worker runs one alone at the end."""
+    grid = [Check("offsets beyond 2^31", "rows", "bf16", 1_100_000, 64, 2048)]
     for dtype in ("bf16", "fp32"):
-        found += [Check("several blocks of rows", use, dtype, 20_000, 20_000, 128) for use in stress.LARGE]
-        found += [Check("same bits", use, dtype, 20_000, 9000, 64) for use in stress.LARGE]
-        found += [Check("same bits", use, dtype, 4097, 3000, 128) for use in uses.USES]
-        found += [Check("same bits", "self without own", dtype, 2000, 2000, 1024, 1000.0)]
-        found += [Check("learnt scale, strided rows", use, dtype, 500, 333, 96) for use in stress.LEARNT]
+        grid += [Check("several blocks of rows", use, dtype, 20_000, 20_000, 128) for use in stress.LARGE]
+        grid += [Check("same bits", use, dtype, 20_000, 9000, 64) for use in stress.LARGE]
+        grid += [Check("same bits", use, dtype, 4097, 3000, 128) for use in uses.USES]
+        grid += [Check("same bits", "self without own", dtype, 2000, 2000, 1024, 1000.0)]
+        grid += [Check("learnt scale, strided rows", use, dtype, 500, 333, 96) for use in stress.LEARNT]
     names = {dtype: name for name, dtype in DTYPES.items()}
     for n, m, d in reversed(_SIZES):
         for use, dtype in uses.uses_and_types(*DTYPES.values()):
-            found += [Check("reference", use, names[dtype], n, m, d, *scale) for scale in _SCALES]
-    return found
+            grid += [Check("reference", use, names[dtype], n, m, d, *scale) for scale in _SCALES]
+    return grid
 
 
 def correctness(run: Run) -> None:
@@ -88,10 +88,10 @@ def correctness(run: Run) -> None:
         run.add(row)
 
 
-# Fastest
+# Tiles
 
 
-TILE_KINDS = {  # products and exponentials a score
+TILE_KINDS = {  # products and exponentials per score
     "forward": (1.0, 1.0),
     "forward, symmetric": (0.5, 0.5),
     "backward, symmetric": (2.0, 1.0),
@@ -99,12 +99,12 @@ TILE_KINDS = {  # products and exponentials a score
 TILE_DIMS = (128, 256, 64, 1024)
 TILE_ROWS = {"bf16": 32768, "fp32": 16384}
 _MOST_TILES = 14
-_SAME = {"bf16": 1e-2, "fp32": 1e-4}  # how far two tiles' results may be apart, as a part of their norm
+_SAME = {"bf16": 1e-2, "fp32": 1e-4}  # largest distance of two tiles' results, relative to their norm
 
 
 @dataclass(frozen=True)
 class Group:
-    """What one tile is chosen for."""
+    """The kernel, size and type for which one tile is chosen."""
 
     kind: str
     dim: int
@@ -114,7 +114,7 @@ class Group:
         return f"{self.kind}, {self.dtype}, D = {self.dim}"
 
     def shipped(self) -> Tile:
-        """The tile for this machine's GPU."""
+        """Return the shipped tile for this machine's GPU."""
         dtype = DTYPES[self.dtype]
         capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
         if self.kind.startswith("backward"):
@@ -124,7 +124,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Trial:
-    """A tile that may or may not run."""
+    """A tile to try."""
 
     group: Group
     tile: Tile
@@ -134,23 +134,23 @@ class Trial:
 
 
 def candidates(group: Group, most: int = _MOST_TILES) -> list[Tile]:
-    """The shipped tile, then its nearest neighbours in steps of a factor of two, as far as registers may hold them."""
+    """Return the shipped tile, then its nearest neighbours by factors of two that may fit into the registers."""
     shipped = group.shipped()
-    kept = shipped.block_out if group.kind.startswith("backward") else 0  # beside the scores
-    found = [
+    accumulated = shipped.block_out if group.kind.startswith("backward") else 0  # columns next to the scores
+    neighbours = [
         replace(shipped, block_m=block_m, block_n=block_n, warps=warps, stages=stages)
         for block_m in (64, 128, 256)
         for block_n in (32, 64, 128)
         for warps in (4, 8)
         for stages in (2, 3)
-        if block_m % block_n == 0 and block_m * (block_n + kept) <= 128 * 32 * warps  # 128 of 255 registers
+        if block_m % block_n == 0 and block_m * (block_n + accumulated) <= 128 * 32 * warps  # 128 of 255 registers
     ]
-    near = sorted((tile for tile in found if tile != shipped), key=lambda tile: (_steps(tile, shipped), str(tile)))
+    near = sorted((tile for tile in neighbours if tile != shipped), key=lambda tile: (_steps(tile, shipped), str(tile)))
     return [shipped, *near[: most - 1]]
 
 
 def _steps(tile: Tile, other: Tile) -> float:
-    """Doublings and halvings, and stages more or less, from one to the other."""
+    """Return the distance of two tiles: doublings and halvings of sizes, plus the difference of stages."""
     sizes = [
         (a, b) for (name, a), b in zip(asdict(tile).items(), asdict(other).values(), strict=True) if name != "stages"
     ]
@@ -159,13 +159,13 @@ def _steps(tile: Tile, other: Tile) -> float:
 
 @contextmanager
 def forced(tile: Tile) -> Iterator[None]:
-    """The launchers take this tile, whatever they ask for."""
+    """Let the launchers use this tile for every call."""
     with mock.patch.multiple(launch, forward_tile=lambda *a, **k: tile, backward_tile=lambda *a, **k: tile):
         yield
 
 
 def launcher(group: Group, rows: int, device: str = "cuda") -> Callable[[], Tensor]:
-    """A call of the kernel that the tile is for, on unit rows; before a backward pass stands a forward, not timed."""
+    """Return a call of the tile's kernel on unit rows. For a backward pass the forward pass runs here, untimed."""
     draw = torch.randn(2, rows, group.dim, device=device, generator=torch.Generator(device).manual_seed(0))
     x, y = normalize(draw, dim=2).to(DTYPES[group.dtype]).unbind()
     options: dict[str, Any] = {"scale": 10.0, "unit_norm": True, "backend": "triton"}
@@ -182,7 +182,7 @@ def _gradient(lse: Tensor, x: Tensor, weights: Tensor) -> Tensor:
 
 
 def try_tile(trial: Trial, device: str = "cuda", rows: int | None = None) -> str | None:
-    """Compile and run once; why it does not run, if so."""
+    """Compile and run a tile once. Return its error, or None."""
 
     def run() -> Tensor:
         call = launcher(trial.group, rows or TILE_ROWS[trial.group.dtype], device)
@@ -192,7 +192,7 @@ def try_tile(trial: Trial, device: str = "cuda", rows: int | None = None) -> str
     try:
         return attempt(run)[1]
     except DeviceLost as error:
-        return f"{error}; the GPU answers no more"
+        return f"{error}; the GPU no longer responds"
 
 
 def tiles(run: Run) -> None:
@@ -218,32 +218,32 @@ def time_tiles(
     seconds: Callable[[Callable[[], Tensor]], float],
     same: float,
 ) -> dict[Tile, dict[str, float]]:
-    """Seconds of those that run and agree with the first that does; adds to ``tried`` why another has none."""
+    """Time the tiles that run and agree with the first tile that runs. Write the errors of the others to ``tried``."""
     expected, good = None, []
     for tile in [tile for tile, fault in tried.items() if fault is None]:
         with forced(tile):
-            found, tried[tile] = attempt(call)
-        if found is None:
+            output, tried[tile] = attempt(call)
+        if output is None:
             continue
-        expected = found if expected is None else expected
-        apart = float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
-        if apart < same:
+        expected = output if expected is None else expected
+        distance = float(torch.linalg.vector_norm(output - expected) / torch.linalg.vector_norm(expected))
+        if distance < same:
             good.append(tile)
         else:
-            tried[tile] = f"wrong: {apart:.1e} of the norm away from the first"
+            tried[tile] = f"wrong: {distance:.1e} of the norm away from the first"
 
     def timed(tile: Tile) -> float:
         with forced(tile):
             return seconds(call)
 
-    found = measure.in_turn([partial(timed, tile) for tile in good], fewest=5, most=20, seconds=1.5)
-    return {tile: measure.least_and_median(values) for tile, values in zip(good, found, strict=True)}
+    times = measure.in_turn([partial(timed, tile) for tile in good], fewest=5, most=20, seconds=1.5)
+    return {tile: measure.least_and_median(values) for tile, values in zip(good, times, strict=True)}
 
 
 def tile_row(
     group: Group, rows: int, times: dict[Tile, dict[str, float]], tried: dict[Tile, str | None], chip: Any
 ) -> Row:
-    """The best is so by its median, and its gain is the shipped tile's median by that."""
+    """Return the row of a group. The best tile has the least median; the gain is shipped by best median."""
     products, exps = TILE_KINDS[group.kind]
     roof = roofline_seconds(chip, rows**2, group.dim, group.dtype, products=products, exps=exps)
     shipped, best = group.shipped(), min(times, key=lambda tile: times[tile]["median"], default=None)

@@ -1,7 +1,7 @@
-"""Whole training runs on a GPU: images/s by the run's own record, and how much of a step waits for the data.
+"""Measure whole training runs on a GPU: images/s from the run's log, and the share of a step that waits for data.
 
-``fasttrain/run.py`` in a process of its own, on JPEGs drawn here at ImageNet's size and weight, with the recipes that
-users take. A row is the median over what the run logged past its first steps, which compile and fill the queues.
+``fasttrain/run.py`` runs in a process of its own with users' recipes, on generated JPEGs of ImageNet's size in pixels
+and bytes. A row is the median over the logged steps, without the first steps, which compile and fill the queues.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import ROOT
+
 from . import Row, Run, attempt, markdown
 from .views import jpegs
 
-_ROOT = Path(__file__).parents[2]
-_IMAGES, _COPIES = 512, 16  # drawn, and how often each is in the folder
-_WARM = 30  # steps that do not count
-_LONGEST = 150  # seconds a run
-_OF_THIS_PROCESS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # a run takes its share of the cores
+_IMAGES, _COPIES = 512, 16  # generated images, and copies of each in the folder
+_WARM = 30  # first steps, which do not count
+_LONGEST = 150  # seconds per run
+_OF_THIS_PROCESS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # a run chooses its own number of threads
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run: its name for the table and its flags."""
+    """A run with its name and flags."""
 
     name: str
     flags: tuple[str, ...]
@@ -56,12 +57,12 @@ def training(run: Run) -> None:
         data = draw(Path(folder) / "images", jpegs(_IMAGES, 375, 500), _COPIES)
         for case in run.in_time(CASES):
             output = Path(tempfile.mkdtemp(dir=folder))
-            found, fault = attempt(lambda case=case, output=output: train(case.flags, data, output))
-            run.add({"case": str(case), "fault": fault, **(found or {})})
+            row, fault = attempt(lambda case=case, output=output: train(case.flags, data, output))
+            run.add({"case": str(case), "fault": fault, **(row or {})})
 
 
 def draw(root: Path, files: list[bytes], copies: int) -> Path:
-    """A folder tree of JPEGs, train/ and val/, with two classes."""
+    """Write JPEGs into train/ and val/ with two classes each."""
     for split, count in (("train", copies * len(files)), ("val", 16)):
         for kind in "ab":
             (root / split / kind).mkdir(parents=True)
@@ -69,7 +70,7 @@ def draw(root: Path, files: list[bytes], copies: int) -> Path:
             path = root / split / "ab"[i % 2] / f"{i:06d}.jpg"
             if i < len(files):
                 path.write_bytes(files[i])
-            else:  # no more bytes to write than there are
+            else:  # a hard link needs no bytes
                 path.hardlink_to(root / split / "ab"[i % len(files) % 2] / f"{i % len(files):06d}.jpg")
     return root
 
@@ -77,24 +78,24 @@ def draw(root: Path, files: list[bytes], copies: int) -> Path:
 def train(
     flags: Sequence[str], data: Path, output: Path, *, steps: int = 70, every: int = 10, warm: int = _WARM
 ) -> dict[str, Any]:
-    """Run, and read the record. Raises RuntimeError with the run's last line, or that it took too long."""
-    command = [sys.executable, str(_ROOT / "fasttrain/run.py"), *flags, "--data_path", str(data)]
+    """Train, and return the figures of the log. Raise RuntimeError with the run's last line or after the time limit."""
+    command = [sys.executable, str(ROOT / "fasttrain/run.py"), *flags, "--data_path", str(data)]
     command += ["--output_dir", str(output), "--limit_steps", str(steps), "--log_every", str(every), "--knn_every", "0"]
     environment = {name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS}
-    environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, cwd=_ROOT, env=environment)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, cwd=ROOT, env=environment)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"not done after {_LONGEST} s") from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
-        raise RuntimeError(f"status {done.returncode}: {said[-1]}")
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return figures(lines, warm) | {"peak_bytes": json.loads((output / "summary.json").read_text())["gpu_peak_bytes"]}
+        raise RuntimeError(f"not finished after {_LONGEST} s") from None
+    if process.returncode:
+        lines = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()
+        raise RuntimeError(f"status {process.returncode}: {lines[-1]}")
+    logged = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return figures(logged, warm) | {"peak_bytes": json.loads((output / "summary.json").read_text())["gpu_peak_bytes"]}
 
 
 def figures(lines: list[dict[str, Any]], warm: int) -> dict[str, Any]:
-    """Of a run's logged steps, those past its first ones."""
+    """Return figures of a run's logged steps after the first ``warm`` ones."""
     steady = [line for line in lines if line["step"] > warm]
     return {
         "steps": lines[-1]["step"],
@@ -117,5 +118,5 @@ def training_table(rows: list[Row]) -> str:
 
 
 def training_failures(rows: list[Row]) -> list[str]:
-    """A line for each run that broke."""
+    """Return a line per run that failed."""
     return [f"{row['case']}: {row['fault']}" for row in rows if row["fault"] not in (None, "OOM")]

@@ -1,11 +1,12 @@
-"""Views on a GPU: whether the photometric kernel is right, and where the loader's time goes.
+"""Check the photometric kernel on a GPU, and measure the stages of the loader.
 
-Right: every use of tests/pipelines/photometric/stress.py against the fp64 reference, in every type.
-Alike: whole views, from nvJPEG on, against the CPU's of the same draws; and once more, to the bit.
-Data: JPEGs drawn here (ImageNet's 500 x 375 at its 110 kB, and CIFAR's 32 x 32), through nvJPEG and onto the GPU, in
-stages that each contain the one before: ``decode``; ``crops``, the DALI graph; ``loader``, the finished views. So the
-augment part of a batch is the loader's time less decode's. ``kernel`` is the photometric kernel by the GPU's own clock,
-all views of a batch, with what its bytes would take at the data sheet's bandwidth.
+- checks: every use of tests/pipelines/photometric/stress.py against the fp64 reference, in every type
+- alike: whole views, from nvJPEG on, against the CPU's views of the same draws, and against a repetition, to the bit
+- data: generated JPEGs (ImageNet's 500 x 375 at 110 kB, and CIFAR's 32 x 32), decoded by nvJPEG on the GPU
+
+Each stage of data contains the stage before: ``decode``; ``crops``, the DALI graph; ``loader``, the finished views. So
+augmentation takes the time of the loader minus decode. ``kernel`` is the photometric kernel by the GPU's clock on all
+views of a batch. Its roofline is the time of its bytes at the data sheet's bandwidth.
 """
 
 from __future__ import annotations
@@ -58,24 +59,24 @@ def correctness(run: Run) -> None:
 
 # Alike
 
-_METHODS = ("cmc", "dino", "infomin", "mocov3")  # Lab; multi-crop; RandAugment and jigsaw; solarised
-_LEVELS = 2.0  # of 255, the mean that is allowed between two decoders and two resizers
+_METHODS = ("cmc", "dino", "infomin", "mocov3")  # Lab; multi-crop; RandAugment and jigsaw; solarisation
+_LEVELS = 2.0  # of 255: allowed mean difference of two decoders and two resizers
 
 
 def alike(run: Run) -> None:
     files = jpegs(32, 375, 500)
     for method in run.in_time(_METHODS):
-        found, fault = attempt(lambda method=method: distance(recipe(Case(method, "imagenet", 32, 375, 500)), files))
-        run.add({"method": method, "fault": fault, **(found or {})})
+        row, fault = attempt(lambda method=method: distance(recipe(Case(method, "imagenet", 32, 375, 500)), files))
+        run.add({"method": method, "fault": fault, **(row or {})})
 
 
 def distance(own: Any, files: list[bytes], device: str = "cuda") -> dict[str, Any]:
-    """How far a batch's views are from the CPU's, in levels of 8 bits, and whether they come out the same again."""
+    """Return the difference of a batch's views from the CPU's, in levels of 8 bits, and whether they repeat."""
     ours, again, expected = (_first(own, files, place) for place in (device, device, "cpu"))
-    levels = torch.tensor(own.std).view(-1, 1, 1) * (1 if own.color_space == "lab" else 255)  # of Lab, its own units
-    apart = [((a - b).abs() * levels) for a, b in zip(ours, expected, strict=True)]
-    values = torch.cat([group.flatten() for group in apart])
-    images = torch.cat([group.flatten(0, 1).mean((1, 2, 3)) for group in apart])
+    levels = torch.tensor(own.std).view(-1, 1, 1) * (1 if own.color_space == "lab" else 255)  # Lab has its own units
+    gaps = [((a - b).abs() * levels) for a, b in zip(ours, expected, strict=True)]
+    values = torch.cat([group.flatten() for group in gaps])
+    images = torch.cat([group.flatten(0, 1).mean((1, 2, 3)) for group in gaps])
     return {
         "mean_levels": float(f"{values.mean():.3g}"),
         "worst_image_levels": float(f"{images.max():.3g}"),
@@ -101,7 +102,7 @@ def alike_table(rows: list[Row]) -> str:
 
 
 def alike_failures(rows: list[Row]) -> list[str]:
-    """A line for each recipe that broke, or whose views are others than the CPU's."""
+    """Return a line per recipe that failed, or with views that differ from the CPU's."""
     return [
         f"views of {row['method']}: {row['fault'] or str(row['mean_levels']) + ' levels from the CPU in the mean'}"
         for row in rows
@@ -111,13 +112,13 @@ def alike_failures(rows: list[Row]) -> list[str]:
 
 # Data
 
-_IMAGES = 512  # of which each is decoded again and again
+_IMAGES = 512  # decoded repeatedly
 _SECONDS, _WARM = 3.0, 8
 
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe and the images that it is for."""
+    """A recipe with its batch and image size."""
 
     method: str
     recipe: str
@@ -134,7 +135,7 @@ STAGES = ("decode", "crops", "loader", "kernel")
 
 
 def jpegs(count: int, height: int, width: int) -> list[bytes]:
-    """Files of random pictures, coarse shapes with some grain, in quality 95."""
+    """Return JPEG files of random coarse shapes with grain, in quality 95."""
     rng, files = np.random.default_rng(0), []
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((width, height))
@@ -147,7 +148,7 @@ def jpegs(count: int, height: int, width: int) -> list[bytes]:
 
 
 class Files:
-    """JPEGs in memory as a source of a million images."""
+    """A source of a million images from JPEGs in memory."""
 
     name, labels, classes, channels, encoded = "drawn", None, (), 3, True
 
@@ -179,7 +180,7 @@ def data(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the loader, timed."""
+    """A timed part of the loader."""
 
     case: Case
     name: str
@@ -188,7 +189,7 @@ class Stage:
         return f"{self.case}: {self.name}"
 
     def seconds(self, files: list[bytes]) -> float:
-        """Seconds a batch, in steady state."""
+        """Return seconds per batch in steady state."""
         if self.name == "kernel":
             return kernel_seconds(self.case)
         threads = min(16, os.cpu_count() or 1)
@@ -204,7 +205,10 @@ def recipe(case: Case) -> Any:
 
 
 def roofline_seconds(case: Case, chip: Any) -> float | None:
-    """8 bits in and fp32 out a value; hue and blur write and read 8 bits between, the mean for contrast reads them."""
+    """Return the time of the bytes of a batch in seconds, or None for an unknown chip.
+
+    Per value, a byte is read and fp32 written. Hue and blur write and read a byte, the mean for contrast reads one.
+    """
     from bench.kernels.aot_photometric import BANDWIDTH
 
     if chip is None:
@@ -216,7 +220,7 @@ def roofline_seconds(case: Case, chip: Any) -> float | None:
 
 
 def kernel_seconds(case: Case) -> float:
-    """All views of a batch, launches included."""
+    """Return the seconds of the kernel on all views of a batch, launches included."""
     from fasttrain.pipelines.photometric.draws import Look, draws
     from fasttrain.pipelines.photometric.launch import finish
     from fasttrain.pipelines.views.draw import draw_parameters
@@ -243,7 +247,7 @@ def _loaded(case: Case, files: list[bytes], threads: int) -> Iterator[Any]:
 
 
 def _graph(case: Case, files: list[bytes], threads: int, *, crops: bool) -> Iterator[Any]:
-    """The DALI graph without what comes after it; its smallest form decodes and crops one pixel."""
+    """Run the DALI graph alone. Without ``crops`` it decodes and crops one pixel."""
     from fasttrain.pipelines import View, dali
     from fasttrain.pipelines.views.draw import draw_parameters
 
@@ -269,18 +273,18 @@ def _steady(batches: Iterator[Any], clock: Callable[[], float] = time.perf_count
 
 
 def data_table(rows: list[Row]) -> str:
-    """A line a stage, with what each adds to the one before."""
+    """Return a table with a line per stage, and the time that each adds to the stage before."""
     body, before = [], 0.0
     for row in rows:
         seconds = row["seconds"]
-        apart = row["stage"] in ("decode", "kernel") or seconds is None
-        more = None if apart else milliseconds(seconds - before)
+        separate = row["stage"] in ("decode", "kernel") or seconds is None
+        more = None if separate else milliseconds(seconds - before)
         before = seconds or 0.0
         cells = [milliseconds(seconds) or row["fault"], more, row["images_per_s"], row.get("pct_of_roofline")]
         body.append([f"{row['case']}: {row['stage']}", *cells])
-    return markdown(["loader", "ms a batch", "of it beyond the stage before", "images/s", "% of roofline"], body)
+    return markdown(["loader", "ms per batch", "added to the stage before", "images/s", "% of roofline"], body)
 
 
 def data_failures(rows: list[Row]) -> list[str]:
-    """A line for each stage that broke."""
+    """Return a line per stage that failed."""
     return [f"{row['case']}: {row['stage']}: {row['fault']}" for row in rows if row["fault"] not in (None, "OOM")]

@@ -1,1 +1,1 @@
-"""The kernels: speed, compiled resources, and parity with other projects."""
+"""Benchmarks of the kernels: speed, compiled resources, and parity with other projects."""

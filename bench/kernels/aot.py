@@ -1,12 +1,12 @@
-"""Compile every kernel with every shipped tile for GPUs that are not here, and say what the compiler made of it.
+"""Compile every kernel with every shipped tile for three GPUs, and report the resources. No GPU is needed.
 
     python -m bench.kernels.aot                       # table, and bench/results/aot.json
-    python -m bench.kernels.aot --check               # exit status 1 if a bf16 kernel spills, or none fits the chip
+    python -m bench.kernels.aot --check               # exit status 1 if a bf16 kernel spills or exceeds the chip
 
-For sm_80 (A100), sm_90a (H100, H200) and sm_100a (B200): registers a thread, bytes spilled, shared memory, programs a
-multiprocessor holds, whether the tensor cores' asynchronous instructions are used (wgmma, tcgen05) and how many
-exponentials a thread forms. Beside it, the roofline of the sizes that matter: the larger of the products' time and the
-exponentials'. A roofline is arithmetic from the data sheet, never a measurement.
+For sm_80 (A100), sm_90a (H100, H200) and sm_100a (B200): registers per thread, bytes spilled, shared memory, programs
+per multiprocessor, use of the tensor cores' asynchronous instructions (wgmma, tcgen05), and exponentials per thread.
+The report also has rooflines of the important sizes: the larger of the time of the products and the time of the
+exponentials. A roofline is arithmetic from the data sheet, not a measurement.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench import RESULTS
 from fasttrain.kernels.prototypes import triton as prototypes
 from fasttrain.kernels.similarity import triton as similarity
 from fasttrain.kernels.similarity.tiles import Tile, attention_tile, backward_tile, forward_tile, prototype_tile
 
-ROOT = Path(__file__).parent.parent
 DIMS = (64, 128, 256, 1024)
-# Triton 3.7 spills two registers of two kernels for the B200, 3.8 none at all.
+# Triton 3.7 spills two registers of two kernels for the B200; Triton 3.8 spills none.
 _MAY_SPILL = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 8  # bytes
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Dense bf16 FLOP/s, special-function results/s, and what a multiprocessor holds."""
+    """Data sheet of a GPU: dense bf16 FLOP/s, special-function results/s, and shared memory per multiprocessor."""
 
     capability: int
     name: str
     flops: float
     exps: float
-    shared: int  # bytes a block may have
+    shared: int  # bytes per block
     shared_total: int
 
 
@@ -65,18 +65,18 @@ CHIPS = (
 
 @dataclass(frozen=True)
 class Use:
-    """A kernel with the switches of one use, and the pointers that it does not get."""
+    """A kernel with the compile-time constants of one use, and the pointers that this use does not pass."""
 
     kernel: Any
     constants: dict[str, object]
     absent: tuple[str, ...]
 
-    def but(self, *, given: tuple[str, ...] = (), **changed: object) -> Use:
-        """The same with other switches, and with some of the pointers after all."""
-        return Use(self.kernel, self.constants | changed, tuple(n for n in self.absent if n not in given))
+    def but(self, *, passed: tuple[str, ...] = (), **changed: object) -> Use:
+        """Return a copy with changed constants, which passes some of the absent pointers."""
+        return Use(self.kernel, self.constants | changed, tuple(n for n in self.absent if n not in passed))
 
     def tile(self, dim: int, dtype: torch.dtype, capability: int) -> Tile:
-        """The tile that ships for it on a chip of this capability (its major number)."""
+        """Return the shipped tile for a chip of this major compute capability."""
         if self.kernel is similarity.lse_fwd_kernel:
             return forward_tile(dim, dtype, capability, columns=bool(self.constants["COLUMNS"]))
         if self.kernel is similarity.lse_bwd_kernel:
@@ -86,7 +86,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Case:
-    """A use with a type and a dimension; each chip has its tile for them."""
+    """A use with a type and a dimension."""
 
     name: str
     use: Use
@@ -129,17 +129,17 @@ _COLUMNS = Use(
 _BIAS, _COLS, _MARGINAL = ("p_bias",), ("p_col_lse", "p_col_grad"), ("p_r", "p_g")
 USES = {
     "forward rows": _FORWARD,
-    "forward rows, running maximum, bias": _FORWARD.but(given=_BIAS, BOUNDED=False, HAS_BIAS=True),
+    "forward rows, running maximum, bias": _FORWARD.but(passed=_BIAS, BOUNDED=False, HAS_BIAS=True),
     "forward symmetric": _FORWARD.but(SYMMETRIC=True, COLUMNS=True, EXCLUDE=True),
     "forward both directions": _FORWARD.but(COLUMNS=True),
     "backward rows": _BACKWARD,
-    "backward symmetric": _BACKWARD.but(given=_COLS, COLS=True, EXCLUDE=True),
-    "backward rows, running maximum, bias": _BACKWARD.but(given=_BIAS, BOUNDED=False, ROW_BIAS=True, SUMS=True),
+    "backward symmetric": _BACKWARD.but(passed=_COLS, COLS=True, EXCLUDE=True),
+    "backward rows, running maximum, bias": _BACKWARD.but(passed=_BIAS, BOUNDED=False, ROW_BIAS=True, SUMS=True),
     "teacher's attention": Use(prototypes.attend_kernel, _DOTS | {"HAS_BIAS": True}, ()),
     "student's gradient": _ROWS,
-    "student's gradient, with entropy": _ROWS.but(given=_MARGINAL, MARGINAL=True),
+    "student's gradient, with entropy": _ROWS.but(passed=_MARGINAL, MARGINAL=True),
     "prototypes' gradient": _COLUMNS,
-    "prototypes' gradient, with entropy": _COLUMNS.but(given=_MARGINAL, MARGINAL=True),
+    "prototypes' gradient, with entropy": _COLUMNS.but(passed=_MARGINAL, MARGINAL=True),
     "prototypes' marginal": Use(
         prototypes.columns_kernel,
         _COLUMNS.constants | {"GRADIENT": False, "TEACHER": False, "HAS_BIAS": False},
@@ -149,7 +149,7 @@ USES = {
 
 
 def cases(types: tuple[str, ...] = tuple(TYPES), dims: tuple[int, ...] = DIMS) -> Iterator[Case]:
-    """Every use with every type and dimension."""
+    """Yield every use with every type and dimension."""
     for dtype in types:
         for dim in dims:
             for name, use in USES.items():
@@ -157,12 +157,12 @@ def cases(types: tuple[str, ...] = tuple(TYPES), dims: tuple[int, ...] = DIMS) -
 
 
 def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
-    """Compile one case for one chip, and read the resources from the assembler's own report."""
+    """Compile one case for one chip, and read the resources from the assembler's report."""
     kernel, constants, tile = case.use.kernel, case.constants(chip), case.tile(chip)
     names = list(kernel.arg_names)
     signature = {name: _kind(name, case, constants) for name in names}
     absent = {name: None for name in names if name.startswith("p_") and signature[name] == "constexpr"}
-    # Pointers and sizes are divisible by 16 in every real launch; without saying so loads would be scalar.
+    # Pointers and sizes are divisible by 16 in every real launch. Without this attribute loads would be scalar.
     divisible = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(names)
@@ -200,7 +200,7 @@ _INPUTS = ("p_x", "p_y", "p_q", "p_keys", "p_values", "p_h", "p_w", "p_v", "p_do
 
 
 def _kind(name: str, case: Case, constants: dict[str, object]) -> str:
-    """The type of an argument; an absent pointer is a constant."""
+    """Return the type of an argument. An absent pointer is a constant."""
     if name in constants or name in case.use.absent:
         return "constexpr"
     if name in _INPUTS:
@@ -211,30 +211,30 @@ def _kind(name: str, case: Case, constants: dict[str, object]) -> str:
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread and bytes of local memory, by the cuobjdump of the Triton wheel."""
+    """Return registers per thread and bytes of local memory, from the cuobjdump of the Triton wheel."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         report = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = [int(v) for v in re.findall(r"(?:REG|STACK|LOCAL):(\d+)", report.stdout)]
-    registers, stack, local = found[-3:]
+    values = [int(v) for v in re.findall(r"(?:REG|STACK|LOCAL):(\d+)", report.stdout)]
+    registers, stack, local = values[-3:]
     return registers, max(stack, local)
 
 
 _FP32_FACTOR = 6  # three tf32 passes at half the rate of bf16
-# Products and exponentials a score.
+# Products and exponentials per score.
 _WORK = {
     "forward rows": (1, 1),
     "forward symmetric": (0.5, 0.5),
     "backward symmetric": (2, 1),
     "backward two passes": (4, 2),
 }
-# Products and exponentials a score of student and teacher. Student: log-sum-exp, then two gradients that recompute the
-# scores; teacher: attention, then one.
+# Products and exponentials per score, for student and teacher. The student needs a log-sum-exp, then two gradients that
+# recompute the scores. The teacher needs attention, then one gradient.
 _PROTOTYPE_WORK = {"forward": ((1, 1), (2, 1)), "backward": ((4, 2), (2, 1))}
-# Student and teacher rows against K prototypes of 256 features: DINO's class tokens, 64 images of 2 + 8 views; iBOT's
-# masked patches.
+# Rows of student and teacher, and number of prototypes, at 256 features: DINO's class tokens of 64 images in 2 + 8
+# views, and iBOT's masked patches.
 _PROTOTYPES = {
     "class tokens": (640, 128, 65536),
     "patches": (8192, 8192, 65536),
@@ -243,13 +243,13 @@ _PROTOTYPES = {
 
 
 def roofline_seconds(chip: Chip, scores: float, dim: int, dtype: str, *, products: float, exps: float) -> float:
-    """The larger of the products' time and the exponentials', for so many of both a score."""
+    """Return the larger of the time of the products and of the exponentials, both given per score."""
     rate = chip.flops / (_FP32_FACTOR if dtype == "fp32" else 1)
     return max(products * 2 * scores * dim / rate, exps * scores / chip.exps)
 
 
 def rooflines() -> list[dict[str, Any]]:
-    """Least milliseconds of each use at the sizes of a real run."""
+    """Return the roofline of each use in milliseconds, at the sizes of a real run."""
     rows: list[dict[str, Any]] = []
     for chip in CHIPS:
         for n in (4096, 32768, 65536):
@@ -271,7 +271,7 @@ def prototype_seconds(
     dtype: str,
     passes: tuple[str, ...] = ("forward", "backward"),
 ) -> float:
-    """The least time of passes over so many student and teacher rows, each against ``count`` prototypes."""
+    """Return the roofline in seconds of ``passes`` over student and teacher rows with ``count`` prototypes."""
     seconds = 0.0
     for side, rows in enumerate((student, teacher)):
         products, exps = (sum(_PROTOTYPE_WORK[name][side][what] for name in passes) for what in range(2))
@@ -280,7 +280,7 @@ def prototype_seconds(
 
 
 def prototype_rooflines() -> list[dict[str, Any]]:
-    """Least milliseconds of a forward and backward pass over prototypes, and what logits would have taken in bf16."""
+    """Return rooflines of a forward and backward pass with prototypes, and the bytes of bf16 logits."""
     rows = []
     for chip in CHIPS:
         for name, (student, teacher, count) in _PROTOTYPES.items():
@@ -292,17 +292,20 @@ def prototype_rooflines() -> list[dict[str, Any]]:
 
 
 def faults(results: list[dict[str, Any]]) -> list[str]:
-    """What must not ship: a bf16 kernel that spills, any kernel beyond the chip's shared memory."""
-    found = []
+    """Return a line for each kernel that must not ship.
+
+    Faults are spills in bf16, rows addressed in 32 bits, and more shared memory than the chip has.
+    """
+    lines = []
     for r in results:
         name = f"{r['use']}, {r['dtype']}, D = {r['dim']}, {r['chip']}"
         if r["dtype"] == "bf16" and r["spilled_bytes"] > _MAY_SPILL:
-            found.append(f"{name}: {r['spilled_bytes']} bytes spilled")
+            lines.append(f"{name}: {r['spilled_bytes']} bytes spilled")
         if not r["offsets_64_bit"]:
-            found.append(f"{name}: rows are addressed in 32 bits")
+            lines.append(f"{name}: rows are addressed in 32 bits")
         if r["shared_bytes"] > r["shared_limit"]:
-            found.append(f"{name}: {r['shared_bytes']} bytes of shared memory, the chip has {r['shared_limit']}")
-    return found
+            lines.append(f"{name}: {r['shared_bytes']} bytes of shared memory, the chip has {r['shared_limit']}")
+    return lines
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -325,24 +328,24 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only look for faults; writes nothing")
+    parser.add_argument("--check", action="store_true", help="only look for faults; write nothing")
     parser.add_argument("--types", nargs="+", choices=list(TYPES), default=list(TYPES))
     parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))
     parser.add_argument("--uses", nargs="+", choices=list(USES), default=list(USES))
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/aot.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "aot.json")
     options = parser.parse_args()
-    chosen = [c for c in cases(tuple(options.types), tuple(options.dims)) if c.name in options.uses]
-    jobs = [(case, chip) for case in chosen for chip in CHIPS]
+    selected = [c for c in cases(tuple(options.types), tuple(options.dims)) if c.name in options.uses]
+    jobs = [(case, chip) for case in selected for chip in CHIPS]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         results = list(pool.map(lambda job: compile_case(*job), jobs))
     print(table(results))
-    wrong = faults(results)
-    print("\n".join(wrong) or f"{len(results)} kernels: no bf16 spill, all within shared memory")
+    lines = faults(results)
+    print("\n".join(lines) or f"{len(results)} kernels: no bf16 spill, all within shared memory")
     if not options.check:
         report = {"triton": triton.__version__, "kernels": results, "rooflines": rooflines()}
         report["prototype_rooflines"] = prototype_rooflines()
         options.output.write_text(json.dumps(report, indent=1) + "\n")
-    return 1 if wrong else 0
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

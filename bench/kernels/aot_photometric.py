@@ -1,11 +1,11 @@
-"""Compile the photometric kernels for GPUs that are not here, as bench/kernels/aot.py does the others.
+"""Compile the photometric kernels for three GPUs, as bench/kernels/aot.py does for the other kernels.
 
     python -m bench.kernels.aot_photometric           # table, and bench/results/aot-photometric.json
-    python -m bench.kernels.aot_photometric --check   # exit status 1 if it spills; writes nothing
+    python -m bench.kernels.aot_photometric --check   # exit status 1 if a kernel spills; write nothing
 
-Every way in which it is launched, for A100, H100 and B200: registers a thread, bytes spilled, and the least time of a
-batch of 512 images with DINO's 2 x 224 + 8 x 96 views, which is that of its bytes. A roofline is arithmetic from the
-data sheet, never a measurement.
+Reports registers per thread and bytes spilled of every launch for A100, H100 and B200. The roofline is the time of
+the bytes of a batch of 512 images with DINO's 2 x 224 + 8 x 96 views. It is arithmetic from the data sheet, not a
+measurement.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.kernels.aot import CHIPS, ROOT, Chip, resources
+from bench import RESULTS
+from bench.kernels.aot import CHIPS, Chip, resources
 from fasttrain.pipelines.photometric.launch import BLOCK, WARPS
 from fasttrain.pipelines.photometric.triton import LAB, RGB, YCBCR, finish_kernel, turn_kernel
 
@@ -44,7 +45,7 @@ USES: dict[str, tuple[dict[str, object], str]] = {
 
 
 def compile_use(name: str, chip: Chip) -> dict[str, Any]:
-    """Compile one use for one chip."""
+    """Compile one use for one chip, and return its resources."""
     constants, kind = USES[name]
     kernel = turn_kernel if name == "hue" else finish_kernel
     types = {"p_pixels": "*u8", "p_draws": "*fp32", "p_out": f"*{kind}", "size": "i32"}
@@ -54,19 +55,22 @@ def compile_use(name: str, chip: Chip) -> dict[str, Any]:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     compiled = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options={"num_warps": WARPS})
     registers, spilled = resources(compiled.asm["cubin"])
-    found = {"use": name, "chip": chip.name, "registers": registers, "spilled_bytes": spilled}
-    return found | {"shared_bytes": compiled.metadata.shared}
+    row = {"use": name, "chip": chip.name, "registers": registers, "spilled_bytes": spilled}
+    return row | {"shared_bytes": compiled.metadata.shared}
 
 
 def roofline_ms(chip: Chip, *, blurred: bool) -> float:
-    """Pixels in, turned and out again, in twice, for their mean and for views in fp32; 2 more with a blur between."""
+    """Return the milliseconds that the bytes of a batch take.
+
+    Per value, hue reads and writes a byte, mean and finish read a byte each, and finish writes fp32. A blur adds two.
+    """
     return 1e3 * _VALUES * (2 + 2 + 4 + 2 * blurred) / BANDWIDTH[chip.name]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only look for spills; writes nothing")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/aot-photometric.json")
+    parser.add_argument("--check", action="store_true", help="only look for spills; write nothing")
+    parser.add_argument("--output", type=Path, default=RESULTS / "aot-photometric.json")
     options = parser.parse_args()
     results = [compile_use(name, chip) for name in USES for chip in CHIPS]
     for r in results:

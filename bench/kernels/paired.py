@@ -1,17 +1,17 @@
-"""The kernels and each peer in turn, in one process: ratios between neighbours in time.
+"""Compare the kernels with each peer in one process: ratios of neighbours in time.
 
     pip install -e '.[bench]'
     python -m bench.kernels.paired --output bench/results/kernels-cpu.json
 
-A round is ours and one peer, or the peer and ours: who goes first alternates. Each is a forward and backward (repeated
-to 10 ms where it is shorter), from the same tensors, after both were found to agree on the loss and the gradients.
-Ratios are the peer's seconds by ours in the same round (above 1: ours is faster), the median of the rounds' and their
-range. Memory is the peak beyond the inputs, measured apart (bench/measure.py says what counts). Three more figures:
+A round times ours and one peer; the first one alternates. Each time is a forward and backward pass from the same
+tensors, repeated to last at least 10 ms. Before timing, both must agree on the loss and the gradients. A ratio is the
+peer's seconds divided by ours in the same round (above 1: ours is faster): the median over the rounds, and their range.
+Memory is the peak beyond the inputs, measured separately (see bench/measure.py). Three more figures:
 
-- sgemm       NT-Xent's rounds against plain fp32 products of 4096 x 4096, and so the part of the processor's own rate
-              that its operations reach: best of ours by best of theirs, and the median of the rounds
-- overhead    NT-Xent at 2B = 128 from unit rows, ours less the same maths in as few torch calls as there can be
-- others_part what other processes took of the machine meanwhile; figures with more than a few percent are not quiet
+- sgemm       NT-Xent against plain fp32 products of 4096 x 4096: the share of the processor's rate that its operations
+              reach, as best of ours by best of the products, and as the median of the rounds
+- overhead    microseconds of NT-Xent at 2B = 128 from unit rows, minus the same maths in the fewest torch calls
+- others_part share of the machine that other processes used; above a few percent the figures are not reliable
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 from bench import measure
 
 _FEWEST = 3
-_SHORTEST = 0.01  # seconds that a side of a round lasts at least
+_SHORTEST = 0.01  # least seconds per side of a round
 Step = Callable[[], Any]
 
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _compare(operation: Any, case: Any, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Ours against every peer that runs, and why the others do not."""
+    """Return ours against every peer that runs, and the reasons of the other peers."""
     from bench.peers import OURS, NotRun, check_agreement
 
     ours = operation.step(OURS, case)
@@ -86,13 +86,13 @@ def _compare(operation: Any, case: Any, options: argparse.Namespace) -> tuple[di
             continue
         try:
             peer = operation.step(name, case)
-            found = peer()
+            outputs = peer()
         except NotRun as reason:
             entry = {"operation": operation.name, "case": case.name, "contestant": name, "reason": str(reason)}
             not_run.append(entry)
             continue
-        check_agreement(found, expected, name)
-        del found
+        check_agreement(outputs, expected, name)
+        del outputs
         theirs = measure.peak_bytes(peer, case.device)
         bystanders = measure.Bystanders()
         rounds = alternate(ours, peer, options.rounds, options.seconds)
@@ -113,7 +113,7 @@ def _compare(operation: Any, case: Any, options: argparse.Namespace) -> tuple[di
 
 
 def alternate(ours: Step, peer: Step, most: int, seconds: float) -> list[tuple[float, float]]:
-    """Seconds a call of both, round by round; as many rounds as ``seconds`` allow, ``most`` of them at most."""
+    """Return the seconds per call of both, round by round. The number of rounds fits ``seconds``, at most ``most``."""
     lasts = [measure.seconds_per_call(side) for side in (ours, peer)]
     calls = [max(1, round(_SHORTEST / last)) for last in lasts]
     a_round = sum(last * count for last, count in zip(lasts, calls, strict=True))
@@ -142,7 +142,7 @@ def _against_sgemm(ours: Step, sgemm: measure.Sgemm, flops: float, options: argp
 
 
 def _overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """Microseconds that our operator costs beyond its maths, where the maths is small."""
+    """Return the microseconds that our operator needs beyond its maths, on small inputs."""
     import torch
     import torch.nn.functional as F
 
@@ -188,12 +188,12 @@ def _overhead(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _targets(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the kernels are held to, with what was found; None where the case was not run."""
+    """Return the targets of the kernels with the measured values; None for a case that was not run."""
     from bench.peers.similarity import NT_XENT
 
     results = content["results"]
 
-    def found(label: str, *keys: str) -> float | None:
+    def value_of(label: str, *keys: str) -> float | None:
         entry = results.get(label)
         for key in keys:
             entry = None if entry is None else entry.get(key)
@@ -210,26 +210,26 @@ def _targets(content: dict[str, Any]) -> list[dict[str, Any]]:
     slowest = min(against_lightly, key=against_lightly.get, default="")
     complete = len(against_lightly) == len(NT_XENT.cases)
     rows = [
-        (f"{largest}: times lightly's speed", ">=", 20, found(largest, "peers", "lightly", "ratio", "median")),
-        (f"{largest}: % of sgemm", ">=", 75, found(largest, "sgemm", "pct_sgemm")),
-        (f"{largest}: lightly's memory by ours", ">", 40, found(largest, "peers", "lightly", "peak_ratio")),
+        (f"{largest}: times lightly's speed", ">=", 20, value_of(largest, "peers", "lightly", "ratio", "median")),
+        (f"{largest}: % of sgemm", ">=", 75, value_of(largest, "sgemm", "pct_sgemm")),
+        (f"{largest}: lightly's memory by ours", ">", 40, value_of(largest, "peers", "lightly", "peak_ratio")),
         (
             f"nt_xent, slowest of all sizes ({slowest}): times lightly's speed",
             ">=",
             1,
             against_lightly[slowest] if complete else None,
         ),
-        (f"{entropy}: times the official speed", ">=", 8, found(entropy, "peers", "official", "ratio", "median")),
+        (f"{entropy}: times the official speed", ">=", 8, value_of(entropy, "peers", "official", "ratio", "median")),
         ("nt_xent 2B=128: overhead, us", "<", 50, content.get("overhead", {}).get("us")),
-        (f"{dino}: times lightly's speed", ">=", 1.8, found(dino, "peers", "lightly", "ratio", "median")),
-        (f"{small}: times lightly's speed", ">=", 1, found(small, "peers", "lightly", "ratio", "median")),
+        (f"{dino}: times lightly's speed", ">=", 1.8, value_of(dino, "peers", "lightly", "ratio", "median")),
+        (f"{small}: times lightly's speed", ">=", 1, value_of(small, "peers", "lightly", "ratio", "median")),
         (
             f"{dino}: lightly's memory beyond the gradients by ours",
             ">=",
             20,
-            found(dino, "peers", "lightly", "beyond_results_ratio"),
+            value_of(dino, "peers", "lightly", "beyond_results_ratio"),
         ),
-        (f"{sinkhorn}: times lightly's speed", ">=", 3, found(sinkhorn, "peers", "lightly", "ratio", "median")),
+        (f"{sinkhorn}: times lightly's speed", ">=", 3, value_of(sinkhorn, "peers", "lightly", "ratio", "median")),
     ]
     compare = {">=": float.__ge__, ">": float.__gt__, "<": float.__lt__}
     return [
@@ -248,7 +248,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _table(label: str, result: dict[str, Any], not_run: list[dict[str, str]]) -> str:
-    """Markdown."""
+    """Return a Markdown table of one case."""
     from bench.peers import OURS
 
     lines = [f"\n### {label}\n", "| | min | median | by ours (range) | rounds | peak memory | by ours | others' CPU |"]
@@ -273,8 +273,8 @@ def _table(label: str, result: dict[str, Any], not_run: list[dict[str, str]]) ->
 
 def _target_table(targets: list[dict[str, Any]]) -> str:
     lines = ["\n### targets\n", "| | wanted | found | |", "|---|---:|---:|---|"]
-    says = {True: "met", False: "**not met**", None: "not run"}
-    lines += ["| {target} | {wanted} | {found} | {says} |".format(**t, says=says[t["met"]]) for t in targets]
+    words = {True: "met", False: "**not met**", None: "not run"}
+    lines += ["| {target} | {wanted} | {found} | {word} |".format(**t, word=words[t["met"]]) for t in targets]
     return "\n".join(lines)
 
 
@@ -294,13 +294,15 @@ def _write(path: Path | None, content: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="where the figures are written, after every case")
+    parser.add_argument("--output", type=Path, help="the JSON file, written after every case")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch, OpenMP and MKL")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=25, help="at most, for each peer and case")
-    parser.add_argument("--seconds", type=float, default=30.0, help=f"time for them, if {_FEWEST} rounds need no more")
+    parser.add_argument("--rounds", type=int, default=25, help="most rounds per peer and case")
+    parser.add_argument("--seconds", type=float, default=30.0, help=f"per peer and case; at least {_FEWEST} rounds")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs of calls for the overhead")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="cases with any of these in their name; 'overhead'")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="only cases whose name has one of these, or 'overhead'"
+    )
     return parser.parse_args()
 
 

@@ -1,11 +1,10 @@
-"""The same training on two ranks with ZeRO 2 and on one: the loss curves agree to what floating point explains.
+"""Compare a training on two ranks with ZeRO 2 and on one rank: the loss curves differ only by rounding.
 
     python -m bench.kernels.ranks --data_path DIR            # DIR: CIFAR-10 as JPEG folders, train/ and test/
 
-Three runs of the cifar recipe with the same global batch, seed and so the same views: one rank with all threads, one
-rank with one thread (the same arithmetic summed in another order: what rounding alone does to the curve), and two ranks
-with ZeRO 2 through the deepspeed launcher. Training amplifies rounding from step to step, so the distance of two ranks
-to one is shown beside the distance that one thread makes.
+Three runs of the cifar recipe have the same global batch and seed, and so the same views: one rank with all threads,
+one rank with one thread, and two ranks with ZeRO 2 through the deepspeed launcher. One thread sums in another order,
+which shows the effect of rounding alone. Training amplifies rounding from step to step.
 """
 
 import argparse
@@ -17,11 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from bench import RESULTS, ROOT
 
 
 def curve(options: argparse.Namespace, *, ranks: int, threads: int, more: list[str]) -> tuple[list[float], float]:
-    """Loss of every logged step, and the k-NN accuracy at the end."""
+    """Return the loss of every logged step, and the final k-NN accuracy."""
     launch = [sys.executable] if ranks == 1 else ["deepspeed", "--num_accelerators", str(ranks)]
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--method", options.method, "--entropy", "--recipe", "cifar", "--data_path", options.data_path]
@@ -34,9 +33,9 @@ def curve(options: argparse.Namespace, *, ranks: int, threads: int, more: list[s
 
 
 def distance(a: list[float], b: list[float]) -> dict[str, float]:
-    """How far two curves are apart: over the first five logged steps, over all, and at the end, in nats."""
-    apart = [abs(x - y) for x, y in zip(a, b, strict=True)]
-    return {"first": max(apart[:5]), "median": statistics.median(apart), "max": max(apart), "last": apart[-1]}
+    """Return the differences of two curves in nats: in the first five logged steps, over all steps, and in the last."""
+    gaps = [abs(x - y) for x, y in zip(a, b, strict=True)]
+    return {"first": max(gaps[:5]), "median": statistics.median(gaps), "max": max(gaps), "last": gaps[-1]}
 
 
 def main() -> None:
@@ -44,8 +43,8 @@ def main() -> None:
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--method", default="dino")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch", type=int, default=128, help="images a step, over all ranks")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/ranks.json")
+    parser.add_argument("--batch", type=int, default=128, help="images per step over all ranks")
+    parser.add_argument("--output", type=Path, default=RESULTS / "ranks.json")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     one, knn = curve(options, ranks=1, threads=cores, more=[])

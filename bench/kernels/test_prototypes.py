@@ -1,4 +1,4 @@
-"""The prototypes' objectives against their peers; see test_similarity.py for how to run and to read it."""
+"""Time the objectives with prototypes and their peers. test_similarity.py explains how to run and read it."""
 
 from __future__ import annotations
 

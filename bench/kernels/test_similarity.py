@@ -1,11 +1,11 @@
-"""The similarity kernels against their peers: one forward and backward, by operation and size.
+"""Time the similarity kernels and their peers: one forward and backward pass per operation and size.
 
     pip install -e '.[bench]'
     pytest bench/ --benchmark-only --benchmark-group-by=group --benchmark-columns=min,median,rounds
 
-pytest-benchmark times one contestant after the other; for ratios on a machine whose speed drifts, see paired.py. In
-extra_info: ``peak_mib`` beyond the inputs, ``peak_over_<baseline>`` as a part of that peer's, and for our NT-Xent
-``pct_sgemm``, its operations a second as a part of a plain matrix product's.
+pytest-benchmark times one contestant after the other. For ratios on a machine whose speed drifts, use paired.py.
+extra_info has ``peak_mib`` beyond the inputs and ``peak_over_<baseline>`` relative to that peer's peak. For our NT-Xent
+``pct_sgemm`` has its operations per second relative to a plain matrix product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.peers.similarity import BIDIRECTIONAL, INFO_NCE, INFO_NCE_QUEUE, NT_X
 
 
 def grid(operation):
-    """Every contestant in every case, those of a case in turn."""
+    """Parametrize over every contestant of every case, case by case."""
     pairs = [
         pytest.param(case, name, id=f"{case.name}-{name}".replace(" ", "-").replace("=", ""))
         for case in operation.cases

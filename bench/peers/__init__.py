@@ -1,8 +1,8 @@
-"""Who takes part in the kernel benchmarks: for every operation a few cases, and ours beside each peer.
+"""Contestants of the kernel benchmarks: a few cases per operation, with ours and the peers.
 
-A contestant is one small function ``make(case) -> loss``: ``loss(*inputs)`` is a scalar, and what is timed is that loss
-with the gradients of all inputs that require one. The contestants of a case get the very same tensors and must agree
-on the loss and the gradients before anything is timed. One that cannot run a case raises NotRun, with the reason.
+A contestant is one small function ``make(case) -> loss``, and ``loss(*inputs)`` is a scalar. A benchmark times the loss
+with the gradients of all inputs that require one. All contestants of a case get the same tensors, and must agree on the
+loss and the gradients before the timing. A contestant that cannot run a case raises NotRun with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Step = Callable[[], tuple[Tensor, ...]]
 
 
 class NotRun(Exception):
-    """A contestant cannot run a case here; the message says why, for the report."""
+    """Raised if a contestant cannot run a case here. The message is the reason for the report."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Case:
     """1 / temperature, or kappa."""
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    """In half precision the loss gets what a network under autocast hands to it, and runs under autocast too."""
+    """In half precision the inputs are as from a network under autocast, and the loss runs under autocast too."""
 
     @property
     def temperature(self) -> float:
@@ -43,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """What is computed, in which sizes, from which tensors and by whom; ``baseline`` is the peer to compare with."""
+    """An operation with its cases, inputs and contestants. ``baseline`` is the peer to compare with."""
 
     name: str
     cases: tuple[Case, ...]
@@ -51,15 +51,15 @@ class Operation:
     contestants: dict[str, Callable[[Case], Loss]]
     baseline: str
     flops: Callable[[Case], float] | None = None
-    """Floating point operations of our forward and backward."""
+    """Floating point operations of our forward and backward pass."""
 
     def draw(self, case: Case) -> tuple[Tensor, ...]:
-        """The inputs of a case, the same for every contestant."""
+        """Return the inputs of a case, which are the same for every contestant."""
         drawn = self.inputs(case, torch.Generator().manual_seed(0))
         return tuple(x.detach().to(case.device, case.dtype).requires_grad_(x.requires_grad) for x in drawn)
 
     def loss(self, name: str, case: Case, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-        """A contestant's loss on these inputs. Raises NotRun."""
+        """Return a contestant's loss on these inputs. Raise NotRun if it cannot run."""
         try:
             loss = self.contestants[name](case)
         except ModuleNotFoundError as error:
@@ -74,7 +74,10 @@ class Operation:
         return lowered
 
     def step(self, name: str, case: Case, inputs: tuple[Tensor, ...] | None = None, *, wait: bool = True) -> Step:
-        """One forward and backward: the loss and the gradients; ``wait`` for the device to be done. Raises NotRun."""
+        """Return a function that runs forward and backward, and returns the loss and the gradients.
+
+        With ``wait`` it returns after the device has finished. Raise NotRun if the contestant cannot run.
+        """
         inputs = self.draw(case) if inputs is None else inputs
         loss = self.loss(name, case, inputs)
         leaves = [x for x in inputs if x.requires_grad]
@@ -89,14 +92,14 @@ class Operation:
         return step
 
 
-def distances(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[float]:
-    """How far the loss and every gradient are from the expected, as a part of that one's norm."""
+def distances(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[float]:
+    """Return the distance of the loss and of each gradient from the expected one, relative to its norm."""
     norm = torch.linalg.vector_norm
-    return [(norm(a.float() - b.float()) / norm(b.float())).item() for a, b in zip(found, expected, strict=True)]
+    return [(norm(a.float() - b.float()) / norm(b.float())).item() for a, b in zip(outputs, expected, strict=True)]
 
 
-def check_agreement(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], who: str) -> None:
-    """Raise AssertionError if two contestants do not compute the same loss and gradients, to what fp32 explains."""
-    for number, apart in enumerate(distances(found, expected)):
-        if not apart < 1e-3:
-            raise AssertionError(f"{who} differs from ours: output {number} by {apart:.1e} of its norm")
+def check_agreement(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...], who: str) -> None:
+    """Raise AssertionError if the loss or a gradient differs by more than 1e-3 of its norm, which fp32 explains."""
+    for number, distance in enumerate(distances(outputs, expected)):
+        if not distance < 1e-3:
+            raise AssertionError(f"{who} differs from ours: output {number} by {distance:.1e} of its norm")

@@ -1,4 +1,4 @@
-"""What the contestants of several operations share: a compiled formula, and libraries that reduce on their own."""
+"""Helpers of the contestants: a compiled formula, and libraries with their own reductions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from . import Case, Loss, NotRun
 
 
 def compiled(make: Callable[[Case], Loss]) -> Callable[[Case], Loss]:
-    """torch.compile of a formula, for this case's shapes alone."""
+    """Compile a formula with torch.compile for the shapes of each case."""
 
     def make_compiled(case: Case) -> Loss:
-        torch._dynamo.reset()  # past its limit of recompilations it would run the eager formula without a word
+        torch._dynamo.reset()  # beyond its recompilation limit torch silently runs the eager formula
         return torch.compile(make(case), fullgraph=True, dynamic=False)
 
     return make_compiled
 
 
 def keops_logsumexp(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
-    """Row log-sum-exps as KeOps reduces them; it compiles C++ at the first use of a dimension."""
+    """Return KeOps' row log-sum-exp. KeOps compiles C++ at the first use of a dimension."""
     os.environ.setdefault("KEOPS_VERBOSE", "0")
     from pykeops.torch import LazyTensor
 
@@ -46,4 +46,4 @@ def available_bytes() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable"):
             return 1024 * int(line.split()[1])
-    raise NotRun("the memory that is available is unknown")
+    raise NotRun("the available memory is unknown")

@@ -1,9 +1,9 @@
-"""lightly's own unit tests, with fasttrain's classes in the place of lightly's: how many run, how many pass.
+"""Run lightly's own unit tests with fasttrain's classes instead of lightly's, and count the passed tests.
 
     git clone https://github.com/lightly-ai/lightly && python -m bench.peers.lightly_suite lightly
 
-Runs the tests of NTXentLoss, DINOLoss, SwaVLoss, NegativeCosineSimilarity and MemoryBankModule twice: on the lightly
-that is installed, and on ours. What fails on both is not of the version that is installed.
+The tests of NTXentLoss, DINOLoss, SwaVLoss, NegativeCosineSimilarity and MemoryBankModule run twice: on the installed
+lightly and on ours. A test that fails on both belongs to another version of lightly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from bench import RESULTS
+
 _FILES = [f"loss/test_{name}.py" for name in ("ntx_ent_loss", "dino_loss", "swav_loss", "negative_cosine_similarity")]
 _FILES += ["models/modules/test_memory_bank.py"]
 _OURS = """
@@ -37,20 +38,20 @@ for name, places in {
 
 
 def outcomes(folder: Path, *options: str) -> dict[str, str]:
-    """Whether each test passed, failed or was skipped, by its name."""
+    """Return the outcome of each test by its name."""
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *options]
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, *(f"tests/{name}" for name in _FILES)], cwd=folder, env=environment, capture_output=True, text=True
     )
-    found = re.findall(r"^(PASSED|FAILED|ERROR) (\S+)", run.stdout, flags=re.M)
-    if not found:
+    outcomes_by_line = re.findall(r"^(PASSED|FAILED|ERROR) (\S+)", run.stdout, flags=re.M)
+    if not outcomes_by_line:
         raise SystemExit(run.stdout[-2000:] + run.stderr[-2000:])
-    return {name: outcome for outcome, name in found}
+    return {name: outcome for outcome, name in outcomes_by_line}
 
 
 def main() -> None:
-    """Run both, and say what passes on lightly and not on ours."""
+    """Run both sides, and list the tests that pass on only one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a clone of lightly")
     source = parser.parse_args().source
@@ -62,11 +63,11 @@ def main() -> None:
     lost = sorted(test for test, outcome in theirs.items() if outcome == "PASSED" and ours.get(test) != "PASSED")
     won = sorted(test for test, outcome in ours.items() if outcome == "PASSED" and theirs.get(test) != "PASSED")
     counts = {
-        side: {"run": len(found), "passed": sum(outcome == "PASSED" for outcome in found.values())}
-        for side, found in (("lightly", theirs), ("fasttrain", ours))
+        side: {"run": len(results), "passed": sum(outcome == "PASSED" for outcome in results.values())}
+        for side, results in (("lightly", theirs), ("fasttrain", ours))
     }
     result = counts | {"pass on lightly alone": lost, "pass on fasttrain alone": won}
-    (ROOT / "bench/results/lightly-suite.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "lightly-suite.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -1,8 +1,8 @@
-"""Who takes part in the loader's benchmark: ours, and others' transforms in torch's DataLoader, with the same views.
+"""Contestants of the loader's benchmark: ours, and the peers' transforms in torch's DataLoader, with the same views.
 
-A contestant is ``make(case, folder, threads) -> batches``, an endless iterator of the number of images in each batch,
-whose views then exist as fp32 tensors. Images are drawn again and again from one folder, so that no side has an end of
-an epoch to wait at. Peers get ``threads`` worker processes of one thread each; ours as many threads.
+A contestant is ``make(case, folder, threads) -> batches``. It iterates without end over the number of images per batch;
+the views of the batch exist as fp32 tensors then. The images of one folder repeat, so that no side waits at the end of
+an epoch. Peers get ``threads`` worker processes of one thread each. Ours gets ``threads`` threads.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 
 from . import OURS, NotRun
 
-_MANY = 10**6  # images of an epoch
+_MANY = 10**6  # images per epoch
 
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe of ours and the data set that it is for."""
+    """A recipe of ours with its data set."""
 
     name: str
     method: str
     recipe: str
     batch: int
-    folder: str  # the command's option for it
+    folder: str  # the command's option
 
     def views(self) -> Any:
-        """The recipe's views, a ViewRecipe."""
+        """Return the recipe's ViewRecipe."""
         from fasttrain.config.resolve import resolve
 
         return resolve(self.method, {"recipe": self.recipe, "data_path": "-"}).views
@@ -45,7 +45,7 @@ def ours(case: Case, folder: Path, threads: int) -> Iterator[int]:
     from fasttrain.pipelines import FolderSource, Loader
 
     class Endless(FolderSource):
-        """The folder's images over and over."""
+        """The folder's images, repeated."""
 
         def __len__(self) -> int:
             return _MANY
@@ -64,7 +64,7 @@ def ours(case: Case, folder: Path, threads: int) -> Iterator[int]:
 
 
 def lightly(case: Case, folder: Path, threads: int) -> Iterator[int]:
-    """Lightly's own transforms, as its examples use them, with the recipe's settings."""
+    """Use lightly's transforms as in its examples, with the recipe's settings."""
     from lightly.data import LightlyDataset
     from lightly.transforms import DINOTransform, SimCLRTransform
 
@@ -78,7 +78,7 @@ def lightly(case: Case, folder: Path, threads: int) -> Iterator[int]:
 
 
 def torchvision(case: Case, folder: Path, threads: int) -> Iterator[int]:
-    """Torchvision's transforms v2 on 8-bit tensors, its fastest form."""
+    """Use torchvision's transforms v2 on 8-bit tensors, their fastest form."""
     import torch
     from torchvision.transforms import v2
 
@@ -103,10 +103,10 @@ def torchvision(case: Case, folder: Path, threads: int) -> Iterator[int]:
 
 
 def kornia(case: Case, folder: Path, threads: int) -> Iterator[int]:
-    """Kornia's augmentations of a batch at once, which they are made for: one by one they took 20 times as long.
+    """Use kornia's augmentations on whole batches. Image by image they took 20 times as long.
 
-    Images of one size are cropped by kornia too, without antialiasing, which its crop does not have; those of several
-    sizes make no batch before they are cropped, and are cropped by torchvision.
+    Kornia crops images of one size, without antialiasing, which its crop does not have. Images of several sizes cannot
+    form a batch before the crop, so torchvision crops them.
     """
     try:
         import kornia.augmentation as K
@@ -150,7 +150,7 @@ CONTESTANTS: dict[str, Make] = {OURS: ours, "lightly": lightly, "torchvision": t
 
 
 class _Decoded:
-    """A data set of image files, decoded by torchvision and put through each of the transforms."""
+    """A data set of image files. torchvision decodes an image, and each transform makes a view of it."""
 
     def __init__(self, folder: Path, transforms: list[Any]) -> None:
         self.paths = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
@@ -170,7 +170,7 @@ class _Decoded:
 
 
 class _DecodedBatches(_Decoded):
-    """The same for transforms of a batch, which a worker asks for as a whole."""
+    """A data set for transforms of a whole batch; a worker requests all indices of a batch at once."""
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         images = [self.decode(i) for i in indices]
@@ -183,5 +183,5 @@ def _loaded(dataset: Any, case: Case, workers: int, collate: Any = None) -> Iter
     sampler = RandomSampler(dataset, replacement=True, num_samples=_MANY)
     loader = DataLoader(dataset, case.batch, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=collate)
     for batch in loader:
-        views = batch[0] if isinstance(batch[0], list) else batch  # lightly gives labels and names too
+        views = batch[0] if isinstance(batch[0], list) else batch  # lightly also returns labels and names
         yield len(views[0])

@@ -1,7 +1,7 @@
-"""The prototypes' family: DINO's loss from features and prototypes, with and without entropy, and Sinkhorn.
+"""Operations with prototypes: DINO's loss from features and prototypes, with and without entropy, and Sinkhorn.
 
-Lightly's loss takes logits, so its last layer's product belongs to it: what is compared is everything between the unit
-features and prototypes and the loss, with the gradients of both.
+lightly's loss takes logits, so the product of the last layer counts as part of it. A benchmark covers everything from
+unit features and prototypes to the loss, with the gradients of both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _VIEWS, _TEACHERS, _TEMPS = 10, 2, {"student_temp": 0.1, "teacher_temp": 0.04}
 
 
 def features_and_prototypes(case: Case, generator: torch.Generator, views: int = _VIEWS) -> tuple[Tensor, ...]:
-    """Student [views, B, D], teacher [2, B, D], both prototypes [K, D] of unit norm, and a centre [K]."""
+    """Return student [views, B, D], teacher [2, B, D], both prototypes [K, D] of unit norm, and a centre [K]."""
 
     def draw(*shape: int) -> Tensor:
         return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
@@ -38,7 +38,7 @@ def ours_dino(case: Case) -> Loss:
 
 
 def eager_dino(case: Case) -> Loss:
-    """Our own definition: all logits, and every pair of views in one product."""
+    """Compute our reference definition: all logits, and every pair of views in one product."""
 
     def loss(student: Tensor, teacher: Tensor, ws: Tensor, wt: Tensor, center: Tensor) -> Tensor:
         return reference.prototype_cross_entropy(student, teacher, ws, wt, center=center, **_TEMPS)
@@ -49,7 +49,7 @@ def eager_dino(case: Case) -> Loss:
 def lightly_dino(case: Case) -> Loss:
     from lightly.loss import DINOLoss
 
-    criterion = DINOLoss(case.columns, center_momentum=1.0).to(case.device)  # the centre stays as it is given
+    criterion = DINOLoss(case.columns, center_momentum=1.0).to(case.device)  # keeps the centre constant
 
     def loss(student: Tensor, teacher: Tensor, ws: Tensor, wt: Tensor, center: Tensor) -> Tensor:
         with torch.no_grad():
@@ -59,7 +59,7 @@ def lightly_dino(case: Case) -> Loss:
     return loss
 
 
-# The twin's loss is near 0 at random features, where nothing could be compared: half of the entropy, the same work.
+# The twin's loss is near 0 at random features, so a comparison would say nothing. Half of the entropy is the same work.
 _PART = 0.5
 
 
@@ -81,7 +81,7 @@ def eager_dino_er(case: Case) -> Loss:
 
 
 def scores(case: Case, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Cosines [B, K] of unit features and prototypes; assignments have no gradient."""
+    """Return cosines [B, K] of unit features and prototypes. Assignments have no gradient."""
     rows, columns = (F.normalize(torch.randn(n, case.dim, generator=generator)) for n in (case.rows, case.columns))
     return (rows @ columns.T,)
 

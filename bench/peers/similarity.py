@@ -1,4 +1,4 @@
-"""The similarity family: NT-Xent, InfoNCE, its bidirectional form, and the von Mises-Fisher entropy."""
+"""Similarity operations: NT-Xent, InfoNCE, bidirectional InfoNCE, and the von Mises-Fisher entropy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fasttrain.losses.info_nce import symmetric_info_nce
 from . import OURS, Case, Loss, NotRun, Operation
 from .libraries import available_bytes, compiled, inf_cl, keops_logsumexp
 
-# Inputs: projections as a network gives them, so that every contestant normalises; entropies take unit rows.
+# Inputs are projections of a network, so that every contestant normalises them. Entropies take unit rows.
 
 
 def views(case: Case, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Two views that share a half of their variance."""
+    """Return two views that share half of their variance."""
     shared, a, b = torch.randn(3, case.rows, case.dim, generator=generator)
     return (shared + a).requires_grad_(), (shared + b).requires_grad_()
 
@@ -35,7 +35,7 @@ def unit_rows(case: Case, generator: torch.Generator) -> tuple[Tensor, ...]:
 
 
 def unit(z: Tensor) -> Tensor:
-    """As our losses do it: formed in fp32 and returned in the type of z, which autocast would leave in fp32."""
+    """Normalise as our losses do: in fp32, returned in the type of z. Autocast would leave it in fp32."""
     return base.unit_rows(z, "z")
 
 
@@ -47,7 +47,7 @@ def ours_nt_xent(case: Case) -> Loss:
 
 
 def eager_nt_xent(case: Case) -> Loss:
-    """As most repositories write it: all similarities, the diagonal masked, cross-entropy."""
+    """Compute it as most repositories do: all similarities, the diagonal masked, cross-entropy."""
     own = torch.eye(2 * case.rows, dtype=torch.bool, device=case.device)
     other_view = torch.arange(2 * case.rows, device=case.device).roll(case.rows)
 
@@ -60,9 +60,9 @@ def eager_nt_xent(case: Case) -> Loss:
 
 
 def plain_nt_xent(z0: Tensor, z1: Tensor, scale: float) -> Tensor:
-    """The maths of unit rows in as few calls of torch as can be: what our operator's overhead is measured from."""
+    """Compute the loss of unit rows in the fewest torch calls. Our operator's overhead is relative to it."""
     both = torch.cat([z0, z1])
-    scores = torch.addmm(both, both, both.T, beta=0, alpha=scale)  # the scale comes with the product
+    scores = torch.addmm(both, both, both.T, beta=0, alpha=scale)  # addmm applies the scale at no cost
     lse = scores.fill_diagonal_(-torch.inf).logsumexp(1)
     return torch.sub(lse.mean(), torch.dot(z0.view(-1), z1.view(-1)), alpha=scale / len(z0))
 
@@ -74,12 +74,12 @@ def lightly_nt_xent(case: Case) -> Loss:
 
 
 def metric_learning_nt_xent(case: Case) -> Loss:
-    """pytorch-metric-learning; it compares each positive pair with all negative pairs of the batch: (2B)^3 numbers."""
+    """Use pytorch-metric-learning, which compares each positive pair with all negative pairs: (2B)^3 numbers."""
     from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 
-    needed, there = 17 * (2 * case.rows) ** 3, available_bytes()  # measured at 2B = 64, 128 and 256
-    if needed > there / 2:
-        raise NotRun(f"its (2B)^3 matrices need {needed / 2**30:.0f} GiB; {there / 2**30:.0f} GiB are available")
+    needed, available = 17 * (2 * case.rows) ** 3, available_bytes()  # measured at 2B = 64, 128 and 256
+    if needed > available / 2:
+        raise NotRun(f"its (2B)^3 matrices need {needed / 2**30:.0f} GiB; {available / 2**30:.0f} GiB are available")
     return SelfSupervisedLoss(NTXentLoss(temperature=case.temperature))
 
 
@@ -94,7 +94,7 @@ def ours_info_nce(case: Case) -> Loss:
 
 
 def eager_info_nce(case: Case) -> Loss:
-    """MoCo's form with a queue, and the batch's other keys as negatives without."""
+    """Compute MoCo's form with a queue; without a queue the other keys of the batch are the negatives."""
     own = torch.arange(case.rows, device=case.device)
 
     def loss(q: Tensor, k: Tensor, queue: Tensor | None = None) -> Tensor:
@@ -114,16 +114,17 @@ def info_nce_pytorch(case: Case) -> Loss:
 
 
 def lightly_queue(case: Case) -> Loss:
-    """Lightly's loss with its memory bank, which it also fills: a few rows copied a step, counted as its time."""
+    """Use lightly's loss with its memory bank. Its time includes the enqueue of a few rows per step."""
     from lightly.loss import NTXentLoss
 
     criterion = NTXentLoss(temperature=case.temperature, memory_bank_size=(case.columns, case.dim))
     criterion.to(case.device)
-    given: list[Tensor] = []
+    filled = False
 
     def loss(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        if not given:
-            given.append(queue)
+        nonlocal filled
+        if not filled:
+            filled = True
             criterion.memory_bank.bank = queue.clone()
         return criterion(q, k)
 
@@ -144,7 +145,7 @@ def keops_info_nce(case: Case) -> Loss:
 
 
 def inf_cl_info_nce(case: Case) -> Loss:
-    """Inf-CL (arXiv 2410.17243), one direction."""
+    """Use Inf-CL (arXiv 2410.17243) in one direction."""
     one_way = inf_cl(case)
     return lambda q, k: one_way(F.normalize(q), F.normalize(k))
 
@@ -157,7 +158,7 @@ def ours_bidirectional(case: Case) -> Loss:
 
 
 def eager_bidirectional(case: Case) -> Loss:
-    """open_clip's formula: one matrix of logits, a cross-entropy each way."""
+    """Compute open_clip's formula: one matrix of logits, a cross-entropy in each direction."""
     own = torch.arange(case.rows, device=case.device)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -190,13 +191,13 @@ def ours_entropy(case: Case) -> Loss:
 
 
 def official_entropy(case: Case) -> Loss:
-    """The estimator of arXiv 2307.10907 as its authors compute it ("average"); their constant is formed once."""
+    """Compute the estimator of arXiv 2307.10907 as its authors do ("average"), with the constant computed once."""
     constant = math.log(case.rows) - reference_log_vmf_normalizer(case.dim, case.scale)
     return lambda z: (constant - torch.logsumexp(case.scale * torch.matmul(z, z.T), dim=-1)).mean()
 
 
 def eager_entropy(case: Case) -> Loss:
-    """The same with kappa on the features, which spares a pass over the N x N scores."""
+    """Compute it with kappa on the features, which avoids reading the N x N scores once more."""
     constant = math.log(case.rows) - reference_log_vmf_normalizer(case.dim, case.scale)
     return lambda z: constant - torch.logsumexp((case.scale * z) @ z.T, dim=1).mean()
 
@@ -218,7 +219,7 @@ def _case(rows: int, dim: int, *, columns: int = 0, scale: float = 10.0, rows_na
 
 NT_XENT = Operation(
     name="nt_xent",
-    # The last one is a temperature of 0.02, where the scores are no longer bounded and a running maximum is kept.
+    # The last case has a temperature of 0.02: its scores are not bounded, so the kernel uses a running maximum.
     cases=(
         *(_case(2**power, 128, rows_name="2B") for power in range(5, 13)),
         _case(2048, 128, scale=50.0, rows_name="2B"),
@@ -232,7 +233,7 @@ NT_XENT = Operation(
         "pytorch-metric-learning": metric_learning_nt_xent,
     },
     baseline="lightly",
-    # The triangle of products is formed twice (N^2 D each), and each tile meets both its sides on the way back.
+    # The triangle of products is formed twice (N^2 D each). In the backward pass each tile contributes to both sides.
     flops=lambda case: 4 * (2 * case.rows) ** 2 * case.dim,
 )
 INFO_NCE = Operation(

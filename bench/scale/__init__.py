@@ -1,1 +1,1 @@
-"""Ranks, machines, ZeRO stages, and the plan's predictions."""
+"""Benchmarks of ranks, machines and ZeRO stages, and of the plan's predictions."""

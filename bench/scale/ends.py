@@ -1,4 +1,4 @@
-"""Where a run ended: every weight, buffer and moment of its newest checkpoint."""
+"""Compare the ends of runs: all weights, buffers and moments of the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ State = dict[str, torch.Tensor]
 
 
 def ended(output: Path) -> State:
-    """Tensors by name, whole, whatever the stage and the number of ranks that wrote them."""
+    """Return whole tensors by name, from a checkpoint of any ZeRO stage and number of ranks."""
     folder = output / "checkpoints"
     newest = folder / (folder / "latest").read_text().strip()
     card = read_card(newest)
@@ -21,6 +21,6 @@ def ended(output: Path) -> State:
 
 
 def same(output: Path, expected: State) -> bool:
-    """Whether a run ended where another did, to the last bit."""
-    found = ended(output)
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    """Return whether a run ended with the expected tensors, to the last bit."""
+    tensors = ended(output)
+    return tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in tensors)

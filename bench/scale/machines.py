@@ -1,7 +1,6 @@
-"""Two machines on one: network namespaces, joined by a veth link that can be slowed, cut and measured.
+"""Simulate two machines on one: network namespaces joined by a veth link that can be slowed, cut and measured.
 
-What runs in one of them has its own network and nothing else of its own: the file system is shared, as on a cluster.
-Needs root and iproute2.
+A process in a namespace has its own network. The file system is shared, as on a cluster. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _DEVICE = "ft0"
-_ETC = Path("/etc/netns")  # whose files `ip netns exec` shows as those of /etc
+_ETC = Path("/etc/netns")  # `ip netns exec` shows its files as files of /etc
 
 
 @dataclass(frozen=True)
@@ -27,24 +26,24 @@ class Machine:
     address: str
 
     def prefix(self, core: int) -> list[str]:
-        """What to write before a command that is to run here, on one core."""
+        """Return the words before a command that run it on this machine and on one core."""
         return ["ip", "netns", "exec", self.name, "taskset", "-c", str(core)]
 
     def sent(self) -> int:
-        """Bytes that have left over the link, headers included."""
+        """Return the bytes sent over the link, headers included."""
         shown = _ip("-n", self.name, "-s", "-j", "link", "show", "dev", _DEVICE)
         return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
 
     def cut(self) -> None:
-        """Take the link away."""
+        """Cut the link."""
         _ip("-n", self.name, "link", "set", _DEVICE, "down")
 
     def restore(self) -> None:
-        """Give it back."""
+        """Restore the link."""
         _ip("-n", self.name, "link", "set", _DEVICE, "up")
 
     def shape(self, megabits: int | None) -> None:
-        """Let through so many Mbit/s and no more; None: as many as the machine can."""
+        """Limit the link to ``megabits`` per second; None removes the limit."""
         qdisc = ["-n", self.name, "qdisc"]
         subprocess.run(["tc", *qdisc, "del", "dev", _DEVICE, "root"], check=False, capture_output=True)
         if megabits is not None:
@@ -54,33 +53,33 @@ class Machine:
 
 @contextmanager
 def two_machines(name: str = "fasttrain") -> Iterator[Sequence[Machine]]:
-    """Within, there are two; afterwards none, with whatever still ran in them ended."""
-    made = [Machine(f"{name}-{k}", f"10.77.0.{k + 1}") for k in range(2)]
+    """Make two machines for a block. At its end, end their processes and remove them."""
+    pair = [Machine(f"{name}-{k}", f"10.77.0.{k + 1}") for k in range(2)]
     try:
-        for machine in made:
+        for machine in pair:
             _ip("netns", "add", machine.name)
-            _names(machine, made)
+            _write_names(machine, pair)
             _ip("-n", machine.name, "link", "set", "lo", "up")
-        ends = [("netns", machine.name) for machine in made]
+        ends = [("netns", machine.name) for machine in pair]
         _ip("link", "add", _DEVICE, *ends[0], "type", "veth", "peer", "name", _DEVICE, *ends[1])
-        for machine in made:
+        for machine in pair:
             _ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", _DEVICE)
             machine.restore()
-        yield made
+        yield pair
     finally:
-        for machine in made:
-            left = subprocess.run(["ip", "netns", "pids", machine.name], capture_output=True, text=True, check=False)
-            subprocess.run(["kill", "-9", *left.stdout.split()], check=False, capture_output=True)
+        for machine in pair:
+            alive = subprocess.run(["ip", "netns", "pids", machine.name], capture_output=True, text=True, check=False)
+            subprocess.run(["kill", "-9", *alive.stdout.split()], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", machine.name], check=False, capture_output=True)
             shutil.rmtree(_ETC / machine.name, ignore_errors=True)
 
 
-def _names(machine: Machine, everyone: Sequence[Machine]) -> None:
-    """The names that the machine knows: its own, and the others'. It asks no name server, which would take seconds."""
+def _write_names(machine: Machine, pair: Sequence[Machine]) -> None:
+    """Write the host names of both machines. Without them a name server would be asked, which takes seconds."""
     folder = _ETC / machine.name
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["127.0.0.1 localhost", f"{machine.address} {socket.gethostname()}"]
-    lines += [f"{one.address} {one.name}" for one in everyone]
+    lines += [f"{one.address} {one.name}" for one in pair]
     (folder / "hosts").write_text("\n".join(lines) + "\n")
     (folder / "nsswitch.conf").write_text("hosts: files\n")
 

@@ -1,12 +1,17 @@
-"""What ``fasttrain plan`` says of memory and traffic, beside what two ranks on the CPU really hold and send.
+"""Compare the memory and traffic of ``fasttrain plan`` with the storages and messages of two ranks on the CPU.
 
-    python -m bench.scale.plan_check [--output bench/results/plan.json]      # exit status 1 if anything is apart
+    python -m bench.scale.plan_check [--output bench/results/plan.json]      # exit status 1 if a figure differs
 
-Every case is a run of its own: two processes, gloo, DeepSpeed, three steps. Rank 0's storages are summed by what they
-are for (never the process's memory): parameters, teacher, buffers, the optimizer's state and master weights; gradients
-just before and just after their reduction, whichever is more; what autograd keeps, by a hook, in a real forward pass;
-ZeRO's buckets; what ZeRO-3 has fetched at the worst call of a module. Bytes sent are those handed to
-``torch.distributed``. Each is held to the plan's own functions: memory within 10 %, what is sent to the byte.
+Every case is a run of its own: two processes, gloo, DeepSpeed, three steps. The storages of rank 0 are summed by
+purpose; the memory of the process is not used. The purposes are:
+
+- parameters, teacher, buffers, the optimizer's state and master weights
+- gradients, just before or just after their reduction, whichever is more
+- tensors that autograd saves in a real forward pass, counted by a hook
+- ZeRO's buckets, and the parameters that ZeRO-3 has fetched at the worst call of a module
+
+Bytes sent are the bytes passed to ``torch.distributed``. The plan's functions must match: memory within 10 %, traffic
+to the byte.
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench import RESULTS, ROOT
 from bench.scale.environments import environments
 from bench.scale.plan_rank import BATCH, IMAGES, Case, resolved
 
-ROOT = Path(__file__).parents[2]
 RANKS = 2
 TOLERANCE = 0.1
 _VIT = {"arch": "vit_tiny", "patch_size": 8}
@@ -35,7 +40,7 @@ def case(method: str, stage: int, entropy: bool = False, **values: Any) -> Case:
 
 
 TINY = [case("byol", stage, arch="conv_small", optimizer="lars") for stage in range(4)]
-"""Small enough for a test."""
+"""Cases that are small enough for a test."""
 CASES = [
     *TINY,
     *(case("dino", stage, **_DINO) for stage in range(4)),
@@ -49,7 +54,7 @@ CASES = [
 
 
 def predict(one: Case) -> dict[str, Any]:
-    """The same figures from the plan's functions."""
+    """Return the same figures from the plan's functions."""
     import torch
 
     from fasttrain.engine.build import build_method
@@ -70,14 +75,14 @@ def predict(one: Case) -> dict[str, Any]:
     update = trace_update(method, train, world=RANKS)
     zero = zero_of(train, one["stage"], RANKS, precision, weights)
     buffers = sum(buffer.nbytes for buffer in method.buffers())
-    said = {p.name: p.backward for p in parts(weights, buffers, traced, update, zero, accumulation=accumulation)}
-    held = {
-        "parameters": said["parameters"],
-        "teacher": said["teacher"],
-        "method's buffers": said["buffers"],
-        "optimizer": said["optimizer"],
+    planned = {p.name: p.backward for p in parts(weights, buffers, traced, update, zero, accumulation=accumulation)}
+    sizes = {
+        "parameters": planned["parameters"],
+        "teacher": planned["teacher"],
+        "method's buffers": planned["buffers"],
+        "optimizer": planned["optimizer"],
         "gradients": gradient_bytes(weights, zero, rank=0),
-        "activations": said["activations"] + said["loss"] + said["weights in low precision"],
+        "activations": planned["activations"] + planned["loss"] + planned["weights in low precision"],
         "buckets": parts(weights, buffers, traced, update, zero)[-2].update,
         "fetched": gathers(weights, traced.uses, zero).peak,
     }
@@ -85,18 +90,18 @@ def predict(one: Case) -> dict[str, Any]:
     for t in traffic(weights, traced, update, zero, accumulation=accumulation):
         what = "weights" if "parameters" in t.about else t.about
         sent[what if what in sent else "BatchNorm, loss, centre"] += t.bytes
-    return {"held": held, "sent": sent}
+    return {"held": sizes, "sent": sent}
 
 
-def compare(one: Case, real: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """Both side by side, and what is apart by more than is allowed: 10 % for memory, nothing for what is sent."""
+def compare(one: Case, real: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+    """Return measured and planned bytes by purpose, and whether they match: memory within 10 %, traffic exactly."""
     sent = purposes(real["sent"])
     rows = [
         *(
             _row(f"holds: {name}", real["held"].get(name, 0), planned, TOLERANCE)
-            for name, planned in said["held"].items()
+            for name, planned in plan["held"].items()
         ),
-        *(_row(f"sends: {name}", sent[name], planned, 0) for name, planned in said["sent"].items()),
+        *(_row(f"sends: {name}", sent[name], planned, 0) for name, planned in plan["sent"].items()),
     ]
     return {**one, "rows": rows, "holds besides": real["held"]["anything else"]}
 
@@ -112,34 +117,33 @@ def _row(what: str, measured: int, planned: int, tolerance: float) -> dict[str, 
 
 
 def purposes(sent: dict[str, int]) -> dict[str, int]:
-    """Bytes by what they are for. Norms, which the plan leaves out, are what is all-reduced in the update."""
-    found = {"gradients": 0, "weights": 0, "BatchNorm, loss, centre": 0}
+    """Return bytes by purpose, without the all-reduces in the update: norms, which the plan leaves out."""
+    totals = {"gradients": 0, "weights": 0, "BatchNorm, loss, centre": 0}
     for name, size in sent.items():
         owner, moment, kind = name.split()
         if moment == "update" and kind == "all_reduce":
             continue
         if owner == "fasttrain":
-            found["BatchNorm, loss, centre"] += size
+            totals["BatchNorm, loss, centre"] += size
         else:
-            found["weights" if kind == "all_gather" else "gradients"] += size
-    return found
+            totals["weights" if kind == "all_gather" else "gradients"] += size
+    return totals
 
 
 def check(cases: list[Case]) -> list[dict[str, Any]]:
-    """Every case on two ranks, in processes of its own, beside the plan; only one after another."""
-    found = []
+    """Compare every case with the plan, one after another, each on two ranks of its own."""
+    results = []
     for one in cases:
-        found.append(compare(one, on_two_ranks([one])[0], predict(one)))
-        print(summary(found[-1]), flush=True)
-    return found
+        results.append(compare(one, on_two_ranks([one])[0], predict(one)))
+        print(summary(results[-1]), flush=True)
+    return results
 
 
 def on_two_ranks(cases: list[Case]) -> list[dict[str, Any]]:
-    """What rank 0 measured, case by case, all in one pair of processes."""
+    """Return the measurements of rank 0, case by case, all in one pair of processes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
-        script = Path(__file__).with_name("plan_rank.py")
-        command = [sys.executable, "-W", "ignore", str(script), json.dumps(cases), str(path)]
+        command = [sys.executable, "-W", "ignore", "-m", "bench.scale.plan_rank", json.dumps(cases), str(path)]
         common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPSPEED_LOG_LEVEL": "error"}
         ranks = [subprocess.Popen(command, cwd=ROOT, env=os.environ | common | one) for one in environments(RANKS)]
         try:
@@ -148,23 +152,23 @@ def on_two_ranks(cases: list[Case]) -> list[dict[str, Any]]:
             for rank in ranks:
                 rank.kill()
         if any(ended):
-            raise RuntimeError(f"the ranks ended with {ended}")
+            raise RuntimeError(f"bench.scale.plan_rank: the ranks ended with statuses {ended}")
         measured: list[dict[str, Any]] = json.loads(path.read_text())
     return measured
 
 
-def summary(found: dict[str, Any]) -> str:
-    """A line a case: what is furthest apart."""
-    name = f"{found['method']}{'+ER' if found['entropy'] else ''} ZeRO {found['stage']} {found['values']}"
-    bad = [row["what"] for row in found["rows"] if not row["holds"]]
-    worst = max((row for row in found["rows"] if row["ratio"]), key=lambda row: abs(row["ratio"] - 1))
-    verdict = f"APART in {bad}" if bad else "ok"
-    return f"{name}: {verdict}; furthest off: {worst['what']}, x {worst['ratio']}"
+def summary(result: dict[str, Any]) -> str:
+    """Return a line with the figure of a case that differs most from the plan."""
+    name = f"{result['method']}{'+ER' if result['entropy'] else ''} ZeRO {result['stage']} {result['values']}"
+    bad = [row["what"] for row in result["rows"] if not row["holds"]]
+    worst = max((row for row in result["rows"] if row["ratio"]), key=lambda row: abs(row["ratio"] - 1))
+    verdict = f"DIFFERS in {bad}" if bad else "ok"
+    return f"{name}: {verdict}; largest difference: {worst['what']}, x {worst['ratio']}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/plan.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "plan.json")
     options = parser.parse_args()
     from fasttrain.distributed.world import prepare_environment
 
@@ -173,12 +177,12 @@ def main() -> int:
     import timm
     import torch
 
-    found = check(CASES)
+    results = check(CASES)
     versions = {"torch": torch.__version__, "deepspeed": deepspeed.__version__, "timm": timm.__version__}
     settings = {"ranks": RANKS, "batch_size_per_gpu": BATCH, "memory_tolerance": TOLERANCE, "traffic_tolerance": 0}
-    content = {"versions": versions, "settings": settings, "cases": found}
+    content = {"versions": versions, "settings": settings, "cases": results}
     options.output.write_text(json.dumps(content, indent=1) + "\n")
-    return 0 if all(row["holds"] for one in found for row in one["rows"]) else 1
+    return 0 if all(row["holds"] for one in results for row in one["rows"]) else 1
 
 
 if __name__ == "__main__":

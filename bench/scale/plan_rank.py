@@ -1,10 +1,11 @@
-"""What a rank really holds and sends: the measuring side of plan_check.py, started by it as a process for each rank.
+"""Measure the storages and the traffic of a rank. plan_check.py starts one process of it per rank.
 
-Storages are summed by what they are for, and the bytes counted that are handed to ``torch.distributed``.
+Storages are summed by purpose. Traffic is the bytes passed to ``torch.distributed``.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import inspect
 import json
@@ -39,7 +40,7 @@ _KINDS |= {"reduce_scatter_tensor": "reduce_scatter", "reduce_scatter_single": "
 
 
 class Sent:
-    """Counts what is handed to torch.distributed: whose it is, in which part of the step, and of what kind."""
+    """Count the bytes passed to torch.distributed by caller, part of the step and kind."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
@@ -55,7 +56,7 @@ class Sent:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             tensor = signature.bind(*args, **kwargs).arguments[argument]
-            if tensor.is_floating_point():  # not ZeRO-3's comparisons of traces
+            if tensor.is_floating_point():  # ignores ZeRO-3's comparisons of traces
                 self.bytes[f"{_caller()} {self.moment} {_KINDS.get(name, name)}"] += tensor.nbytes
             return function(*args, **kwargs)
 
@@ -63,7 +64,7 @@ class Sent:
 
 
 def _caller() -> str:
-    """Whether fasttrain or DeepSpeed called last."""
+    """Return the last caller of the two, fasttrain or DeepSpeed."""
     frame = sys._getframe(2)
     while frame is not None:
         owner = frame.f_globals.get("__name__", "").partition(".")[0]
@@ -74,7 +75,7 @@ def _caller() -> str:
 
 
 def storages(tensors: Iterable[Any], seen: set[int]) -> int:
-    """Bytes of the storages of some tensors that were not ``seen`` before."""
+    """Return the bytes of the tensors' storages that were not ``seen`` before."""
     total = 0
     for tensor in tensors:
         storage = None if tensor is None else tensor.untyped_storage()
@@ -85,7 +86,7 @@ def storages(tensors: Iterable[Any], seen: set[int]) -> int:
 
 
 def measure(one: Case, sent: Sent) -> dict[str, Any]:
-    """What a rank holds and sends in a step of the engine."""
+    """Return storages and traffic of a rank in a step of the engine."""
     import torch
 
     from fasttrain.distributed.world import World, initialise
@@ -101,7 +102,7 @@ def measure(one: Case, sent: Sent) -> dict[str, Any]:
     method = build_method(config, images=IMAGES, world_size=world.size)
     engine = Engine(config, method, world, steps_per_epoch=2)
     method, zero = engine.method, engine.optimizer
-    held: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
 
     def gradients() -> None:
         seen = _seen(method, zero)
@@ -110,12 +111,12 @@ def measure(one: Case, sent: Sent) -> dict[str, Any]:
         now += [g for group in averaged.values() for g in group or ()]
         now += [g for group in (getattr(zero, "all_grad_tensors", None) or {}).values() for g in group or ()]
         now.append(getattr(zero, "grad_partitions_flat_buffer", None))
-        held["gradients"] = max(held["gradients"], storages(now, seen))
-        held["buckets"] = max(held["buckets"], storages(_buckets(zero), set()))
+        sizes["gradients"] = max(sizes["gradients"], storages(now, seen))
+        sizes["buckets"] = max(sizes["buckets"], storages(_buckets(zero), set()))
 
     def fetched(*_: Any) -> None:
         sharded = [p.data for p in method.parameters() if not getattr(p, "ds_persist", True)]
-        held["fetched"] = max(held["fetched"], storages(sharded, set()))
+        sizes["fetched"] = max(sizes["fetched"], storages(sharded, set()))
 
     for module in method.modules():
         module.register_forward_hook(fetched)
@@ -137,33 +138,33 @@ def measure(one: Case, sent: Sent) -> dict[str, Any]:
             engine.update(step)
             del loss, images, views, batch
     gc.collect()
-    held["activations"] = sum(kept.total(place) for place in ("network", "loss", "copies"))
+    sizes["activations"] = sum(kept.total(place) for place in ("network", "loss", "copies"))
     seen: set[int] = set()
     teacher = [] if method.teacher is None else list(method.teacher.parameters())
-    mine = {id(p) for p in teacher}
-    held["parameters"] = storages(_data(p for p in method.parameters() if id(p) not in mine), seen)
-    held["teacher"] = storages(_data(teacher), seen)
-    held["method's buffers"] = storages(method.buffers(), seen)
+    of_teacher = {id(p) for p in teacher}
+    sizes["parameters"] = storages(_data(p for p in method.parameters() if id(p) not in of_teacher), seen)
+    sizes["teacher"] = storages(_data(teacher), seen)
+    sizes["method's buffers"] = storages(method.buffers(), seen)
     state = getattr(zero, "optimizer", zero).state
     tensors = [x for values in state.values() for x in values.values() if isinstance(x, torch.Tensor)]
-    held["optimizer"] = storages([*_masters(zero), *tensors], seen)
+    sizes["optimizer"] = storages([*_masters(zero), *tensors], seen)
     storages([*_buckets(zero), getattr(zero, "grad_partitions_flat_buffer", None)], seen)
-    found = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
-    held["anything else"] = storages(found, seen)
+    alive = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    sizes["anything else"] = storages(alive, seen)
     engine.close()
-    return {"held": dict(held), "sent": dict(sent.bytes)}
+    return {"held": dict(sizes), "sent": dict(sent.bytes)}
 
 
 @contextmanager
-def before_reduction(deepspeed: Any, look: Any) -> Iterator[None]:
-    """Look at the gradients when they are all there and not yet reduced, where that is a moment of its own."""
+def before_reduction(deepspeed: Any, measure_gradients: Any) -> Iterator[None]:
+    """Measure the gradients when all of them exist and none is reduced, if DeepSpeed has such a moment."""
     reduce = deepspeed.allreduce_gradients
 
-    def looked_at(*args: Any, **kwargs: Any) -> Any:
-        look()
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        measure_gradients()
         return reduce(*args, **kwargs)
 
-    deepspeed.allreduce_gradients = looked_at
+    deepspeed.allreduce_gradients = measured
     yield
     del deepspeed.allreduce_gradients
 
@@ -178,8 +179,8 @@ def _masters(zero: Any) -> list[Any]:
 
 
 def _buckets(zero: Any) -> list[Any]:
-    found = [bucket.buffer for bucket in getattr(zero, "ipg_buckets", {}).values()]
-    return [x for buffer in found for x in (buffer if isinstance(buffer, list) else [buffer])]
+    buffers = [bucket.buffer for bucket in getattr(zero, "ipg_buckets", {}).values()]
+    return [x for buffer in buffers for x in (buffer if isinstance(buffer, list) else [buffer])]
 
 
 def _seen(method: Any, zero: Any) -> set[int]:
@@ -188,16 +189,20 @@ def _seen(method: Any, zero: Any) -> set[int]:
     return seen
 
 
-def main(cases: str, output: str) -> None:
-    """Measure cases, JSON, one after another; rank 0 writes what it found to ``output``."""
+def main() -> None:
+    """Measure cases one after another. Rank 0 writes the results to ``output``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", type=json.loads, help="a JSON list of cases")
+    parser.add_argument("output", type=Path, help="the JSON file to write")
+    options = parser.parse_args()
     from fasttrain.distributed.world import World, prepare_environment
 
     prepare_environment()
-    sent = Sent()  # before anything takes the functions by name
-    measured = [measure(one, sent) for one in json.loads(cases)]
+    sent = Sent()  # patches torch.distributed before DeepSpeed imports its functions by name
+    measured = [measure(one, sent) for one in options.cases]
     if World.from_environment().is_main:
-        Path(output).write_text(json.dumps(measured))
+        options.output.write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

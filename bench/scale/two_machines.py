@@ -1,10 +1,10 @@
-"""A run over two machines' link: through each launcher, over a slow link, and with the link cut in the middle.
+"""Train over the link of two machines: through each launcher, over a slow link, and with the link cut during the run.
 
-    python -m bench.scale.two_machines            # as root; two network namespaces stand in for the machines
+    python -m bench.scale.two_machines            # as root; two network namespaces simulate the machines
 
-The training is DINO's twin on the embedded digits at ZeRO 2 over gloo, one rank a machine. Every end is compared to
-that of two ranks on one machine, tensor by tensor to the last bit. A step's bytes on the wire are those of the veth
-device, headers included, beside what `fasttrain plan` says that a rank sends.
+The training is DINO's twin on the embedded digits at ZeRO 2 over gloo, with one rank per machine. The final tensors are
+compared with two ranks on one machine, to the last bit. The bytes of a step are counted at the veth device, headers
+included, and compared with the bytes that `fasttrain plan` predicts per rank.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench import RESULTS, ROOT
 from bench.scale.ends import State, ended, same
 from bench.scale.machines import Machine, two_machines
 
-ROOT = Path(__file__).parents[2]
-RESULT = ROOT / "bench/results/two-machines.json"
+_RESULT = RESULTS / "two-machines.json"
 _SCRIPT = str(ROOT / "fasttrain/run.py")
 _FLAGS = ["--method", "dino", "--entropy", "--recipe", "demo", "--batch_size_per_gpu", "16"]
 _RUN = ["--zero_stage", "2", "--log_every", "1", "--knn_every", "0", "--num_workers", "1"]
@@ -37,19 +37,19 @@ _RATES: tuple[int | None, ...] = (None, 1000, 100)  # Mbit/s
 
 
 def torchrun(machines: Sequence[Machine], rank: int) -> list[str]:
-    """On each of two nodes, which meet at the first."""
-    where = ["--master_addr", machines[0].address, "--master_port", str(_PORT)]
+    """Return the launcher's words on one of two nodes. The first node is the master."""
+    master = ["--master_addr", machines[0].address, "--master_port", str(_PORT)]
     nodes = ["--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1"]
-    return [sys.executable, "-m", "torch.distributed.run", *nodes, *where, _SCRIPT]
+    return [sys.executable, "-m", "torch.distributed.run", *nodes, *master, _SCRIPT]
 
 
 def deepspeed(machines: Sequence[Machine], rank: int) -> list[str]:
-    """On each of two nodes by itself, without ssh."""
+    """Return the launcher's words on one of two nodes, without ssh."""
     hosts = Path(tempfile.gettempdir(), "fasttrain-hostfile")
     hosts.write_text("".join(f"{machine.address} slots=1\n" for machine in machines))
-    where = ["--master_addr", machines[0].address, "--master_port", str(_PORT)]
+    master = ["--master_addr", machines[0].address, "--master_port", str(_PORT)]
     nodes = ["--hostfile", str(hosts), "--no_ssh", "--node_rank", str(rank), "--num_gpus", "1", "--num_nodes", "2"]
-    return [str(Path(sys.executable).with_name("deepspeed")), *nodes, *where, _SCRIPT]
+    return [str(Path(sys.executable).with_name("deepspeed")), *nodes, *master, _SCRIPT]
 
 
 LAUNCHERS = {"torchrun": torchrun, "deepspeed --no_ssh": deepspeed}
@@ -73,15 +73,15 @@ class Job:
         limit = time.monotonic() + patience
         while _last_step(self.output) < step:
             if time.monotonic() > limit or any(rank.poll() not in (None, 0) for rank in self.ranks):
-                raise SystemExit(f"no step {step}: {self.said()}")
+                raise SystemExit(f"bench.scale.two_machines: step {step} was not logged: {self.last_lines()}")
             time.sleep(0.02)
 
     def end(self, patience: float = 300) -> list[int]:
-        """Wait for both; their exit statuses."""
+        """Wait for both ranks, and return their exit statuses."""
         return [rank.wait(patience) for rank in self.ranks]
 
-    def said(self) -> list[str]:
-        """What fasttrain said on each machine, last."""
+    def last_lines(self) -> list[str]:
+        """Return fasttrain's last message on each machine."""
         texts = [log.read_text() for log in self.logs]
         return [next((x for x in reversed(text.splitlines()) if x.startswith("fasttrain:")), "") for text in texts]
 
@@ -93,7 +93,7 @@ def _last_step(output: Path) -> int:
 
 
 def on_one_machine(folder: Path) -> State:
-    """Two ranks that share this machine."""
+    """Return the end of a run with two ranks on this machine."""
     output = folder / "one"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", _SCRIPT]
     flags = [*_FLAGS, *_RUN, "--saveckp_freq_steps", str(_EVERY), "--output_dir", str(output)]
@@ -102,50 +102,50 @@ def on_one_machine(folder: Path) -> State:
 
 
 def through(launcher: str, machines: Sequence[Machine], folder: Path, expected: State) -> dict[str, Any]:
-    """A whole run."""
+    """Train a whole run through a launcher."""
     job = Job(machines, folder / launcher.split()[0], "--limit_steps", str(_STEPS), launcher=launcher)
     status = job.end()
     return {"launcher": launcher, "status": status, "equal": same(job.output, expected)}
 
 
 def short_cut(machines: Sequence[Machine], folder: Path, expected: State) -> dict[str, Any]:
-    """The link goes for some seconds and comes back: TCP sends again, and the run goes on by itself."""
+    """Cut the link for some seconds. TCP sends again, and the run continues."""
     job = Job(machines, folder / "short", "--limit_steps", str(_STEPS))
     job.until(_CUT_AT)
     machines[1].cut()
     time.sleep(5)
-    stood = _last_step(job.output)
+    last = _last_step(job.output)
     time.sleep(1)
-    stood_still = _last_step(job.output) == stood
+    stood_still = _last_step(job.output) == last
     machines[1].restore()
     status = job.end()
     return {"cut_s": 6, "stood_still": stood_still, "status": status, "equal": same(job.output, expected)}
 
 
 def long_cut(machines: Sequence[Machine], folder: Path, expected: State) -> dict[str, Any]:
-    """The link goes for good: the watchdogs end both ranks; with the link back the same command goes on."""
+    """Cut the link until the watchdogs end both ranks. Then restore it, and resume with the same command."""
     more = ["--limit_steps", str(_STEPS), "--watchdog_minutes", str(_WATCHDOG)]
     job = Job(machines, folder / "long", *more)
     job.until(_CUT_AT)
     machines[1].cut()
     since = time.monotonic()
     status = job.end()
-    seconds, said = time.monotonic() - since, job.said()
+    seconds, lines = time.monotonic() - since, job.last_lines()
     machines[1].restore()
     again = Job(machines, folder / "long", *more)
     return {
         "watchdog_s": 60 * _WATCHDOG,
         "seconds_to_end": round(seconds, 1),
         "status": status,
-        "said": [line.replace(str(folder), "...") for line in said],
+        "said": [line.replace(str(folder), "...") for line in lines],
         "resumed_status": again.end(),
         "equal": same(again.output, expected),
     }
 
 
 def rates(machines: Sequence[Machine], folder: Path) -> list[dict[str, Any]]:
-    """Seconds and bytes of a step over links of several speeds, ZeRO 0 and 2."""
-    found = []
+    """Measure seconds and bytes per step over links of several speeds, at ZeRO 0 and 2."""
+    rows = []
     for stage in (0, 2):
         planned = _planned(folder, stage)
         for rate in _RATES:
@@ -158,7 +158,7 @@ def rates(machines: Sequence[Machine], folder: Path) -> list[dict[str, Any]]:
                 marks.append((time.monotonic(), _last_step(job.output), machines[0].sent()))
             job.end()
             pairs = list(pairwise(marks))
-            found.append(
+            rows.append(
                 {
                     "zero_stage": stage,
                     "megabits": rate,
@@ -169,11 +169,11 @@ def rates(machines: Sequence[Machine], folder: Path) -> list[dict[str, Any]]:
             )
         for machine in machines:
             machine.shape(None)
-    return found
+    return rows
 
 
 def _planned(folder: Path, stage: int) -> float:
-    """Bytes that a rank of two sends in a step: all of what is reduced, half of what is gathered or scattered."""
+    """Return the planned bytes that one of two ranks sends per step: reduced bytes and half of the others."""
     path = folder / f"plan-{stage}.json"
     flags = ["--nodes", "2", "--gpus_per_node", "1", "--precision", "fp32", "--images", "4000", "--output", str(path)]
     command = "import sys; from fasttrain.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -184,11 +184,11 @@ def _planned(folder: Path, stage: int) -> float:
 
 
 def main() -> None:
-    """Run what is asked for, and write what was found beside what is there."""
+    """Run the selected parts, and add their results to the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=("equal", "cut", "rates"), default=["equal", "cut", "rates"])
     only = parser.parse_args().only
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    results = json.loads(_RESULT.read_text()) if _RESULT.is_file() else {}
     results |= {"cores": os.cpu_count(), "method": "dino+er", "steps": _STEPS}
     with tempfile.TemporaryDirectory() as name, two_machines() as machines:
         folder = Path(name)
@@ -200,7 +200,7 @@ def main() -> None:
             results["long_cut"] = long_cut(machines, folder, expected)
         if "rates" in only:
             results["rates"] = rates(machines, folder)
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    _RESULT.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 

@@ -1,11 +1,11 @@
-"""Weak scaling on the two cores of one machine: a rank a core and 128 images a rank, beside one rank alone.
+"""Measure weak scaling on the two cores of one machine: one rank per core and 128 images per rank.
 
     python -m bench.scale.weak [--rounds 3]        # nothing else may run on the machine
 
-A step of two ranks is longer for two reasons: cores share caches and memory, and ranks send and wait for each other.
-Two runs of one rank each, at the same time and strangers to each other, have the first without the second. DINO's twin
-and SimCLR on the embedded digits, conv_small, gloo over loopback; sides take turns, each pinned to its core with one
-thread. Efficiency is the seconds of a step of one rank alone over those of the side, by the medians.
+A step of two ranks takes longer for two reasons: cores share caches and memory, and ranks send and wait for each other.
+Two independent runs of one rank at the same time ("strangers") have only the first reason. The runs are DINO's twin and
+SimCLR on the embedded digits, conv_small, gloo over loopback. Sides alternate, each pinned to its core with one thread.
+Efficiency is the seconds per step of one rank alone divided by the seconds of the side, from medians.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from bench import RESULTS, ROOT
 from bench.scale.environments import environments
 
-ROOT = Path(__file__).parents[2]
-_RESULT = ROOT / "bench/results/weak.json"
+_RESULT = RESULTS / "weak.json"
 _METHODS = {"dino+er": ["--method", "dino", "--entropy"], "simclr": ["--method", "simclr"]}
 _BATCH, _STEPS, _LOGGED = 128, 100, 20
 _FLAGS = ["--epochs", "30", "--knn_every", "0", "--precision", "fp32", "--num_workers", "1"]
@@ -30,7 +30,7 @@ _FLAGS += ["--batch_size_per_gpu", str(_BATCH), "--limit_steps", str(_STEPS), "-
 
 
 def start(method: str, output: Path, core: int, *flags: str, rank: dict[str, str] | None = None) -> subprocess.Popen:
-    """The command as one rank, pinned to a core."""
+    """Start the command as one rank, pinned to a core."""
     command = ["taskset", "-c", str(core), sys.executable, "fasttrain/run.py", *_METHODS[method], *_FLAGS, *flags]
     return subprocess.Popen(
         [*command, "--output_dir", str(output)],
@@ -43,23 +43,23 @@ def start(method: str, output: Path, core: int, *flags: str, rank: dict[str, str
 
 
 def seconds_a_step(runs: list[subprocess.Popen], outputs: list[Path], images: int) -> float:
-    """Median over what the runs logged, but for the first line, of the seconds of a step of ``images``."""
+    """Return the median seconds per step of ``images`` over the logged lines, without the first line."""
     ended = [run.wait() for run in runs]
     if any(ended):
-        raise SystemExit(f"a run of {outputs[0].name} failed")
+        raise SystemExit(f"bench.scale.weak: a run of {outputs[0].name} failed with statuses {ended}")
     lines = [json.loads(line) for output in outputs for line in (output / "metrics.jsonl").read_text().splitlines()]
     return median(images / line["images_per_s"] for line in lines if line["step"] > _LOGGED)
 
 
 def alone(method: str, folder: Path, count: int = 1) -> float:
-    """One rank that is all of its run; ``count`` such runs at a time."""
+    """Run ``count`` independent runs of one rank at the same time."""
     outputs = [folder / f"alone-{count}-{core}" for core in range(count)]
     runs = [start(method, output, core) for core, output in enumerate(outputs)]
     return seconds_a_step(runs, outputs, _BATCH)
 
 
 def together(method: str, folder: Path, stage: int) -> float:
-    """Two ranks of one run."""
+    """Run two ranks of one run."""
     output = folder / f"zero-{stage}"
     runs = [
         start(method, output, core, "--zero_stage", str(stage), rank=environment)
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    found = {}
+    results = {}
     for method in _METHODS:
         taken: dict[str, list[float]] = {}
         for _ in range(rounds):
@@ -84,11 +84,11 @@ def main() -> None:
                 for stage in range(4):
                     taken.setdefault(f"two ranks, ZeRO {stage}", []).append(together(method, folder, stage))
         one = median(taken["one rank"])
-        found[method] = {side: {"seconds": s, "efficiency": one / median(s)} for side, s in taken.items()}
-        for side, row in found[method].items():
+        results[method] = {side: {"seconds": s, "efficiency": one / median(s)} for side, s in taken.items()}
+        for side, row in results[method].items():
             print(f"{method:9}{side:20}{median(row['seconds']):.3f} s  {row['efficiency']:.0%}", flush=True)
     settings = {"batch_size_per_gpu": _BATCH, "steps": _STEPS, "threads_a_rank": 1, "arch": "conv_small"}
-    _RESULT.write_text(json.dumps(settings | {"methods": found}, indent=1) + "\n")
+    _RESULT.write_text(json.dumps(settings | {"methods": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

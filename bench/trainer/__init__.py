@@ -1,1 +1,1 @@
-"""Whole training steps, paired with another trainer."""
+"""Compare whole training steps with another trainer."""

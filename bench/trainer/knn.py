@@ -1,10 +1,10 @@
-"""Weighted k-NN beside scikit-learn's brute force: 50,000 x 384 features, 10,000 queries, 1,000 classes, k = 20.
+"""Compare the weighted k-NN with scikit-learn's brute force on 50,000 x 384 features and 10,000 queries.
 
     python -m bench.trainer.knn [--threads 2] [--rounds 3]
 
-The same normalised features and the same threads; each in turn, its times alternating. scikit-learn twice: with cosine
-distances, and with Euclidean ones, which have the same order on the sphere and its faster code. The answers, the
-predicted classes, are compared.
+There are 1,000 classes and k = 20. All sides use the same normalised features and threads, and alternate. scikit-learn
+runs with cosine distances and with Euclidean distances, which have the same order on the sphere and use its faster
+code. The accuracies are compared.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from bench import RESULTS
 from bench.measure import prepare
 
 _BANK, _QUERIES, _WIDTH, _CLASSES, _K, _TEMPERATURE = 50_000, 10_000, 384, 1000, 20, 0.07
-_RESULT = Path(__file__).parent / "results/knn.json"
+_RESULT = RESULTS / "knn.json"
 
 
 def main() -> None:
-    """Measure, compare, and write what was found."""
+    """Measure all sides and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -61,21 +61,21 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     accuracy: dict[str, float] = {}
-    for _ in range(options.rounds + 1):  # the first warms up
+    for _ in range(options.rounds + 1):  # the first round is a warm-up
         for name, side in sides.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             accuracy[name] = side()
-            seconds[name].append(time.perf_counter() - begun)
-    found: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds, "accuracy": accuracy}
-    found["seconds"] = {n: {"min": min(s[1:]), "median": statistics.median(s[1:])} for n, s in seconds.items()}
+            seconds[name].append(time.perf_counter() - started)
+    result: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds, "accuracy": accuracy}
+    result["seconds"] = {n: {"min": min(s[1:]), "median": statistics.median(s[1:])} for n, s in seconds.items()}
     ours = seconds["fasttrain"][1:]
-    found["ratio"] = {
+    result["ratio"] = {
         name: statistics.median(a / b for a, b in zip(seconds[name][1:], ours, strict=True))
         for name in sides
         if name != "fasttrain"
     }
-    _RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    _RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

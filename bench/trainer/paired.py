@@ -1,26 +1,26 @@
-"""Our training step against lightly 1.6's: same method, network, batch, crops, images and two cores, in one run.
+"""Compare our training step with lightly 1.6's: same method, network, batch, crops, images and two cores.
 
     pip install -e '.[bench]'
     python -m bench.trainer.paired --data_path DIR          # DIR: class folders of small images, as CIFAR-10's train/
 
-Each side of each pair is a process of its own; one works while the other is stopped (SIGSTOP), and they take turns part
-by part, round by round, so every ratio is between neighbours in time. Both build their backbone with
-``fasttrain.models.architectures.create_backbone`` from the cifar recipe, in fp32 with AdamW and gradients clipped where it says so.
-Ours is Loader and Engine (DeepSpeed, ZeRO 0) driven as ``fasttrain train`` does; the peer is lightly's dataset,
-transforms, heads, loss and EMA in the loop of its PyTorch examples, with a DataLoader of two workers. What is measured:
+Each side is a process of its own. One side works while the other is stopped (SIGSTOP). They alternate part by part and
+round by round, so both times of a ratio are neighbours in time. Both sides use ``create_backbone`` with the cifar
+recipe, fp32, AdamW, and gradient clipping where the recipe has it. Ours is Loader and Engine (DeepSpeed, ZeRO 0) in the
+loop of ``fasttrain train``. The peer is lightly's dataset, transforms, heads, loss and EMA in the loop of its PyTorch
+examples, with a DataLoader of two workers. The parts:
 
 - data        the loader alone, in steady state
-- network     backbones and heads through all views (DINO: the teacher's too), and back from a fixed gradient. The
-              product with the prototypes counts here for both, since lightly's heads have it
-- everything  a whole step on a fixed batch less its network: loss, EMA, schedules, logging, clipping and the optimizer,
-  else        as a part of the step; ``adamw`` is torch's own step within it, ``glue`` what is left without that
+- network     backbones and heads on all views (DINO: also the teacher's), and backward from a fixed gradient. The
+              product with the prototypes counts here on both sides, because lightly's heads contain it
+- everything  a whole step on a fixed batch minus its network: loss, EMA, schedules, logging, clipping and optimizer,
+  else        as a part of the step. ``adamw`` is torch's own step in it, ``glue`` is the rest
 - end to end  steps with the loader
 
-Ratios are lightly's seconds by ours (above 1: ours is faster), the median of the rounds' and their range. A part has
-``--seconds`` a round and side, its calls in turn, and stands for their median. Peak RSS is that of the main process;
-PSS that of it and its workers while loading, pages that they share counted once. Measuring waits for a quiet
-machine (``--patience``) and tries again where other processes took more than 4 % of it; rounds that were not quiet are
-left out where three or more were, and the table says how many stand in it.
+A ratio is lightly's seconds divided by ours (above 1: ours is faster): the median over the rounds, and their range. A
+part runs for ``--seconds`` per round and side, and its time is the median over its calls. Peak RSS is of the main
+process. PSS is of the main process and its workers, and counts shared pages once. A measurement waits for a quiet
+machine (``--patience``) and repeats if other processes used more than 4 % of it. If at least three rounds were quiet,
+the others are left out. The table shows the number of rounds.
 """
 
 from __future__ import annotations
@@ -39,26 +39,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench import RESULTS
 from bench.measure import busy_seconds, processor
 
-_QUIET = 0.04  # part of the machine that others may use during a measurement
+_QUIET = 0.04  # share of the machine that other processes may use during a measurement
 _TRIES = 5
-_FEWEST = 3  # quiet rounds; where there are fewer, the others count too
+_FEWEST = 3  # quiet rounds; with fewer, all rounds count
 _PARTS = ("compute", "data", "end_to_end")
 _SIDES = ("ours", "lightly")
 _PR_SET_PDEATHSIG = 1
 _PACKAGES = ("torch", "timm", "deepspeed", "nvidia-dali-cuda130", "lightly", "torchvision", "pillow")
-_patience = 0.0  # seconds that the run may still wait for others
+_patience = 0.0  # remaining seconds to wait for other processes
 Round = dict[str, dict[str, float]]  # side, then figure
 
 
 class Worker:
-    """One side in a process, and its workers; stopped unless it is asked something."""
+    """Run one side in a process with its workers. The process is stopped between two questions."""
 
     def __init__(self, side: str, method: str, arch: str, options: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--serve", side, "--methods", method, "--arch", arch]
+        command = [sys.executable, "-m", "bench.trainer.paired", "--serve", side, "--methods", method, "--arch", arch]
         command += ["--data_path", options.data_path, "--batch", str(options.batch), "--seconds", str(options.seconds)]
-        # Two threads for both. Ours sets the rest of its environment itself, as its command does.
+        # Our side sets the rest of its environment itself, as its command does.
         environment = os.environ | {"OMP_NUM_THREADS": "2"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -67,7 +68,7 @@ class Worker:
         self.about = self._answer()
 
     def ask(self, part: str) -> dict[str, float]:
-        """The part's figures; again, a few times, where somebody else was using the cores."""
+        """Return the figures of a part. Repeat it a few times if other processes used the cores."""
         best: dict[str, float] = {}
         for _ in range(_TRIES):
             _wait_for_quiet()
@@ -77,7 +78,7 @@ class Worker:
             answer = self._answer()
             others = busy_seconds() - busy - answer.pop("cpu_seconds")
             answer["others_part"] = max(0.0, others / (time.perf_counter() - started) / (os.cpu_count() or 1))
-            best = min(best or answer, answer, key=lambda tried: tried["others_part"])
+            best = min(best or answer, answer, key=lambda one: one["others_part"])
             if best["others_part"] < _QUIET or _patience <= 0:
                 break
         return best
@@ -85,9 +86,8 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(
-                f"bench/trainer/paired.py: a side ended with status {self.process.wait()}; its error is above"
-            )
+            status = self.process.wait()
+            raise SystemExit(f"bench.trainer.paired: a side ended with status {status}. Its error is printed above.")
         os.killpg(self.process.pid, signal.SIGSTOP)
         return json.loads(line)
 
@@ -98,7 +98,7 @@ class Worker:
 
 
 def _wait_for_quiet() -> None:
-    """Return once the machine, with both sides stopped, is idle for a second; or when patience has run out."""
+    """Wait until the machine is idle for a second while both sides are stopped, or until patience has run out."""
     global _patience
     while _patience > 0:
         started, busy = time.perf_counter(), busy_seconds()
@@ -142,7 +142,7 @@ def _compare(method: str, arch: str, options: argparse.Namespace) -> dict[str, A
 
 
 def _round(workers: dict[str, Worker], number: int) -> Round:
-    """Every part once on each side; who goes first alternates."""
+    """Measure every part once on each side. The first side alternates."""
     figures: Round = {side: {} for side in _SIDES}
     for part in _PARTS:
         for side in _SIDES[:: 1 if number % 2 == 0 else -1]:
@@ -211,9 +211,9 @@ def _machine() -> dict[str, Any]:
 def _write(options: argparse.Namespace, results: dict[str, Any]) -> None:
     settings = {"batch": options.batch, "rounds": options.rounds, "seconds": options.seconds, "threads": 2}
     settings |= {"loader_workers": 2, "recipe": "cifar", "precision": "fp32", "optimizer": "adamw"}
-    path = Path(options.output)
+    path = options.output
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": _machine(), "settings": settings, "unit": "seconds a batch", "results": results}
+    content = {"machine": _machine(), "settings": settings, "unit": "seconds per batch", "results": results}
     before = json.loads(path.read_text()) if path.is_file() else {}
     if all(before.get(key) == content[key] for key in ("machine", "settings")):
         content["results"] = before["results"] | results
@@ -221,8 +221,8 @@ def _write(options: argparse.Namespace, results: dict[str, Any]) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    """Be one side."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped process would outlive a killed parent
+    """Run one side until stdin ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped process would survive its killed parent
     from bench.trainer.sides.clock import serve
     from fasttrain.distributed.world import prepare_environment
 
@@ -236,10 +236,10 @@ def _serve(options: argparse.Namespace) -> None:
 
     def make() -> Any:
         if options.serve == "ours":
-            from bench.trainer.sides.ours import Ours as Chosen
+            from bench.trainer.sides.ours import Ours as Selected
         else:
-            from bench.trainer.sides.peer import Peer as Chosen
-        return Chosen(config)
+            from bench.trainer.sides.peer import Peer as Selected
+        return Selected(config)
 
     serve(make, options.seconds)
 
@@ -249,14 +249,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data_path", required=True, help="class folders of images")
     parser.add_argument("--methods", nargs="+", default=["simclr", "swav", "dino"], choices=["simclr", "swav", "dino"])
     parser.add_argument("--arch", nargs="+", default=["conv_small", "resnet18"], help="as fasttrain's --arch")
-    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
     parser.add_argument("--rounds", type=int, default=7, help="pairs of measurements")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for a part, a round and side")
-    parser.add_argument("--patience", type=float, default=600, help="seconds to wait, in all, for a quiet machine")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per part, round and side")
+    parser.add_argument("--patience", type=float, default=600, help="total seconds to wait for a quiet machine")
     parser.add_argument(
         "--output",
-        default="bench/results/trainer-cpu.json",
-        help="where the figures are written; kept there: other methods', if measured alike",
+        type=Path,
+        default=RESULTS / "trainer-cpu.json",
+        help="the JSON file; results of other methods with the same settings stay in it",
     )
     parser.add_argument("--serve", choices=_SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     backbone = open_backbone(namespace, source)
     size = source.size or backbone.blueprint.size
     try:
-        check_crops(backbone.network, [size], backbone.blueprint.channels)
+        check_crops(backbone.network, [size], backbone.blueprint.pixels.channels)
     except ValueError as error:
         raise ConfigError(f"--size: {error}") from None
     splits = _splits(backbone, options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -15,12 +15,9 @@ from .. import methods
 from ..errors import ConfigError, unknown_name
 from ..flags import validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
-from ..pipelines.views.recipe import View, ViewRecipe
+from ..pipelines.views.recipe import Pixels, View, ViewRecipe
 from .recipes import recipe_layers
 from .settings import TrainConfig, ViewFlags
-
-PIXELS = ("channels", "color_space", "mean", "std", "interpolation")
-"""The settings of a recipe that describe its pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Config:
         flat: dict[str, Any] = {"method": self.method, "entropy": self.entropy, "recipe": self.recipe}
         flat |= {} if self.plugin is None else {"plugin": self.plugin}
         flat |= dataclasses.asdict(self.train) | dataclasses.asdict(self.settings)
-        flat |= {name: getattr(self.views, name) for name in PIXELS}
+        flat |= dataclasses.asdict(self.views.pixels)
         flat["views"] = [dataclasses.asdict(view) for view in self.views.views]
         return yaml.safe_dump(_plain(flat), sort_keys=False)
 
@@ -61,15 +58,10 @@ class Config:
 
 
 @dataclass(frozen=True)
-class _ViewSettings:
-    """The part of a recipe that lists the views. Only DINO's five values have flags."""
+class _Views:
+    """The list of views in a recipe. Only DINO's five values have flags."""
 
     views: tuple[View, ...] = ()
-    channels: Literal[1, 3] = 3
-    color_space: Literal["rgb", "lab", "ycbcr"] = "rgb"
-    mean: tuple[float, ...] = field(default=(0.485, 0.456, 0.406))
-    std: tuple[float, ...] = field(default=(0.229, 0.224, 0.225))
-    interpolation: Literal["linear", "cubic"] = "cubic"
 
 
 def resolve(
@@ -91,7 +83,7 @@ def resolve(
         raise ConfigError(f"--entropy: must be true or false, got {entropy!r}")
     if entropy and method.space is None:
         raise ConfigError(f"--entropy: {name} has no entropy-reconstruction twin. Leave the flag out.")
-    sections = {cls: _names(cls) for cls in (TrainConfig, ViewFlags, method.Settings, _ViewSettings)}
+    sections = {cls: _names(cls) for cls in (TrainConfig, ViewFlags, method.Settings, Pixels, _Views)}
     known = set().union(*sections.values())
     try:
         layers = recipe_layers(recipe, name, entropy, like=method.recipes)
@@ -105,13 +97,12 @@ def resolve(
     for key in ("recipe", "entropy"):
         merged.pop(key, None)
     _check_names(merged, known)
-    train, view_flags, settings, views = (
+    train, view_flags, settings, pixels, views = (
         validated(cls, {key: merged[key] for key in names if key in merged}) for cls, names in sections.items()
     )
     _check_combinations(train)
     try:
-        pixels = {key: getattr(views, key) for key in PIXELS}
-        view_recipe = ViewRecipe(_with_view_flags(views.views, view_flags), **pixels)
+        view_recipe = ViewRecipe(_with_view_flags(views.views, view_flags), pixels=pixels)
     except ConfigError:
         raise
     except ValueError as error:

@@ -57,7 +57,7 @@ class TrainConfig:
     init_from: str | None = flag(None, "start the backbone from this file of weights: timm, lightly, DINO or an export")
     resume: str = flag("auto", "auto (newest checkpoint in output_dir), never, or the folder of a run or a checkpoint")
     saveckp_freq: Count = flag(20, "keep the checkpoint of every N-th epoch")
-    keep: Count | None = flag(None, "keep the newest N checkpoints instead; default: those of --saveckp_freq")
+    keep: Count | None = flag(None, "keep the newest N checkpoints instead; default: --saveckp_freq decides")
     saveckp_freq_steps: Natural = flag(0, "also save a checkpoint every N steps; 0: after each epoch only")
     limit_steps: Count | None = flag(None, "stop after N steps of the schedule")
     log_every: Count = flag(10, "steps between logged steps")

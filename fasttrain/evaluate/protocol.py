@@ -71,7 +71,7 @@ def evaluate(
     The label-based figures need labels and held-out images; where they are missing a line says so. Raises ConfigError
     for features that are not numbers.
     """
-    pixels = backbone.blueprint.pixels
+    pixels = backbone.blueprint.recipe
     clean, wanted = evaluation_view(pixels, size), protocol.metrics
     labelled = [name for name in LABELLED if name in wanted]
     if labelled and (missing := _missing(splits)):

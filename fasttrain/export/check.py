@@ -16,7 +16,7 @@ _BATCHES = (1, 2, 5)
 def random_images(blueprint: Blueprint, batch: int) -> Tensor:
     """Normal images [batch, C, size, size], always the same ones."""
     generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, blueprint.channels, blueprint.size, blueprint.size, generator=generator)
+    return torch.randn(batch, blueprint.pixels.channels, blueprint.size, blueprint.size, generator=generator)
 
 
 @torch.no_grad()

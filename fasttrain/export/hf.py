@@ -45,7 +45,7 @@ def write_hf(backbone: Backbone, path: Path) -> str:
     b = backbone.blueprint
     save_file(vit_model_tensors(vit), path / "model.safetensors", metadata={"format": "pt"})
     _write_json(path / "config.json", vit_model_config(vit, b.size, b.encoders[0]))
-    if b.channels == 3 and b.color_space == "rgb":
+    if b.pixels.channels == 3 and b.pixels.color_space == "rgb":
         _write_json(path / "preprocessor_config.json", vit_processor_config(b))
     line = f"transformers.ViTModel.from_pretrained({path.name!r}, add_pooling_layer=False)"
     try:
@@ -97,19 +97,19 @@ def vit_processor_config(blueprint: Blueprint) -> dict[str, Any]:
     It crops by whole pixels after it has resized, so its view may lie half a pixel beside ours.
     """
     b = blueprint
-    whole = evaluation_view(b.pixels, b.size).views[0].scale[0]
+    whole = evaluation_view(b.recipe, b.size).views[0].scale[0]
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": round(b.size / whole)},
-        "resample": {"linear": 2, "cubic": 3}[b.interpolation],
+        "resample": {"linear": 2, "cubic": 3}[b.pixels.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": b.size, "width": b.size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(b.mean),
-        "image_std": list(b.std),
+        "image_mean": list(b.pixels.mean),
+        "image_std": list(b.pixels.std),
         "do_convert_rgb": True,
     }
 
@@ -127,11 +127,11 @@ def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blu
         "pretrained_cfg": noted
         | {
             "input_size": [b.encoders[0], b.size, b.size],
-            "interpolation": {"linear": "bilinear", "cubic": "bicubic"}[b.interpolation],
-            "crop_pct": evaluation_view(b.pixels, b.size).views[0].scale[0],
+            "interpolation": {"linear": "bilinear", "cubic": "bicubic"}[b.pixels.interpolation],
+            "crop_pct": evaluation_view(b.recipe, b.size).views[0].scale[0],
             "crop_mode": "center",
-            "mean": list(b.mean),
-            "std": list(b.std),
+            "mean": list(b.pixels.mean),
+            "std": list(b.pixels.std),
             "num_classes": 0,
         },
     }

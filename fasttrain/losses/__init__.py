@@ -1,8 +1,8 @@
 """Objectives as modules, for any trainer: a formula in the docstring, a few lines that call ``fasttrain.kernels``.
 
-Needs torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, ``NegativeCosineSimilarity`` and
-``MemoryBankModule`` take the place of lightly's: change the import and nothing else; ``compat`` has the interfaces of
-others. Contrastive losses take projections of any norm; every loss returns nats.
+They need torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, ``NegativeCosineSimilarity`` and
+``MemoryBankModule`` replace lightly's classes: only the import changes. ``compat`` has the interfaces of other
+projects. Contrastive losses accept projections of any norm; every loss returns nats.
 """
 
 from .byol import BYOLLoss

@@ -36,8 +36,8 @@ class CrossRank(nn.Module):
 class Loss(CrossRank):
     """A loss that runs on a ``backend`` of :mod:`fasttrain.kernels` and, if requested, on the rows of all ranks.
 
-    With ``gather_distributed`` every rank returns the loss of its own rows (or of all rows). The gradients equal those
-    of the global batch after the trainer averages them over the ranks, as DDP and DeepSpeed do.
+    With ``gather_distributed`` every rank returns the loss of its own rows (or of all rows). After the trainer averages
+    the gradients over the ranks, as DDP and DeepSpeed do, they equal the global batch's.
     """
 
     def __init__(self, gather_distributed: bool, backend: Backend) -> None:

@@ -24,11 +24,11 @@ class CMCLoss(Loss):
 
         loss = sum over pairs {a, b} of  l(z_a, z_b) + l(z_b, z_a),   l = InfoNCE (section 3.2)
 
-    ``graph="full"`` takes all pairs of views, ``graph="core"`` those with view 0 (section 3.3). As in the paper the
-    directions are summed: two views give twice what ``InfoNCELoss(symmetric=True)`` does.
+    ``graph="full"`` uses all pairs of views, ``graph="core"`` all pairs with view 0 (section 3.3). As in the paper, the
+    directions are summed: two views give twice the value of ``InfoNCELoss(symmetric=True)``.
 
-    With ``gather_distributed`` the negatives are those of all ranks, and the mean is over this rank's rows. Raises
-    ValueError for a temperature that is not positive or a graph that is none.
+    With ``gather_distributed`` the negatives come from all ranks, and the mean is over this rank's rows. Raise
+    ValueError for a temperature that is not positive or an unknown graph.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class CMCLoss(Loss):
         self.graph = graph
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Loss of the projections of at least 2 views, each [B, D], of any norm; a scalar.
+        """Return the loss of the projections of at least 2 views, each [B, D], of any norm; a scalar.
 
-        Raises ValueError for fewer views, or for shapes or types that differ.
+        Raise ValueError for fewer views, or for shapes or dtypes that differ.
         """
         z = _unit_views(views)
         group = self.group
@@ -60,18 +60,18 @@ class CMCLoss(Loss):
 
 
 class CMCMemoryLoss(Loss):
-    """CMC against a bank of every image's past projections, one bank a view (section 3.4), in nats.
+    """CMC against a bank of every image's past projections, one bank per view (section 3.4), in nats.
 
         l_i(z_a, bank_b) = log[exp(<z_a,i, m_b,i> / temperature) + sum_n exp(<z_a,i, m_b,n> / temperature)]
                            - <z_a,i, m_b,i> / temperature,   mean over the B rows
         loss = sum over pairs {a, b} of  l(z_a, bank_b) + l(z_b, bank_a)
 
-    where n runs over ``negatives`` images drawn once a step for the whole batch (the authors draw them for every row).
+    where n runs over ``negatives`` images, drawn once per step for the whole batch (the authors draw them per row).
     After the loss, if it requires a gradient, ``m_i <- normalize(momentum m_i + (1 - momentum) z_i)`` in every bank.
-    They are in ``state_dict``.
+    The banks are in ``state_dict``.
 
-    With ``gather_distributed`` the rows of all ranks enter every bank. Raises ValueError for a temperature that is not
-    positive, a graph that is none, fewer than 2 views, no negatives, or as :class:`InstanceBank` does.
+    With ``gather_distributed`` the rows of all ranks enter every bank. Raise ValueError for a temperature that is not
+    positive, an unknown graph, fewer than 2 views, no negatives, or invalid arguments of :class:`InstanceBank`.
     """
 
     def __init__(
@@ -98,9 +98,10 @@ class CMCMemoryLoss(Loss):
         self.memory = InstanceBank(num_images, dim, views, momentum, gather_distributed)
 
     def forward(self, views: Sequence[Tensor], index: Tensor) -> Tensor:
-        """Loss of the projections of all views, each [B, D], of any norm, of the images ``index`` [B]; a scalar.
+        """Return the loss of the projections of all views, each [B, D], of any norm, of the images ``index`` [B].
 
-        Raises ValueError for another number of views than there are banks, or for shapes or types that do not fit.
+        It is a scalar. Raise ValueError if the number of views is not the number of banks, or for shapes or dtypes
+        that do not match.
         """
         z = _unit_views(views)
         if len(z) != len(self.memory.bank):

@@ -150,8 +150,8 @@ class DINOLoss(CenteredCrossEntropy):
     The centre, a buffer [1, 1, output_dim], moves after each loss, with or without gradient. If a process group is
     started, its mean is over all ranks. ``center_mode="none"`` leaves the centre out.
 
-    The teacher's temperature is the one that ``forward`` receives; else, with ``epoch``, that of a linear warm-up of
-    ``warmup_teacher_temp_epochs`` epochs from ``warmup_teacher_temp``; else ``teacher_temp``.
+    The teacher's temperature is ``forward``'s argument, if given. Else, with ``epoch``, it follows a linear warm-up of
+    ``warmup_teacher_temp_epochs`` epochs from ``warmup_teacher_temp``. Else it is ``teacher_temp``.
 
     Drop-in for ``lightly.loss.DINOLoss``, including the argument order (facebookresearch/dino's is in
     ``compat.dino``). Differences: the teacher never gets a gradient, as in the paper, and the result and all sums are

@@ -31,45 +31,46 @@ class Bound:
 
     entropy: Tensor
     entropy_max: float
-    """The entropy of the uniform law: the sphere's log area, or the logarithm of the number of classes."""
+    """The entropy of the uniform law: the log area of the sphere, or the logarithm of the number of classes."""
     reconstruction: Tensor
     unbiased_entropy: Tensor | None = None
-    """The entropy without the estimator's own bias, where it has one (on the sphere: a row's kernel upon itself)."""
+    """The entropy without the estimator's bias, if it has one (on the sphere: each row's kernel on itself)."""
 
     @property
     def deficit(self) -> Tensor:
-        """How far the entropy is from that of the uniform law: comparable over methods, spaces and dimensions."""
+        """The distance of the entropy from its maximum, which compares methods, spaces and dimensions."""
         return self.entropy_max - (self.entropy if self.unbiased_entropy is None else self.unbiased_entropy)
 
     @property
     def information(self) -> Tensor:
-        """The bound itself: what is learnt."""
+        """The bound itself: entropy minus reconstruction."""
         return self.entropy - self.reconstruction
 
 
 class EntropyReconstructionLoss(Loss):
-    """Reconstruction less entropy of two views whose branches both carry gradient, in nats.
+    """Reconstruction minus entropy of two views whose branches both carry gradient, in nats.
 
     ``support="sphere"``, for projections z [N, D] of any norm, u = z / |z|, with the von Mises-Fisher density:
 
         Rec = -log C_D(kappa) - kappa mean_i <u0_i, u1_i>
         H   = mean over both views of the kernel density estimate of :func:`fasttrain.kernels.vmf_entropy`
 
-    C_D has no gradient and cancels, so the loss leaves it out. kappa = 10 is a temperature of 0.1.
+    C_D has no gradient and cancels, so the loss omits it. kappa = 10 is a temperature of 0.1.
 
     ``support="discrete"``, for logits [N, K] and p = softmax(logits), all in log space:
 
         Rec = 1/2 mean_i [ CE(p0_i, p1_i) + CE(p1_i, p0_i) ],   CE(a, b) = -sum_k a_k log b_k
         H   = mean over both views of the entropy of mean_i p_i, at most log K
 
-    It takes no features with prototypes, as :class:`DINOLoss` does: there the logits go because the target is a
-    constant, of which W^T p is all that the cross-entropy needs; here both sides carry gradient. With one side detached
-    :func:`fasttrain.kernels.prototype_terms` serves. ``kappa`` and ``estimator`` mean nothing for classes, and
-    ``leave_one_out`` is refused. The paper's code also has an "average" for classes; it is no entropy (uniform classes
-    minimise it) and not offered.
+    Unlike :class:`DINOLoss` it accepts no features with prototypes. There the target is a constant, of which the
+    cross-entropy needs only W^T p; here both sides carry gradient. For one detached side use
+    :func:`fasttrain.kernels.prototype_terms`.
 
-    With ``gather_distributed`` the rows of all ranks are the batch, and every rank returns the same value. Raises
-    ValueError for a kappa that is not positive, or a support or estimator that is none.
+    For classes ``kappa`` and ``estimator`` have no effect, and ``leave_one_out`` is refused. The paper's code also has
+    an "average" for classes. It is not offered because it is no entropy: uniform classes minimise it.
+
+    With ``gather_distributed`` the batch is the rows of all ranks, and every rank returns the same value. Raise
+    ValueError for a kappa that is not positive, or an unknown support or estimator.
     """
 
     def __init__(
@@ -88,25 +89,25 @@ class EntropyReconstructionLoss(Loss):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         if leave_one_out and support == "discrete":
-            raise ValueError("leave_one_out is of the sphere's kernel density; classes have none")
+            raise ValueError("leave_one_out: applies to support='sphere' only. Leave it out for classes.")
         self.kappa = kappa
         self.support = support
         self.estimator = estimator
         self.leave_one_out = leave_one_out
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views' projections [N, D >= 2] or logits [N, K]; a scalar.
+        """Return the loss of two views' projections [N, D >= 2] or logits [N, K]; a scalar.
 
-        Raises ValueError if they differ in shape, type or device, or if a single row is to be left out of itself.
+        Raise ValueError if they differ in shape, dtype or device, or for a single row with ``leave_one_out``.
         """
         entropy, reconstruction = self._relative_terms(z0, z1)
         return reconstruction - entropy
 
     def terms(self, z0: Tensor, z1: Tensor, *, normalizer: Literal["exact", "reference"] = "exact") -> Bound:
-        """Entropy, its ceiling, and reconstruction with their normaliser, as fp64 scalars with gradient; to log.
+        """Return entropy, its maximum, and reconstruction with their normaliser, as fp64 scalars with gradient.
 
-        To train and log from one pass, minimise ``-terms(z0, z1).information``: it is the loss. ``"reference"`` takes
-        the normaliser of the paper's code (off by 83 nats at D = 128), to compare with its figures; classes have none.
+        To train and log from one pass, minimise ``-terms(z0, z1).information``: it is the loss. ``"reference"`` uses
+        the normaliser of the paper's code (off by 83 nats at D = 128), to compare with its figures.
         """
         entropy, reconstruction = self._relative_terms(z0, z1)
         if self.support == "discrete":
@@ -181,7 +182,7 @@ def sphere_bound(
     kappa: float,
     normalizer: Literal["exact", "reference"] = "exact",
 ) -> Bound:
-    """The bound of :func:`sphere_terms`, with ``-log C_dim(kappa)`` added in fp64: at dim = 2048 it is -4898 nats."""
+    """Return the bound of :func:`sphere_terms`, with ``-log C_dim(kappa)`` added in fp64 (-4898 nats at dim = 2048)."""
     if normalizer not in ("exact", "reference"):
         raise ValueError(f"normalizer must be 'exact' or 'reference', got {normalizer!r}")
     log_normalizer = log_vmf_normalizer if normalizer == "exact" else reference_log_vmf_normalizer
@@ -190,7 +191,7 @@ def sphere_bound(
 
 
 def discrete_terms(logits0: Tensor, logits1: Tensor, *, group: Group | None = None) -> tuple[Tensor, Tensor]:
-    """Mean entropy of the two marginals, and symmetrised cross-entropy, of logits [N, K]."""
+    """Return the mean entropy of the two marginals, and the symmetrised cross-entropy, of logits [N, K]."""
     log_p = [at_least_single(logits).log_softmax(1) for logits in (logits0, logits1)]
     entropy = torch.stack([_marginal_entropy(x, group) for x in log_p]).mean()
     p0, p1 = (x.exp() for x in log_p)
@@ -199,7 +200,7 @@ def discrete_terms(logits0: Tensor, logits1: Tensor, *, group: Group | None = No
 
 
 def _marginal_entropy(log_p: Tensor, group: Group | None) -> Tensor:
-    """Entropy of the mean of the rows exp(log_p) [N, K], all ranks' rows."""
+    """Return the entropy of the mean of the rows exp(log_p) [N, K] of all ranks."""
     ranks = 1 if group is None else group.size()
     marginal = gather_rows(log_p.logsumexp(0, keepdim=True), group).logsumexp(0) - math.log(len(log_p) * ranks)
     return -(marginal.exp() * marginal).sum()

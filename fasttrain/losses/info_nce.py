@@ -23,14 +23,14 @@ class InfoNCELoss(Loss):
 
         l_i = log sum_j exp(cos(q_i, k_j) / temperature) - cos(q_i, k_i) / temperature,   mean over the B rows
 
-    - As it stands, one direction, as info-nce-pytorch has it; the negatives are the batch's other keys, or those
-      that ``forward`` is given.
-    - ``symmetric``: the mean of this and the same with q and k exchanged (CLIP, arXiv 2103.00020, figure 3).
-    - ``learnable_temperature``: the parameter ``logit_scale`` holds log(1 / temperature), and is set back to log 100
-      whenever it is larger, as CLIP does. Hand ``parameters()`` to the optimizer, without weight decay.
+    - By default it has one direction, like info-nce-pytorch. The negatives are the batch's other keys, or the
+      ``negative_keys`` of ``forward``.
+    - ``symmetric``: the mean with the other direction, q and k exchanged (CLIP, arXiv 2103.00020, figure 3).
+    - ``learnable_temperature``: the parameter ``logit_scale`` holds log(1 / temperature), and is clamped to log 100, as
+      in CLIP. Give ``parameters()`` to the optimizer, without weight decay.
 
-    With ``gather_distributed`` the keys and negatives are those of all ranks, and the mean is over this rank's rows.
-    Raises ValueError for a temperature that is not positive, or below 1/100 where it is learnt.
+    With ``gather_distributed`` keys and negatives come from all ranks, and the mean is over this rank's rows. Raise
+    ValueError for a temperature that is not positive, or a learnable one below 1/100.
     """
 
     logit_scale: nn.Parameter | None
@@ -47,7 +47,7 @@ class InfoNCELoss(Loss):
         super().__init__(gather_distributed, backend)
         check_positive(temperature, "temperature")
         if learnable_temperature and 1 / temperature > _MAX_LOGIT_SCALE:
-            raise ValueError(f"a learnt temperature is kept at 1/{_MAX_LOGIT_SCALE:.0f} or above, got {temperature}")
+            raise ValueError(f"temperature: must be at least 1/{_MAX_LOGIT_SCALE:.0f} if learnable, got {temperature}")
         self.symmetric = symmetric
         self._fixed = temperature
         scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable_temperature else None
@@ -55,14 +55,14 @@ class InfoNCELoss(Loss):
 
     @property
     def temperature(self) -> float | Tensor:
-        """The temperature: a number, or a scalar with gradient where it is learnt."""
+        """The temperature: a number, or a scalar with gradient if it is learnable."""
         return self._fixed if self.logit_scale is None else (-self.logit_scale).exp()
 
     def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
-        """Loss of ``query`` and ``positive_key`` [B, D], of any norm; a scalar.
+        """Return the loss of ``query`` and ``positive_key`` [B, D], of any norm; a scalar.
 
-        ``negative_keys`` [M, D] replace the batch's other keys: every query meets its own key and all M of them.
-        Raises ValueError for shapes or types that differ, or for negative keys where the loss is symmetric.
+        ``negative_keys`` [M, D] replace the batch's other keys: every query is compared with its own key and all M.
+        Raise ValueError for shapes or dtypes that differ, or for negative keys with a symmetric loss.
         """
         q, k = unit_pair(query, positive_key, "query", "positive_key")
         if self.logit_scale is not None:
@@ -70,7 +70,7 @@ class InfoNCELoss(Loss):
                 self.logit_scale.clamp_(max=math.log(_MAX_LOGIT_SCALE))
         if negative_keys is not None:
             if self.symmetric:
-                raise ValueError("negative_keys serve one direction only; leave them out or set symmetric=False")
+                raise ValueError("negative_keys: not supported with symmetric=True. Leave one of them out.")
             check_pair(query, negative_keys, "query", "negative_keys")
             negatives = gather_rows(unit_rows(negative_keys, "negative_keys"), self.group)
             return info_nce(q, k, negatives, temperature=self.temperature, backend=self.backend)
@@ -81,9 +81,10 @@ class InfoNCELoss(Loss):
 def symmetric_info_nce(
     q: Tensor, k: Tensor, *, temperature: float | Tensor, backend: Backend = "auto", group: Group | None = None
 ) -> Tensor:
-    """Mean of InfoNCE from q to k and from k to q, unit-norm rows [B, D]; on one process in one pass over the scores.
+    """Return the mean of InfoNCE from q to k and from k to q, unit-norm rows [B, D].
 
-    Raises ValueError for shapes or types that differ, or a temperature not above 0.
+    One process computes both in one pass over the scores. Raise ValueError for shapes or dtypes that differ, or a
+    temperature that is not positive.
     """
     if group is not None:
         one_way = partial(info_nce, temperature=temperature, backend=backend, group=group)

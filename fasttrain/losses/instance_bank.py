@@ -12,12 +12,12 @@ from .base import CrossRank, gather_detached
 
 
 class InstanceBank(CrossRank):
-    """A row of unit norm for every view and image [views, num_images, dim], at first random.
+    """A row of unit norm for every view and image [views, num_images, dim], initialised at random.
 
         m_i <- normalize(momentum m_i + (1 - momentum) z_i)
 
-    ``bank`` is in ``state_dict``. With ``gather_distributed`` every rank's rows enter the bank of each. Raises
-    ValueError for a size that is not positive or a momentum outside of [0, 1).
+    ``bank`` is in ``state_dict``. With ``gather_distributed`` every rank's bank receives the rows of all ranks. Raise
+    ValueError for a size that is not positive or a momentum outside [0, 1).
     """
 
     bank: Tensor
@@ -34,17 +34,17 @@ class InstanceBank(CrossRank):
         self.register_buffer("bank", normalize(torch.randn(views, num_images, dim), dim=-1))
 
     def forward(self, index: Tensor) -> Tensor:
-        """The rows of the images ``index`` [B]: a copy [views, B, dim] without gradient."""
+        """Return the rows of the images ``index`` [B]: a copy [views, B, dim] without gradient."""
         return self.bank.index_select(1, index)
 
     def draw(self, count: int) -> Tensor:
-        """The rows [views, count, dim] of images drawn with replacement by torch's own generator."""
+        """Return the rows [views, count, dim] of images, drawn with replacement by torch's generator."""
         rows: Tensor = self(torch.randint(self.bank.shape[1], (count,), device=self.bank.device))
         return rows
 
     @torch.no_grad()
     def update(self, index: Tensor, views: Sequence[Tensor]) -> None:
-        """Move the rows of the images ``index`` [B], each at most once a batch, towards ``views``, each [B, dim]."""
+        """Move the rows of the images ``index`` [B] towards ``views``, each [B, dim]. An image must not repeat."""
         index = gather_detached(index, self.group)
         z = torch.stack([gather_detached(view, self.group) for view in views]).to(self.bank)
         self.bank.index_copy_(1, index, normalize(z.lerp(self(index), self.momentum), dim=-1))

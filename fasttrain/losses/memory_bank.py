@@ -1,4 +1,4 @@
-"""A first-in-first-out bank of past batches (MoCo, arXiv 1911.05722, section 3.2), as lightly 1.6 has it, but saved."""
+"""A first-in-first-out bank of past batches (MoCo, arXiv 1911.05722, section 3.2), with lightly 1.6's interface."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .base import CrossRank, gather_detached
 
 
 class MemoryBankModule(CrossRank):
-    """Holds the latest ``num_features`` rows [num_features, dim], at first random ones of unit norm.
+    """The latest ``num_features`` rows [num_features, dim], initialised with random rows of unit norm.
 
-    ``size`` is ``(num_features, dim)``, or 0 for no bank at all. With ``gather_distributed`` the rows of every rank
-    enter the bank of each. ``feature_dim_first`` returns the bank as [dim, num_features], else [num_features, dim].
+    ``size`` is ``(num_features, dim)``, or 0 for no bank. With ``gather_distributed`` every rank's bank receives the
+    rows of all ranks. ``feature_dim_first`` returns the bank as [dim, num_features], else [num_features, dim].
 
-    A batch is written from the pointer on. One that reaches the end fills what is left, loses the rows beyond, and
-    sends the pointer back to 0. ``bank`` and ``bank_ptr`` are in ``state_dict``, so that a resumed run goes on with
-    its negatives; in lightly they are not, so load one of its checkpoints with ``strict=False``.
+    A batch is written from the pointer on. If it reaches the end, the rows beyond the end are lost and the pointer
+    returns to 0. ``bank`` and ``bank_ptr`` are in ``state_dict``, so that a resumed run keeps its negatives. In lightly
+    they are not: load its checkpoints with ``strict=False``.
 
-    Raises ValueError for a negative size, a bare number above 0 (the dimension cannot be guessed), or a tuple that is
-    not ``(num_features, dim)``.
+    Raise ValueError for a negative size, a bare number above 0 (the dimension is missing), or a tuple other than
+    ``(num_features, dim)``.
     """
 
     bank: Tensor
@@ -47,7 +47,7 @@ class MemoryBankModule(CrossRank):
     def forward(
         self, output: Tensor, labels: Tensor | None = None, update: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Return ``output`` as it is and the bank as it was before; with ``update``, enqueue ``output`` [B, dim].
+        """Return ``output`` unchanged and the bank before the update. With ``update``, enqueue ``output`` [B, dim].
 
         The bank is a copy without gradient, or None if the size is 0. ``labels`` is ignored.
         """
@@ -64,8 +64,8 @@ class MemoryBankModule(CrossRank):
         """Write the rows ``batch`` [B, dim] over the oldest, without gradient."""
         batch = gather_detached(batch, self.group).to(self.bank)
         size, count, pointer = self.size[0], len(batch), self.bank_ptr
-        # Indices stay on the device: reading the pointer would wait for it. Rows beyond the end are cut off by writing
-        # the last one that fits again.
+        # Indices stay on the device, because reading the pointer would wait for it. Rows beyond the end write the last
+        # row that fits once more.
         rows = torch.arange(count, device=batch.device).minimum(size - 1 - pointer)
         self.bank.index_copy_(0, pointer + rows, batch[rows])
         pointer.copy_((pointer + count) * (pointer + count < size))

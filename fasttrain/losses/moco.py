@@ -70,7 +70,7 @@ class MoCoLoss(Loss):
         return info_nce(q, k, queue.to(q), temperature=self.temperature, backend=self.backend)
 
     def enqueue(self, key: Tensor) -> None:
-        """Write the keys [B, D] over the oldest ones, those of all ranks if gathered."""
+        """Write the keys [B, D] over the oldest ones. If gathered, write all ranks' keys."""
         self.memory_bank.enqueue(unit_pair(key.detach(), key.detach(), "key", "key")[0])
 
     def _check_batch(self, rows: int) -> None:
@@ -90,7 +90,7 @@ class MoCoV3Loss(Loss):
         loss = ctr(query0, key1) + ctr(query1, key0)
 
     The method's learning rates assume the factor 2 temperature. Keys get no gradient. With ``gather_distributed``
-    (which the authors always use) the keys are those of all ranks; the mean is over this rank's rows. The default
+    (which the authors always use) the keys come from all ranks; the mean is over this rank's rows. The default
     temperature is the authors' for ResNet-50; for ViTs it is 0.2. Raise ValueError if it is not positive.
     """
 

@@ -11,7 +11,7 @@ from ..kernels.precision import at_least_single
 class NegativeCosineSimilarity(nn.Module):
     """``-mean cos(x0, x1)`` along ``dim``, in [-1, 1]; norms below ``eps`` count as ``eps``.
 
-    No gradient is stopped: detach the target, as SimSiam and BYOL do. Half precision is computed in fp32.
+    No gradient is stopped: detach the target yourself, as SimSiam and BYOL do. Half precision is computed in fp32.
     """
 
     def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
@@ -20,5 +20,5 @@ class NegativeCosineSimilarity(nn.Module):
         self.eps = eps
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """Mean over everything but ``dim`` of two tensors that broadcast to one shape; a scalar."""
+        """Return the mean over all other dimensions of two tensors that broadcast to one shape; a scalar."""
         return -cosine_similarity(at_least_single(x0), at_least_single(x1), self.dim, self.eps).mean()

@@ -19,19 +19,19 @@ class NTXentLoss(Loss):
 
         l_i = log sum_{k != i} exp(cos(z_i, z_k) / temperature) - cos(z_i, z_j(i)) / temperature,   mean over 2B
 
-    With ``memory_bank_size=(num_features, dim)`` only the rows of ``out0`` are anchors, and their negatives are the
-    bank's (MoCo, arXiv 1911.05722, equation 1):
+    With ``memory_bank_size=(num_features, dim)`` only the rows of ``out0`` are anchors, and the bank's rows are their
+    negatives (MoCo, arXiv 1911.05722, equation 1):
 
         l_i = log[exp(cos(out0_i, out1_i) / temperature) + sum_m exp(cos(out0_i, m) / temperature)]
               - cos(out0_i, out1_i) / temperature,                                               mean over B
 
-    ``out1`` is enqueued after the loss, if ``out0`` requires a gradient. Detach ``out1`` where the method does.
+    ``out1`` is enqueued after the loss, if ``out0`` requires a gradient. Detach ``out1`` if the method does.
 
-    Drop-in for ``lightly.loss.NTXentLoss``; what differs: the result and all sums are at least fp32, the bank is in
+    Drop-in for ``lightly.loss.NTXentLoss``. Differences: the result and all sums are at least fp32, the bank is in
     ``state_dict``, no [2B, 2B] matrix is stored, and a negative temperature is refused.
 
-    With ``gather_distributed`` the other rows are those of all ranks, the mean is over this rank's own, and a memory
-    bank takes in every rank's rows. Raises ValueError for a temperature below 1e-8, or for a size that is not 0 or
+    With ``gather_distributed`` the other rows come from all ranks, the mean is over this rank's rows, and a memory bank
+    receives every rank's rows. Raise ValueError for a temperature below 1e-8, or for a size other than 0 and
     ``(num_features, dim)``.
     """
 
@@ -51,9 +51,9 @@ class NTXentLoss(Loss):
             raise ValueError(f"Illegal temperature: {temperature} is not at least {self.eps}")
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """Loss of the projections ``out0`` and ``out1`` [B, D], of any norm; a scalar.
+        """Return the loss of the projections ``out0`` and ``out1`` [B, D], of any norm; a scalar.
 
-        Raises ValueError if they differ in shape, type or device, or their D from the bank's.
+        Raise ValueError if they differ in shape, dtype or device, or if D differs from the bank's.
         """
         out0, out1 = unit_pair(out0, out1, "out0", "out1")
         _, bank = self.memory_bank(out1)

@@ -23,14 +23,14 @@ class SwaVLoss(CrossRank):
         q_i = Sinkhorn(scores_i / sinkhorn_epsilon)                      no gradient, rows sum to 1, columns to B / K
         loss = mean over i, v != i and B of  -sum_k q_i,k log softmax(scores_v / temperature)_k
 
-    where i runs over the high-resolution views and v over all of them. Codes are balanced over the batch and, if it is
-    given, the queue; with ``sinkhorn_gather_distributed`` over the rows of all ranks.
+    where i runs over the high-resolution views and v over all views. Codes are balanced over the batch and the queue,
+    if there is one; with ``sinkhorn_gather_distributed`` over the rows of all ranks.
 
-    Drop-in for ``lightly.loss.SwaVLoss``, whose result has the shape (1,). What differs: the result, the codes and all
-    sums are at least fp32 (fp16 scores give lightly NaN: exp(1 / 0.05) is infinite there); codes are fp32 throughout.
+    Drop-in for ``lightly.loss.SwaVLoss``, whose result has the shape (1,). Differences: the result, the codes and all
+    sums are at least fp32. (In lightly, fp16 scores give NaN, because exp(1 / 0.05) is infinite.)
 
-    Without iterations a code is its row's share of the exponentials of the whole batch, as lightly has it: nothing is
-    balanced. Raises ValueError for a temperature or epsilon that is not positive, or fewer iterations than none.
+    Without iterations a code is its row's share of the exponentials of the whole batch, as in lightly: nothing is
+    balanced. Raise ValueError for a temperature or epsilon that is not positive, or a negative number of iterations.
     """
 
     def __init__(
@@ -65,15 +65,17 @@ class SwaVLoss(CrossRank):
         *,
         prototypes: Tensor | None = None,
     ) -> Tensor:
-        """Loss of views' scores [B, K], the similarities of projections and prototypes; shape (1,).
+        """Return the loss of views' scores [B, K], the similarities of projections and prototypes; shape (1,).
 
-        ``queue_outputs`` are scores [Q, K] of past images, one tensor a high-resolution view: they only help to balance
-        its code. With ``prototypes`` [K, D] all three hold projections [B, D] instead (and the queue's are scored by
-        the prototypes of today). Loss and gradients are the same, and the predictions' scores are never formed;
-        Sinkhorn still forms those of one high-resolution view at a time, [B + Q, K].
+        ``queue_outputs`` are scores [Q, K] of past images, one tensor per high-resolution view. They only help to
+        balance its code.
 
-        Raises ValueError for fewer than two views or no high-resolution one, views that differ in shape, type or
-        device, queues that are not one a high-resolution view (they may have another floating type), or prototypes
+        With ``prototypes`` [K, D] all three arguments hold projections [B, D] instead, and the current prototypes score
+        the queue. Loss and gradients are the same, and the predictions' scores are never computed. Sinkhorn still
+        computes the scores [B + Q, K] of one high-resolution view at a time.
+
+        Raise ValueError for fewer than two views or no high-resolution view; views that differ in shape, dtype or
+        device; a number of queues other than the high-resolution views (their floating dtype may differ); or prototypes
         without iterations.
         """
         high = stack_views(high_resolution_outputs, "high_resolution_outputs")
@@ -89,7 +91,7 @@ class SwaVLoss(CrossRank):
             codes = [self._codes(torch.cat(rows))[: len(rows[0])] for rows in queues]
             return cross_entropy_of_others(torch.stack(codes), views, temp=self.temperature).view(1)
         if not self.sinkhorn_iterations:
-            raise ValueError("prototypes need sinkhorn_iterations of at least 1, got 0; give scores, or iterate")
+            raise ValueError("sinkhorn_iterations: must be at least 1 with prototypes, got 0. Pass scores, or iterate.")
         check_rows(prototypes, "prototypes")
         if prototypes.shape[1] != high.shape[2]:
             raise ValueError(f"prototypes must be [K, D = {high.shape[2]}], got {tuple(prototypes.shape)}")
@@ -102,7 +104,7 @@ class SwaVLoss(CrossRank):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss and, with ``entropy``, H(mean assignment) of all views and ranks, in nats.
 
-        ``views`` [S, B, D] predict the codes of ``codes`` [T, B, D], the high-resolution ones among them. ``centers``
+        ``views`` [S, B, D] predict the codes of their first T views, ``codes`` [T, B, D]. ``centers``
         [T, K] of :meth:`centers` balance the codes; with None a code is the softmax of its own scores.
         """
         return prototype_terms(
@@ -129,11 +131,13 @@ class SwaVLoss(CrossRank):
         return torch.stack([self._center(view, prototypes.detach()) for view in rows])
 
     def _queues(self, high: Tensor, queues: Sequence[Tensor] | None) -> list[tuple[Tensor, ...]]:
-        """The rows over which each high-resolution view's code is balanced: its own first, then its queue's."""
+        """Return the rows that balance each high-resolution view's code: the view's own first, then its queue's."""
         if queues is None:
             return [(view,) for view in high]
         if len(queues) != len(high):
-            raise ValueError(f"queue_outputs must be one a high-resolution view, got {len(queues)} for {len(high)}")
+            raise ValueError(
+                f"queue_outputs: must have {len(high)} tensors, one per high-resolution view, got {len(queues)}"
+            )
         for number, (view, queue) in enumerate(zip(high, queues, strict=True)):
             check_pair(view, queue.to(view.dtype), f"high_resolution_outputs[{number}]", f"queue_outputs[{number}]")
         return [(view, queue.detach()) for view, queue in zip(high, queues, strict=True)]
@@ -142,7 +146,7 @@ class SwaVLoss(CrossRank):
         return sinkhorn(scores, **self._sinkhorn()) if self.sinkhorn_iterations else self._shares(scores)
 
     def _shares(self, scores: Tensor) -> Tensor:
-        """``B exp(s_bk / epsilon) / sum_jl exp(s_jl / epsilon)``, over the rows of all ranks where they are crossed."""
+        """Return ``B exp(s_bk / epsilon) / sum_jl exp(s_jl / epsilon)``, over the rows of all ranks if gathered."""
         logits = at_least_single(scores) / self.sinkhorn_epsilon
         sums = gather_detached(logits.logsumexp((0, 1)).view(1), self.group)
         return (logits - sums.logsumexp(0) + math.log(len(scores) * len(sums))).exp()

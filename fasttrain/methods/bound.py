@@ -128,8 +128,8 @@ class PrototypeMethod(Method):
     ) -> Objective:
         """Return the objective from the cross-entropy and the entropy of the mean assignment (section 2.2: DINO).
 
-        The loss is the reconstruction and, for the twin, minus the entropy. The entropy is that of the student's
-        assignments over all views: the variable that carries the gradient. It is None if it was not computed.
+        The loss is the reconstruction and, for the twin, minus the entropy. The variable of the entropy is the
+        student's assignments over all views, because they carry the gradient. It is None if it was not computed.
         """
         loss = reconstruction if entropy is None or not self.entropy else reconstruction - entropy
         if entropy is None:

@@ -1,4 +1,4 @@
-"""The registry of methods: the built-in ones, those of installed packages, and those of plugin files."""
+"""The registry of methods: built-in ones, and methods of installed packages and of plugin files."""
 
 from __future__ import annotations
 

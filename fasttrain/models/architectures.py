@@ -1,4 +1,4 @@
-"""Backbones: timm's, under DINO's names too, and a small convolutional network for small images."""
+"""Backbones: timm's networks, also under DINO's names, and a small convolutional network for small images."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _SMALL_IMAGE = 64
 class ConvSmall(nn.Module):
     """Five 3x3 convolutions with BatchNorm and ReLU, 16 to 128 channels, two of them strided; then the mean over space.
 
-    For images of 28 to 64 pixels, where it trains on two CPU cores: 0.13 M parameters, 7 million products an image of
-    28 pixels, and a last layer that sees almost all of one.
+    It is for images of 28 to 64 pixels, on which it trains on two CPU cores. It has 0.13 M parameters and computes 7
+    million products per image of 28 pixels. Its last layer sees almost the whole image.
     """
 
     widths = (16, 32, 64, 64, 128)
@@ -42,7 +42,7 @@ class ConvSmall(nn.Module):
         self.num_features = self.widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, num_features] of images [B, C, H, W]."""
+        """Return features [B, num_features] of images [B, C, H, W]."""
         features: Tensor = self.layers(x).mean((2, 3))
         return features
 
@@ -59,12 +59,14 @@ def create_backbone(
     num_heads: int | None = None,
     drop_path_rate: float = 0.0,
 ) -> nn.Module:
-    """A network without classifier whose forward gives features [B, num_features].
+    """Return a network without a classifier whose forward pass gives features [B, num_features].
 
-    ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, whose
-    patches have 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` are for a ViT with others than its name
-    has. ViTs take crops of every size; ResNets get CIFAR's stem up to 64 pixels, where theirs is one 7x7 convolution.
-    Raises ValueError for a name that neither knows, what timm cannot build, or a patch size that does not divide the
+    ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
+    patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of a ViT's name.
+
+    ViTs accept crops of every size. For images of up to 64 pixels, a ResNet's 7x7 stem is replaced by CIFAR's.
+
+    Raise ValueError for an unknown name, a network that timm cannot build, or a patch size that does not divide the
     image.
     """
     if arch in _OURS:
@@ -74,14 +76,14 @@ def create_backbone(
         known = [*_OURS, *_DINO_NAMES, *timm.list_models()]
         close = difflib.get_close_matches(arch, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names"
-        raise ValueError(f"network {arch!r} is unknown; {hint}")
+        raise ValueError(f"--arch: {arch!r} is unknown; {hint}")
     options: dict[str, Any] = {"in_chans": in_chans}
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
     if name.startswith("vit_"):
         if patch_size and img_size % patch_size:
             raise ValueError(
-                f"patch_size {patch_size} does not divide the image of {img_size} pixels; choose a divisor"
+                f"--patch_size: must divide the image of {img_size} pixels, got {patch_size}. Choose a divisor."
             )
         options |= {"img_size": img_size} | vit_options(patch_size, num_heads)
     network = _of_every_size(name, img_size, options)
@@ -91,47 +93,47 @@ def create_backbone(
 
 
 def timm_name(arch: str) -> str | None:
-    """The name by which timm knows a network; None for ours and for names that nobody knows."""
+    """Return timm's name of a network, or None for our own networks and for unknown names."""
     name = _DINO_NAMES.get(arch, arch)
     return name if arch not in _OURS and timm.is_model(name) else None
 
 
 def vit_options(patch_size: int | None, num_heads: int | None) -> dict[str, int]:
-    """What timm is told of a ViT that has other patches or heads than its name says."""
+    """Return the arguments of ``timm.create_model`` that replace the patch size and the heads of a ViT's name."""
     options = {"patch_size": patch_size, "num_heads": num_heads}
     return {name: value for name, value in options.items() if value is not None}
 
 
 def create_timm(name: str, **options: Any) -> nn.Module:
-    """``timm.create_model`` without a classifier. Raises ValueError with one line, whatever timm says."""
+    """Return ``timm.create_model`` without a classifier. Raise ValueError with one line for any error of timm."""
     try:
         network: nn.Module = timm.create_model(name, num_classes=0, **options)
-    except Exception as error:  # no drop path, heads that do not divide the width: each network raises what it likes
+    except Exception as error:  # no drop path, heads that do not divide the width: each network raises other errors
         heads = options.get("num_heads")
-        mend = "choose another" if heads is None else f"--num_heads {heads} must divide its width, or be left out"
-        raise ValueError(f"network {name!r} cannot be built: {_first_line(error)}; {mend}") from error
+        fix = "Choose another." if heads is None else f"--num_heads {heads} must divide its width."
+        raise ValueError(f"--arch: {name!r} cannot be built: {_first_line(error)}. {fix}") from error
     return network
 
 
 def _of_every_size(name: str, size: int, options: dict[str, Any]) -> nn.Module:
-    """The network of timm for images of every size where it has that, else of this one."""
+    """Return timm's network for images of every size if it supports that, else for this size."""
     try:
         return create_timm(name, **options | {"img_size": size, "dynamic_img_size": True})
     except ValueError as error:
-        if not isinstance(error.__cause__, TypeError):  # the flag is known, something else is wrong
+        if not isinstance(error.__cause__, TypeError):  # timm knows the argument; something else is wrong
             raise
     return create_timm(name, **options | ({"img_size": size} if has_one_size(name) else {}))
 
 
 def has_one_size(name: str) -> bool:
-    """Whether timm notes that a network is built for images of one size."""
+    """Return whether timm builds a network for images of one size only."""
     return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
 
 
 def _cifar_stem(network: nn.Module, in_chans: int) -> None:
-    """Replace a ResNet's 7x7 stride-2 stem and max pooling, which would leave a 32-pixel image 1 pixel wide.
+    """Replace a ResNet's 7x7 stride-2 stem and max pooling, which would shrink a 32-pixel image to 1 pixel.
 
-    Stems of several convolutions and ResNetV2's stay as they are.
+    Stems of several convolutions and ResNetV2's stem are not replaced.
     """
     if not (isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d)):
         return
@@ -142,7 +144,7 @@ def _cifar_stem(network: nn.Module, in_chans: int) -> None:
 
 
 def start_residuals_at_one(network: nn.Module) -> None:
-    """Let all blocks of a ResNet count from the start: timm begins the last BatchNorm of each with a gamma of 0."""
+    """Initialise the last BatchNorm gamma of each residual block of a ResNet with 1; timm initialises it with 0."""
     if isinstance(network, ResNet):
         for layer in network.modules():
             if isinstance(layer, _BatchNorm):
@@ -150,35 +152,37 @@ def start_residuals_at_one(network: nn.Module) -> None:
 
 
 def has_cifar_stem(network: nn.Module) -> bool:
-    """Whether a network is a ResNet with the stem for small images, which timm does not build."""
+    """Return whether a network is a ResNet with the stem for small images, which timm does not build."""
     return isinstance(network, ResNet) and isinstance(network.maxpool, nn.Identity)
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Keep the inputs of a network's blocks only, and recompute the rest in backward (timm's grad checkpointing).
+    """Store only the inputs of a network's blocks, and recompute the rest in backward (timm's grad checkpointing).
 
-    Raises ValueError for a network that cannot, or one with BatchNorm, whose statistics would be counted twice.
+    Raise ValueError for a network without support, or with BatchNorm, whose statistics would be updated twice.
     """
     if any(isinstance(layer, _BatchNorm) for layer in network.modules()):
         raise ValueError(
-            "activation checkpointing would count BatchNorm's statistics twice; take a ViT or leave it out"
+            "--activation_checkpointing: would update BatchNorm's statistics twice. Use a ViT or leave it out."
         )
     if not hasattr(network, "set_grad_checkpointing"):
-        raise ValueError(f"{type(network).__name__} cannot checkpoint its activations; take a ViT, or leave it out")
+        raise ValueError(
+            f"--activation_checkpointing: {type(network).__name__} does not support it. Use a ViT or leave it out."
+        )
     network.set_grad_checkpointing()  # type: ignore[operator]
 
 
 def check_crops(network: nn.Module, sizes: Iterable[int], channels: int = 3) -> None:
-    """Raise ValueError if a network cannot take square images of one of these sizes, in pixels.
+    """Raise ValueError if a network does not accept square images of one of these sizes, in pixels.
 
-    A ViT must be able to cut them into patches; those that may be made for one size are asked with an image of each.
+    A ViT's patch size must divide them. Networks that may be built for one size are tried with an image of each size.
     """
     patches = getattr(network, "patch_embed", None)
     for size in sizes:
         if isinstance(patches, PatchEmbed) and size % patches.patch_size[0]:
             raise ValueError(
-                f"patch_size {patches.patch_size[0]} does not divide a view of {size} pixels; choose a divisor, "
-                "or other views"
+                f"--patch_size: must divide a view of {size} pixels, got {patches.patch_size[0]}. Choose a divisor, "
+                "or other views."
             )
     vit = isinstance(network, VisionTransformer | Eva) and isinstance(patches, PatchEmbed) and network.dynamic_img_size
     if not (vit or isinstance(network, ConvSmall | ResNet)):
@@ -189,13 +193,13 @@ def check_crops(network: nn.Module, sizes: Iterable[int], channels: int = 3) -> 
 @torch.no_grad()
 def _try(network: nn.Module, size: int, channels: int) -> Any:
     training = network.training
-    network.eval()  # so that no statistics are counted and no random numbers drawn
+    network.eval()  # updates no statistics and draws no random numbers
     try:
         return network(torch.zeros(1, channels, size, size, device=next(network.parameters()).device))
-    except Exception as error:  # each network says it in its own way
+    except Exception as error:  # each network raises its own error
         raise ValueError(
-            f"{type(network).__name__} cannot take a view of {size} pixels ({_first_line(error)}); choose other views, "
-            "or a ViT or ResNet"
+            f"--arch: {type(network).__name__} does not accept a view of {size} pixels ({_first_line(error)}). "
+            "Choose other views, or a ViT or ResNet."
         ) from error
     finally:
         network.train(training)
@@ -206,7 +210,7 @@ def _first_line(error: Exception) -> str:
 
 
 def is_vit(network: nn.Module) -> bool:
-    """Whether a network cuts its image into patches by one projection and adds a position to each."""
+    """Return whether a network projects the patches of its image and adds a position embedding to each."""
     positions = getattr(network, "pos_embed", None)
     return (
         isinstance(getattr(network, "patch_embed", None), PatchEmbed)
@@ -216,15 +220,15 @@ def is_vit(network: nn.Module) -> bool:
 
 
 def fix_patch_embedding(vit: nn.Module, *, projection: bool) -> None:
-    """Give a ViT sine-cosine positions that are not trained and, with ``projection``, fix its patch projection too.
+    """Give a ViT frozen sine-cosine positions and, with ``projection``, freeze its patch projection too.
 
-    As MoCo v3 has it (arXiv 2104.02057, section 4.3): the position of the class token is 0; the projection and, in
-    halves of their own, queries, keys and values start Xavier-uniform.
+    As in MoCo v3 (arXiv 2104.02057, section 4.3), the position of the class token is 0. The patch projection and,
+    separately, queries, keys and values are initialised Xavier-uniform.
     """
     with torch.no_grad():
         for name, layer in vit.named_modules():
             if isinstance(layer, nn.Linear):
-                # Queries, keys and values are three matrices that share one tensor.
+                # One tensor holds the matrices of queries, keys and values.
                 parts = layer.weight.chunk(3) if name.endswith("qkv") else [layer.weight]
                 for part in parts:
                     nn.init.xavier_uniform_(part)
@@ -244,9 +248,9 @@ def fix_patch_embedding(vit: nn.Module, *, projection: bool) -> None:
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """Positions [rows * columns, dim]: sine and cosine of column and of row, a quarter of ``dim`` frequencies each."""
+    """Return positions [rows * columns, dim]: sine and cosine of column and row, ``dim`` / 4 frequencies each."""
     if dim % 4:
-        raise ValueError(f"sine-cosine positions need a width that 4 divides, got {dim}")
+        raise ValueError(f"--arch: sine-cosine positions need a width divisible by 4, got {dim}")
     rate = 10000 ** -(torch.arange(dim // 4) / (dim // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
     angles = [x.flatten()[:, None] * rate for x in (columns, rows)]

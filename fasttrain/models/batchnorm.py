@@ -1,4 +1,7 @@
-"""BatchNorm over all ranks on the CPU, where torch.nn.SyncBatchNorm does not run."""
+"""BatchNorm over all ranks on the CPU.
+
+It exists because torch.nn.SyncBatchNorm runs on GPUs only, and the tests compare ranks with one process on CPUs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from ..kernels.precision import at_least_single
 
 
 class RankBatchNorm(_BatchNorm):
-    """BatchNorm whose batch is that of all ranks: mean, then variance about it, each averaged over the group.
+    """BatchNorm over the batch of all ranks: mean, then variance about it, each averaged over the group.
 
-    Parameters and buffers are named as in ``nn.BatchNorm1d``, so checkpoints do not depend on the number of ranks.
+    Parameters and buffers have the names of ``nn.BatchNorm1d``, so checkpoints do not depend on the number of ranks.
     """
 
     group: Group | None = None
@@ -24,7 +27,7 @@ class RankBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``input`` [B, C, ...] by the statistics of all ranks' rows, in fp32 at least."""
+        """Normalise ``input`` [B, C, ...] by the statistics of all ranks' rows, in at least fp32."""
         if not self.training:
             return super().forward(input)
         dims = [0, *range(2, input.ndim)]
@@ -40,7 +43,7 @@ class RankBatchNorm(_BatchNorm):
         return normalised.to(input.dtype)
 
     def group_size(self) -> int:
-        """Ranks over which the statistics run."""
+        """Return the number of ranks that the statistics cover."""
         return 1 if self.group is None else torch.distributed.get_world_size(self.group)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -54,7 +57,7 @@ class RankBatchNorm(_BatchNorm):
 
 
 class RankBatchNormAct(RankBatchNorm):
-    """The same, followed by the activation that timm keeps inside its BatchNorm layers."""
+    """RankBatchNorm with the activation that timm puts inside its BatchNorm layers."""
 
     drop: nn.Module
     act: nn.Module
@@ -66,7 +69,7 @@ class RankBatchNormAct(RankBatchNorm):
 
 
 def synchronise(module: nn.Module, group: Group) -> nn.Module:
-    """Give every BatchNorm of ``module`` the statistics of all ranks; parameters and their names stay the same."""
+    """Make every BatchNorm of ``module`` use the statistics of all ranks; parameters and their names stay the same."""
     if torch.cuda.is_available():
         converted: nn.Module = convert_sync_batchnorm(module, group)
         return converted
@@ -75,8 +78,8 @@ def synchronise(module: nn.Module, group: Group) -> nn.Module:
 
 def _convert(module: nn.Module, group: Group) -> nn.Module:
     if isinstance(module, _BatchNorm) and not isinstance(module, RankBatchNorm):
-        kind = RankBatchNormAct if isinstance(module, BatchNormAct2d) else RankBatchNorm
-        synced = kind(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        cls = RankBatchNormAct if isinstance(module, BatchNormAct2d) else RankBatchNorm
+        synced = cls(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
         synced.load_state_dict(module.state_dict())
         synced.group = group
         synced.train(module.training)
@@ -92,14 +95,14 @@ def _convert(module: nn.Module, group: Group) -> nn.Module:
 
 @torch.no_grad()
 def broadcast_statistics(module: nn.Module, group: Group | None) -> None:
-    """Give all ranks the running statistics of the first one, where every rank's BatchNorm sees its own batch."""
+    """Copy rank 0's running statistics to all ranks, for methods whose BatchNorm sees each rank's batch alone."""
     if group is None:
         return
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
-    held = [x for layer in layers for x in (layer.running_mean, layer.running_var) if x is not None]
-    if not held:
+    buffers = [x for layer in layers for x in (layer.running_mean, layer.running_var) if x is not None]
+    if not buffers:
         return
-    flat = torch.cat([x.flatten() for x in held])
+    flat = torch.cat([x.flatten() for x in buffers])
     torch.distributed.broadcast(flat, group=group, group_src=0)
-    for x, part in zip(held, torch.split(flat, [x.numel() for x in held]), strict=True):
+    for x, part in zip(buffers, torch.split(flat, [x.numel() for x in buffers]), strict=True):
         x.copy_(part.view_as(x))

@@ -24,10 +24,10 @@ def projection_mlp(
     biases: bool = True,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Linear layers dims[0] -> dims[1] -> ... -> dims[-1], normalised and activated between.
+    """Build Linear layers dims[0] -> dims[1] -> ... -> dims[-1] with BatchNorm and activation between them.
 
-    ``last_norm`` is what follows the last: nothing, BatchNorm, BatchNorm without shift (SimCLR), or without shift and
-    scale (SimSiam, MoCo v3). Layers that BatchNorm follows have no bias of their own; without ``biases`` none has.
+    ``last_norm`` follows the last layer: nothing, BatchNorm, BatchNorm without shift (SimCLR), or BatchNorm without
+    shift and scale (SimSiam, MoCo v3). A layer before BatchNorm has no bias. Without ``biases`` no layer has one.
     """
     layers: list[nn.Module] = []
     for i, (width_in, width_out) in enumerate(pairwise(dims)):
@@ -45,7 +45,7 @@ def projection_mlp(
 
 
 def trunc_normal_linears(module: nn.Module, std: float = 0.02) -> None:
-    """Initialise every Linear as DINO's head does: truncated normal weights, zero bias."""
+    """Initialise every Linear as in DINO's head: truncated normal weights, zero bias."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=std)
@@ -54,11 +54,12 @@ def trunc_normal_linears(module: nn.Module, std: float = 0.02) -> None:
 
 
 class Prototypes(nn.Module):
-    """``count`` directions in R^dim; calling it returns the rows [count, dim], unit-norm unless their norm is learned.
+    """``count`` directions in R^dim. A call returns rows [count, dim] of unit norm, or of a learnt norm.
 
-    The normalisation is part of the forward pass, where ZeRO-3 has the weight at hand (a ``weight_norm`` hook would
-    recompute a tensor that DeepSpeed does not know). So the weights' own length, ``start`` at first, is free, and
-    decides how fast an optimizer turns them. (SwAV's official code sets it back to 1 before every step.)
+    The normalisation is in the forward pass, where ZeRO-3 has gathered the weight. A ``weight_norm`` hook would
+    recompute a tensor that DeepSpeed does not know. So the norm of the weights themselves is free. It starts at
+    ``start`` and determines how fast an optimizer turns the directions. (SwAV's official code resets it to 1 before
+    every step.)
     """
 
     def __init__(self, dim: int, count: int, *, learn_norm: bool = False, start: float = 1.0) -> None:
@@ -67,6 +68,6 @@ class Prototypes(nn.Module):
         self.norm = nn.Parameter(torch.ones(count, 1)) if learn_norm else None
 
     def forward(self) -> Tensor:
-        """The prototypes as the losses use them [count, dim]."""
+        """Return the prototypes [count, dim] for the losses."""
         rows = normalize_rows(at_least_single(self.weight))
         return rows if self.norm is None else rows * self.norm

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Sensors(nn.Module):
-    """One encoder per sensor. The features of an image are those of both encoders, concatenated."""
+    """One encoder per sensor. Both encoders' features of an image are concatenated."""
 
     def __init__(self, network: Callable[[int], nn.Module], channels: Sequence[int], by_channel: bool) -> None:
         super().__init__()

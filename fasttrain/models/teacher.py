@@ -14,11 +14,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_teacher(student: Module) -> Module:
-    """A copy of the student, frozen, that drops no paths: stochastic depth is the student's alone.
+    """Return a frozen copy of the student without stochastic depth.
 
-    It keeps BatchNorm statistics of its own, as BYOL's and DINO's do, and so stays in training mode.
+    The teacher has its own BatchNorm statistics, as in BYOL and DINO, and so stays in training mode.
     """
-    from timm.layers import DropPath  # takes seconds, for which a wrong flag or --help should not wait
+    from timm.layers import DropPath  # its import takes seconds, which an invalid flag and --help should not wait for
 
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
@@ -30,21 +30,21 @@ def make_teacher(student: Module) -> Module:
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """``teacher <- momentum teacher + (1 - momentum) student``, parameter by parameter, in fp32.
+    """Update ``teacher <- momentum teacher + (1 - momentum) student``, parameter by parameter, in fp32.
 
-    The parameters stay fp32 whatever the precision of the run (autocast lowers the products only): an average kept in
-    bf16 would not move at all at momentum 0.996. Under ZeRO-3 each rank averages the shards that it holds of both,
-    which are cut alike, so nothing is gathered or sent.
+    The parameters are fp32 at every precision of the run, because autocast lowers only the products. A bf16 average
+    would not move at all at momentum 0.996. Under ZeRO-3 each rank averages its own shards of both networks, which have
+    the same layout, so nothing is communicated.
     """
     pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
-    held = [(t, s) for pair in pairs for t, s in zip(*map(_held, pair), strict=True)]
-    torch._foreach_lerp_([t for t, _ in held], [s for _, s in held], 1 - momentum)
+    tensors = [(t, s) for pair in pairs for t, s in zip(*map(_local_tensors, pair), strict=True)]
+    torch._foreach_lerp_([t for t, _ in tensors], [s for _, s in tensors], 1 - momentum)
 
 
-def _held(parameter: nn.Parameter) -> list[Tensor]:
-    """What this rank holds of a parameter: all of it; or its ZeRO-3 shard, and all of it too if it is a small one.
+def _local_tensors(parameter: nn.Parameter) -> list[Tensor]:
+    """Return this rank's tensors of a parameter: the whole, or its ZeRO-3 shard.
 
-    ZeRO-3 keeps small parameters whole beside their shards and does not read the shard again, so both must move.
+    ZeRO-3 also stores small parameters whole and does not read their shard again, so both must be updated.
     """
     shard = local_shard(parameter)
     if shard is None:

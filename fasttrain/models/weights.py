@@ -1,4 +1,4 @@
-"""Weights from files: our exports, timm's, lightly's and facebookresearch/dino's, read as tensors only."""
+"""Read weights from files: our exports, timm's, lightly's and facebookresearch/dino's. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..files import describe_load_error
 
-# The first that a file has: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.
+# The first one in a file counts: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.
 _PARTS = ("teacher", "student", "state_dict_ema", "state_dict", "model_ema", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 _BACKBONES = ("teacher_backbone.", "backbone.", "student_backbone.")
@@ -26,7 +26,7 @@ _KEY = "fasttrain"
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What ``fasttrain export`` wrote about the network into a .safetensors file; None where it says nothing."""
+    """Return the description of the network that ``fasttrain export`` wrote into a .safetensors file, or None."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -38,27 +38,27 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def metadata(about: Mapping[str, Any]) -> dict[str, str]:
-    """The header of a .safetensors file that :func:`read_metadata` reads."""
+    """Return the header of a .safetensors file, which :func:`read_metadata` reads."""
     return {"format": "pt", _KEY: json.dumps(about)}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors in a file, under timm's names; heads of projection are left behind.
+    """Return the backbone's tensors in a file, under timm's names, without projection heads.
 
-    Reads .safetensors and torch files of timm and torchvision (their own names), lightly (``backbone.`` in a Lightning
-    checkpoint or a state_dict, ResNets in an nn.Sequential, ViTs in timm's wrapper) and facebookresearch/dino
-    (``teacher``, ``backbone.``). Raises ConfigError for a file that is missing, damaged or holds code.
+    Supported are .safetensors and torch files of timm and torchvision (their own names), lightly (``backbone.`` in a
+    Lightning checkpoint or a state_dict, ResNets in an nn.Sequential, ViTs in timm's wrapper) and facebookresearch/dino
+    (``teacher``, ``backbone.``). Raise ConfigError for a missing or corrupt file, and for one with code in it.
     """
     tensors = _tensors(_load(path))
     if not tensors:
-        raise ConfigError(f"{path} holds no weights; give a state_dict, or a checkpoint of lightly or DINO")
+        raise ConfigError(f"{path}: holds no weights. Give a state_dict, or a checkpoint of lightly or DINO.")
     for prefix in _WRAPPERS:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for prefix in _BACKBONES:
         if any(name.startswith(prefix) for name in tensors):
             tensors = _below(tensors, prefix)
             break
-    if "vit.cls_token" in tensors:  # beside a mask token
+    if "vit.cls_token" in tensors:  # next to a mask token
         tensors = _below(tensors, "vit.")
     if "0.weight" in tensors and any(name.startswith("4.0.conv1.") for name in tensors):
         split = {name: name.partition(".") for name in tensors}
@@ -67,27 +67,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Give a network the tensors of another of its kind; nothing may be missing, left over or of another shape.
+    """Load tensors into a network. Names and shapes must match, with two exceptions.
 
-    What is forgiven: a classifier that the network does not have, and a ViT's positions for images of another size,
-    which are interpolated as timm does it. Raises ConfigError, which calls the tensors ``origin``.
+    A classifier that the network does not have is ignored, and a ViT's positions for images of another size are
+    interpolated with timm. Raise ConfigError, which names ``origin``, if anything else is missing, superfluous or of
+    another shape.
     """
-    wanted = network.state_dict()
+    expected = network.state_dict()
     classifier = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
-    given = {name: tensor for name, tensor in tensors.items() if name in wanted or not name.startswith(heads)}
-    if "pos_embed" in given and "pos_embed" in wanted:
-        given["pos_embed"] = _positions(given["pos_embed"], network)
-    for name in [n for n in wanted if n.endswith("num_batches_tracked") and n not in given]:
-        given[name] = wanted[name]
-    for name, tensor in wanted.items():
-        if name not in given:
+    loaded = {name: tensor for name, tensor in tensors.items() if name in expected or not name.startswith(heads)}
+    if "pos_embed" in loaded and "pos_embed" in expected:
+        loaded["pos_embed"] = _positions(loaded["pos_embed"], network)
+    for name in [n for n in expected if n.endswith("num_batches_tracked") and n not in loaded]:
+        loaded[name] = expected[name]
+    for name, tensor in expected.items():
+        if name not in loaded:
             raise _foreign(origin, network, f"it has no {name!r}")
-        if given[name].shape != tensor.shape:
-            raise _foreign(origin, network, f"{name!r} is {[*given[name].shape]}, not {[*tensor.shape]}")
-    if left := sorted(given.keys() - wanted.keys()):
-        raise _foreign(origin, network, f"it has {left[0]!r}, which the network has not")
-    network.load_state_dict(given)
+        if loaded[name].shape != tensor.shape:
+            raise _foreign(origin, network, f"{name!r} is {[*loaded[name].shape]}, not {[*tensor.shape]}")
+    if left := sorted(loaded.keys() - expected.keys()):
+        raise _foreign(origin, network, f"it has {left[0]!r}, which the network does not have")
+    network.load_state_dict(loaded)
 
 
 def _positions(positions: Tensor, vit: nn.Module) -> Tensor:
@@ -102,7 +103,7 @@ def _positions(positions: Tensor, vit: nn.Module) -> Tensor:
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give a file of weights")
+        raise ConfigError(f"{path}: no such file. Give a file of weights.")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -110,12 +111,12 @@ def _load(path: Path) -> Any:
         # DINO's checkpoints hold their arguments, in a class that only has attributes.
         with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
+    except Exception as error:  # torch raises any error for a corrupt file
         raise _unreadable(path, error) from None
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
-    """The state_dict in what a file holds."""
+    """Return the state_dict in a file's content."""
     if not isinstance(content, Mapping):
         return {}
     for part in _PARTS:
@@ -133,4 +134,4 @@ def _unreadable(path: Path, error: Exception) -> ConfigError:
 
 
 def _foreign(origin: str, network: nn.Module, why: str) -> ConfigError:
-    return ConfigError(f"{origin} is of another network than this {type(network).__name__}: {why}; give its own file")
+    return ConfigError(f"{origin}: has the weights of another network than {type(network).__name__}: {why}.")

@@ -51,13 +51,13 @@ class Sample:
     def pictures(self, indices: Sequence[int]) -> list[Image.Image]:
         """What the network sees of images ``indices``, before normalisation and in RGB."""
         blueprint = self.backbone.blueprint
-        views = self.views(indices, evaluation_view(in_rgb(blueprint.pixels), blueprint.size))
+        views = self.views(indices, evaluation_view(in_rgb(blueprint.recipe), blueprint.size))
         return [to_image(view.numpy()) for view in views]
 
     def inputs(self, indices: Sequence[int]) -> Tensor:
         """What the network is given of images ``indices``: [N, C, H, W]."""
         blueprint = self.backbone.blueprint
-        return self.views(indices, evaluation_view(blueprint.pixels, blueprint.size))
+        return self.views(indices, evaluation_view(blueprint.recipe, blueprint.size))
 
     def views(self, indices: Sequence[int], recipe: ViewRecipe) -> Tensor:
         """The one view of the recipe of images ``indices``, in their order: [N, C, H, W]."""
@@ -84,7 +84,7 @@ def look(run: Run, images: int, splits: Splits | None = None) -> Sample:
         chosen = np.sort(np.random.RandomState(0).permutation(len(source))[:images])
     sample = Subset(source, chosen.tolist())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = _loader(sample, evaluation_view(backbone.blueprint.pixels, backbone.blueprint.size), device.type)
+    loader = _loader(sample, evaluation_view(backbone.blueprint.recipe, backbone.blueprint.size), device.type)
     try:
         rows = extract(backbone.network.to(device), loader, device).features.cpu()
         bad = loader.bad

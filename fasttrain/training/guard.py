@@ -39,7 +39,7 @@ class Finding:
 
 
 class Guard:
-    """Runs an engine's steps and takes back those that are not finite.
+    """Runs an engine's steps and takes back each step that is not finite.
 
     A skipped step leaves weights, teacher, optimizer and every buffer unchanged, to the last bit. Data and schedules
     continue: the batch is not seen again.

@@ -22,7 +22,7 @@ from .monitors import CollapseMonitor, SpikeMonitor, describe_spike
 from .records import Meter, Recorder, epoch_line, metrics_line
 
 _FIRST_PASS = -1
-"""The epoch number of the pass over the images that a method may need before the first step."""
+"""The epoch number of the initial pass in which a method may need to see every image."""
 
 
 @dataclass

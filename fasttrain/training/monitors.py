@@ -75,7 +75,7 @@ class CollapseMonitor:
 
     @property
     def final(self) -> bool:
-        """Whether a sign has persisted for so many steps that the run will not recover."""
+        """Whether a sign has persisted for 10 logged steps: the run will not recover."""
         return self.consecutive >= _STOP
 
 
@@ -116,7 +116,7 @@ class Spike:
 
 
 def describe_spike(spike: Spike, step: int, terms: Mapping[str, float], logged: Mapping[str, Any]) -> str:
-    """Return one line: the spike with the step's entropy and reconstruction, or those of the last logged step."""
+    """Return one line: the spike with entropy and reconstruction of the step, or of the last logged step."""
     values, origin = (terms, "") if "entropy" in terms else (logged, f" (of step {logged.get('step')})")
     named = [f"{name} {values[name]:.3f}" for name in ("entropy", "reconstruction") if values.get(name) is not None]
     return f"step {step}: {spike}" + (f"; {', '.join(named)}{origin}" if named else "")

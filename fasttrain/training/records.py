@@ -85,7 +85,7 @@ def metrics_line(
 ) -> dict[str, Any]:
     """Return the line of metrics.jsonl of a measured step, averaged over ranks. Collective.
 
-    Loss, bound and logs are means over the micro-batches too; the spread of the projections is that of the last one.
+    Loss, bound and logs are means over the micro-batches too; the spread of the projections is the last micro-batch's.
     Raise ValueError if a method logs a name that the trainer uses itself.
     """
     terms, bound, rows = dict(finding.terms), objective.bound, objective.projections

@@ -59,7 +59,7 @@ def train(
 ) -> Outcome:
     """Train.
 
-    ``splits`` are images without a path, such as those of ``source_from_dataset``; ``data_path`` is not read then.
+    ``splits`` are images without a path, such as a ``source_from_dataset``; ``data_path`` is not read then.
     ``network`` is a backbone to train instead of ``config.train.arch``, or a function that builds one for a number of
     input channels. A module is copied, and its weights are where the training starts.
 

@@ -21,7 +21,7 @@ def _examine(**changes):
 
 
 def _fake_torch(monkeypatch, cuda, gpu=False):
-    """Replace torch by one that is built for a CUDA version, on a machine with or without a GPU."""
+    """Replace torch by a fake build for a CUDA version, on a machine with or without a GPU."""
     names = {"is_available": lambda: gpu, "device_count": lambda: 2, "get_device_name": lambda _: "NVIDIA H100"}
     fake = SimpleNamespace(version=SimpleNamespace(cuda=cuda), cuda=SimpleNamespace(**names))
     monkeypatch.setattr(doctor, "_import", lambda name: fake if name == "torch" else None)

@@ -138,8 +138,8 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
         ("views: [3]", "--views.0: .*3"),
         ("views: [{size: 28, flip: 2}]", "--views.0: .*flip.*2.0"),
         ("views: [{size: 28, local: true}]", "views.*local"),
-        ("channels: 2", "--channels: .*2"),
-        ("mean: [0.5]\nchannels: 3", "mean.*1.*3"),
+        ("channels: 2", "channels: .*2"),
+        ("mean: [0.5]\nchannels: 3", "mean.*3.*1"),
     ],
 )
 def test_invalid_file_is_one_line_that_names_the_setting(tmp_path, content, names):

@@ -14,12 +14,12 @@ from fasttrain.evaluate.cache import FeatureCache
 from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.evaluate.protocol import METRICS, Protocol, augmented_view, evaluate
 from fasttrain.evaluate.spectrum import lidar, rankme
-from fasttrain.pipelines import Splits
+from fasttrain.pipelines import Pixels, Splits
 from fasttrain.pipelines.sources.base import ArraySource
 from fasttrain.pretrained import Backbone, Blueprint
 
 _SMALL = Protocol(linear_epochs=2, draws=2, lidar_images=6, lidar_views=3, ks=(1, 5))
-_BLUEPRINT = Blueprint("conv_small", 8, encoders=(1,), channels=1, mean=(0.5,), std=(0.25,))
+_BLUEPRINT = Blueprint("conv_small", 8, encoders=(1,), pixels=Pixels(channels=1, mean=(0.5,), std=(0.25,)))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_clean_and_of_the_augmented_features(backbone):
     assert figures["rankme"] == pytest.approx(rankme(train), rel=1e-4)
     assert figures["uniformity"] == pytest.approx(uniformity(train), abs=1e-4)
     few = ArraySource(splits.train.images[::10])
-    views = cache.views(few, augmented_view(_BLUEPRINT.pixels, 8, 3)).features
+    views = cache.views(few, augmented_view(_BLUEPRINT.recipe, 8, 3)).features
     assert figures["lidar"] == pytest.approx(lidar(views))
     assert figures["alignment"] == pytest.approx(alignment(views))
 
@@ -125,7 +125,7 @@ def test_features_that_are_not_numbers_are_an_error(backbone):
 
 
 def test_colour_is_jittered_only_where_there_is_some():
-    grey, colour = _BLUEPRINT.pixels, Blueprint("conv_small", 96).pixels
+    grey, colour = _BLUEPRINT.recipe, Blueprint("conv_small", 96).recipe
     (view,) = augmented_view(grey, 8, 3).views
     assert (view.jitter, view.grey, view.blur, view.count) == ((0.4, 0.4, 0, 0), 0, 0, 3)
     (view,) = augmented_view(colour, 96, 10).views

@@ -54,8 +54,8 @@ def test_fsdp2_on_two_ranks():
     _falls(_losses(*_LAUNCH, "fsdp2.py", "--steps", "40"), 40)
 
 
-# On the CPU DeepSpeed would have both ranks compile its shared-memory all-reduce first (see fasttrain/distributed/world.py):
-# 40 seconds, and now and then one of them ends by SIGABRT.
+# On the CPU, both ranks would first compile DeepSpeed's shared-memory all-reduce (see distributed/world.py). It takes 40
+# seconds, and sometimes a rank ends with SIGABRT.
 _WITHOUT_COMPILER = """
 import sys
 import deepspeed

@@ -14,6 +14,7 @@ from fasttrain.engine.build import build_method
 from fasttrain.errors import ConfigError
 from fasttrain.export.dino import _their_arch, dino_head, write_dino
 from fasttrain.export.vit import plain_vit
+from fasttrain.pipelines import Pixels
 from fasttrain.pretrained import Backbone, Blueprint, from_run, from_timm
 
 
@@ -88,7 +89,9 @@ def test_the_line_names_their_network(tmp_path, capsys):
 
 
 def test_the_line_says_what_their_scripts_do_not_build(tmp_path):
-    blueprint = Blueprint("vit_tiny", 28, encoders=(1,), patch_size=7, channels=1, mean=(0.5,), std=(0.25,))
+    blueprint = Blueprint(
+        "vit_tiny", 28, encoders=(1,), patch_size=7, pixels=Pixels(channels=1, mean=(0.5,), std=(0.25,))
+    )
     line = write_dino(Backbone(blueprint.build().eval(), blueprint, "grey"), tmp_path / "a b.pth")
     assert " --pretrained_weights 'a b.pth' " in line
     assert "(build its ViT with img_size=[28], in_chans=1; its scripts assume 224 pixels of 3 channels)" in line

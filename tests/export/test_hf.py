@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fasttrain.cli import main
 from fasttrain.export.hf import vit_model_tensors, vit_processor_config
-from fasttrain.pipelines import Loader, evaluation_view, open_source
+from fasttrain.pipelines import Loader, Pixels, evaluation_view, open_source
 from fasttrain.pretrained import Blueprint, from_run, from_timm
 
 _PACKAGE = Path(__file__).parents[2] / "fasttrain"
@@ -61,7 +61,7 @@ def test_transformers_gives_the_same_features(dino_run, tmp_path):
     for name, backbone in wanted.items():
         torch.testing.assert_close(found[name], backbone.network(images[name]), rtol=0, atol=1e-5)
     processor = json.loads((vit / "preprocessor_config.json").read_text())
-    assert processor["image_mean"] == list(wanted["vit"].blueprint.mean)
+    assert processor["image_mean"] == list(wanted["vit"].blueprint.pixels.mean)
 
 
 _PROCESS = """
@@ -85,7 +85,11 @@ def test_transformers_sees_what_our_evaluation_sees(tmp_path):
     coarse = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     (tmp_path / "images").mkdir()
     Image.fromarray(coarse).resize((480, 320), Image.Resampling.BICUBIC).save(tmp_path / "images" / "it.png")
-    cases = {f"{size}{how}": Blueprint("vit_tiny", size, interpolation=how) for size in (32, 224) for how in _WAYS}
+    cases = {
+        f"{size}{how}": Blueprint("vit_tiny", size, pixels=Pixels(interpolation=how))
+        for size in (32, 224)
+        for how in _WAYS
+    }
     for name, blueprint in cases.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(vit_processor_config(blueprint)))
@@ -96,11 +100,11 @@ def test_transformers_sees_what_our_evaluation_sees(tmp_path):
     theirs = load_file(tmp_path / "pixels.safetensors")
     source = open_source(str(tmp_path / "images")).train
     for name, blueprint in cases.items():
-        recipe = evaluation_view(blueprint.pixels, blueprint.size)
+        recipe = evaluation_view(blueprint.recipe, blueprint.size)
         loader = Loader(source, recipe, 1, device="cpu", threads=1, shuffle=False, drop_last=False)
         ours = next(iter(loader.epoch(0))).views[0][0]
         loader.close()
-        apart = 255 * (ours - theirs[name]).abs() * torch.tensor(blueprint.std)[:, None, None]
+        apart = 255 * (ours - theirs[name]).abs() * torch.tensor(blueprint.pixels.std)[:, None, None]
         assert apart.mean() < 0.5, name
         assert apart.max() < 10, name
 

@@ -4,30 +4,33 @@ import torch
 from fasttrain.kernels.backend import choose_backend
 
 
-def test_the_device_decides_unless_told(monkeypatch):
-    monkeypatch.delenv("FASTTRAIN_BACKEND", raising=False)
-    assert choose_backend("auto", torch.zeros(1)) == "cpu"
-    assert choose_backend("eager", torch.zeros(1)) == "eager"
-    monkeypatch.setenv("FASTTRAIN_BACKEND", "eager")
-    assert choose_backend("auto", torch.zeros(1)) == "eager"
-    assert choose_backend("cpu", torch.zeros(1)) == "cpu"  # an argument is nearer than the environment
+@pytest.mark.parametrize(
+    ("environment", "argument", "expected"),
+    [
+        ({}, "auto", "cpu"),
+        ({}, "eager", "eager"),
+        ({"FASTTRAIN_BACKEND": "eager"}, "auto", "eager"),
+        ({"FASTTRAIN_BACKEND": "eager"}, "cpu", "cpu"),  # an argument overrides the environment
+        ({"TRITON_INTERPRET": "1"}, "triton", "triton"),
+    ],
+)
+def test_backend_is_chosen(environment, argument, expected, monkeypatch):
+    for name in ("FASTTRAIN_BACKEND", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert choose_backend(argument, torch.zeros(1)) == expected
 
 
-def test_a_wrong_name_in_the_environment_is_refused(monkeypatch):
-    monkeypatch.setenv("FASTTRAIN_BACKEND", "cuda")
-    with pytest.raises(ValueError, match=r"got 'cuda' \(argument or FASTTRAIN_BACKEND\)"):
-        choose_backend("auto", torch.zeros(1))
-
-
-def test_triton_on_cpu_tensors_needs_the_interpreter(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert choose_backend("triton", torch.zeros(1)) == "triton"
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match="needs CUDA tensors, got cpu"):
-        choose_backend("triton", torch.zeros(1))
-
-
-def test_triton_takes_no_fp64(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(ValueError, match=r"got torch\.float64; use backend='cpu'"):
-        choose_backend("triton", torch.zeros(1, dtype=torch.float64))
+@pytest.mark.parametrize(
+    ("name", "value", "argument", "dtype", "message"),
+    [
+        ("FASTTRAIN_BACKEND", "cuda", "auto", torch.float32, "'cuda' .*FASTTRAIN_BACKEND"),
+        ("TRITON_INTERPRET", "0", "triton", torch.float32, "got cpu.*TRITON_INTERPRET"),
+        ("TRITON_INTERPRET", "1", "triton", torch.float64, r"got torch\.float64"),
+    ],
+)
+def test_impossible_backend_is_an_error(name, value, argument, dtype, message, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^backend .*{message}"):
+        choose_backend(argument, torch.zeros(1, dtype=dtype))

@@ -134,7 +134,7 @@ def test_classes_that_underflow_give_no_nan():
         ({"kappa": 0}, "kappa must be positive"),
         ({"support": "torus"}, "support must be one of sphere, discrete, got 'torus'"),
         ({"estimator": "joe"}, "estimator must be one of average, expectation, got 'joe'"),
-        ({"support": "discrete", "leave_one_out": True}, "classes have none"),
+        ({"support": "discrete", "leave_one_out": True}, "leave_one_out"),
     ],
 )
 def test_what_cannot_be_used_is_named(options, message):

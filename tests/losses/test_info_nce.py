@@ -98,7 +98,7 @@ def test_a_temperature_that_cannot_be_used_is_named():
     for temperature in (0, -1, math.inf):
         with pytest.raises(ValueError, match="temperature must be positive and finite"):
             InfoNCELoss(temperature)
-    with pytest.raises(ValueError, match=r"kept at 1/100 or above, got 0\.005"):
+    with pytest.raises(ValueError, match=r"temperature: .*1/100.*0\.005"):
         InfoNCELoss(0.005, learnable_temperature=True)
 
 
@@ -108,7 +108,7 @@ def test_negatives_that_cannot_be_used_are_named():
         InfoNCELoss()(a, b, draw(8, 3, 16))
     with pytest.raises(ValueError, match="query and negative_keys must have the same D"):
         InfoNCELoss()(a, b, draw(8, 15))
-    with pytest.raises(ValueError, match="one direction only"):
+    with pytest.raises(ValueError, match="negative_keys: "):
         InfoNCELoss(symmetric=True)(a, b, draw(8, 16))
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_used_is_named(options, message):
         (([draw(4, 3)], []), "at least two views are needed"),
         (([draw(4, 3)], [draw(5, 3)]), r"high_resolution_outputs\[0\] and low_resolution_outputs\[0\]"),
         (([draw(4, 3), draw(5, 3)], []), r"high_resolution_outputs\[0\] and high_resolution_outputs\[1\]"),
-        (([draw(4, 3)] * 2, [], [draw(7, 3)]), "queue_outputs must be one a high-resolution view, got 1 for 2"),
+        (([draw(4, 3)] * 2, [], [draw(7, 3)]), "queue_outputs: .*2 tensors.*got 1"),
         (([draw(4, 3)] * 2, [], [draw(7, 3), draw(7, 2)]), r"high_resolution_outputs\[1\] and queue_outputs\[1\]"),
     ],
 )
@@ -142,5 +142,5 @@ def test_prototypes_of_another_dimension_are_named():
 
 def test_prototypes_without_an_iteration_are_refused():
     views = [draw(4, 8), draw(4, 8, seed=1)]
-    with pytest.raises(ValueError, match="prototypes need sinkhorn_iterations of at least 1"):
+    with pytest.raises(ValueError, match="sinkhorn_iterations: "):
         SwaVLoss(sinkhorn_iterations=0)(views, [], prototypes=draw(5, 8))

@@ -78,7 +78,7 @@ class MoCo(Official):
         return torch.cat([unit(project(branch, [g[:, i : i + size] for g in views])) for i in starts], dim=1)
 
     def enqueue(self, key):
-        """The keys take the place of the oldest rows of a copy: backward still reads the rows as they were."""
+        """The keys replace the oldest rows of a copy, because backward still reads the former rows."""
         bank, start = self.kept["loss.memory_bank.bank"].clone(), int(self.kept["loss.memory_bank.bank_ptr"])
         bank[start : start + len(key)] = key
         pointer = torch.tensor([(start + len(key)) % len(bank)])

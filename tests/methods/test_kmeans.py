@@ -26,19 +26,19 @@ def _written_out(rows, clusters, iterations):
 def test_equals_the_plain_algorithm(clusters):
     rows, _ = _bunches()
     torch.manual_seed(3)
-    centroids, found = spherical_kmeans(rows.double(), clusters, iterations=4)
+    centroids, result = spherical_kmeans(rows.double(), clusters, iterations=4)
     torch.manual_seed(3)
     expected, assigned = _written_out(rows.double(), clusters, 4)
     torch.testing.assert_close(centroids, expected)
-    assert torch.equal(found, assigned)
+    assert torch.equal(result, assigned)
 
 
 def test_finds_bunches_that_lie_apart():
     rows, of = _bunches()
     torch.manual_seed(0)
-    _, found = spherical_kmeans(rows, 12)
-    for cluster in found.unique():
-        assert len(of[found == cluster].unique()) == 1
+    _, result = spherical_kmeans(rows, 12)
+    for cluster in result.unique():
+        assert len(of[result == cluster].unique()) == 1
 
 
 def test_the_scores_come_in_blocks(monkeypatch):

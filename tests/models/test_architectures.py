@@ -62,11 +62,11 @@ def test_dino_s_names_and_timm_s_give_the_same_network():
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("vit_smal", {}, "network 'vit_smal' is unknown; did you mean .*vit_small"),
-        ("vit_tiny", {"img_size": 28, "patch_size": 16}, "patch_size 16 does not divide the image of 28 pixels"),
-        ("vgg11", {"drop_path_rate": 0.1}, "network 'vgg11' cannot be built"),
-        ("vit_tiny", {"num_heads": 5}, "cannot be built: .*; --num_heads 5 must divide its width, or be left out"),
-        ("vit_tiny", {"num_heads": 0}, "cannot be built: .*; --num_heads 0 must divide its width, or be left out"),
+        ("vit_smal", {}, "'vit_smal' is unknown.*vit_small"),
+        ("vit_tiny", {"img_size": 28, "patch_size": 16}, "--patch_size: .*28 pixels, got 16"),
+        ("vgg11", {"drop_path_rate": 0.1}, "--arch: 'vgg11'"),
+        ("vit_tiny", {"num_heads": 5}, "--num_heads 5"),
+        ("vit_tiny", {"num_heads": 0}, "--num_heads 0"),
     ],
 )
 def test_what_cannot_be_built_is_named(arch, options, message):
@@ -77,10 +77,10 @@ def test_what_cannot_be_built_is_named(arch, options, message):
 @pytest.mark.parametrize(
     ("arch", "img_size", "size", "message"),
     [
-        ("deit_tiny_patch16_224", 96, 40, "patch_size 16 does not divide a view of 40 pixels"),
-        ("gmlp_ti16_224", 96, 64, r"MlpMixer cannot take a view of 64 pixels \(.+\); choose other views, or a ViT"),
-        ("hiera_tiny_224", 96, 64, r"Hiera cannot take a view of 64 pixels \(.+\); choose other views, or a ViT"),
-        ("vgg11", 64, 16, r"VGG cannot take a view of 16 pixels \(.+\); choose other views, or a ViT"),
+        ("deit_tiny_patch16_224", 96, 40, "--patch_size: .*40 pixels, got 16"),
+        ("gmlp_ti16_224", 96, 64, "--arch: MlpMixer.*64 pixels"),
+        ("hiera_tiny_224", 96, 64, "--arch: Hiera.*64 pixels"),
+        ("vgg11", 64, 16, "--arch: VGG.*16 pixels"),
     ],
 )
 def test_views_that_a_network_cannot_take_are_named(arch, img_size, size, message):
@@ -170,10 +170,10 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less():
 
 @pytest.mark.parametrize("arch", ["resnet18", "conv_small"])
 def test_batch_norm_is_not_recomputed(arch):
-    with pytest.raises(ValueError, match="would count BatchNorm's statistics twice"):
+    with pytest.raises(ValueError, match="--activation_checkpointing: .*BatchNorm"):
         checkpoint_activations(create_backbone(arch))
 
 
 def test_a_network_that_keeps_all_activations_is_refused():
-    with pytest.raises(ValueError, match="Linear cannot checkpoint its activations; take a ViT"):
+    with pytest.raises(ValueError, match="--activation_checkpointing: Linear"):
         checkpoint_activations(torch.nn.Linear(2, 2))

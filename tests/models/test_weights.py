@@ -120,7 +120,7 @@ def test_positions_are_interpolated_to_another_size(vit):
     ("change", "why"),
     [
         (lambda s: s.pop("blocks.1.norm1.weight"), "it has no 'blocks.1.norm1.weight'"),
-        (lambda s: s.update(extra=torch.ones(2)), "it has 'extra', which the network has not"),
+        (lambda s: s.update(extra=torch.ones(2)), "it has 'extra'"),
         (lambda s: s.update(cls_token=torch.ones(1, 1, 3)), r"'cls_token' is \[1, 1, 3\], not \[1, 1, 192\]"),
         (lambda s: s.update(pos_embed=torch.ones(1, 5, 3)), r"'pos_embed' is \[1, 5, 3\], not"),
     ],
@@ -129,7 +129,7 @@ def test_another_network_s_weights_change_nothing(vit, change, why):
     found, state = _vit(), dict(vit.state_dict())
     before = {name: tensor.clone() for name, tensor in found.state_dict().items()}
     change(state)
-    with pytest.raises(ConfigError, match=f"FILE is of another network than this VisionTransformer: {why}"):
+    with pytest.raises(ConfigError, match=f"FILE.*{why}"):
         load_weights(found, state, "FILE")
     assert all(torch.equal(tensor, before[name]) for name, tensor in found.state_dict().items())
 
@@ -155,7 +155,7 @@ def test_a_run_does_not_start_from_another_network(images, dino_run, tmp_path, c
     file = tmp_path / "vit.safetensors"
     assert main(["export", str(dino_run), "--format", "timm", "--output", str(file)]) == 0
     capsys.readouterr()
-    for given, line in ((file, "is of another network than this ConvSmall"), (tmp_path / "no.pth", "no such file")):
+    for given, line in ((file, "another network than ConvSmall"), (tmp_path / "no.pth", "no such file")):
         command = flags(images, tmp_path / "run", "--init_from", given)
         assert main(["train", *command]) == 2
         err = capsys.readouterr().err
@@ -193,7 +193,7 @@ def test_half_a_file_is_an_error(resnet, tmp_path, name):
 def test_nothing_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"none.pth: no such file"):
         read_weights(tmp_path / "none.pth")
-    with pytest.raises(ConfigError, match="holds no weights; give a state_dict"):
+    with pytest.raises(ConfigError, match="holds no weights"):
         read_weights(_saved({"epoch": 1}, tmp_path / "empty.pth"))
     with pytest.raises(ConfigError, match="holds no weights"):
         read_weights(_saved([torch.ones(1)], tmp_path / "list.pth"))

@@ -75,32 +75,19 @@ def test_shrunk_noise_is_antialiased():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_equal_the_photometric_reference(channels):
     """Colours, blur, solarisation and flip of plain views: every parameter reaches its place."""
-    images, view = (
-        pictures(12, channels=channels),
-        dataclasses.replace(EVERYTHING, rotate=0, scale=(1, 1), ratio=(1, 1)),
-    )
-    recipe = raw(view, dataclasses.replace(view, local=True), channels=channels)
+    images = pictures(12, channels=channels)
+    view = dataclasses.replace(EVERYTHING, rotate=0, scale=(1, 1), ratio=(1, 1))
+    recipe = ViewRecipe((view, dataclasses.replace(view, local=True)), channels, (0.4,) * channels, (0.2,) * channels)
     parameters = drawn(recipe, 12, S)
     views = make(recipe, images, parameters)
     for number, made in enumerate(views):
         steps = draws(view, channels, parameters, number)
         expected = reference.finish(torch.from_numpy(np.stack(images)), steps, Look.of(recipe)).numpy()
-        assert np.abs(made - expected).max() <= 4
-        assert_close(made, expected, mean=0.5)
-    assert np.abs(views[0] - views[1]).mean() > 5
+        difference = np.abs(made - expected) * 255 * 0.2  # in levels
+        assert difference.max() <= 4
+        assert difference.mean() <= 0.5
+    assert np.abs(views[0] - views[1]).mean() > 0.1
     assert_close(render(images), np.stack(images).astype(float), mean=0.1)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("size", "operations"), [(S, 0), (80, 0), (S, 1)])
-@pytest.mark.parametrize("factor", [0.6, 1.4])
-def test_contrast_pivots_on_the_views_mean_grey(channels, size, operations, factor):
-    """Like torchvision, and also in DALI's graph, which colours the views of RandAugment."""
-    view = View(size, jitter=(0, 0.4, 0, 0), rand_augment=operations)
-    images = [image // 2 for image in pictures(channels=channels)]  # dark: their mean is far from 128
-    views = render(images, view, color=[1, factor, 1, 0])
-    unchanged = np.rint(render(images, view)).astype(np.uint8)
-    assert_close(views, np.stack([hwc(tv.adjust_contrast(chw(image), factor)) for image in unchanged]), mean=1.0)
 
 
 def test_colours_and_blur_inside_the_graph_equal_those_outside():
@@ -122,18 +109,6 @@ def test_rotation_equals_pil_with_black_corners(channels):
         turned = Image.fromarray(image.squeeze()).rotate(30, Image.Resampling.BILINEAR)
         assert_close(view, np.asarray(turned, float).reshape(view.shape), mean=2)
         assert (view[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
-
-
-def test_several_views_are_flipped_and_normalised():
-    images = pictures(channels=1)
-    recipe = ViewRecipe((View(S, 2), View(16, local=True)), 1, (0.4,), (0.2,))
-    parameters = neutral(images, views=3)
-    parameters.flip[1] = True
-    first, second, third = make(recipe, images, parameters)
-    expected = (np.stack(images) / 255 - 0.4) / 0.2
-    np.testing.assert_allclose(first, expected, atol=1e-4)
-    np.testing.assert_allclose(second, expected[:, :, ::-1], atol=1e-4)
-    assert third.shape == (3, 16, 16, 1)
 
 
 def test_jigsaw_patches_lie_in_their_cells_of_the_flipped_crop():

@@ -1,7 +1,6 @@
 """Files that cannot be read or decoded, and shards that change while the loader runs."""
 
 import logging
-import os
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from fasttrain.pipelines import DataError, FolderSource, evaluation_view
 
 from .loading import COLOR, RAW, assert_same, seen
 from .sources.shard_files import encode, picture
-from .test_loader import COUNT, tars, tfrecords
 
 
 def without_tables(data):
@@ -125,32 +123,3 @@ def test_error_of_the_graph_without_a_bad_file_is_raised(open_loader, folder):
     with pytest.raises(RuntimeError, match="the device is gone"):
         list(batches)
     assert len(list(loader.epoch(1))) == 3
-
-
-@pytest.mark.parametrize(("make", "name"), [(tars, "0007.jpg"), (tfrecords, "record 2")])
-def test_bad_image_in_a_shard_is_logged_once_and_replaced(open_loader, tmp_path, caplog, make, name):
-    caplog.set_level(logging.WARNING, "fasttrain.data")
-    source, bad = make(tmp_path), 7
-    path = source.describe(bad).partition(": ")[0]
-    with open(path, "r+b") as file:
-        file.seek(int(source.offsets[bad]))
-        file.write(b"no image" * 4)
-    loader = open_loader(source, COLOR, 6)
-    for epoch in range(2):
-        indices = seen(loader.epoch(epoch))
-        assert (len(indices), set(range(COUNT)) - set(indices)) == (COUNT, {bad})
-    line = f"{path}: {name} at byte {source.offsets[bad]}: not an image; left out from now on"
-    assert [record.getMessage() for record in caplog.records] == [line]
-
-
-@pytest.mark.parametrize("make", [tars, tfrecords])
-@pytest.mark.parametrize("cut", [True, False])
-def test_shard_that_is_cut_or_removed_is_replaced(open_loader, tmp_path, make, cut):
-    source = make(tmp_path)
-    last = source.describe(COUNT - 1).partition(": ")[0]
-    intact = [i for i in range(COUNT) if not source.describe(i).startswith(last)]
-    os.truncate(last, 0) if cut else os.remove(last)
-    loader = open_loader(source, COLOR, 6)
-    assert set(seen(loader.epoch(0))) == set(intact)
-    assert len(loader.bad) == COUNT - len(intact)
-    assert set(loader.bad.values()) == {"the shard has become shorter" if cut else "No such file or directory"}

@@ -26,7 +26,8 @@ def test_rows_are_the_networks_features_of_the_inputs(run):
     features = torch.nn.functional.normalize(sample.backbone.network(inputs), dim=1)
     torch.testing.assert_close(sample.rows, features)
     mean, std = (
-        torch.tensor(v)[:, None, None] for v in (sample.backbone.blueprint.mean, sample.backbone.blueprint.std)
+        torch.tensor(v)[:, None, None]
+        for v in (sample.backbone.blueprint.pixels.mean, sample.backbone.blueprint.pixels.std)
     )
     shown = np.asarray(sample.pictures([3])[0]).transpose(2, 0, 1)
     assert np.abs(shown - 255 * (inputs[3] * std + mean).clamp(0, 1).numpy()).max() <= 1

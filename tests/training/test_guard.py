@@ -121,7 +121,7 @@ def test_norm_is_of_the_whole_averaged_gradient(stage, more, micro):
 
 @pytest.mark.parametrize("name", ["simclr", "dino"])
 def test_bound_is_the_mean_over_micro_batches(name):
-    """The deficit was once that of the last micro-batch only."""
+    """The deficit once covered the last micro-batch only."""
     config = resolve(name, {**_SMALL, **_METHODS[name]})
     torch.manual_seed(0)
     method = build_method(config, images=IMAGES, world_size=1)

@@ -1,1 +1,1 @@
-"""The two sides of ``bench/trainer/paired.py``, each in a process of its own, and the clock that both are held to."""
+"""The two sides of ``bench/trainer/paired.py`` and the clock that measures both. Each side is a process."""

@@ -1,4 +1,4 @@
-"""What both sides answer to: a part's name a line on stdin, its seconds a JSON line on stdout."""
+"""Measure the parts of a side: read the name of a part from stdin and write its seconds to stdout as a JSON line."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-_WARM_BATCHES = 8  # more than either side reads ahead, so that what is timed was also made in that time
+_WARM_BATCHES = 8  # more than either side reads ahead, so that timed batches are also made in the timed interval
 _LEAST_BATCHES = 8
 
 
 class Side(ABC):
-    """A trainer taken apart. Every call works on one batch."""
+    """A trainer in parts. Every call works on one batch."""
 
     log_every: int
     parameters: int
-    optimizer_seconds = 0.0  # spent inside AdamW's own step, over all steps so far
+    optimizer_seconds = 0.0  # spent in AdamW's own step, over all steps
 
     @abstractmethod
     def batches(self) -> Iterator[Any]:
-        """A fresh epoch of the loader, a generator that ends its workers when closed."""
+        """Return a new epoch of the loader: a generator that ends its workers when closed."""
 
     @abstractmethod
     def keep(self, batch: Any) -> None:
-        """Let ``network`` and ``step`` use this batch from now on."""
+        """Cache the batch that ``network`` and ``step`` use."""
 
     @abstractmethod
     def network(self) -> None:
-        """Backbones and heads, prototypes included, through all views, and back from a fixed gradient of the logits."""
+        """Run backbones and heads with prototypes on all views, and backward from a fixed gradient of the logits."""
 
     @abstractmethod
     def step(self, batch: Any = None, *, log: bool) -> None:
-        """A whole training step on ``batch`` or the kept one; ``log`` where the trainer writes its line."""
+        """Run a whole training step on ``batch`` or the cached batch; with ``log`` the trainer writes its line."""
 
     def time_step(self, *, log: bool) -> tuple[float, float]:
-        """Seconds of a step, and of AdamW inside it."""
+        """Return the seconds of a step and of AdamW in it."""
         before = self.optimizer_seconds
         seconds = _seconds(lambda: self.step(log=log))
         return seconds, self.optimizer_seconds - before
 
     def watch(self, optimizer: Any) -> None:
-        """Add up the time spent inside the optimizer's own step."""
+        """Measure the time in the optimizer's own step."""
         inner = optimizer.step
 
         def step(*arguments: Any, **options: Any) -> Any:
@@ -60,13 +60,13 @@ class Side(ABC):
 
 
 def serve(make: Callable[[], Side], seconds: float) -> None:
-    """Answer until stdin ends. Whatever a library prints goes to stderr."""
+    """Answer until stdin ends. Output of libraries goes to stderr."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     side = make()
     with closing(side.batches()) as batches:
         side.keep(next(batches))
-    for _ in range(2):  # oneDNN's primitives, DeepSpeed's first step, the allocator
+    for _ in range(2):  # warms up oneDNN's primitives, DeepSpeed's first step and the allocator
         side.network()
         side.step(log=True)
     parts = {"compute": _compute, "data": _data, "end_to_end": _end_to_end}
@@ -80,7 +80,10 @@ def serve(make: Callable[[], Side], seconds: float) -> None:
 
 
 def _compute(side: Side, budget: float) -> dict[str, float]:
-    """Network and step in turn; medians, that of everything else over neighbours. Logged steps count by their share."""
+    """Return medians of network and step, which alternate. ``else`` is the median of step minus network in each pair.
+
+    Steps that log count by their share.
+    """
     networks, steps, logged, adamw = [], [], [], []
     ends = time.perf_counter() + budget
     side.network()
@@ -101,14 +104,14 @@ def _compute(side: Side, budget: float) -> dict[str, float]:
 
 
 def _data(side: Side, budget: float) -> dict[str, float]:
-    """Seconds a batch of the loader alone."""
+    """Return seconds per batch of the loader alone."""
     with closing(side.batches()) as batches:
         per_batch, _ = _drain(batches, lambda batch: None, budget)
     return {"data": per_batch}
 
 
 def _end_to_end(side: Side, budget: float) -> dict[str, float]:
-    """Seconds a step with the loader; memory of the process and its workers."""
+    """Return seconds per step with the loader, and the memory of the process and its workers."""
     count = iter(range(1, 2**31))
     with closing(side.batches()) as batches:
         consume = lambda batch: side.step(batch, log=next(count) % side.log_every == 0)  # noqa: E731
@@ -118,11 +121,11 @@ def _end_to_end(side: Side, budget: float) -> dict[str, float]:
 
 
 def _drain(batches: Iterator[Any], consume: Callable[[Any], None], budget: float) -> tuple[float, float]:
-    """Mean seconds a batch in steady state, and the tree's memory at the end of it in MiB."""
+    """Return mean seconds per batch in steady state, and the memory of the process and its workers in MiB."""
     began = time.perf_counter()
     for _ in range(_WARM_BATCHES):
         consume(next(batches))
-        if time.perf_counter() - began > 3 * budget:  # a network so slow that the loader waits for it anyway
+        if time.perf_counter() - began > 3 * budget:  # the network is so slow that the loader waits for it anyway
             break
     slow = time.perf_counter() - began > 3 * budget
     started, count = time.perf_counter(), 0
@@ -136,7 +139,7 @@ def _drain(batches: Iterator[Any], consume: Callable[[Any], None], budget: float
 
 
 def _tree_mib() -> float:
-    """Proportional memory of this process and its workers: pages that a fork shares count once."""
+    """Return the memory of this process and its workers. Pages that a fork shares count once."""
     import psutil
 
     me = psutil.Process()

@@ -1,4 +1,4 @@
-"""Lightly's views in our trainer: a loader that gives the same images in the same order, cut by lightly's transform."""
+"""Use lightly's views in our trainer: a Loader with the same images in the same order and lightly's transform."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .peer import transform
 
 
 class LightlySimCLR(Loader):
-    """The Loader for SimCLR with views from ``SimCLRTransform`` in torch's DataLoader, ``threads`` workers.
+    """The Loader for SimCLR, with views of ``SimCLRTransform`` in torch's DataLoader with ``threads`` workers.
 
-    Batches have the Loader's indices, types and layout. Views are drawn from (seed, epoch), worker by worker: they are
-    the same again with as many workers, from the epoch's first step on.
+    Batches have the Loader's indices, types and layout. Each worker draws from (seed, epoch), so an epoch repeats from
+    its first step on with the same number of workers.
     """
 
     def _epoch(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
@@ -37,7 +37,7 @@ class LightlySimCLR(Loader):
 
 
 class _Views(Dataset[Any]):
-    """The transform's views of an image, and its number."""
+    """Views of an image, and its index."""
 
     def __init__(self, source: Source, cut: Any) -> None:
         self.source, self.cut = source, cut
@@ -51,6 +51,6 @@ class _Views(Dataset[Any]):
 
 
 def _as_ours(views: list[Tensor]) -> Tensor:
-    """Views [V, B, C, H, W], channels-last in memory, so that the network runs the same kernels on both sides."""
+    """Return views [V, B, C, H, W], channels-last in memory, so that both sides run the same kernels."""
     flat = torch.cat(views).contiguous(memory_format=torch.channels_last)
     return flat.unflatten(0, (len(views), len(views[0])))

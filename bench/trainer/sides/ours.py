@@ -1,4 +1,4 @@
-"""Our side: the Loader, and the Engine driven as ``fasttrain.training.trainer`` drives it."""
+"""Our side: the Loader, and the Engine in the loop of ``fasttrain.training.trainer``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Ours(Side):
         self.recorder = Recorder(Path(folder.name))
         self.epoch = 0
         self.index = self.loader.steps_per_epoch * int(t.warmup_epochs + 1)  # past warm-up and frozen prototypes
-        self.kept: Batch | None = None
+        self.cached: Batch | None = None
         self.gradient: Tensor | None = None
 
     def batches(self) -> Iterator[Batch]:
@@ -54,11 +54,11 @@ class Ours(Side):
         return self.loader.epoch(self.epoch)
 
     def keep(self, batch: Batch) -> None:
-        self.kept = batch
+        self.cached = batch
 
     def network(self) -> None:
-        assert self.kept is not None
-        views = list(self.kept.views)
+        assert self.cached is not None
+        views = list(self.cached.views)
         if self.method.teacher is not None:
             with torch.no_grad():
                 _logits(self.method.teacher, slice_views(views, 0, self.method.n_global))
@@ -70,7 +70,7 @@ class Ours(Side):
 
     def step(self, batch: Batch | None = None, *, log: bool) -> None:
         engine = self.engine
-        batch = self.kept if batch is None else batch
+        batch = self.cached if batch is None else batch
         assert batch is not None
         step = engine.step_at(self.index, measure=log)
         objective = engine.micro_step(batch, step)
@@ -85,6 +85,6 @@ class Ours(Side):
 
 
 def _logits(branch: Any, views: list[Tensor]) -> Tensor:
-    """Projections, or their products with the prototypes where the method has some: what the loss starts from."""
+    """Return the input of the loss: projections, or their products with the prototypes if the method has prototypes."""
     projections: Tensor = branch(views)
     return projections @ branch.prototypes().T if hasattr(branch, "prototypes") else projections

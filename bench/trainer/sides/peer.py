@@ -1,4 +1,4 @@
-"""The peer: lightly's dataset, transforms, heads, losses and EMA in a plain PyTorch loop, as its examples have them."""
+"""The peer: lightly's dataset, transforms, heads, losses and EMA in the PyTorch loop of its examples."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Peer(Side):
     def __init__(self, config: Config) -> None:
         t = config.train
         torch.manual_seed(t.seed)
-        root = Path(str(t.data_path))  # of which lightly takes every image, the held-out ones in test/ too
+        root = Path(str(t.data_path))  # lightly would use every image in it, also the held-out images in test/
         folder = root / "train" if (root / "train").is_dir() else root
         dataset = LightlyDataset(str(folder), transform=transform(config.method, config.views))
         images = len(open_source(t.data_path, t.val_path).train)
         if len(dataset) != images:
-            raise SystemExit(f"lightly trains on {len(dataset)} images, ours on {images}")
+            raise SystemExit(f"--data_path: lightly sees {len(dataset)} images, ours {images}. Give a folder train/.")
         self.loader = DataLoader(
             dataset, batch_size=t.batch_size_per_gpu, shuffle=True, drop_last=True, num_workers=_WORKERS
         )
@@ -55,17 +55,17 @@ class Peer(Side):
         self.optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=t.weight_decay)
         self.watch(self.optimizer)
         self.clip, self.total = t.clip_grad, 0.0
-        self.kept: list[Tensor] = []
+        self.cached: list[Tensor] = []
         self.gradients: list[Tensor] = []
 
     def batches(self) -> Iterator[Any]:
         yield from self.loader
 
     def keep(self, batch: Any) -> None:
-        self.kept = batch[0]
+        self.cached = batch[0]
 
     def network(self) -> None:
-        _, outputs = self.model.outputs(self.kept)
+        _, outputs = self.model.outputs(self.cached)
         if not self.gradients:
             count = sum(output.numel() for output in outputs)
             self.gradients = [torch.randn_like(output) / count for output in outputs]
@@ -73,7 +73,7 @@ class Peer(Side):
         self.optimizer.zero_grad()
 
     def step(self, batch: Any = None, *, log: bool) -> None:
-        views = self.kept if batch is None else batch[0]
+        views = self.cached if batch is None else batch[0]
         self.model.before()
         teacher, student = self.model.outputs(views)
         loss = self.model.loss(teacher, student)
@@ -86,17 +86,17 @@ class Peer(Side):
 
 
 class Model(nn.Module):
-    """A method of lightly's examples: ``before`` a step, the outputs view by view, and the loss."""
+    """A method of lightly's examples: an action ``before`` each step, the outputs per view, and the loss."""
 
     backbone: nn.Module
     """The network whose features are evaluated."""
     momentum = 0.0
 
     def before(self) -> None:
-        """What the example does at the start of a step."""
+        """Run the start of the example's step."""
 
     def outputs(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Teacher's and student's outputs, one forward a view."""
+        """Return the outputs of teacher and student, with one forward pass per view."""
         return [], [self(view) for view in views]
 
     def loss(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
@@ -191,7 +191,7 @@ MODELS: dict[str, type[Model]] = {"simclr": _SimCLR, "swav": _SwaV, "dino": _DIN
 
 
 def transform(method: str, recipe: ViewRecipe) -> Any:
-    """The method's transform with the recipe's views: same sizes, areas, colours, grey and flips, no blur."""
+    """Return the method's transform with the sizes, areas, colours, grey and flips of the recipe, without blur."""
     views = recipe.views
     first, last = views[0], views[-1]
     jitter = dict(zip(("cj_bright", "cj_contrast", "cj_sat", "cj_hue"), first.jitter, strict=True))

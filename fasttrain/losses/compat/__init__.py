@@ -1,4 +1,4 @@
-"""The interfaces of other projects than lightly, over the same kernels: change the import and nothing else.
+"""Interfaces of other projects over the same kernels: only the import changes.
 
 - ``fasttrain.losses.compat.dino.DINOLoss``: facebookresearch/dino, ``main_dino.DINOLoss``
 - ``fasttrain.losses.compat.info_nce.InfoNCE``: info-nce-pytorch, ``info_nce.InfoNCE``

@@ -21,9 +21,9 @@ NegativeMode = Literal["unpaired", "paired"]
 
 
 class InfoNCE(nn.Module):
-    """InfoNCE of queries against their positive keys, in nats; the loss of :func:`info_nce`, which has the details.
+    """InfoNCE of queries against their positive keys, in nats. See :func:`info_nce` for the details.
 
-    Raises ValueError for a temperature that is not positive, or a reduction or negative mode that is none.
+    Raise ValueError for a temperature that is not positive, or an unknown reduction or negative mode.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class InfoNCE(nn.Module):
         self.backend = backend
 
     def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
-        """Loss of ``query`` and ``positive_key`` [N, D], of any norm: a scalar, or [N] with the reduction "none".
+        """Return the loss of ``query`` and ``positive_key`` [N, D], of any norm; a scalar, or [N] for "none".
 
-        ``negative_keys`` are [M, D], or [N, M, D] in the mode "paired". Raises ValueError for shapes or types that do
-        not fit.
+        ``negative_keys`` are [M, D], or [N, M, D] in the mode "paired". Raise ValueError for shapes or dtypes that do
+        not match.
         """
         return info_nce(
             query,
@@ -68,16 +68,17 @@ def info_nce(
     *,
     backend: Backend = "auto",
 ) -> Tensor:
-    """InfoNCE of ``query`` and ``positive_key`` [N, D], of any norm, in nats and at least fp32.
+    """Return InfoNCE of ``query`` and ``positive_key`` [N, D], of any norm, in nats and at least fp32.
 
         l_i = log[exp(cos(q_i, k_i) / temperature) + sum_{n in N(i)} exp(cos(q_i, n) / temperature)]
               - cos(q_i, k_i) / temperature
 
-    The negatives N(i) are the other positive keys; with ``negative_keys`` [M, D] ("unpaired") these M for every query;
-    with [N, M, D] ("paired") the M rows of its own. ``reduction``: all l_i [N] ("none"), their sum or their mean.
+    By default the negatives N(i) are the other positive keys. ``negative_keys`` [M, D] ("unpaired") replace them by the
+    same M rows for every query, and [N, M, D] ("paired") by each query's own M rows. ``reduction`` returns all l_i [N]
+    ("none"), their sum or their mean.
 
-    Raises ValueError for shapes or types that do not fit, a temperature that is not positive, or a reduction or
-    negative mode that is none.
+    Raise ValueError for shapes or dtypes that do not match, a temperature that is not positive, or an unknown reduction
+    or negative mode.
     """
     _check_settings(temperature, reduction, negative_mode)
     q, k = unit_pair(query, positive_key, "query", "positive_key")
@@ -97,7 +98,7 @@ def info_nce(
 
 
 def _paired_logits(q: Tensor, negatives: Tensor, scale: float) -> Tensor:
-    """``scale cos(q_i, negatives_im)`` [N, M]; each negative is met once, so that nothing is gained by tiles."""
+    """Return ``scale cos(q_i, negatives_im)`` [N, M]. Each negative is used once, so tiles would gain nothing."""
     if negatives.ndim != 3 or negatives.shape[::2] != q.shape or not negatives.shape[1]:
         raise ValueError(
             f"paired negative_keys must be [N, M, D] = ({len(q)}, M > 0, {q.shape[1]}), got {tuple(negatives.shape)}"

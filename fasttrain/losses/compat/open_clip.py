@@ -17,15 +17,15 @@ __all__ = ["ClipLoss"]
 
 
 class ClipLoss(nn.Module):
-    """InfoNCE from images to texts and back, as ``open_clip.loss.ClipLoss``, in nats; no logits are stored.
+    """InfoNCE from images to texts and back, like ``open_clip.loss.ClipLoss``, in nats; no logits are stored.
 
         l = (1 / 2B) sum_i [log sum_j exp(s <x_i, y_j>) + log sum_j exp(s <y_i, x_j>)] - (1 / B) sum_i s <x_i, y_i>
 
-    Arguments mean what they do there. With ``world_size`` above 1 the sums run over the rows of all ranks of the
-    default process group; ``local_loss`` returns the loss of this rank's rows, else all ranks return that of all rows;
-    without ``gather_with_grad`` no gradient comes from other ranks' losses, so that features get 1 / ``world_size`` of
-    the global batch's gradient, or with ``local_loss`` that of their own rows' softmax alone. ``cache_labels`` has
-    nothing to cache. Raises ValueError for ``use_horovod``.
+    The arguments have open_clip's meaning. With ``world_size`` above 1 the sums run over the rows of all ranks of the
+    default process group. ``local_loss`` returns the loss of this rank's rows; otherwise all ranks return the loss of
+    all rows. Without ``gather_with_grad`` no gradient comes from other ranks' losses: features get 1 / ``world_size``
+    of the global batch's gradient, or with ``local_loss`` only the gradient of their own rows' softmax.
+    ``cache_labels`` has no effect. Raise ValueError for ``use_horovod``.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class ClipLoss(nn.Module):
         logit_bias: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """Loss of two matrices [B, D] whose rows belong together, a scalar; a dictionary of it with ``output_dict``.
+        """Return the loss of two matrices [B, D] of matching rows, a scalar; with ``output_dict`` in a dictionary.
 
         ``logit_scale`` is 1 / temperature, a number or a scalar with gradient. A ``logit_bias``, the same for all
-        logits, changes nothing. Raises ValueError for shapes or types that differ.
+        logits, has no effect. Raise ValueError for shapes or dtypes that differ.
         """
         check_pair(image_features, text_features, "image_features", "text_features", same_rows=True)
         x, y = image_features, text_features
@@ -69,7 +69,7 @@ class ClipLoss(nn.Module):
             loss = (self._against_fixed(x, y, logit_scale, group) + self._against_fixed(y, x, logit_scale, group)) / 2
         else:
             if not self.gather_with_grad:
-                x, y = (torch.lerp(z.detach(), z, 1 / self.world_size) for z in (x, y))  # the same rows, less gradient
+                x, y = (torch.lerp(z.detach(), z, 1 / self.world_size) for z in (x, y))  # scales the gradient
             both = self._over_ranks(x, y, logit_scale, group) + self._over_ranks(y, x, logit_scale, group)
             loss = both.mean() / 2 - (logit_scale * row_dots(x, y)).mean()
             if not self.local_loss:

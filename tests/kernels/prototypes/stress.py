@@ -1,7 +1,7 @@
-"""Every use of the prototypes' family against the fp64 reference, and what only a real GPU can get wrong.
+"""Checks of every use of the prototype kernels against the fp64 reference, and of errors that only a GPU can make.
 
-python -m bench.gpu runs these there. Each of KINDS takes the use, the shape (student views, teacher views, images, prototypes,
-features), the type, the kind of centre and the device, and raises AssertionError.
+``python -m bench.gpu`` runs them on a GPU. Each of KINDS takes the use, the shape (student views, teacher views,
+images, prototypes, features), the type, the kind of centre and the device. It raises AssertionError.
 """
 
 import torch
@@ -15,8 +15,8 @@ REPEATS = 30
 CENTERS = ("none", "one", "one a view")
 
 _TEMPS = {"student_temp": 0.1, "teacher_temp": 0.04}
-_STEEPEST = 40  # the largest score in nats, with some room; the tolerances ask for it
-_ATTENDED = ("loss", "conditional")  # means over prototypes, whose probabilities bf16 kernels round before the product
+_STEEPEST = 40  # nats; an upper bound of the scores, for the tolerances
+_ATTENDED = ("loss", "conditional")  # means over prototypes: bf16 kernels round their probabilities before the product
 
 
 def cross_entropy(backend, student, teacher, ws, wt, center):
@@ -36,7 +36,7 @@ def learnt_temperature(backend, student, teacher, ws, wt, center, temp):
 
 
 def patches(backend, student, teacher, ws, wt, center):
-    """Every row meets the teacher's of the same place, with one centre for all."""
+    """Pair every row with the teacher's row of the same place. All have one centre."""
     views = min(len(student), len(teacher))
     rows = (student[:views].flatten(0, 1), teacher[:views].flatten(0, 1))
     center = center if center is None or center.ndim == 1 else center[:1]
@@ -45,7 +45,7 @@ def patches(backend, student, teacher, ws, wt, center):
 
 
 def entropies(backend, student, teacher, ws, wt, center):
-    # Rows of nearly one prototype have a conditional entropy of nearly none, whose gradient is what cancels.
+    # temp is not small: the gradient of a conditional entropy near 0 cancels.
     marginal, conditional = prototype_entropy(student.flatten(0, 1), ws, temp=0.3, backend=backend)
     return {"marginal": marginal, "conditional": conditional}, 0.5 * marginal - 0.3 * conditional
 
@@ -55,7 +55,7 @@ def balanced(backend, scores):
 
 
 def balanced_reference(scores, epsilon=0.05, iterations=3):
-    """As kernels/sinkhorn/reference.py has it, but in the type that is given."""
+    """Compute kernels/sinkhorn/reference.py in the type of the scores."""
     logits = scores / epsilon
     rows = torch.zeros_like(logits[:, :1])
     for _ in range(iterations):
@@ -73,9 +73,9 @@ USES = {
     "sinkhorn": balanced,
     "sinkhorn, far apart": balanced,
 }
-"""Each gives named values, and what is differentiated if anything is."""
+"""Each returns named values and the objective to differentiate, or None."""
 TAUGHT = ("cross-entropy", "cross-entropy and entropy", "learnt temperature", "patches")
-"""The uses with a teacher, and so with a centre."""
+"""The uses with a teacher. Only these have a centre."""
 
 
 def unit_rows(*shape, seed):
@@ -83,7 +83,7 @@ def unit_rows(*shape, seed):
 
 
 def inputs(use, shape, dtype, center="none", device="cpu"):
-    """The arguments of a use by name, drawn in fp64 and rounded; those that start with d have a gradient."""
+    """Return the arguments of a use by name, drawn in fp64 and rounded. Names that start with d have a gradient."""
     views, teachers, batch, count, dim = shape
     student, ws = unit_rows(views, batch, dim, seed=0), unit_rows(count, dim, seed=2)
     if use.startswith("sinkhorn"):
@@ -101,27 +101,28 @@ def inputs(use, shape, dtype, center="none", device="cpu"):
 
 
 def results(use, backend, drawn):
-    """The values of a use and the gradients of what it differentiates."""
+    """Return the values of a use and the gradients of its objective."""
     leaves = {name: x.detach().requires_grad_() for name, x in drawn.items() if name.startswith("d")}
     values, objective = USES[use](backend, *(drawn | leaves).values())
-    found = {name: value.detach() for name, value in values.items()}
+    parts = {name: value.detach() for name, value in values.items()}
     if objective is not None:
         gradients = torch.autograd.grad(objective, list(leaves.values()))
-        found |= dict(zip(leaves, gradients, strict=True))
-    return found
+        parts |= dict(zip(leaves, gradients, strict=True))
+    return parts
 
 
 def compare(got, expected, dtype, use):
-    """Hold the results of a backend for inputs of ``dtype`` to those of the fp64 reference."""
+    """Compare the results of a backend for inputs of ``dtype`` with the fp64 reference."""
     assert got.keys() == expected.keys()
     steepest = 200 if "far" in use else _STEEPEST
     for part, value in expected.items():
         if part.startswith("d"):
-            # A gradient of 1e-8 is 0 in fp16, however it was computed, and one of 1e-5 has two digits.
+            # fp16 cannot represent a gradient of 1e-8, and represents 1e-5 with two digits.
             kind, least = dtype, max(1e-30, torch.finfo(dtype).smallest_normal)
             value = value.to(dtype)
         else:
-            kind = dtype if part in _ATTENDED and dtype == torch.bfloat16 else torch.float32
+            rounded = part in _ATTENDED and dtype == torch.bfloat16
+            kind = dtype if rounded or dtype == torch.float64 else torch.float32
             least = 1e-30 if part == "assignment" else 1.0
         assert_close(got[part], value, kind, steepest, f"{use}, {part}", least=least)
 
@@ -130,14 +131,14 @@ def exact(drawn):
     return {name: None if x is None else x.double() for name, x in drawn.items()}
 
 
-def reference(use, shape, dtype, center, device):
-    """The same rounded inputs in fp64, by the definitions."""
+def reference(use, shape, dtype, center, device, backend="triton"):
+    """Compare with the definitions in fp64 for the same rounded inputs."""
     drawn = inputs(use, shape, dtype, center, device)
-    compare(results(use, "triton", drawn), results(use, "eager", exact(drawn)), dtype, use)
+    compare(results(use, backend, drawn), results(use, "eager", exact(drawn)), dtype, use)
 
 
 def strided_rows(use, shape, dtype, center, device):
-    """Rows that stand in a wider matrix whose other columns are NaN."""
+    """Check rows of a wider matrix. Its other columns are NaN."""
     drawn = inputs(use, shape, dtype, center, device)
     wide = {
         name: pad(x, (0, 8), value=torch.nan)[..., : x.shape[-1]] if x is not None and x.ndim > 1 else x
@@ -147,7 +148,7 @@ def strided_rows(use, shape, dtype, center, device):
 
 
 def same_bits(use, shape, dtype, center, device):
-    """The same call many times gives identical bits: a race shows as bits that change."""
+    """Check that repeated calls give identical bits. A race would change bits."""
     drawn = inputs(use, shape, dtype, center, device)
     assert_same_bits(lambda: results(use, "triton", drawn), REPEATS, use)
 

@@ -1,14 +1,13 @@
-"""The checks for real GPUs, small and interpreted: they pass where nothing is wrong, and see what is."""
+"""The checks for GPUs, on small sizes and interpreted: they accept correct kernels, and detect errors."""
 
 import pytest
 import torch
 
 from tests.kernels.prototypes import stress
 
-_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-# Sinkhorn takes scores, so it has no rows that could be strided.
-_APPLICABLE = [
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Sinkhorn takes scores, so it has no strided rows.
+CHECKS = [
     (use, kind)
     for use in stress.USES
     for kind in stress.KINDS
@@ -17,19 +16,21 @@ _APPLICABLE = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("use", "kind"), _APPLICABLE)
-def test_passes_where_nothing_is_wrong(use, kind, dtype, monkeypatch):
+@pytest.mark.parametrize(("use", "kind"), CHECKS)
+def test_check_accepts_correct_kernels(use, kind, dtype, monkeypatch):
     monkeypatch.setattr(stress, "REPEATS", 2)
-    stress.KINDS[kind](use, (3, 2, 3, 21, 20), dtype, "one a view", _DEVICE)
+    stress.KINDS[kind](use, (3, 2, 3, 21, 20), dtype, "one a view", DEVICE)
 
 
-def test_more_teachers_than_views_and_more_rows_than_prototypes():
-    for center in stress.CENTERS:
-        stress.reference("cross-entropy and entropy", (1, 2, 5, 3, 17), torch.float32, center, _DEVICE)
+@pytest.mark.parametrize("center", stress.CENTERS)
+@pytest.mark.parametrize("shape", [(1, 2, 5, 3, 17), (4, 2, 9, 150, 24)])
+def test_check_accepts_other_shapes_and_centres(shape, center):
+    for use in ("cross-entropy and entropy", "entropies"):
+        stress.reference(use, shape, torch.float32, center, DEVICE)
 
 
 @pytest.mark.parametrize("use", stress.USES)
-def test_what_is_wrong_is_seen(use):
+def test_wrong_result_is_detected(use):
     drawn = stress.inputs(use, (3, 2, 3, 21, 20), torch.float32)
     expected = stress.results(use, "eager", stress.exact(drawn))
     stress.compare(expected, expected, torch.float32, use)
@@ -38,7 +39,7 @@ def test_what_is_wrong_is_seen(use):
             stress.compare(expected | {part: 1.001 * value}, expected, torch.float32, use)
 
 
-def test_scores_reach_both_forms_of_sinkhorn():
-    for use, apart in (("sinkhorn", (20, 80)), ("sinkhorn, far apart", (80, 201))):
-        scores = stress.inputs(use, (3, 2, 3, 21, 20), torch.float32)["scores"]
-        assert apart[0] < (scores.max() - scores.min()) / 0.05 < apart[1]
+@pytest.mark.parametrize(("use", "low", "high"), [("sinkhorn", 20, 80), ("sinkhorn, far apart", 80, 201)])
+def test_scores_reach_both_forms_of_sinkhorn(use, low, high):
+    scores = stress.inputs(use, (3, 2, 3, 21, 20), torch.float32)["scores"]
+    assert low < (scores.max() - scores.min()) / 0.05 < high

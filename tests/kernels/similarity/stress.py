@@ -1,6 +1,6 @@
-"""What only a real GPU can get wrong: races, large grids, far offsets, strides. bench/gpu runs these there.
+"""Checks of errors that only a GPU can make: races, large grids, far offsets, strides. bench/gpu runs them on a GPU.
 
-Each takes the use, the sizes n, m, d, the type of the inputs, the scale and the device, and raises AssertionError.
+Each takes the use, the sizes n, m, d, the type of the inputs, the scale and the device. It raises AssertionError.
 """
 
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from tests.kernels.similarity.uses import check, compare, results, rows
 
 REPEATS = 50
 LARGE = ("self without own", "both directions")
-"""The uses in which a program takes several blocks of rows, once there are many."""
+"""The uses in which a program takes several blocks of rows, if there are many."""
 LEARNT = {
     "rows": lambda x, y, **kw: [row_logsumexp(x, y, **kw)],
     "self without own": lambda x, y, **kw: [row_logsumexp(x, x, exclude_self=True, **kw)],
@@ -24,31 +24,32 @@ LEARNT = {
 
 @contextmanager
 def poisoned_memory():
-    """New floating point tensors of the launchers hold NaN, so that what is read before it is written shows."""
+    """Fill new floating-point tensors with NaN, so that a read before the first write shows."""
     empty = torch.Tensor.new_empty
 
     def poisoned(self, *args, **kwargs):
-        made = empty(self, *args, **kwargs)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
+        tensor = empty(self, *args, **kwargs)
+        fill = tensor.is_floating_point() and not torch.compiler.is_compiling()
+        return tensor.fill_(torch.nan) if fill else tensor
 
     with mock.patch.object(torch.Tensor, "new_empty", poisoned):
         yield
 
 
 def reference(use, n, m, d, dtype, scale, unit_norm, device):
-    """As every backend is tested."""
+    """Compare with the fp64 reference."""
     check(use, "triton", n, m, d, dtype, scale, unit_norm=unit_norm, device=device)
 
 
 def same_bits(use, n, m, d, dtype, scale, unit_norm, device):
-    """The same call many times gives identical bits: a race shows as bits that change."""
+    """Check that repeated calls give identical bits. A race would change bits."""
     x, y = rows(n, d, 0, dtype, device), rows(m, d, 1, dtype, device)
     bias = torch.linspace(-1, 1, n if use == "self with bias" else m, device=device).to(dtype)
     assert_same_bits(lambda: results(use, "triton", x, y, bias, scale, unit_norm), REPEATS, use)
 
 
 def assert_same_bits(call, repeats, name):
-    """Every call returns what the first has returned, a dictionary of tensors, bit by bit."""
+    """Check that every call returns the same dictionary of tensors, bit by bit."""
     first = call()
     for repeat in range(1, repeats):
         for part, value in call().items():
@@ -58,7 +59,7 @@ def assert_same_bits(call, repeats, name):
 
 
 def several_blocks_of_rows(use, n, m, d, dtype, scale, unit_norm, device):
-    """A matrix that is too large for the plain reference, for a use of LARGE."""
+    """Check a use of LARGE with a matrix that is too large for the plain reference."""
     symmetric = use == "self without own"
     x = rows(n, d, 0, dtype, device)
     y = x if symmetric else rows(m, d, 1, dtype, device)
@@ -67,7 +68,7 @@ def several_blocks_of_rows(use, n, m, d, dtype, scale, unit_norm, device):
 
 
 def chunked_results(x, y, scale, symmetric, chunk=1000):
-    """What ``uses.results`` gives for a use of LARGE, from the formulas, a thousand rows of the matrix at a time."""
+    """Compute ``uses.results`` for a use of LARGE from the formulas, in chunks of rows."""
 
     def scores():
         for start in range(0, len(x), chunk):
@@ -94,7 +95,7 @@ def chunked_results(x, y, scale, symmetric, chunk=1000):
 
 
 def far_offsets(use, n, m, d, dtype, scale, unit_norm, device):
-    """More numbers in x and its gradient than a 32-bit offset reaches; the last rows are looked at."""
+    """Check the last rows of x and its gradient, beyond the reach of a 32-bit offset."""
     assert use == "rows"
     x = torch.randn(n, d, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
     x.div_(torch.linalg.vector_norm(x, dim=1, keepdim=True))
@@ -106,8 +107,8 @@ def far_offsets(use, n, m, d, dtype, scale, unit_norm, device):
 
 
 def learnt_scale(use, n, m, d, dtype, scale, unit_norm, device):
-    """A scale on the device, with a gradient, and rows that stand in a wider matrix whose other columns are NaN."""
-    found = []
+    """Check a scale on the device with a gradient, and rows of a wider matrix whose other columns are NaN."""
+    sides = []
     for backend, kind, of_scale in (("triton", dtype, torch.float32), ("eager", torch.float64, torch.float64)):
         wide = [pad(rows(k, d, seed, dtype, device).to(kind), (0, 8), value=torch.nan) for seed, k in enumerate((n, m))]
         leaves = [w[:, :d].requires_grad_() for w in wide]
@@ -116,8 +117,8 @@ def learnt_scale(use, n, m, d, dtype, scale, unit_norm, device):
         gradients = torch.autograd.grad(sum(lse.mean() for lse in lses), leaves, allow_unused=True)
         parts = {f"lse {i}": lse.detach() for i, lse in enumerate(lses)}
         parts |= {name: g for name, g in zip(("dx", "dy"), gradients, strict=False) if g is not None}
-        found.append(parts | {"dscale": gradients[2].to(kind)})
-    compare(*found, dtype, scale, use)
+        sides.append(parts | {"dscale": gradients[2].to(kind)})
+    compare(*sides, dtype, scale, use)
 
 
 KINDS = {

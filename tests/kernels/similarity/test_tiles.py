@@ -1,4 +1,4 @@
-"""The tiles that ship: what the compiler makes of them, without a GPU."""
+"""The tile shapes, and the kernels compiled for them without a GPU."""
 
 import os
 import subprocess
@@ -10,28 +10,29 @@ import torch
 
 from fasttrain.kernels.similarity.tiles import backward_tile, forward_tile, prototype_tile
 
-_ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 64, 100, 128, 200, 256, 257, 1000, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("capability", [0, 9, 12])
-def test_are_what_tl_dot_takes(dim, dtype, capability):
-    """The compiled kernel wants powers of two from 16 up, which the interpreter does not check."""
+def test_tiles_have_sizes_that_tl_dot_takes(dim, dtype, capability):
+    """The compiler needs powers of two from 16 up, which the interpreter does not check."""
     forward = [forward_tile(dim, dtype, capability, columns=columns) for columns in (False, True)]
     for tile in (*forward, backward_tile(dim, dtype, capability), prototype_tile(dim, dtype)):
         for size in (tile.block_m, tile.block_n, tile.block_d, tile.block_out):
             assert size >= 16
             assert size & (size - 1) == 0
-        assert tile.block_m % tile.block_n == 0  # a span of the symmetric grid holds whole blocks of rows
+        assert tile.block_m % tile.block_n == 0  # a span of the symmetric grid has whole blocks of rows
         if dim <= tile.block_d:
-            assert tile.block_out == tile.block_d  # the tile of y that was read serves the gradient
+            assert tile.block_out == tile.block_d  # the gradient uses the tile of y that was read
 
 
+@pytest.mark.slow
 def test_no_bf16_kernel_spills_and_all_fit_the_chip():
-    """Compiled for A100, H100 and B200 in a process of its own, since this one interprets its kernels."""
-    command = [sys.executable, "bench/kernels/aot.py", "--check", "--types", "bf16"]
+    """Compiled for A100, H100 and B200 in another process, because this one interprets its kernels."""
+    command = [sys.executable, "-m", "bench.kernels.aot", "--check", "--types", "bf16"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "156 kernels: no bf16 spill, all within shared memory" in done.stdout

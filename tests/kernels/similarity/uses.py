@@ -1,4 +1,4 @@
-"""Every use of the log-sum-exps, so that each backend is held to the same reference in the same ways."""
+"""Every use of the log-sum-exps. All backends are compared with the reference in all of them."""
 
 import torch
 from torch.nn.functional import normalize
@@ -18,18 +18,18 @@ USES = {
 
 
 def uses_and_types(*dtypes):
-    """All pairs but one use in half precision, where autograd adds two gradients of x that it has rounded."""
+    """Return all pairs, except for one use in half precision: there autograd adds two rounded gradients of x."""
     return [(use, dtype) for dtype in dtypes for use in USES if use != "self with bias" or dtype.itemsize > 2]
 
 
 def rows(n, d, seed, dtype=torch.float64, device="cpu"):
-    """Unit-norm rows, drawn in fp64 and rounded."""
+    """Return unit-norm rows, drawn in fp64 and rounded."""
     draw = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return normalize(draw, dim=1).to(device, dtype)
 
 
 def results(use, backend, x, y, bias, scale, unit_norm):
-    """The log-sum-exps of a use and the gradients of a weighted sum of them."""
+    """Return the log-sum-exps of a use and the gradients of their weighted sum."""
     leaves = [t.clone().requires_grad_() for t in (x, y, bias)]
     lses = USES[use](*leaves, scale=scale, backend=backend, unit_norm=unit_norm)
     weighted = [
@@ -37,9 +37,9 @@ def results(use, backend, x, y, bias, scale, unit_norm):
         for lse in lses
     ]
     sum(w.mean() for w in weighted).backward()
-    found = {f"lse {i}": lse.detach() for i, lse in enumerate(lses)}
+    parts = {f"lse {i}": lse.detach() for i, lse in enumerate(lses)}
     names = ("dx", "dy", "dbias")
-    return found | {n: leaf.grad for n, leaf in zip(names, leaves, strict=True) if leaf.grad is not None}
+    return parts | {n: leaf.grad for n, leaf in zip(names, leaves, strict=True) if leaf.grad is not None}
 
 
 def check(use, backend, n, m, d, dtype, scale, *, unit_norm=True, device="cpu"):
@@ -52,14 +52,14 @@ def check(use, backend, n, m, d, dtype, scale, *, unit_norm=True, device="cpu"):
 
 
 def compare(got, expected, dtype, scale, name):
-    """Hold the results of a backend for inputs of ``dtype`` to those of the fp64 reference."""
+    """Compare the results of a backend for inputs of ``dtype`` with the fp64 reference."""
     assert got.keys() == expected.keys()
     for part, value in expected.items():
         if part.startswith("lse"):
-            # The log-sum-exp itself is accumulated and returned in fp32, whatever the inputs are.
+            # The log-sum-exp is accumulated and returned in fp32 for all inputs.
             kind, least = dtype if dtype == torch.float64 else torch.float32, 1.0
         else:
-            # A gradient of 1e-8 is 0 in fp16, however it was computed, and one of 1e-5 has two digits.
+            # fp16 cannot represent a gradient of 1e-8, and represents 1e-5 with two digits.
             kind, least = dtype, max(1e-30, torch.finfo(dtype).smallest_normal)
             value = value.to(dtype)
         dim = got["dx"].shape[-1] if got[part].is_cuda and dtype.itemsize == 2 else 0

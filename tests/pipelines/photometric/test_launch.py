@@ -59,7 +59,7 @@ def test_no_use_spills():
     """Compiled for A100, H100 and B200 in another process, because this one interprets its kernels."""
     root = Path(__file__).parents[3]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "bench/kernels/aot_photometric.py", "--check"]
+    command = [sys.executable, "-m", "bench.kernels.aot_photometric", "--check"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" 0 bytes spilled") == 24

@@ -60,15 +60,10 @@ def test_pixels_of_every_form_are_read(image, pixels, pair):
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)])
 def test_encoded_bytes_are_read(kind):
-    source = source_from_dataset(Items([kind(jpeg(k)) for k in range(2)]))
-    assert (source.encoded, source.channels, len(source)) == (True, 3, 2)
+    source = source_from_dataset(Items([kind(jpeg(k)) for k in range(2)]), classes="ab")
+    assert (source.encoded, source.channels, len(source), source.classes) == (True, 3, 2, ("a", "b"))
+    assert source.describe(0) == "Items 0"
     assert source.read(1).tobytes() == jpeg(1)
-
-
-def test_source_has_the_name_of_its_class_by_default():
-    source = source_from_dataset(Items([RGB] * 2), name="thing", classes=("a", "b"))
-    assert (source.name, source.describe(1), source.classes) == ("thing", "thing 1", ("a", "b"))
-    assert source_from_dataset(Items([RGB])).describe(0) == "Items 0"
 
 
 def test_labels_come_from_argument_or_attributes():

@@ -51,12 +51,6 @@ def test_size_of_each_format_is_read(data):
     assert image_size(data) == (20, 30)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_size_follows_the_orientation(kind, orientation):
-    assert image_size(encoded(kind, orientation)) == ((30, 20) if orientation > 4 else (20, 30))
-
-
 @pytest.mark.parametrize("cut", range(4, 26))
 def test_size_with_corrupt_exif_block_is_upright(cut):
     exif = Image.Exif()

@@ -1,12 +1,11 @@
 import os
-import threading
 
 import numpy as np
 import pytest
 
 from fasttrain.pipelines import DataError
 from fasttrain.pipelines.sources import shards
-from fasttrain.pipelines.sources.shards import ShardSource, Window
+from fasttrain.pipelines.sources.shards import ShardSource
 from fasttrain.pipelines.sources.tfrecord import TFRECORD
 from fasttrain.pipelines.sources.webdataset import TAR
 
@@ -38,20 +37,6 @@ def test_images_are_read_by_number(tars):
     assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert (source.classes, source.damaged) == (("0", "1", "2"), {})
     assert source.offsets.nbytes + source.sizes.nbytes + source.labels.nbytes == 24 * 7
-
-
-def test_threads_read_at_the_same_time(tars):
-    source, wrong = ShardSource(tars, TAR, "images"), []
-
-    def read():
-        wrong.extend(k for k in [*range(7)] * 20 if source.read(k).tobytes() != jpeg(k))
-
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
 
 
 def test_labels_are_numbered_by_their_values(tmp_path):
@@ -128,16 +113,3 @@ def test_folder_that_cannot_cache_the_index_is_reported(tars, tmp_path, caplog):
     (tmp_path / "file").write_text("not a folder")
     assert len(ShardSource(tars, TAR, "images", cache=tmp_path / "file/index")) == 7
     assert [message.startswith(f"{tmp_path}/file/index: ") for message in caplog.messages] == [True]
-
-
-@pytest.mark.parametrize(
-    ("at", "count"),
-    [(0, 5), (3, 5000), (4000, 90), (4095, 2), (8191, 1), (19990, 50), (30000, 4), (0, 20001), (7, 0)],
-)
-def test_window_reads_the_file(tmp_path, at, count):
-    data = np.random.default_rng(0).bytes(20000)
-    (tmp_path / "file").write_bytes(data)
-    with Window(tmp_path / "file") as window:
-        assert window.length == 20000
-        for start in (0, 4096, at):
-            assert window.read(start, count) == data[start : start + count]

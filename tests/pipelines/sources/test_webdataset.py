@@ -46,31 +46,6 @@ def test_members_of_one_key_are_a_sample(tmp_path, tar_format):
     assert index_of(TAR, path).labels.tolist() == [4, 5, UNLABELLED, -6, UNLABELLED]
 
 
-@pytest.mark.parametrize("tar_format", FORMATS[1:])
-def test_long_names_are_read_and_links_are_skipped(tmp_path, tar_format):
-    with tarfile.open(tmp_path / "a.tar", "w", format=tar_format) as tar:
-        folder, link = tarfile.TarInfo("folder.jpg"), tarfile.TarInfo("link.jpg")
-        folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "z" * 200
-        tar.addfile(folder)
-        tar.addfile(link)
-        (tmp_path / "content").write_bytes(b"7")
-        for end in ("jpg", "cls"):
-            tar.add(tmp_path / "content", "ü" * 150 + "." + end)
-    assert contents(TAR, tmp_path / "a.tar") == [b"7"]
-    assert index_of(TAR, tmp_path / "a.tar").labels.tolist() == [7]
-
-
-def test_size_above_8_gib_is_read(tmp_path):
-    """GNU writes such sizes in base 256. The file has a hole."""
-    path, info = tmp_path / "a.tar", tarfile.TarInfo("big.jpg")
-    info.size = 9 << 30
-    with path.open("wb") as file:
-        file.write(info.tobuf(tarfile.GNU_FORMAT))
-        file.truncate(1024 + info.size)
-    index = index_of(TAR, path)
-    assert (index.offsets.tolist(), index.sizes.tolist(), index.damage) == ([512], [9 << 30], "")
-
-
 def test_negative_size_ends_the_shard(tmp_path):
     """Python before 3.14 would read the same header again and again."""
     path, info = tmp_path / "a.tar", tarfile.TarInfo("a.jpg")
