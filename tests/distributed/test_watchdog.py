@@ -121,6 +121,8 @@ def test_steps_set_the_timer_again_and_long_work_cancels_it(tmp_path, timer):
         with dog.suspended():  # before the first step
             pass
         dog.step_done()
+        dog.step_done()  # too soon to set the timer again
+        time.sleep(0.02)
         dog.step_done()
         with dog.suspended():
             assert timer[-1] is None
