@@ -64,33 +64,3 @@ def test_the_memory_moves_after_a_loss_with_gradient_only():
         expected = unit(before[view, :7] + unit(z[view].detach()).float())
         torch.testing.assert_close(loss.memory.bank[view, :7], expected)
         assert torch.equal(loss.memory.bank[view, 7:], before[view, 7:])
-
-
-def test_a_resumed_memory_gives_the_same_loss():
-    loss, fresh = _memory_loss(), _memory_loss()
-    fresh.load_state_dict(loss.state_dict())
-    found = []
-    for one in (loss, fresh):
-        torch.manual_seed(1)
-        found.append(one(_views(2), torch.arange(7)))
-    assert torch.equal(*found)
-
-
-def test_what_cannot_be_used_is_named():
-    with pytest.raises(ValueError, match="graph must be 'full' or 'core', got 'ring'"):
-        CMCLoss(graph="ring")
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        CMCLoss(0)
-    with pytest.raises(ValueError, match="at least 2 views, got 1"):
-        CMCLoss()(_views(1))
-    with pytest.raises(ValueError, match="view 0 and view 1 must have the same shape"):
-        CMCLoss()([draw(4, 3), draw(5, 3)])
-    with pytest.raises(ValueError, match="at least 2 views and 1 negative, got 2 and 0"):
-        CMCMemoryLoss(40, 5, negatives=0)
-    loss = _memory_loss()
-    with pytest.raises(ValueError, match="the memory holds 2 views, got 3"):
-        loss(_views(3), torch.arange(7))
-    with pytest.raises(ValueError, match=r"index must be int64 \[7\], got torch.int64 \(6,\)"):
-        loss(_views(2), torch.arange(6))
-    with pytest.raises(ValueError, match="index must be int64"):
-        loss(_views(2), torch.arange(7.0))

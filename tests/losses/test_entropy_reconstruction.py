@@ -126,27 +126,3 @@ def test_classes_that_underflow_give_no_nan():
         found = gradients(EntropyReconstructionLoss(support="discrete"), a, b)
         assert all(value.isfinite().all() for value in found)
         assert found[0].dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kappa": 0}, "kappa must be positive"),
-        ({"support": "torus"}, "support must be one of sphere, discrete, got 'torus'"),
-        ({"estimator": "joe"}, "estimator must be one of average, expectation, got 'joe'"),
-        ({"support": "discrete", "leave_one_out": True}, "leave_one_out"),
-    ],
-)
-def test_what_cannot_be_used_is_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        EntropyReconstructionLoss(**options)
-
-
-def test_inputs_that_cannot_be_used_are_named():
-    for support in ("sphere", "discrete"):
-        with pytest.raises(ValueError, match="z0 and z1 must have the same shape"):
-            EntropyReconstructionLoss(support=support)(draw(4, 3), draw(5, 3))
-    with pytest.raises(ValueError, match="at least 2 rows"):
-        EntropyReconstructionLoss(leave_one_out=True)(draw(1, 3), draw(1, 3))
-    with pytest.raises(ValueError, match="normalizer must be 'exact' or 'reference', got 'none'"):
-        EntropyReconstructionLoss().terms(draw(4, 3), draw(4, 3), normalizer="none")

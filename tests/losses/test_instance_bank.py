@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from fasttrain.losses import InstanceBank
@@ -34,17 +33,3 @@ def test_drawn_rows_are_the_same_images_in_every_view_and_follow_torch_s_seed():
     torch.manual_seed(3)
     assert torch.equal(drawn, memory(torch.randint(50, (30,))))
     assert not torch.equal(memory.draw(30), drawn)
-
-
-def test_a_fresh_bank_goes_on_from_a_state_dict():
-    memory, fresh = (InstanceBank(5, 3) for _ in range(2))
-    fresh.load_state_dict(memory.state_dict())
-    assert torch.equal(fresh.bank, memory.bank)
-
-
-def test_what_cannot_be_used_is_named():
-    with pytest.raises(ValueError, match="above 0, got 0, 4 and 2"):
-        InstanceBank(0, 4)
-    for momentum in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\)"):
-            InstanceBank(4, 4, momentum=momentum)

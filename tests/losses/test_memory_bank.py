@@ -1,4 +1,3 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,11 +64,6 @@ def test_it_returns_what_was_there_before_and_nothing_moves_without_update():
     assert torch.equal(module.bank, after)
 
 
-def test_the_dimension_may_come_last():
-    module = MemoryBankModule((6, 4), feature_dim_first=False)
-    assert torch.equal(module(draw(2, 4))[1], module.bank)
-
-
 def test_backward_after_the_enqueue_sees_the_old_rows():
     module = MemoryBankModule((4, 3), feature_dim_first=False)
     x = draw(4, 3, dtype=torch.float32).requires_grad_()
@@ -78,35 +72,3 @@ def test_backward_after_the_enqueue_sees_the_old_rows():
     (output @ bank.T).sum().backward()
     torch.testing.assert_close(x.grad, before.sum(0).expand(4, 3))
     assert not module.bank.requires_grad
-
-
-def test_a_fresh_module_goes_on_from_a_state_dict(tmp_path):
-    module = MemoryBankModule((10, 3))
-    module(draw(4, 3), update=True)
-    torch.save(module.state_dict(), tmp_path / "bank.pt")
-    fresh = MemoryBankModule((10, 3))
-    fresh.load_state_dict(torch.load(tmp_path / "bank.pt", weights_only=True))
-    for one in (module, fresh):
-        one(draw(4, 3, seed=1), update=True)
-    assert torch.equal(fresh.bank, module.bank)
-    assert fresh.bank_ptr.item() == module.bank_ptr.item() == 8
-
-
-def test_a_checkpoint_without_the_bank_is_not_taken_for_one_with_it():
-    with pytest.raises(RuntimeError, match="bank_ptr"):
-        MemoryBankModule((10, 3)).load_state_dict({})
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        (-1, "size -1, all entries must be non-negative"),
-        ((8, -2), r"size \(8, -2\), all entries must be non-negative"),
-        (4096, r"4096 lacks the feature dimension: pass \(4096, dim\)"),
-        ((8,), r"size \(8,\): pass \(num_features, dim\)"),
-        ((8, 2, 2), r"size \(8, 2, 2\): pass"),
-    ],
-)
-def test_an_illegal_size_is_named(size, message):
-    with pytest.raises(ValueError, match=message):
-        MemoryBankModule(size)

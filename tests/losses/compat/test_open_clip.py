@@ -67,8 +67,3 @@ def test_two_processes(two_ranks, local, grad):
     # The scale's gradient is averaged by the trainer: only the mean over ranks counts.
     ours, theirs = (sum(found[local, grad][kind][3] for found in two_ranks) for kind in (0, 1))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
-
-
-def test_horovod_is_refused():
-    with pytest.raises(ValueError, match="use_horovod=True is not supported"):
-        ClipLoss(use_horovod=True)
