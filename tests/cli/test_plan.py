@@ -20,17 +20,17 @@ def test_tables_assumptions_and_json(tmp_path, capsys):
         assert text in out
     assert "nothing here was measured on a GPU" in out
     assert out.endswith("Run it with --zero_stage 0.\n")
-    found = json.loads(path.read_text())
-    assert found["global_batch"] == 2 * 4 * 16
-    assert found["images"] == IMAGENET
-    assert found["steps"] == found["epochs"] * (IMAGENET // 128)
-    assert found["chosen_stage"] == 0
-    for stage in found["stages"]:
+    actual = json.loads(path.read_text())
+    assert actual["global_batch"] == 2 * 4 * 16
+    assert actual["images"] == IMAGENET
+    assert actual["steps"] == actual["epochs"] * (IMAGENET // 128)
+    assert actual["chosen_stage"] == 0
+    for stage in actual["stages"]:
         moments = [sum(part[moment] for part in stage["parts"]) for moment in ("backward", "update")]
         assert stage["bytes"] == max(moments)
         assert stage["gpu_hours"] == pytest.approx(8 * 24 * stage["days"])
         assert stage["images_per_s"] == pytest.approx(128 / stage["seconds"]["step"])
-    for line in found["assumptions"]:
+    for line in actual["assumptions"]:
         assert line.split(";")[0] in out
 
 

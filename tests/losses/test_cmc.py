@@ -22,11 +22,11 @@ def test_it_is_the_sum_over_pairs_and_directions(count, graph, backend):
     def written(*z):
         return sum(written_info_nce(z[a], z[b], 0.2) + written_info_nce(z[b], z[a], 0.2) for a, b in pairs)
 
-    found = gradients(lambda *z: loss(z), *_views(count))
-    torch.testing.assert_close(found, gradients(written, *_views(count)), rtol=1e-9, atol=1e-11)
+    actual = gradients(lambda *z: loss(z), *_views(count))
+    torch.testing.assert_close(actual, gradients(written, *_views(count)), rtol=1e-9, atol=1e-11)
 
 
-def test_views_may_be_one_tensor_and_the_temperature_is_the_paper_s():
+def test_stacked_views_and_default_temperature_of_the_paper():
     views = _views(3)
     torch.testing.assert_close(CMCLoss()(torch.stack(views)), CMCLoss(0.07)(views))
 
@@ -42,7 +42,7 @@ def test_with_a_memory_every_view_meets_the_others_banks(graph):
     loss.memory.bank.copy_(bank)
     index = torch.tensor([3, 39, 0, 11, 25, 7, 30])
     torch.manual_seed(5)
-    found = gradients(lambda *z: loss(z, index), *_views(3))
+    actual = gradients(lambda *z: loss(z, index), *_views(3))
     torch.manual_seed(5)
     drawn = torch.randint(40, (11,))
 
@@ -50,7 +50,7 @@ def test_with_a_memory_every_view_meets_the_others_banks(graph):
         directions = [(a, b) for a in range(3) for b in range(3) if a != b and (graph == "full" or 0 in (a, b))]
         return sum(written_info_nce(z[a], bank[b, index], 0.2, bank[b, drawn]) for a, b in directions)
 
-    torch.testing.assert_close(found, gradients(written, *_views(3)), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, gradients(written, *_views(3)), rtol=1e-9, atol=1e-11)
 
 
 def test_the_memory_moves_after_a_loss_with_gradient_only():

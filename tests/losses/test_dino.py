@@ -16,15 +16,15 @@ def _loss(count, center=None, **options):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_cases_are_the_written_out_loss_and_the_centre_follows(seed):
+def test_random_cases_equal_the_reference_and_move_the_center(seed):
     student, teacher, w, v = random_views(seed)
     s, t = student @ w.T, teacher @ v.T
     loss = _loss(len(w), teacher_temp=0.06, center_momentum=0.7)
     before = loss.center.clone()
-    found = gradients(lambda x: loss(list(t), list(x)), s)
+    actual = gradients(lambda x: loss(list(t), list(x)), s)
     expected = gradients(lambda x: written_dino(t, x, before, 0.06), s)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    assert found[0].shape == ()
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    assert actual[0].shape == ()
     assert loss.center.shape == (1, 1, len(w))
     torch.testing.assert_close(loss.center, 0.7 * before + 0.3 * t.mean((0, 1)))
 
@@ -35,10 +35,10 @@ def test_features_and_prototypes_do_what_logits_do(seed, backend):
     student, teacher, w, v = random_views(seed)
     by_logits, by_features = (_loss(len(w), backend=backend) for _ in range(2))
     expected = gradients(lambda x, p: by_logits(list(teacher @ v.T), list(x @ p.T)), student, w)
-    found = gradients(
+    actual = gradients(
         lambda x, p: by_features(list(teacher), list(x), teacher_prototypes=v, student_prototypes=p), student, w
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(by_features.center, by_logits.center, rtol=1e-12, atol=1e-14)
 
 
@@ -46,8 +46,8 @@ def test_features_of_any_norm_and_more_teachers_than_students():
     student, teacher, w, v = 3 * draw(2, 5, 4), 2 * draw(4, 5, 4, seed=1), draw(9, 4, seed=2), draw(9, 4, seed=3)
     by_logits, by_features = _loss(9), _loss(9)
     expected = by_logits(list(teacher @ v.T), list(student @ w.T))
-    found = by_features(list(teacher), list(student), teacher_prototypes=v, student_prototypes=w)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    actual = by_features(list(teacher), list(student), teacher_prototypes=v, student_prototypes=w)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_teacher_comes_first_and_gets_no_gradient():
@@ -120,6 +120,6 @@ def test_autocast_rounds_neither_the_loss_nor_the_centre():
     plain, cast = DINOLoss(30), DINOLoss(30)
     expected = plain(list(teacher), list(student), **w)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = cast(list(teacher), list(student), **w)
-    assert torch.equal(found, expected)
+        actual = cast(list(teacher), list(student), **w)
+    assert torch.equal(actual, expected)
     assert torch.equal(cast.center, plain.center)

@@ -4,7 +4,7 @@ from fasttrain.losses import InstanceBank
 from tests.losses.pairs import draw, unit
 
 
-def test_rows_move_towards_the_projections_and_stay_on_the_sphere():
+def test_update_moves_rows_on_the_sphere():
     memory = InstanceBank(10, 4, momentum=0.75)
     before = memory.bank.clone()
     index = torch.tensor([7, 0, 3])
@@ -26,7 +26,7 @@ def test_reading_is_by_image_and_a_copy():
     assert memory.bank.abs().min() > 0
 
 
-def test_drawn_rows_are_the_same_images_in_every_view_and_follow_torch_s_seed():
+def test_draw_takes_equal_images_in_all_views_and_follows_the_seed():
     memory = InstanceBank(50, 4)
     torch.manual_seed(3)
     drawn = memory.draw(30)

@@ -13,7 +13,7 @@ def test_the_first_rows_are_random_and_of_unit_norm():
     assert bank.std() > 0.1
 
 
-def test_size_zero_is_no_bank_and_leaves_no_trace_in_a_checkpoint():
+def test_size_zero_has_no_bank_and_no_state():
     module = MemoryBankModule(0)
     output = draw(3, 4)
     same, bank = module(output, update=True)
@@ -25,11 +25,11 @@ def test_size_zero_is_no_bank_and_leaves_no_trace_in_a_checkpoint():
 
 def test_the_pointer_of_lightly():
     module = MemoryBankModule((20, 3), feature_dim_first=False)
-    found = []
+    actual = []
     for seed in range(4):
-        found.append(module.bank_ptr.item())
+        actual.append(module.bank_ptr.item())
         module(draw(8, 3, seed=seed), update=True)
-    assert found == [0, 8, 16, 0]
+    assert actual == [0, 8, 16, 0]
     # The third batch filled the last 4 rows and lost 4 of its own; the fourth began at the front.
     expected = torch.cat([draw(8, 3, seed=3), draw(8, 3, seed=1), draw(8, 3, seed=2)[:4]])
     torch.testing.assert_close(module.bank, expected.float())
@@ -51,7 +51,7 @@ def test_any_batches_fill_it_as_slices_would(size, batches):
         assert module.bank_ptr.tolist() == [pointer]
 
 
-def test_it_returns_what_was_there_before_and_nothing_moves_without_update():
+def test_bank_returns_old_rows_and_changes_on_update_only():
     module = MemoryBankModule((6, 4))
     before = module.bank.clone()
     _, bank = module(draw(6, 4), update=True)

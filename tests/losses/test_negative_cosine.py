@@ -6,9 +6,9 @@ from tests.losses.pairs import draw, golden_pair, gradients, unit
 
 
 def test_both_inputs_get_the_gradient_of_the_mean_dot_product():
-    found = gradients(NegativeCosineSimilarity(), *golden_pair())
+    actual = gradients(NegativeCosineSimilarity(), *golden_pair())
     expected = gradients(lambda a, b: -(unit(a) * unit(b)).sum(1).mean(), *golden_pair())
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_the_dimension_is_free():

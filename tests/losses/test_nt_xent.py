@@ -9,11 +9,11 @@ from tests.losses.pairs import draw, golden_pair, gradients, unit, written_info_
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("temperature", [0.02, 0.07, 2.0])
-def test_loss_and_gradients_are_those_of_the_written_out_cross_entropy(temperature, backend):
+def test_nt_xent_equals_the_cross_entropy_reference(temperature, backend):
     a, b = draw(13, 6, seed=1) * 3, draw(13, 6, seed=2)
-    found = gradients(NTXentLoss(temperature, backend=backend), a, b)
+    actual = gradients(NTXentLoss(temperature, backend=backend), a, b)
     expected = gradients(lambda x, y: written_nt_xent(x, y, temperature), a, b)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 @settings(deadline=None, max_examples=25)
@@ -24,20 +24,20 @@ def test_loss_and_gradients_are_those_of_the_written_out_cross_entropy(temperatu
     scale=st.floats(1e-3, 1e3),
     seed=st.integers(0, 999),
 )
-def test_neither_the_order_of_views_and_images_nor_the_norms_matter(batch, dim, temperature, scale, seed):
+def test_order_and_norms_do_not_change_the_loss(batch, dim, temperature, scale, seed):
     a, b = draw(batch, dim, seed=seed), draw(batch, dim, seed=seed + 1)
     loss = NTXentLoss(temperature)
     order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(loss(scale * b[order], a[order]), loss(a, b), rtol=1e-9, atol=1e-10)
 
 
-def test_with_a_bank_only_the_first_view_is_anchor_and_the_bank_its_negatives():
+def test_with_a_bank_the_first_view_is_the_only_anchor():
     torch.manual_seed(0)
     loss = NTXentLoss(0.2, (20, 16))
     bank = loss.memory_bank.bank.double()
-    found = gradients(loss, *golden_pair())
+    actual = gradients(loss, *golden_pair())
     expected = gradients(lambda a, b: written_info_nce(a, b, 0.2, bank), *golden_pair())
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_second_view_enters_the_bank_after_the_loss():
@@ -49,7 +49,7 @@ def test_the_second_view_enters_the_bank_after_the_loss():
     torch.testing.assert_close(loss.memory_bank.bank[:16], unit(torch.cat([b, b])).float())
 
 
-def test_the_bank_rests_unless_the_first_view_requires_a_gradient():
+def test_bank_changes_only_if_the_first_view_has_a_gradient():
     loss = NTXentLoss(memory_bank_size=(20, 16))
     before = loss.memory_bank.bank.clone()
     a, b = golden_pair()

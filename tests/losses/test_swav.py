@@ -21,11 +21,11 @@ def test_random_cases_are_the_written_out_loss(seed, queued):
     queues = _queues(views[:n], seed) @ w.T if queued else None
     settings = {"epsilon": 0.1, "iterations": seed % 5}
     loss = SwaVLoss(0.2, settings["iterations"], settings["epsilon"])
-    found = gradients(lambda x: loss(list(x[:n]), list(x[n:]), None if queues is None else list(queues)), scores)
+    actual = gradients(lambda x: loss(list(x[:n]), list(x[n:]), None if queues is None else list(queues)), scores)
     expected = gradients(lambda x: written_swav(x[:n], x[n:], queues, 0.2, **settings).view(1), scores)
     # Codes are fp32 throughout.
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert found[0].shape == (1,)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert actual[0].shape == (1,)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -43,11 +43,11 @@ def test_projections_and_prototypes_do_what_scores_do(seed, queued, backend):
         views,
         w,
     )
-    found = gradients(
+    actual = gradients(
         lambda x, p: loss(list(x[:n]), list(x[n:]), None if queues is None else list(queues), prototypes=p), views, w
     )
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert found[0].shape == (1,)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert actual[0].shape == (1,)
 
 
 def test_the_codes_are_balanced_over_batch_and_queue():

@@ -27,14 +27,14 @@ def test_every_kind_of_negatives_and_reduction(shape, reduction, backend):
     loss = InfoNCE(0.2, reduction, mode, backend=backend)
     weights = draw(6, seed=4) if reduction == "none" else 1.0  # so that every row's gradient is seen
     assert loss(*inputs).shape == ((6,) if reduction == "none" else ())
-    found = gradients(lambda *x: (loss(*x) * weights).sum(), *inputs)
+    actual = gradients(lambda *x: (loss(*x) * weights).sum(), *inputs)
     expected = gradients(lambda q, k, n=None: (_written(q, k, n, 0.2, reduction) * weights).sum(), *inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_the_function_takes_the_class_s_arguments_in_info_nce_pytorch_s_order():
+def test_function_takes_arguments_in_the_order_of_the_peer():
     q, k, negatives = draw(6, 5), draw(6, 5, seed=1), draw(6, 3, 5, seed=2)
-    found = info_nce(q, k, negatives, 0.3, "none", "paired")
-    torch.testing.assert_close(found, InfoNCE(0.3, "none", "paired")(q, k, negatives))
+    actual = info_nce(q, k, negatives, 0.3, "none", "paired")
+    torch.testing.assert_close(actual, InfoNCE(0.3, "none", "paired")(q, k, negatives))
     loss = InfoNCE(0.3, "none", "paired")
     assert (loss.temperature, loss.reduction, loss.negative_mode) == (0.3, "none", "paired")
