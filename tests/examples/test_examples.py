@@ -39,8 +39,8 @@ It takes 40 seconds, and sometimes a rank ends with SIGABRT (see distributed/wor
 def _check_losses(*command):
     """Run Python in the folder of the examples, and check the list of 40 losses that it prints last.
 
-    In the root of the clone, transformers would import the folder kernels/ as PyPI's package of this name. Tests of this
-    process may have set variables for DeepSpeed, which are removed.
+    In the root of the clone, transformers would import the folder kernels/ as PyPI's package of this name. Tests in
+    this process may have set variables for DeepSpeed, which are removed.
     """
     removed = {"PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
     environment = {name: value for name, value in os.environ.items() if name not in removed} | {"OMP_NUM_THREADS": "1"}

@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(images, tmp_path, 
     assert main(given) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line
-    assert "make room" in line
+    assert "Free space" in line
     assert "b'" not in line
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*step*")] == ["step-00000002"]
     monkeypatch.undo()
