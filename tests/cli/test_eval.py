@@ -45,6 +45,7 @@ def test_a_run(simclr_run, evaluated, capsys):
     assert "44 images extracted, 0 cached" in err
 
 
+@pytest.mark.slow
 def test_two_ranks_share_a_run_s_evaluation(simclr_run, images, evaluated, tmp_path):
     """Under a launcher; the command itself, for what is in the path may be another installation."""
     alone, file = evaluated(simclr_run), tmp_path / "two.json"
@@ -86,7 +87,9 @@ def test_teacher_and_student_differ(dino_run, evaluated):
     assert actual[0]["lidar"] != actual[1]["lidar"]
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", ["--size", "32"]), ("test_vit", [])])
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", ["--size", "32"]), pytest.param("test_vit", [], marks=pytest.mark.slow)]
+)
 def test_timm_network_equals_its_exported_weights(evaluated, tmp_path, name, size):
     """Three ways to one network: timm's own, our export by itself, and our export in timm's; no features are shared."""
     file = tmp_path / "stock.safetensors"

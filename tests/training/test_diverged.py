@@ -64,7 +64,7 @@ def test_spike_is_reported_with_entropy_and_reconstruction(images, tmp_path, cap
     assert line.endswith(terms)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3))])
 def test_rollback_resumes_the_last_checkpoint_in_another_order(images, tmp_path, capsys, monkeypatch, stage):
     arguments = ("--knn_every", 0, "--saveckp_freq_steps", 2, "--max_skipped_steps", 2, "--zero_stage", stage)
     arguments = (*arguments, "--rollback", 1)

@@ -85,6 +85,7 @@ def test_too_many_bad_files_stop_the_run(tmp_path, capfd):
     assert json.loads((tmp_path / "run/summary.json").read_text())["unreadable_images"] == 24
 
 
+@pytest.mark.slow
 def test_too_many_bad_files_stop_two_ranks_with_one_line(tmp_path):
     """Only the second rank's half is bad: the first must not wait for it, nor end in a traceback."""
     folder = noise_with_bad_files(tmp_path / "images", every=1000)

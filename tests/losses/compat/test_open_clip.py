@@ -60,6 +60,7 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("local", "grad"), _MODES)
 def test_two_processes(two_ranks, local, grad):
     for actual in two_ranks:
