@@ -60,9 +60,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def _only_tests(config: pytest.Config) -> bool:
-    """Return whether every path on the command line lies in bench/tests."""
+    """Return whether the command line selects no benchmarks: no folder of bench/ other than bench/tests."""
     folder = config.invocation_params.dir
-    return all((folder / argument.partition("::")[0]).resolve().is_relative_to(_TESTS) for argument in config.args)
+    paths = [(folder / argument.partition("::")[0]).resolve() for argument in config.args]
+    bench = _TESTS.parent
+    return not any(
+        bench.is_relative_to(path) or (path.is_relative_to(bench) and not path.is_relative_to(_TESTS)) for path in paths
+    )
 
 
 def _prepare_tests() -> None:

@@ -187,7 +187,7 @@ def data_index() -> str:
 def views() -> str:
     """Every view of the published recipes."""
     from fasttrain import methods
-    from fasttrain.config.settings import resolve
+    from fasttrain.config.resolve import resolve
 
     body = []
     for method in methods.names():

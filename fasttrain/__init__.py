@@ -17,5 +17,6 @@ __all__ = [
     "Interrupted",
     "Result",
     "SaveError",
+    "__version__",
     "train",
 ]

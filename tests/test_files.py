@@ -19,7 +19,7 @@ from fasttrain.files import (
     write_tensors,
     write_text,
 )
-from tests.checkpoints import RunsCode, largest_file
+from tests.checkpoints import largest_file
 
 _CONTENT = {"weight": torch.arange(100_000.0), "step": 3}
 
@@ -108,13 +108,6 @@ def test_every_difference_is_named(tmp_path, change, message):
     written = write_tensors(path, _CONTENT)
     change(path)
     assert re.fullmatch(message, difference(path, written))
-
-
-def test_code_in_a_file_does_not_run(tmp_path):
-    torch.save(RunsCode(tmp_path / "marker"), tmp_path / "tensors.pt")
-    with pytest.raises(Exception, match="mkdir"):
-        load_tensors(tmp_path / "tensors.pt")
-    assert not (tmp_path / "marker").exists()
 
 
 def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

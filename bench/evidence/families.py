@@ -31,7 +31,7 @@ def train(run: Run) -> dict[str, list[float]]:
 def main() -> None:
     """Train the missing runs and draw the picture."""
     options = parser(__doc__, seeds=(0,)).parse_args()
-    from bench.evidence.picture import curves  # needs matplotlib, unlike the table
+    from bench.evidence.picture import curves, twins  # they need matplotlib, unlike the table
 
     results: dict[str, Any] = json.loads(_RESULT.read_text()) if _RESULT.is_file() else {}
     if not options.show:
@@ -42,6 +42,7 @@ def main() -> None:
                     results[name] = train(Run(name, options.seeds[0], flags))
                     _RESULT.write_text(json.dumps(results) + "\n")
     curves(results, _FAMILIES, DOCS / "families.svg")
+    twins(results, "dino", "DINO", DOCS / "bound.svg")
 
 
 if __name__ == "__main__":

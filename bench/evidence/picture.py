@@ -67,17 +67,41 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], families: Mapping[
     figure, panels = plt.subplots(2, len(families), figsize=(9, 5), sharex="col", sharey="col", layout="constrained")
     for column, (family, method) in zip(panels.T, families.items(), strict=True):
         for axes, twin, label in zip(column, ("", "+er"), ("", ", with --entropy"), strict=True):
-            run = runs[method + twin]
-            axes.plot(run["step"], run["entropy_max"], color="gray", linestyle="--", linewidth=1, label="its ceiling")
-            axes.plot(run["step"], run["entropy"], color=_TWIN, label="entropy")
-            axes.plot(run["step"], run["reconstruction"], color=_BASE, label="reconstruction")
-            axes.fill_between(run["step"], run["reconstruction"], run["entropy"], color=_TWIN, alpha=0.12)
+            _bound(axes, runs[method + twin])
             axes.set_title(f"{family}: {method}{label}", fontsize=9)
         column[-1].set_xlabel("step")
     for axes in panels[:, 0]:
         axes.set_ylabel("nats")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3, loc="outside lower center", frameon=False)
     _save(figure, path)
+
+
+def twins(runs: Mapping[str, Mapping[str, Sequence[float]]], method: str, title: str, path: Path) -> None:
+    """Draw the bound of one method and of its twin next to each other."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    labels = (f"{title}: the entropy is lost", f"{title} with --entropy: it is kept")
+    for axes, twin, label in zip(panels, ("", "+er"), labels, strict=True):
+        run = runs[method + twin]
+        _bound(axes, run)
+        axes.annotate(
+            f"information {run['entropy'][-1] - run['reconstruction'][-1]:.1f} nats",
+            (run["step"][-1], (run["entropy"][-1] + run["reconstruction"][-1]) / 2),
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("step")
+    panels[0].set_ylabel("nats")
+    figure.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="outside lower center", frameon=False)
+    _save(figure, path)
+
+
+def _bound(axes: plt.Axes, run: Mapping[str, Sequence[float]]) -> None:
+    axes.plot(run["step"], run["entropy_max"], color="gray", linestyle="--", linewidth=1, label="its ceiling")
+    axes.plot(run["step"], run["entropy"], color=_TWIN, label="entropy")
+    axes.plot(run["step"], run["reconstruction"], color=_BASE, label="reconstruction")
+    axes.fill_between(run["step"], run["reconstruction"], run["entropy"], color=_TWIN, alpha=0.12)
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

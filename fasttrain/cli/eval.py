@@ -42,7 +42,7 @@ class EvalOptions:
     lidar_views: Several = flag(_DEFAULTS.lidar_views, "augmented views of each of those images")
     batch_size_per_gpu: Count = flag(128, "images per batch and rank")
     num_workers: Count | None = flag(None, "threads that decode; default: this rank's share of the cores")
-    cache: str = flag(str(default_folder()), "folder for cached features, or none")
+    cache: str | None = flag(None, "folder of cached features, or none; default: ~/.cache/fasttrain/features")
     output: str | None = flag(None, "also write the figures to this JSON file")
 
 
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     backbone = open_backbone(namespace, source)
     size = source.size or backbone.blueprint.size
     try:
-        check_crops(backbone.network, [size], backbone.blueprint.pixels.channels)
+        check_crops(backbone.network, [size], backbone.blueprint.pixels.channels, flag="--size")
     except ValueError as error:
-        raise ConfigError(f"--size: {error}") from None
+        raise ConfigError(str(error)) from None
     splits = _splits(backbone, options)
     if world.size > 1:
         initialise(world)
@@ -76,8 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     if figures is None:
         return 0
-    folder = "" if options.cache == "none" else f" (cache: {options.cache})"
-    console.print(f"features: {cache.extracted:,} images extracted, {cache.reused:,} cached{folder}")
+    console.print(f"features: {cache.extracted:,} images extracted, {cache.reused:,} cached")
     Console(highlight=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
     if options.output:
         about = _about(backbone, splits, cache, size, source.seed)
@@ -96,11 +95,12 @@ def _splits(backbone: Backbone, options: EvalOptions) -> Splits:
 
 
 def _cache(backbone: Backbone, options: EvalOptions, world: World) -> FeatureCache:
+    folder = default_folder() if options.cache is None else Path(options.cache).expanduser()
     return FeatureCache(
         backbone.network,
         torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu"),
         world,
-        None if options.cache == "none" else Path(options.cache).expanduser(),
+        None if options.cache == "none" else folder,
         batch=options.batch_size_per_gpu,
         threads=options.num_workers or world.threads,
     )

@@ -21,6 +21,7 @@ class ReportOptions:
     output: str | None = flag(None, "file to write; default: report.html in the folder of the first run")
     images: Natural = flag(IMAGES, "images in the map of features; 0: leave out everything that needs the data")
     plugin: str | None = flag(None, "Python file that registers the run's method; it is run")
+    views: bool = flag(False, "alias of fasttrain views, with the flags of a training")
 
 
 def main(arguments: Sequence[str]) -> int:

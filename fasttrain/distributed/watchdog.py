@@ -7,6 +7,7 @@ threads of this module do need the GIL: one reports a hang in one line, the othe
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -25,10 +26,10 @@ from ..errors import Crashed
 from .world import World
 
 _KEY = "fasttrain/end"  # in the process group's store: "<status> <crash or hang> <rank>" of the first rank that ends
-_PERIOD = 0.5  # seconds between looks at the store
+_PERIOD = 0.5  # seconds between looks at the store, and between settings of faulthandler's timer
 _PATIENCE = 5.0  # seconds to wait for an answer of the store, whose machine may be unreachable
 _LINGER = 4 * _PERIOD  # seconds that a rank stays after its report, because the store may end with it
-_GRACE = _PATIENCE + _LINGER  # seconds between the deadline and faulthandler: the report may wait for the store
+_GRACE = _PATIENCE + _LINGER + _PERIOD  # seconds from the deadline to faulthandler's end; the report may take as long
 CRASHED = 1  # exit status
 
 
@@ -110,9 +111,10 @@ class Watchdog:
         """The run's folder, when it is known."""
         self._log: IO[bytes] | None = None
         self._deadline: float | None = None
+        self._set_at = -math.inf  # when faulthandler's timer was set
         self._ending = False
         """Whether the end of the process is certain. The timer is then not set again."""
-        self._arming = threading.RLock()  # guards the two fields above, the log and faulthandler's timer
+        self._arming = threading.RLock()  # guards the fields above, the log and faulthandler's timer
         self._store = _get_default_store().clone() if world.size > 1 else None
         self._end: str | None = None
         """The end of the first rank that ended, as :data:`_KEY` has it."""
@@ -125,9 +127,12 @@ class Watchdog:
     def step_done(self) -> None:
         """Start the time limit again: a step has finished, or the first step begins."""
         with self._arming:
+            now = time.monotonic()
             if self.limit and not self._ending:
-                self._deadline = time.monotonic() + self.limit
-                faulthandler.dump_traceback_later(self.limit + _GRACE, exit=True, file=self._open_log())
+                self._deadline = now + self.limit
+                if now - self._set_at >= _PERIOD:  # each setting starts a thread: 0.4 ms
+                    self._set_at = now
+                    faulthandler.dump_traceback_later(self.limit + _GRACE, exit=True, file=self._open_log())
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -214,7 +219,7 @@ class Watchdog:
         return None
 
     def _cancel(self) -> None:
-        self._deadline = None
+        self._deadline, self._set_at = None, -math.inf
         faulthandler.cancel_dump_traceback_later()
 
     def _close(self) -> None:

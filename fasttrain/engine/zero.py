@@ -172,7 +172,7 @@ def writer_replaced(engine: Any, save: Callable[[Any, str], None]) -> Iterator[N
     def write(state_dict: Any, path: str) -> None:  # DeepSpeed passes the arguments by these names
         save(state_dict, path)
 
-    writer.save, engine._copy_recovery_script = write, lambda save_path: None
+    writer.save, engine._copy_recovery_script = write, lambda _: None
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -91,12 +91,19 @@ def parameter_groups(
     def position(rule: ParameterRule) -> int:
         return _ORDER.index(rule.group) if rule.group in _ORDER else len(_ORDER)
 
-    groups = []
-    for rule in sorted(members, key=position):
-        values = asdict(rule)
-        decay = weight_decay * rule.weight_decay_scale
-        groups.append({"name": values.pop("group"), "params": members[rule], "weight_decay": decay, **values})
-    return groups
+    return [
+        {
+            "name": rule.group,
+            "params": members[rule],
+            "weight_decay": weight_decay * rule.weight_decay_scale,
+            "lr_scale": rule.lr_scale,
+            "weight_decay_scale": rule.weight_decay_scale,
+            "frozen_epochs": rule.frozen_epochs,
+            "constant_lr": rule.constant_lr,
+            "layerwise": rule.layerwise,
+        }
+        for rule in sorted(members, key=position)
+    ]
 
 
 def set_schedules(group: dict[str, Any], *, lr: float, peak_lr: float, weight_decay: float, epoch: float) -> None:

@@ -99,7 +99,7 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
     if t.batch_size_per_gpu > largest:
         batch = t.batch_size_per_gpu * world * t.gradient_accumulation_steps
         raise ConfigError(
-            f"--batch_size_per_gpu: the global batch must be at most the {images} images of the data, got {batch}. "
+            f"--batch_size_per_gpu: the global batch is larger than the data ({images} images), got {batch}. "
             "Lower it or --nodes."
         )
     if t.zero_stage and precision == "fp16":

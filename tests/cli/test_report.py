@@ -89,16 +89,7 @@ def test_report_of_different_data_warns(run, tmp_path, capsys):
     assert "different data" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        ([], "RUN: "),
-        (["/no/such"], "/no/such: "),
-        (["RUN", "--images", "0", "--output", "/no/such/page.html"], "--output /no/such/page.html: "),
-    ],
-)
-def test_report_that_cannot_be_written_is_refused(arguments, names, simclr_run, capsys):
-    assert main(["report", *(str(simclr_run) if word == "RUN" else word for word in arguments)]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"fasttrain: {names}")
+def test_report_that_cannot_be_written_is_refused(simclr_run, capsys):
+    assert main(["report", str(simclr_run), "--images", "0", "--output", "/no/such/page.html"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fasttrain: --output /no/such/page.html: ")

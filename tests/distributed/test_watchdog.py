@@ -54,6 +54,7 @@ def _run(*arguments, **environment):
     return done.returncode, done.stderr, [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["step nothing log", "step gil log", "step nothing stderr", "start gil stderr"])
 def test_a_hang_ends_with_status_1_and_the_stacks(tmp_path, case):
     """A C call that holds the GIL stops every Python thread, and with them the line that names the reason."""
@@ -121,6 +122,8 @@ def test_steps_set_the_timer_again_and_long_work_cancels_it(tmp_path, timer):
         with dog.suspended():  # before the first step
             pass
         dog.step_done()
+        dog.step_done()  # too soon to set the timer again
+        time.sleep(0.02)
         dog.step_done()
         with dog.suspended():
             assert timer[-1] is None

@@ -20,7 +20,7 @@ def test_learning_rate_falls_to_a_tenth_at_each_drop():
     assert rates == pytest.approx([0.2, *[0.4] * 7, *[0.04] * 4, *[0.004] * 4])
 
 
-def test_groups_follow_the_schedules_and_frozen_prototypes_do_not():
+def test_groups_follow_the_schedules_unless_frozen():
     small = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}
     with small_engine("dino", freeze_last_layer=1, warmup_epochs=0, **small) as engine:
         rates = []

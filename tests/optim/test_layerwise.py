@@ -202,7 +202,7 @@ def test_lambs_state_has_the_keys_that_apex_reads():
         assert {"lr", "betas", "eps", "weight_decay"} <= group.keys()
 
 
-def test_step_returns_a_closures_loss_and_skips_parameters_without_grad():
+def test_step_returns_a_closures_loss_and_skips_idle_parameters():
     weight, idle = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
 
     def closure():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from fasttrain import methods
 from fasttrain.errors import ConfigError
 from fasttrain.plan.forecast import _accepts, _can_recompute, _choice, forecast, refusal
 from fasttrain.plan.hardware import GIB, GPUS, Cluster
@@ -116,7 +117,7 @@ def test_only_vits_can_recompute_their_blocks():
 @pytest.mark.parametrize(
     ("method", "values", "world", "images", "flag"),
     [
-        ("dino", {}, 4, 31, "--batch_size_per_gpu: .*31.*got 32"),
+        ("dino", {}, 4, 31, "--batch_size_per_gpu: .*31 images.*got 32"),
         ("dino", {"gradient_accumulation_steps": 2}, 4, 63, "--batch_size_per_gpu: .*63.*got 64"),
         ("dino", {"precision": "fp16", "zero_stage": 2}, 4, 6400, "--precision: "),
         ("moco", {}, 3, 6400, "--queue_length: .*24"),
@@ -133,3 +134,8 @@ def test_fp16_has_stage_0_only_and_one_gpu_sends_nothing():
     prediction = forecast(configured("simclr", arch="conv_small"), _on(100 * GIB, world=1), 6400)
     assert [stage.traffic for stage in prediction.stages] == [()] * 4
     assert prediction.chosen is prediction.stages[0]
+
+
+@pytest.mark.parametrize(("name", "size"), [("deepcluster", 4 * (1000 * 16 + (1 << 24))), ("simclr", 0)])
+def test_bytes_between_epochs_are_k_means_copies(name, size):
+    assert methods.load(name).bytes_between_epochs(configured(name).settings, 1000) == size

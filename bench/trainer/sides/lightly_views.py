@@ -23,8 +23,9 @@ class LightlySimCLR(Loader):
     its first step on with the same number of workers.
     """
 
-    def _epoch(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
-        steps = self._plan(epoch)[start_step:]
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+        """Return the batches from ``start_step`` on, with lightly's views."""
+        steps = self._plan(epoch, start_step * self.batch_size * self.world_size)
         batches = DataLoader(
             _Views(self.source, transform("simclr", self.recipe)),
             batch_sampler=[step.tolist() for step in steps],

@@ -16,7 +16,7 @@ from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.engine.zero import quiet_deepspeed
-from fasttrain.methods.base import slice_views
+from fasttrain.methods.branch import slice_views
 from fasttrain.pipelines import Batch, Loader, open_source
 from fasttrain.training.records import Recorder
 
