@@ -21,7 +21,6 @@ from .spectrum import alpha_req, lidar, rankme, spectrum_stride
 Metric = Literal["knn", "linear", "logistic", "few_shot", "spectrum", "views"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 LABELLED = METRICS[:4]
-LABEL_FREE = METRICS[4:]
 _SMALL = 64  # pixels; SimCLR and MoCo do not blur smaller images
 
 

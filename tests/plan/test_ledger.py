@@ -105,12 +105,9 @@ def _kept(precision=None):
     return {place: kept.total(place) for place in ("network", "loss", "copies")}
 
 
-def test_kept_counts_storages_once():
+def test_kept_counts_storages_once_and_weight_copies_apart():
     # ReLU and the next layer save the hidden layer. The square saves the output.
     assert _kept() == {"network": 4 * 10 * 30, "loss": 4 * 10 * 5, "copies": 0}
-
-
-def test_kept_counts_autocast_s_weights_separately():
     # The input is cast. It has no gradient, so the copy of the first weight is not saved.
     assert _kept(torch.bfloat16) == {"network": 2 * (10 * 20 + 10 * 30), "loss": 4 * 10 * 5, "copies": 2 * 30 * 5}
 
