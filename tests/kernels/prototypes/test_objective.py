@@ -149,9 +149,7 @@ def test_autocast_changes_no_bit(backend):
 
 def test_no_logits_are_stored():
     """Checks the largest allocation apart from the prototypes' gradient: 400 rows, 20,000 prototypes."""
-    student, teacher, ws, wt, center = case((10, 2, 40, 20000, 8))
-    student.requires_grad_()
-    ws.requires_grad_()
+    student, teacher, ws, wt, center = (x.requires_grad_() for x in case((10, 2, 40, 20000, 8)))
     with torch.profiler.profile(profile_memory=True) as profile:
         loss, entropy = prototype_terms(student, teacher, ws, wt, center=center, **TEMPS)
         (loss - entropy).backward()
@@ -216,37 +214,32 @@ def test_sinkhorn_codes_equal_a_softmax_with_centre():
     torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-5, atol=1e-5)
 
 
+VIEWS = {"student": torch.ones(2, 3, 4), "teacher": torch.ones(2, 3, 4)}
+ROWS = {"student": torch.ones(3, 4), "teacher": torch.ones(3, 4)}
+
+
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("function", "change", "message"),
     [
-        ({"student": torch.ones(2, 4)}, r"^student .*\(2, 4\)"),
-        ({"teacher": torch.ones(2, 0, 4)}, r"^teacher .*\(2, 0, 4\)"),
-        ({"teacher": torch.ones(2, 5, 4)}, r"same B and D, got \(2, 3, 4\) and \(2, 5, 4\)"),
-        ({"student_prototypes": torch.ones(0, 4)}, r"^student_prototypes "),
-        ({"teacher_prototypes": torch.ones(7, 4)}, r"D = 4, got \(6, 4\) and \(7, 4\)"),
-        ({"center": torch.ones(5)}, r"^center .*\(5,\)"),
-        ({"student_temp": 0.0}, r"^student_temp .*got 0"),
-        ({"teacher_temp": -1.0}, r"^teacher_temp .*got -1"),
-        ({"student": torch.ones(1, 3, 4), "teacher": torch.ones(1, 3, 4)}, "no two different views"),
+        (prototype_cross_entropy, VIEWS | {"student": torch.ones(2, 4)}, r"^student .*\(2, 4\)"),
+        (prototype_cross_entropy, VIEWS | {"teacher": torch.ones(2, 0, 4)}, r"^teacher .*\(2, 0, 4\)"),
+        (
+            prototype_cross_entropy,
+            VIEWS | {"teacher": torch.ones(2, 5, 4)},
+            r"B and D, got \(2, 3, 4\) and \(2, 5, 4\)",
+        ),
+        (prototype_cross_entropy, VIEWS | {"student_prototypes": torch.ones(0, 4)}, "^student_prototypes "),
+        (prototype_cross_entropy, VIEWS | {"teacher_prototypes": torch.ones(7, 4)}, r"got \(6, 4\) and \(7, 4\)"),
+        (prototype_cross_entropy, VIEWS | {"center": torch.ones(5)}, r"^center .*\(5,\)"),
+        (prototype_cross_entropy, VIEWS | {"student_temp": 0.0}, "^student_temp .*got 0"),
+        (prototype_cross_entropy, VIEWS | {"teacher_temp": -1.0}, "^teacher_temp .*got -1"),
+        (prototype_cross_entropy, {name: x[:1] for name, x in VIEWS.items()}, "no two different views"),
+        (patch_cross_entropy, ROWS | {"teacher": torch.ones(2, 4)}, r"same shape, got \(3, 4\) and \(2, 4\)"),
+        (patch_cross_entropy, ROWS | {"weight": torch.ones(2)}, r"^weight .*\[3\], got \(2,\)"),
     ],
 )
-def test_invalid_argument_is_named(change, message, backend):
-    arguments = {"student": torch.ones(2, 3, 4), "teacher": torch.ones(2, 3, 4), "student_prototypes": torch.ones(6, 4)}
-    arguments |= {"teacher_prototypes": torch.ones(6, 4)} | TEMPS | change
+def test_invalid_argument_is_named(function, change, message, backend):
+    prototypes = {f"{name}_prototypes": torch.ones(6, 4) for name in VIEWS}
     with pytest.raises(ValueError, match=message):
-        prototype_cross_entropy(**arguments, backend=backend)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"teacher": torch.ones(2, 4)}, r"same shape, got \(3, 4\) and \(2, 4\)"),
-        ({"weight": torch.ones(2)}, r"^weight .*\[3\], got \(2,\)"),
-        ({"center": torch.ones(4)}, r"^center .*\(4,\)"),
-    ],
-)
-def test_invalid_argument_of_patches_is_named(change, message):
-    arguments = {"student": torch.ones(3, 4), "teacher": torch.ones(3, 4), "student_prototypes": torch.ones(5, 4)}
-    with pytest.raises(ValueError, match=message):
-        patch_cross_entropy(**arguments | {"teacher_prototypes": torch.ones(5, 4)} | TEMPS | change)
+        function(**prototypes | TEMPS | change, backend=backend)
