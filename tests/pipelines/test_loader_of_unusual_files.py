@@ -59,16 +59,13 @@ def check(open_loader, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_modes_and_formats_are_read_as_pil_does(check, tmp_path, channels):
-    picture(0).save(tmp_path / "0.jpg", "PNG")  # a wrong suffix
-    picture(1).convert("L").save(tmp_path / "1.jpg")
-    picture(2).convert("CMYK").save(tmp_path / "2.jpg")
-    picture(3).convert("RGBA").save(tmp_path / "3.png")
-    picture(4).convert("P").save(tmp_path / "4.png")
-    picture(5).save(tmp_path / "5.bmp")
-    picture(6).save(tmp_path / "6.webp")
-    picture(7).save(tmp_path / "7.tif")
-    picture(8).save(tmp_path / "8.jpg", exif=turned(6))
-    picture(9).save(tmp_path / "9.png", exif=turned(6))
+    picture(0).save(tmp_path / "wrong.jpg", "PNG")
+    for k, suffix in enumerate(("bmp", "webp", "tif")):
+        picture(k).save(tmp_path / f"{k}.{suffix}")
+    for k, (mode, suffix) in enumerate((("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"))):
+        picture(k).convert(mode).save(tmp_path / f"{mode}.{suffix}")
+    for suffix in ("jpg", "png"):
+        picture(8).save(tmp_path / f"turned.{suffix}", exif=turned(6))
     check(channels)
 
 
