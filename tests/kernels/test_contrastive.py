@@ -27,13 +27,6 @@ def test_loss_equals_published_value(loss, temperature, expected):
     assert loss(*pair(), temperature=temperature).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_nt_xent_equals_cross_entropy_over_the_other_rows():
-    z0, z1 = pair()
-    z = torch.cat([z0, z1])
-    scores = (z @ z.T / 0.2).fill_diagonal_(-torch.inf)
-    torch.testing.assert_close(nt_xent(z0, z1, temperature=0.2), cross_entropy(scores, torch.arange(16).roll(8)))
-
-
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(1, 20), st.floats(0.02, 2.0))
 def test_info_nce_in_both_directions_equals_one_pass(rows, temperature):
@@ -70,7 +63,7 @@ def test_gradients_pass_gradcheck():
     ("backend", "dtype"),
     [
         ("eager", torch.float32),
-        *((backend, t) for backend in ("cpu", "triton") for t in (torch.float32, torch.float16, torch.bfloat16)),
+        *((backend, t) for backend in ("cpu", "triton") for t in (torch.float32, torch.bfloat16)),
     ],
 )
 def test_backends_and_types_agree(loss, backend, dtype):
