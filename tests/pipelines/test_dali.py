@@ -133,13 +133,6 @@ def test_graph_has_only_the_operators_of_its_views():
     assert used(everything, channels=1) == operators - {"ColorTwist"}
 
 
-def test_arguments_are_of_the_views_in_the_graph():
-    recipe = ViewRecipe((View(S, blur=0.1), View(96, blur=0.1), View(96, rotate=3)))
-    box = ["start", "end"]
-    assert dali.arguments(recipe, "cpu") == [(0, name) for name in box] + [(2, name) for name in [*box, "angle"]]
-    assert dali.arguments(recipe, "cuda") == [(v, name) for v in (0, 1, 2) for name in [*box, "angle"][: 2 + (v > 1)]]
-
-
 def test_dali_is_imported_when_needed(monkeypatch):
     code = "import sys, fasttrain.pipelines; sys.exit('nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

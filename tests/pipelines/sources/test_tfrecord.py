@@ -9,8 +9,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from fasttrain.pipelines.sources.shards import UNLABELLED, Window
 from fasttrain.pipelines.sources.tfrecord import TFRECORD, masked_crc, record_name
 
-from .indexing import contents, index_of
-from .shard_files import example, imagenet_records, jpeg, write_tfrecord
+from .shard_files import contents, example, imagenet_records, index_of, jpeg, write_tfrecord
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from fasttrain.pipelines.sources.shards import UNLABELLED, Window
 from fasttrain.pipelines.sources.webdataset import TAR, member_name
 
-from .indexing import contents, index_of
-from .shard_files import jpeg, samples, write_tar
+from .shard_files import contents, index_of, jpeg, samples, write_tar
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
