@@ -2,11 +2,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
 
-from fasttrain.kernels import bidirectional_logsumexp, info_nce, nt_xent
+from fasttrain.kernels import info_nce, nt_xent
 
 
 def pair():
@@ -25,16 +23,6 @@ def pair():
 )
 def test_loss_equals_published_value(loss, temperature, expected):
     assert loss(*pair(), temperature=temperature).item() == pytest.approx(expected, rel=1e-12)
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.integers(1, 20), st.floats(0.02, 2.0))
-def test_info_nce_in_both_directions_equals_one_pass(rows, temperature):
-    q, k = (normalize(torch.randn(rows, 5, dtype=torch.float64), dim=1) for _ in range(2))
-    both = info_nce(q, k, temperature=temperature) + info_nce(k, q, temperature=temperature)
-    by_row, by_column = bidirectional_logsumexp(q, k, scale=1 / temperature)
-    expected = by_row.mean() + by_column.mean() - 2 * (q * k).sum(1).mean() / temperature
-    torch.testing.assert_close(both, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("in_batch", [None, False, True])

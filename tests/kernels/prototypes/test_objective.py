@@ -65,28 +65,30 @@ def test_patches_are_weighted(backend, weight):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", ["_alike", "_attend"])
-def test_learnt_temperature_does_not_mix_types(function, monkeypatch):
+def test_learnt_temperature_does_not_mix_types(monkeypatch):
     """A learnt temperature makes bf16 rows fp32, and compiled kernels reject a product of two types.
 
     Regression: on an H100, fp32 values with bf16 keys needed 288 KB of shared memory at K = 65,536 and D = 256. So the
     teacher's product stays in bf16.
     """
-    types, original = [], getattr(launch, function)
+    alike, attend, types, attended = launch._alike, launch._attend, [], []
 
-    def spy(*tensors):
-        result = original(*tensors)
-        types.append([x.dtype for x in (result if function == "_alike" else tensors[:3])])
-        return result
+    def spy_alike(*factors):
+        types.append({x.dtype for x in alike(*factors)})
+        return alike(*factors)
 
-    monkeypatch.setattr(launch, function, spy)
+    def spy_attend(*tensors):
+        attended.extend(x.dtype for x in tensors[:3])
+        return attend(*tensors)
+
+    monkeypatch.setattr(launch, "_alike", spy_alike)
+    monkeypatch.setattr(launch, "_attend", spy_attend)
     student, *others, _ = case((2, 2, 3, 20, 16), torch.bfloat16, "none", DEVICE)
     temp = torch.tensor(0.1, device=DEVICE, requires_grad=True)
     options = {"student_temp": temp, "teacher_temp": 0.1, "backend": "triton"}
     prototype_cross_entropy(student.requires_grad_(), *others, **options).backward()
-    assert types
-    assert all(len(set(kinds)) == 1 for kinds in types)
-    assert function == "_alike" or types == [[torch.bfloat16] * 3]
+    assert {len(kinds) for kinds in types} == {1}
+    assert attended == [torch.bfloat16] * 3
 
 
 @pytest.mark.parametrize("kept", [0, 1000])
@@ -243,3 +245,30 @@ def test_invalid_argument_is_named(function, change, message, backend):
     prototypes = {f"{name}_prototypes": torch.ones(6, 4) for name in VIEWS}
     with pytest.raises(ValueError, match=message):
         function(**prototypes | TEMPS | change, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", stress.KINDS)
+@pytest.mark.parametrize("use", stress.USES)
+def test_check_for_gpus_accepts_the_kernels(use, kind, dtype, monkeypatch):
+    if use.startswith("sinkhorn") and kind == "strided rows":
+        pytest.skip("it takes scores, not rows")
+    monkeypatch.setattr(stress, "REPEATS", 2)
+    stress.KINDS[kind](use, (3, 2, 3, 21, 20), dtype, "one a view", DEVICE)
+
+
+@pytest.mark.parametrize("center", stress.CENTERS)
+@pytest.mark.parametrize("shape", [(1, 2, 5, 3, 17), (4, 2, 9, 150, 24)])
+def test_triton_equals_the_reference_for_other_shapes(shape, center):
+    for use in ("cross-entropy and entropy", "entropies"):
+        stress.reference(use, shape, torch.float32, center, DEVICE)
+
+
+@pytest.mark.parametrize("use", stress.USES)
+def test_check_for_gpus_detects_a_wrong_result(use):
+    drawn = stress.inputs(use, (3, 2, 3, 21, 20), torch.float32)
+    expected = stress.results(use, "eager", stress.exact(drawn))
+    stress.compare(expected, expected, torch.float32, use)
+    for part, value in expected.items():
+        with pytest.raises(AssertionError, match=f"{use}, {part}: RMS ratio"):
+            stress.compare(expected | {part: 1.001 * value}, expected, torch.float32, use)

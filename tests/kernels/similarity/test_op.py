@@ -20,10 +20,7 @@ def test_operators_pass_opcheck(columns, gain):
     torch.library.opcheck(OPERATORS.pair_lse.default, (x, y, bias, None, 2.0, None, True, columns, "cpu"))
     gain = gain and torch.tensor(gain, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(OPERATORS.self_lse.default, (x, gain, 2.0, True, True, "cpu"))
-
-
-def test_gradients_pass_opcheck():
-    x, y, lse = rows(5, 4, 0), rows(6, 4, 1), torch.ones(5, dtype=torch.float64)
+    x, y, lse = x.detach(), y.detach(), torch.ones(5, dtype=torch.float64)
     pair = (x, y, None, None, lse, lse[:0], lse, None, 2.0, None, True, True, True, "cpu")
     torch.library.opcheck(OPERATORS.pair_lse_backward.default, pair)
     torch.library.opcheck(OPERATORS.self_lse_backward.default, (x, None, lse, x @ x.T, lse, 2.0, True, True, "cpu"))
