@@ -20,8 +20,6 @@ from fasttrain.pipelines.photometric.draws import Look, draws
 from .rendering import EVERYTHING, S, make, neutral, pictures, raw, render, run_graph
 
 COLOURS = {"jitter": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "blur": 0.5}
-ROTATED, AUGMENTED = View(S, 2, rotate=10, **COLOURS), View(56, rand_augment=2, local=True, **COLOURS)
-RECIPE = ViewRecipe((View(80, solarize=0.2, **COLOURS), ROTATED, AUGMENTED, View(24, 4, jigsaw=2, local=True)))
 
 
 def drawn(recipe, count, size=64, seed=0):
@@ -100,22 +98,12 @@ def test_rotation_equals_pil_with_black_corners(channels):
         assert (view[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
 
 
-def test_result_does_not_depend_on_threads_and_parts():
-    images, parameters = pictures(13, 64), drawn(RECIPE, 13)
-    outputs = run_graph(RECIPE, images, parameters)
-    alone = make_views(RECIPE, outputs, parameters, device="cpu")
-    with ThreadPoolExecutor(3) as pool:
-        shared = make_views(RECIPE, outputs, parameters, device="cpu", pool=pool, parts=3)
-    assert [group.shape for group in alone] == [(v, 13, s, s, 3) for s, v in RECIPE.groups]
-    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-
-
 def test_error_in_a_thread_is_raised():
-    images, parameters = pictures(2, 64), drawn(RECIPE, 2)
-    empty = dataclasses.replace(parameters, end=parameters.start)
-    outputs = run_graph(RECIPE, images, parameters)
+    images, recipe = pictures(2, 64), ViewRecipe((View(80, **COLOURS),))
+    parameters = drawn(recipe, 2)
+    empty, outputs = dataclasses.replace(parameters, end=parameters.start), run_graph(recipe, images, parameters)
     with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match="size"):
-        make_views(RECIPE, outputs, empty, device="cpu", pool=pool, parts=2)
+        make_views(recipe, outputs, empty, device="cpu", pool=pool, parts=2)
 
 
 def test_graph_has_only_the_operators_of_its_views():

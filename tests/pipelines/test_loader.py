@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import Dataset
 
 from fasttrain.pipelines import (
     ArraySource,
@@ -25,7 +24,7 @@ from fasttrain.pipelines import (
 )
 
 from .loading import COLOR, GREY, RAW, assert_same, seen
-from .sources.shard_files import encode, imagenet_records, jpeg, picture, samples, write_tar, write_tfrecord
+from .sources.shard_files import encode, imagenet_records, picture, samples, write_folder, write_tar, write_tfrecord
 
 COUNT = 18
 LARGE = ViewRecipe(  # made outside of the graph; the blur windows differ, so images are grouped differently
@@ -40,23 +39,12 @@ INFOMIN = ViewRecipe(
 )
 
 
-class Pairs(Dataset):
-    def __init__(self, make):
-        self.make, self.targets = make, [k % 3 for k in range(COUNT)]
-
-    def __len__(self):
-        return COUNT
-
-    def __getitem__(self, i):
-        return self.make(i), self.targets[i]
+def dataset(make):
+    return source_from_dataset([make(k) for k in range(COUNT)], labels=[k % 3 for k in range(COUNT)])
 
 
 def folder_of_files(path):
-    for k in range(COUNT):
-        file = path / f"images/{k % 3}/{k:03}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(jpeg(k))
-    return open_source(str(path / "images")).train
+    return open_source(str(write_folder(path / "images", COUNT, "012"))).train
 
 
 def tars(path):
@@ -81,9 +69,9 @@ SOURCES = {
     "tar": tars,
     "tfrecord": tfrecords,
     "array": arrays,
-    "bytes": lambda _: source_from_dataset(Pairs(lambda k: encode(picture(k, (20 + k, 24)), "PNG"))),
-    "PIL": lambda _: source_from_dataset(Pairs(lambda k: picture(k, (20 + k, 24)).convert("L" if k % 4 else "RGB"))),
-    "NumPy": lambda _: source_from_dataset(Pairs(lambda k: np.array(picture(k, (20 + k, 30 - k))))),
+    "bytes": lambda _: dataset(lambda k: encode(picture(k, (20 + k, 24)), "PNG")),
+    "PIL": lambda _: dataset(lambda k: picture(k, (20 + k, 24)).convert("L" if k % 4 else "RGB")),
+    "NumPy": lambda _: dataset(lambda k: np.array(picture(k, (20 + k, 30 - k)))),
 }
 
 

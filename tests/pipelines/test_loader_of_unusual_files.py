@@ -33,28 +33,26 @@ def png_of_16_bits(pixels):
     return b"\x89PNG\r\n\x1a\n" + content
 
 
-def assert_reads_as_pil(loader):
-    """Compare the central squares. PIL's conversion of 16 bits would clip at 255, so they are divided."""
-    (batch,) = loader.epoch(0)
-    assert loader.bad == {}
-    for k, view in enumerate(batch.views[0][0] * 255):
-        image = ImageOps.exif_transpose(Image.open(loader.source.describe(k)))
-        wide = image.mode == "I;16"
-        image = image if wide else image.convert("L" if len(view) == 1 else "RGB")
-        left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
-        square = np.array(image.crop((left, top, left + SIDE, top + SIDE)), float).reshape(SIDE, SIDE, -1)
-        difference = np.abs(view.permute(1, 2, 0).numpy() - (square / 257 if wide else square))
-        assert difference.mean() < 1, loader.source.describe(k)
-
-
 @pytest.fixture
 def check(open_loader, tmp_path):
-    def read(channels=3):
+    """Compare the central squares with PIL's. Its conversion of 16 bits would clip at 255, so they are divided."""
+
+    def compare(channels=3):
         recipe = ViewRecipe((View(16),), channels, (0.0,) * channels, (1.0,) * channels)
         source = FolderSource(tmp_path)
-        assert_reads_as_pil(open_loader(source, evaluation_view(recipe, SIDE), len(source), shuffle=False))
+        loader = open_loader(source, evaluation_view(recipe, SIDE), len(source), shuffle=False)
+        (batch,) = loader.epoch(0)
+        assert loader.bad == {}
+        for k, view in enumerate(batch.views[0][0] * 255):
+            image = ImageOps.exif_transpose(Image.open(source.describe(k)))
+            wide = image.mode == "I;16"
+            image = image if wide else image.convert("L" if channels == 1 else "RGB")
+            left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
+            square = np.array(image.crop((left, top, left + SIDE, top + SIDE)), float).reshape(SIDE, SIDE, -1)
+            difference = np.abs(view.permute(1, 2, 0).numpy() - (square / 257 if wide else square))
+            assert difference.mean() < 1, source.describe(k)
 
-    return read
+    return compare
 
 
 @pytest.mark.parametrize("channels", [1, 3])

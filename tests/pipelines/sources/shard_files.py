@@ -28,6 +28,15 @@ def jpeg(k):
     return encode(picture(k))
 
 
+def write_folder(path, count, classes):
+    """Write JPEGs with the classes in turn."""
+    for k in range(count):
+        file = path / f"{classes[k % len(classes)]}/{k:02}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(k))
+    return path
+
+
 def write_tar(path, members, tar_format=tarfile.USTAR_FORMAT):
     """Write a tar file of (name, bytes) pairs."""
     path.parent.mkdir(parents=True, exist_ok=True)

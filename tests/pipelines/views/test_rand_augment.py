@@ -8,7 +8,7 @@ from timm.data import auto_augment as timm_ops
 
 from fasttrain.pipelines import View, ViewRecipe, draw_parameters
 from fasttrain.pipelines.views.rand_augment import MOST, OPERATIONS
-from tests.pipelines.rendering import S, make, pictures, raw, render
+from tests.pipelines.rendering import S, pictures, render
 
 TIMM = {"TranslateX": "TranslateXRel", "TranslateY": "TranslateYRel"}  # the names that differ
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -117,22 +117,9 @@ def test_movement_equals_timm_after_the_flip(channels, name, strength, flip):
 
 def test_operations_follow_each_other():
     images = pictures()
-    first = [number("Invert"), 0, number("Solarize")]
-    second = [number("TranslateX"), 0, 0]
-    operation = [[layers(a, b) for a, b in zip(first, second, strict=True)]]
-    view, strength = View(S, rand_augment=2), [[layers(0, 0.25), layers(), layers(100)]]
-    views = render(images, view, operation=operation, strength=strength)
+    operation = [[layers(number("Invert"), number("TranslateX")), layers(), layers(number("Solarize"))]]
+    strength = [[layers(0, 0.25), layers(), layers(100)]]
+    views = render(images, View(S, rand_augment=2), operation=operation, strength=strength)
     assert (views[0] == by_timm((255 - images[0]), "TranslateX", 0.25)).all()
     assert (views[1] == images[1]).all()
     assert (views[2] == by_timm(images[2], "Solarize", 100)).all()
-
-
-def test_views_do_not_depend_on_the_split_of_a_batch():
-    images = pictures(24)
-    recipe = raw(View(S, scale=(1, 1), ratio=(1, 1), rand_augment=3, rand_augment_magnitude=6))
-
-    def views(indices):
-        size = np.full(len(indices), S)
-        return make(recipe, [images[i] for i in indices], draw_parameters(recipe, 0, 0, indices, size, size))[0]
-
-    assert (np.concatenate([views(np.arange(9)), views(np.arange(9, 24))]) == views(np.arange(24))).all()
