@@ -116,6 +116,7 @@ def test_graph_has_only_the_operators_of_its_views():
     everything = dataclasses.replace(EVERYTHING, rand_augment=1)
     assert used(dataclasses.replace(EVERYTHING, size=96, rotate=0)) == set()
     assert used(EVERYTHING) == {"Resize", "Rotate"}
+    assert used(View(S, rand_augment=1, jitter=(0.4, 0.4, 0, 0))) == {"Resize", "BrightnessContrast", "Split", "Merge"}
     assert used(View(S, rand_augment=1, grey=0.2)) == {"Resize", "ColorTwist", "Split", "Merge"}
     assert used(everything) == operators - {"BrightnessContrast"}
     assert used(everything, channels=1) == operators - {"ColorTwist"}
