@@ -1,4 +1,4 @@
-"""MoCo with Hugging Face's Accelerate: an EMA of the network for the keys, and a queue that checkpoints hold."""
+"""Train MoCo with Hugging Face's Accelerate. Checkpoints include the loss, which holds the queue."""
 
 import copy
 
@@ -26,8 +26,8 @@ def main(steps: int = 100) -> list[float]:
         accelerator.backward(loss)
         optimizer.step()
         with torch.no_grad():
-            for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                kept.lerp_(new, 0.05)
+            for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
+                target.lerp_(source, 0.05)
         losses.append(loss.item())
     return losses
 

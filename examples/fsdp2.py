@@ -1,4 +1,4 @@
-"""PyTorch's own sharding (FSDP2), with negatives from all ranks.
+"""Train with PyTorch's FSDP2. The negatives are from all ranks.
 
 torchrun --nproc_per_node 2 examples/fsdp2.py
 """

@@ -1,4 +1,4 @@
-"""A ViT of Hugging Face's transformers under its Trainer, on the entropy-reconstruction bound."""
+"""Train a ViT of transformers on the entropy-reconstruction bound, with the Trainer of transformers."""
 
 import tempfile
 
@@ -11,7 +11,7 @@ from fasttrain.losses import EntropyReconstructionLoss
 
 
 class TwoViewModel(nn.Module):
-    """Returns what the Trainer asks for: a dictionary with ``loss``."""
+    """A ViT with a projection head. It returns a dictionary with ``loss``, as the Trainer requires."""
 
     def __init__(self) -> None:
         super().__init__()

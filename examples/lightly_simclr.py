@@ -1,11 +1,11 @@
-"""SimCLR as lightly and PyTorch Lightning users write it; one import is changed."""
+"""Train SimCLR with lightly and PyTorch Lightning. Only the import of the loss differs from lightly's example."""
 
 import pytorch_lightning as pl
 import torch
 from digits import TwoViews, network
 from lightly.models.modules import SimCLRProjectionHead
 
-from fasttrain.losses import NTXentLoss  # was: from lightly.loss import NTXentLoss
+from fasttrain.losses import NTXentLoss  # instead of: from lightly.loss import NTXentLoss
 
 
 class SimCLR(pl.LightningModule):

@@ -1,10 +1,10 @@
-"""CLIP by open_clip on digits and what they are called; its loss is replaced, and no logits are stored."""
+"""Train open_clip's CLIP on digits and their names. The loss of fasttrain stores no logits."""
 
 import open_clip
 import torch
 from digits import TwoViews, batches
 
-from fasttrain.losses.compat.open_clip import ClipLoss  # was: from open_clip.loss import ClipLoss
+from fasttrain.losses.compat.open_clip import ClipLoss  # instead of: from open_clip.loss import ClipLoss
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

@@ -1,9 +1,9 @@
-"""A method of your own, outside the package: alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242).
+"""Add a method outside the package: alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242).
 
     fasttrain train --method own --plugin examples/own_method.py
     python examples/own_method.py
 
-It logs two scalars of its own, has no entropy-reconstruction bound, and borrows SimCLR's recipes (views, schedule).
+It logs two scalars of its own and has no entropy-reconstruction bound. It uses SimCLR's recipes (views, schedule).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class OwnSettings:
 
 @register("own")
 class Own(Method):
-    """Pull two views of an image together, and spread all images over the sphere."""
+    """Pulls two views of an image together, and spreads all images over the sphere."""
 
     Settings = OwnSettings
     recipes = "simclr"

@@ -9,21 +9,21 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# A task for every GPU of two nodes, without another launcher. What follows the script's name goes to fasttrain:
+# Starts one task per GPU on two nodes, without another launcher. fasttrain gets the arguments of the script:
 #
 #   sbatch examples/slurm.sh --method dino --data_path /data/imagenet
 #
-# Two minutes before its time is up SLURM sends SIGUSR1: every rank ends after the step under way, with a checkpoint and
-# status 138, on which the job is queued again, to go on from there in the same folder, whatever --resume says.
+# Two minutes before the job's time is up, SLURM sends SIGUSR1. Every rank ends after the current step, with a checkpoint
+# and status 138. Then the script requeues the job. It resumes in the same folder, because --resume auto comes last.
 set -uo pipefail
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # of its own, should jobs share a node
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # differs between jobs, which may share a node
 export MASTER_ADDR MASTER_PORT
 
-# fasttrain divides the cores that it sees among the ranks of a node, so each must see the node's.
-# The first rank to end with 138 must not have srun kill the others, or its status would be theirs, 143 or 137; where a
-# rank fails, the others end themselves.
+# --cpu-bind=none: every rank must see all cores of its node, because fasttrain divides them among the node's ranks.
+# --kill-on-bad-exit=0: otherwise the first rank that ends with 138 makes srun kill the others and return 143 or 137. If a
+# rank fails, the others end without srun.
 srun --kill-on-bad-exit=0 --cpu-bind=none bash -c '
   export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
   export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE

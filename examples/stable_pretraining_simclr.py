@@ -1,4 +1,4 @@
-"""stable-pretraining's SimCLR with its loss replaced."""
+"""Train stable-pretraining's SimCLR with the loss of fasttrain."""
 
 import lightning as pl
 import stable_pretraining as spt
@@ -6,7 +6,7 @@ import torch
 from digits import TwoViews, network
 from stable_pretraining.forward import simclr
 
-from fasttrain.losses import NTXentLoss  # was: spt.losses.NTXEntLoss
+from fasttrain.losses import NTXentLoss  # instead of: spt.losses.NTXEntLoss
 
 
 class Losses(pl.Callback):

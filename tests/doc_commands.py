@@ -1,4 +1,4 @@
-"""Find the commands that the documentation shows."""
+"""Read the commands of the documentation."""
 
 import re
 import shlex
@@ -7,8 +7,6 @@ from pathlib import Path
 _ROOT = Path(__file__).parent.parent
 DOCS = sorted((_ROOT / "docs").glob("*.md"))
 PAGES = [_ROOT / "README.md", *DOCS]
-_PARTIAL = {"fasttrain report --views"}
-"""Commands that a sentence names without the flags they need."""
 
 
 def shell_commands(text):
@@ -40,9 +38,9 @@ def commands(page):
     """Return the arguments of ``fasttrain`` in every command of a page, in blocks and in sentences."""
     text = page.read_text()
     result = list(shell_commands(text))
-    # A sentence counts if it shows a whole command: no choices, and no options left open.
-    spans = re.findall(r"`(fasttrain (?:train|plan|eval|export|report|doctor) [^`\n]*-[^`\n]*|--method [^`\n]*)`", text)
+    # A sentence must show a whole command, without choices and placeholders.
+    spans = re.findall(r"`(fasttrain (?:train|plan|eval|export|report|views) [^`\n]*-[^`\n]*|--method [^`\n]*)`", text)
     for span in spans:
-        if span not in _PARTIAL and not set("|[…") & set(span) and not re.search(r" M\b|\.\.\.", span):
+        if not set("|[…") & set(span) and not re.search(r" M\b|\.\.\.", span):
             result.append(shlex.split(span if span.startswith("fasttrain") else f"fasttrain train {span}"))
     return [words for words in map(fasttrain_words, result) if words]

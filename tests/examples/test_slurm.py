@@ -1,4 +1,4 @@
-"""The batch script, with stand-ins for SLURM's commands that start two tasks on this machine."""
+"""Run the SLURM script on this machine, with substitutes for SLURM's commands that start two tasks."""
 
 import os
 import subprocess
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.small_runs import flags, lines, write_images
+
+pytestmark = pytest.mark.slow
 
 _ROOT = Path(__file__).parents[2]
 _SRUN = """#!/usr/bin/env bash
@@ -20,7 +22,7 @@ if [ -n "${WARN_AFTER:-}" ]; then
 fi
 worst=0
 for task in "${tasks[@]}"; do wait "$task"; status=$?; ((status > worst)) && worst=$status; done
-((kill && worst)) && worst=137 # the first task that failed had the others killed
+((kill && worst)) && worst=137 # srun killed the others after the first failure
 exit "$worst"
 """
 _SCONTROL = """#!/usr/bin/env bash
@@ -30,7 +32,7 @@ if [ "$1 $2" = "show hostnames" ]; then echo localhost; else echo "$@" >>"$REQUE
 
 @pytest.fixture
 def batch(tmp_path, monkeypatch):
-    """Runs the script in a job of the number given; its exit status, and what was queued again."""
+    """Return a function that runs the script as a job, and returns its exit status and the requeued jobs."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, text in (("srun", _SRUN), ("scontrol", _SCONTROL)):
@@ -43,15 +45,18 @@ def batch(tmp_path, monkeypatch):
 
     def run(*arguments, **environment):
         script = [str(part) for part in (_ROOT / "examples/slurm.sh", *arguments)]
-        done = subprocess.run(script, cwd=_ROOT, env=os.environ | environment, timeout=240, check=False)
+        process = subprocess.run(script, cwd=_ROOT, env=os.environ | environment, timeout=240, check=False)
         requeued = tmp_path / "requeued"
-        return done.returncode, requeued.read_text().splitlines() if requeued.exists() else []
+        return process.returncode, requeued.read_text().splitlines() if requeued.exists() else []
 
     return run
 
 
-def test_a_job_that_is_warned_is_queued_again_and_goes_on(batch, tmp_path):
-    """With --kill-on-bad-exit=1 srun killed the ranks that were not through, and returned their status."""
+def test_slurm_script_requeues_and_resumes_after_the_signal(batch, tmp_path):
+    """Regression: with --kill-on-bad-exit=1, srun killed the unfinished ranks and returned their status.
+
+    A requeued job resumes whatever its --resume is. Earlier it started from the beginning every time.
+    """
     data, output = write_images(tmp_path / "data"), tmp_path / "run"
     long = flags(data, output, "--epochs", 300, "--knn_every", 0, "--num_workers", 1)
     job = str(os.getpid())
@@ -59,13 +64,11 @@ def test_a_job_that_is_warned_is_queued_again_and_goes_on(batch, tmp_path):
     assert (status, requeued) == (138, [f"requeue {job}"])
     stopped = lines(output / "metrics.jsonl")[-1]["step"]
     assert 0 < stopped < 600
-    # Queued again, it goes on whatever --resume says: it once began anew every time.
     again = (*long, "--limit_steps", stopped + 2, "--resume", "never")
     status, requeued = batch(*again, SLURM_JOB_ID=job, SLURM_RESTART_COUNT="1")
     assert (status, requeued) == (0, [f"requeue {job}"])
     assert [line["step"] for line in lines(output / "metrics.jsonl")] == list(range(1, stopped + 3))
 
 
-def test_a_job_that_cannot_begin_is_not_queued_again(batch, tmp_path):
-    status, requeued = batch("--method", "dine", SLURM_JOB_ID=str(os.getpid()))
-    assert (status, requeued) == (2, [])
+def test_slurm_script_with_invalid_flags_is_not_requeued(batch):
+    assert batch("--method", "dine", SLURM_JOB_ID=str(os.getpid())) == (2, [])
