@@ -68,8 +68,8 @@ def straight(images, tmp_path_factory):
     from tests.small_runs import flags, start
 
     output = tmp_path_factory.mktemp("runs") / "straight"
-    given = [a.replace("_", "-") if a.startswith("--") else a for a in flags(images, output, "--knn_every", 1)]
-    process = start([*given, "--local_rank=0"])
+    arguments = [a.replace("_", "-") if a.startswith("--") else a for a in flags(images, output, "--knn_every", 1)]
+    process = start([*arguments, "--local_rank=0"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return output, out

@@ -33,8 +33,8 @@ def write_images(root, train=32, val=8):
 
 def flags(data, output, *more, method="simclr"):
     """A whole command line; what comes in ``more`` overrules the rest."""
-    given = {"method": method, **SMALL, "data_path": data, "output_dir": output}
-    return [str(part) for name, value in given.items() for part in (f"--{name}", value)] + [str(part) for part in more]
+    values = {"method": method, **SMALL, "data_path": data, "output_dir": output}
+    return [str(part) for name, value in values.items() for part in (f"--{name}", value)] + [str(part) for part in more]
 
 
 def lines(path):
@@ -48,19 +48,19 @@ def weights(run):
     state = torch.load(
         folder / (folder / "latest").read_text() / "mp_rank_00_model_states.pt", weights_only=True, map_location="cpu"
     )
-    found = {}
+    actual = {}
 
     def collect(value, path):
         if isinstance(value, torch.Tensor):
-            found[path] = value
+            actual[path] = value
         elif isinstance(value, dict):
             for key, inner in value.items():
                 collect(inner, f"{path}/{key}")
 
     for part in ("module", "optimizer"):
         collect(state[part], part)
-    assert {path.split("/")[0] for path in found} == {"module", "optimizer"}
-    return found
+    assert {path.split("/")[0] for path in actual} == {"module", "optimizer"}
+    return actual
 
 
 def assert_same_run(output, expected):
@@ -97,7 +97,7 @@ def start(arguments, *program):
 
 @contextmanager
 def when_logged(step, action):
-    """Do something once a step's line is written."""
+    """Call a function after the line of each step."""
     write = Recorder.step
 
     def written(self, values):

@@ -46,7 +46,7 @@ def built(tmp_path_factory):
 
 
 def _package():
-    """Return every file of the package, including those of the root folders that are linked into it."""
+    """Return every file of the package, including files of the linked root folders."""
     names = set()
     for folder, _, files in os.walk(_ROOT / "fasttrain", followlinks=True):
         inside = Path(folder).relative_to(_ROOT)

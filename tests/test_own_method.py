@@ -58,6 +58,7 @@ def test_run_of_a_plugin_is_evaluated_and_reported_with_it(own_run, capsys):
     assert from_run(own_run).name == "own student, step 2"
 
 
+@pytest.mark.slow
 def test_stored_plugin_is_named_but_never_run(own_run):
     """A stored configuration must not run code: another process gets one line that names the file."""
     code = "import sys; from fasttrain.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -84,6 +85,7 @@ class Tiny(nn.Module):
         return self.layers(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simclr", "byol"])
 def test_model_is_copied_trained_from_its_weights_and_returned(method, tmp_path):
     torch.manual_seed(3)

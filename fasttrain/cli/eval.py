@@ -61,9 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     backbone = open_backbone(namespace, source)
     size = source.size or backbone.blueprint.size
     try:
-        check_crops(backbone.network, [size], backbone.blueprint.pixels.channels)
+        check_crops(backbone.network, [size], backbone.blueprint.pixels.channels, flag="--size")
     except ValueError as error:
-        raise ConfigError(f"--size: {error}") from None
+        raise ConfigError(str(error)) from None
     splits = _splits(backbone, options)
     if world.size > 1:
         initialise(world)

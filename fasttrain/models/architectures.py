@@ -172,33 +172,34 @@ def checkpoint_activations(network: nn.Module) -> None:
     network.set_grad_checkpointing()  # type: ignore[operator]
 
 
-def check_crops(network: nn.Module, sizes: Iterable[int], channels: int = 3) -> None:
+def check_crops(network: nn.Module, sizes: Iterable[int], channels: int = 3, *, flag: str | None = None) -> None:
     """Raise ValueError if a network does not accept square images of one of these sizes, in pixels.
 
     A ViT's patch size must divide them. Networks that may be built for one size are tried with an image of each size.
+    The error names ``flag``, or else the flag of the network.
     """
     patches = getattr(network, "patch_embed", None)
     for size in sizes:
         if isinstance(patches, PatchEmbed) and size % patches.patch_size[0]:
             raise ValueError(
-                f"--patch_size: must divide a view of {size} pixels, got {patches.patch_size[0]}. Choose a divisor, "
-                "or other views."
+                f"{flag or '--patch_size'}: a view of {size} pixels has no whole number of patches of "
+                f"{patches.patch_size[0]} pixels. Choose another size of the views or patches."
             )
     vit = isinstance(network, VisionTransformer | Eva) and isinstance(patches, PatchEmbed) and network.dynamic_img_size
     if not (vit or isinstance(network, ConvSmall | ResNet)):
         for size in sorted(set(sizes)):
-            _try(network, size, channels)
+            _try(network, size, channels, flag or "--arch")
 
 
 @torch.no_grad()
-def _try(network: nn.Module, size: int, channels: int) -> Any:
+def _try(network: nn.Module, size: int, channels: int, flag: str) -> Any:
     training = network.training
     network.eval()  # updates no statistics and draws no random numbers
     try:
         return network(torch.zeros(1, channels, size, size, device=next(network.parameters()).device))
     except Exception as error:  # each network raises its own error
         raise ValueError(
-            f"--arch: {type(network).__name__} does not accept a view of {size} pixels ({_first_line(error)}). "
+            f"{flag}: {type(network).__name__} does not accept a view of {size} pixels ({_first_line(error)}). "
             "Choose other views, or a ViT or ResNet."
         ) from error
     finally:
@@ -257,13 +258,13 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
-def given_backbone(network: nn.Module | Callable[[int], nn.Module], channels: int, size: int) -> nn.Module:
+def user_backbone(network: nn.Module | Callable[[int], nn.Module], channels: int, size: int) -> nn.Module:
     """Return a copy of a user's backbone, or the result of a user's function, with ``num_features`` set.
 
     The backbone must return features [B, D] for images [B, channels, size, size]. Raise ValueError otherwise.
     """
     made = copy.deepcopy(network) if isinstance(network, nn.Module) else network(channels)
-    features = _try(made, size, channels)
+    features = _try(made, size, channels, "model")
     if not (isinstance(features, Tensor) and features.ndim == 2):
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"model: must return features [B, D], got {shape}. Remove its classifier and pool its output.")

@@ -68,6 +68,26 @@ def test_unknown_flag_is_refused_with_the_nearest_one(command, capsys):
         (["eval", "run", "--metrics", "knn", "speed"], "--metrics.*'speed'"),
         (["eval", "run", "--seed", "-1"], "--seed: .*-1"),
         (["eval", "run", "--size", "0"], "--size: .*0"),
+        (["eval"], r"RUN\|FILE: .*--timm"),
+        (["eval", "--timm", "resnet18", "--data_path", "/none"], "/none: no such folder"),
+        (["eval", "--timm", "resnet18", "--data_path", ""], "data path is empty"),
+        (["eval", "--timm", "resnet18", "--output", "/"], "--output /: is a folder"),
+        (["eval", "--timm", "vit_tiny_patch16_224", "--size", "40"], "--size: .*16"),
+        (["eval", "--timm", "vgg11", "--size", "16"], "--size: VGG .*16 pixels"),
+        (["export", "run"], "--format: .*timm"),
+        (["export", "run", "--format", "timm"], "--output: is missing"),
+        (["export", "run", "--format", "timm", "--output", "x.pth"], "--output x.pth: .*.safetensors"),
+        (["export", "run", "--format", "onnx", "--output", "x"], "--output x: .*.onnx"),
+        (["export", "run", "--format", "dino", "--output", "x.pth", "--which", "student"], "--which: .*dino"),
+        (["export", "--format", "onnx", "--output", "x.onnx"], r"RUN\|FILE: .*--timm"),
+        (["export", "run", "--format", "onnx", "--output", "x.onnx"], "run: no such run or file"),
+        (["export", "run", "--format", "onnx", "--output", "x.onnx", "--size", "3"], "--size: needs --timm"),
+        (["plan", "--method", "dino", "--nodes", "100000"], "larger than the data .1281167"),
+        (["plan", "--method", "dino", "--arch", "vit_smal"], "'vit_smal'"),
+        (["plan", "--method", "dino", "--output", "/nowhere/plan.json"], "--output /nowhere/plan.json.*folder"),
+        (["report"], "RUN"),
+        (["report", "/no/such"], "/no/such: no such run"),
+        (["report", "EMPTY"], "EMPTY.*no step"),
         (["export", "run", "--format", "tflite"], "--format: .*tflite"),
         (["report", "run", "--images", "-1"], "--images: .*-1"),
         (["views", "--method", "dino", "--images", "0"], "--images: .*0"),
@@ -79,7 +99,10 @@ def test_unknown_flag_is_refused_with_the_nearest_one(command, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_invalid_value_is_refused_by_flag(arguments, names, capsys):
+def test_invalid_value_is_refused_by_flag(arguments, names, capsys, tmp_path, monkeypatch):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "EMPTY" / "metrics.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
     line = _error(capsys, arguments)
     assert re.search(names, line), line
 
@@ -115,7 +138,7 @@ def _text_as_images(folder):
         (["--method", "simclar"], "--method: 'simclar'.*simclr"),
         (["--recipe", "imagnet"], "--recipe: 'imagnet'.*imagenet"),
         (["--arch", "resnet181"], "'resnet181'.*resnet18"),
-        (["--arch", "vit_tiny", "--patch_size", "5"], "patch_size.*5.*32"),
+        (["--arch", "vit_tiny", "--patch_size", "5"], "--patch_size: .*32 pixels.*5"),
         (["--data_path", "/no/such/folder"], "/no/such/folder"),
         (lambda folder: ["--data_path", folder], "no image"),
         (_text_as_images, r"1\d of 1\d images.*0.1.*.jpg"),

@@ -90,24 +90,3 @@ def test_runs_of_different_data(run, tmp_path, capsys):
     (other / "config.yaml").write_text("method: simclr\n")
     assert main(["report", str(run), str(other), "--images", "0"]) == 0
     assert "fasttrain: The runs are of different data" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "report of what? give the folders of runs, or --views"),
-        (["/no/such"], "/no/such: no such run"),
-        (["RUN", "--images", "-1"], "--images must be at least 0, got -1"),
-        (["RUN", "--imagess", "1"], "--imagess is unknown; did you mean --images?"),
-        (["RUN", "--images", "0", "--output", "/no/such/page.html"], "--output /no/such/page.html cannot be written"),
-        (["EMPTY"], "has logged no step"),
-    ],
-)
-def test_what_cannot_be_shown_is_one_line_and_status_2(arguments, message, simclr_run, tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_text("")
-    places = {"RUN": str(simclr_run), "EMPTY": str(tmp_path)}
-    assert main(["report", *(places.get(word, word) for word in arguments)]) == 2
-    out, err = capsys.readouterr()
-    assert message in err
-    assert err.count("\n") == 1
-    assert out == ""

@@ -54,6 +54,7 @@ def _run(*arguments, **environment):
     return done.returncode, done.stderr, [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["step nothing log", "step gil log", "step nothing stderr", "start gil stderr"])
 def test_a_hang_ends_with_status_1_and_the_stacks(tmp_path, case):
     """A C call that holds the GIL stops every Python thread, and with them the line that names the reason."""

@@ -1,4 +1,4 @@
-"""From a configuration to a method: what cannot work is refused in a line, what is odd is said."""
+"""The method of a configuration, and refused configurations."""
 
 import pytest
 
@@ -26,48 +26,48 @@ def test_every_method_is_built_on_a_resnet_and_on_a_vit(method, entropy):
 @pytest.mark.parametrize(
     ("method", "values", "message"),
     [
-        ("dino", {**_SMALL, "patch_size": 32}, "patch_size 32 does not divide a view of 16 pixels"),
-        ("infomin", {**_SMALL, "patch_size": 8}, "patch_size 8 does not divide a view of 12 pixels"),
-        ("swav", {"queue_length": 100, "batch_size_per_gpu": 64}, "--queue_length 100 is not a multiple .* use 64"),
-        ("swav", {"sinkhorn_iterations": -1}, "--sinkhorn_iterations must be at least 0, got -1"),
-        ("swav", {"sinkhorn_iterations": 0, "queue_length": 128}, "the queue serves Sinkhorn alone"),
-        ("moco", {"batch_size_per_gpu": 100}, "--queue_length 4096 is not a multiple of the batch, 100"),
-        ("moco", {"batch_size_per_gpu": 8, "bn_splits": 3}, "--bn_splits 3 does not divide the batch of 8 images"),
-        ("moco", {"batch_size_per_gpu": 8, "bn_splits": 8}, "raise --batch_size_per_gpu or lower --bn_splits"),
-        ("simclr", {**_SMALL, "batch_size_per_gpu": 1, "entropy_leave_one_out": True}, "needs more than one image"),
-        ("deepcluster", {"nmb_prototypes": 1001}, "--nmb_prototypes 1001 is more than the .* images of an epoch"),
+        ("dino", {**_SMALL, "patch_size": 32}, "--patch_size: .*16 pixels.*32"),
+        ("infomin", {**_SMALL, "patch_size": 8}, "--patch_size: .*12 pixels.*8"),
+        ("swav", {"queue_length": 100, "batch_size_per_gpu": 64}, "--queue_length: .*64.*got 100"),
+        ("swav", {"sinkhorn_iterations": -1}, "--sinkhorn_iterations: .*-1"),
+        ("swav", {"sinkhorn_iterations": 0, "queue_length": 128}, "--queue_length: .*--sinkhorn_iterations 0"),
+        ("moco", {"batch_size_per_gpu": 100}, "--queue_length: .*100.*4096"),
+        ("moco", {"batch_size_per_gpu": 8, "bn_splits": 3}, "--batch_size_per_gpu: .*3.*--bn_splits.*8"),
+        ("moco", {"batch_size_per_gpu": 8, "bn_splits": 8}, "--batch_size_per_gpu: .*--bn_splits"),
+        ("simclr", {**_SMALL, "batch_size_per_gpu": 1, "entropy_leave_one_out": True}, "--entropy_leave_one_out: .*1"),
+        ("deepcluster", {"nmb_prototypes": 1001}, "--nmb_prototypes: .*1001"),
         (
             "deepcluster",
             {"nmb_prototypes": 999, "batch_size_per_gpu": 64},
-            "999 is more than the 960 images",
+            "--nmb_prototypes: .*960 images.*999",
         ),
-        ("simclr", {"batch_size_per_gpu": 1}, "BatchNorm needs more than one image a batch"),
-        ("simclr", {"arch": "resnet1"}, "network 'resnet1' is unknown"),
-        ("dino", {**_SMALL, "num_heads": 5}, "--num_heads 5 must divide its width"),
-        ("dino", {"arch": "gmlp_ti16_224"}, r"MlpMixer cannot take a view of 16 pixels \(.+\); choose other views"),
+        ("simclr", {"batch_size_per_gpu": 1}, "--batch_size_per_gpu: BatchNorm"),
+        ("simclr", {"arch": "resnet1"}, "--arch: 'resnet1'"),
+        ("dino", {**_SMALL, "num_heads": 5}, "--num_heads.*5"),
+        ("dino", {"arch": "gmlp_ti16_224"}, "--arch: MlpMixer .*16 pixels"),
     ],
 )
-def test_what_cannot_work_is_refused(method, values, message):
+def test_impossible_configuration_is_refused_by_flag(method, values, message):
     with pytest.raises(ConfigError, match=message):
         _build(method, **values)
 
 
 def test_batch_norm_of_one_rank_sees_no_other():
-    """MoCo with an image a rank was once built where there were two."""
-    with pytest.raises(ConfigError, match="BatchNorm needs more than one image a batch"):
+    """MoCo with 1 image per rank was once built on two ranks."""
+    with pytest.raises(ConfigError, match="--batch_size_per_gpu: BatchNorm"):
         _build("moco", world_size=2, batch_size_per_gpu=1, bn_splits=1)
     _build("simclr", world_size=2, batch_size_per_gpu=1)
 
 
 @pytest.mark.parametrize("method", methods.names())
-def test_a_resnet_s_blocks_begin_as_the_authors_have_them(method):
-    """timm's begin as the identity, which LARS leaves but slowly; SwAV's and MoCo's code does not have that."""
+def test_resnet_blocks_start_as_in_the_official_code(method):
+    """timm's blocks start as the identity, which LARS leaves slowly. The code of SwAV and MoCo does not do so."""
     network = _build(method, images=20000, arch="resnet18").backbone
     gammas = {float(block.bn2.weight.detach().mean()) for block in network.modules() if hasattr(block, "bn2")}
     assert gammas == {0.0 if method in ("simclr", "simsiam", "byol", "mocov3") else 1.0}
 
 
-def test_the_queue_is_of_the_batch_of_all_ranks():
+def test_queue_is_a_multiple_of_the_batch_of_all_ranks():
     _build("moco", world_size=2)
-    with pytest.raises(ConfigError, match="a multiple of the batch, 384 on all ranks"):
+    with pytest.raises(ConfigError, match="--queue_length: .*384"):
         _build("moco", world_size=3)

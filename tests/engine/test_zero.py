@@ -107,6 +107,7 @@ def test_only_zero_uses_private_names():
     assert importers == allowed | {"distributed/world.py"}  # which calls init_distributed
 
 
+@pytest.mark.slow
 def test_importing_zero_does_not_import_deepspeed():
     code = "import sys, fasttrain.engine.engine, fasttrain.models.teacher; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=_PACKAGE.parent).returncode == 0

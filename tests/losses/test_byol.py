@@ -4,7 +4,7 @@ from torch.nn.functional import normalize
 from fasttrain.losses import BYOLLoss
 
 
-def test_equals_the_squared_distances_of_unit_rows_with_their_gradient():
+def test_byol_equals_squared_distances_of_unit_rows():
     generator = torch.Generator().manual_seed(0)
     p0, p1, t0, t1 = (torch.randn(6, 5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(4))
     loss = BYOLLoss()(p0, p1, t0, t1)
@@ -14,10 +14,10 @@ def test_equals_the_squared_distances_of_unit_rows_with_their_gradient():
 
     written = distance(p0, t1) + distance(p1, t0)
     torch.testing.assert_close(loss, written)
-    for found, expected in zip(
+    for actual, expected in zip(
         torch.autograd.grad(loss, (p0, p1), retain_graph=True), torch.autograd.grad(written, (p0, p1)), strict=True
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(actual, expected)
     assert torch.autograd.grad(loss, (t0, t1), allow_unused=True) == (None, None)
 
 

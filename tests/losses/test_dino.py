@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fasttrain.losses import DINOLoss
-from tests.losses.pairs import draw, gradients, unit
+from tests.losses.pairs import draw, gradients
 from tests.losses.written_views import random_views, written_dino
 
 BACKENDS = ("cpu", "eager")
@@ -16,15 +16,15 @@ def _loss(count, center=None, **options):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_cases_are_the_written_out_loss_and_the_centre_follows(seed):
+def test_random_cases_equal_the_reference_and_move_the_center(seed):
     student, teacher, w, v = random_views(seed)
     s, t = student @ w.T, teacher @ v.T
     loss = _loss(len(w), teacher_temp=0.06, center_momentum=0.7)
     before = loss.center.clone()
-    found = gradients(lambda x: loss(list(t), list(x)), s)
+    actual = gradients(lambda x: loss(list(t), list(x)), s)
     expected = gradients(lambda x: written_dino(t, x, before, 0.06), s)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    assert found[0].shape == ()
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    assert actual[0].shape == ()
     assert loss.center.shape == (1, 1, len(w))
     torch.testing.assert_close(loss.center, 0.7 * before + 0.3 * t.mean((0, 1)))
 
@@ -35,10 +35,10 @@ def test_features_and_prototypes_do_what_logits_do(seed, backend):
     student, teacher, w, v = random_views(seed)
     by_logits, by_features = (_loss(len(w), backend=backend) for _ in range(2))
     expected = gradients(lambda x, p: by_logits(list(teacher @ v.T), list(x @ p.T)), student, w)
-    found = gradients(
+    actual = gradients(
         lambda x, p: by_features(list(teacher), list(x), teacher_prototypes=v, student_prototypes=p), student, w
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(by_features.center, by_logits.center, rtol=1e-12, atol=1e-14)
 
 
@@ -46,8 +46,8 @@ def test_features_of_any_norm_and_more_teachers_than_students():
     student, teacher, w, v = 3 * draw(2, 5, 4), 2 * draw(4, 5, 4, seed=1), draw(9, 4, seed=2), draw(9, 4, seed=3)
     by_logits, by_features = _loss(9), _loss(9)
     expected = by_logits(list(teacher @ v.T), list(student @ w.T))
-    found = by_features(list(teacher), list(student), teacher_prototypes=v, student_prototypes=w)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    actual = by_features(list(teacher), list(student), teacher_prototypes=v, student_prototypes=w)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_teacher_comes_first_and_gets_no_gradient():
@@ -83,11 +83,6 @@ def test_the_teacher_s_temperature(arguments, temperature):
     torch.testing.assert_close(loss(list(t), list(s), *arguments), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_one_epoch_of_warm_up_and_none():
-    assert DINOLoss(2, 0.02, 0.08, 1).teacher_temp_at(0) == 0.02
-    assert DINOLoss(2, 0.02, 0.08, 0).teacher_temp_at(0) == 0.08
-
-
 def test_a_uniform_teacher_of_a_uniform_student_costs_log_k():
     zeros = [torch.zeros(3, 8)] * 2
     assert DINOLoss(8)(zeros, zeros).item() == pytest.approx(torch.tensor(8.0).log().item(), rel=1e-6)
@@ -119,81 +114,12 @@ def test_backward_reads_the_centre_from_before_it_moved():
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_finite_and_sums_in_fp32(dtype):
-    student, teacher = (unit(draw(v, 32, 16, seed=v)).to(dtype) for v in (4, 2))
-    w = unit(draw(1000, 16, seed=1)).to(dtype)
-    exact = DINOLoss(1000).double()(list(teacher.double() @ w.double().T), list(student.double() @ w.double().T))
-    for loss, inputs, extra in (
-        (DINOLoss(1000), (teacher @ w.T, student @ w.T), {}),
-        (DINOLoss(1000), (teacher, student), {"teacher_prototypes": w, "student_prototypes": w}),
-    ):
-        leaf = inputs[1].clone().requires_grad_()
-        found = loss(list(inputs[0]), list(leaf), **extra)
-        found.backward()
-        assert found.dtype == torch.float32
-        assert found.item() == pytest.approx(exact.item(), rel=2e-3)
-        assert leaf.grad.dtype == dtype
-        assert leaf.grad.isfinite().all()
-        assert loss.center.dtype == torch.float32
-        assert loss.center.isfinite().all()
-    # 300 / 0.04 is no number of fp16.
-    huge = [torch.full((2, 4), 300.0).half().index_fill(1, torch.tensor([1]), -300.0)] * 2
-    assert DINOLoss(4)(huge, huge).isfinite()
-
-
 def test_autocast_rounds_neither_the_loss_nor_the_centre():
     student, teacher = draw(3, 6, 8).float(), draw(2, 6, 8, seed=1).float()
     w = {"teacher_prototypes": draw(30, 8, seed=2).float(), "student_prototypes": draw(30, 8, seed=3).float()}
     plain, cast = DINOLoss(30), DINOLoss(30)
     expected = plain(list(teacher), list(student), **w)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = cast(list(teacher), list(student), **w)
-    assert torch.equal(found, expected)
+        actual = cast(list(teacher), list(student), **w)
+    assert torch.equal(actual, expected)
     assert torch.equal(cast.center, plain.center)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"student_temp": 0}, "student_temp must be positive"),
-        ({"teacher_temp": -0.1}, "teacher_temp must be positive"),
-        ({"warmup_teacher_temp": float("nan")}, "warmup_teacher_temp must be positive"),
-        ({"center_momentum": 1.1}, r"center_momentum must be in \[0, 1\], got 1.1"),
-        ({"center_mode": "median"}, "Unknown mode 'median'"),
-    ],
-)
-def test_what_cannot_be_used_is_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        DINOLoss(4, **options)
-
-
-@pytest.mark.parametrize(
-    ("teacher", "student", "extra", "message"),
-    [
-        ((1, 3, 4), (1, 3, 4), {}, "at least two views are needed"),
-        ((2, 3, 4), (2, 5, 4), {}, "views of the teacher and the student must have the same shape"),
-        ((2, 3, 5), (2, 3, 5), {}, "logits must have the centre's K = 4, got 5; if these are features"),
-        ((2, 3, 4), (2, 3, 4), {"teacher_temp": 0.0}, "teacher_temp must be positive"),
-        ((2, 3, 5), (2, 3, 5), {"teacher_prototypes": draw(4, 5)}, "give both"),
-        ((2, 3, 5), (2, 3, 5), {"student_prototypes": draw(4, 5)}, "give both"),
-        (
-            (2, 3, 5),
-            (2, 3, 5),
-            {"teacher_prototypes": draw(6, 5), "student_prototypes": draw(4, 5)},
-            r"teacher_prototypes must be \[K, D\] = \(4, 5\), got \(6, 5\)",
-        ),
-    ],
-)
-def test_inputs_that_cannot_be_used_are_named_and_leave_the_centre_alone(teacher, student, extra, message):
-    loss = DINOLoss(4).double()
-    with pytest.raises(ValueError, match=message):
-        loss(list(draw(*teacher)), list(draw(*student)), **extra)
-    assert not loss.center.any()
-
-
-def test_views_of_different_batches_and_no_views_are_named():
-    with pytest.raises(ValueError, match=r"student_out\[0\] and student_out\[1\] must have the same shape"):
-        DINOLoss(4)([draw(3, 4)] * 2, [draw(3, 4), draw(2, 4)])
-    with pytest.raises(ValueError, match="teacher_out must hold at least one view"):
-        DINOLoss(4)([], [draw(3, 4)])

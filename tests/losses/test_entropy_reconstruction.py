@@ -34,7 +34,7 @@ def test_the_sphere_s_terms_equal_the_paper_s_code(estimator, expected):
     assert reconstruction == pytest.approx(4.229977705184899, rel=1e-12)
 
 
-def test_the_exact_normaliser_is_83_nats_from_the_paper_s_code_at_dimension_128():
+def test_exact_normalizer_differs_by_83_nats_at_dimension_128():
     terms = [
         EntropyReconstructionLoss().terms(draw(8, 128), draw(8, 128), normalizer=n) for n in ("reference", "exact")
     ]
@@ -48,15 +48,15 @@ def test_the_exact_normaliser_is_83_nats_from_the_paper_s_code_at_dimension_128(
 def test_loss_and_gradients_are_the_written_out_bound_s(estimator, leave_one_out, backend):
     loss = EntropyReconstructionLoss(4.0, "sphere", estimator, leave_one_out, backend=backend)
     inputs = [draw(12, 6, seed=1) * 2, draw(12, 6, seed=2)]
-    found = gradients(loss, *inputs)
+    actual = gradients(loss, *inputs)
     expected = gradients(lambda a, b: _written_sphere(a, b, 4.0, estimator, leave_one_out), *inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_terms_carry_the_loss_and_its_gradient():
     for loss in (EntropyReconstructionLoss(), EntropyReconstructionLoss(support="discrete")):
-        found = gradients(lambda a, b, loss=loss: -loss.terms(a, b).information, *golden_pair())
-        torch.testing.assert_close(found, gradients(loss, *golden_pair()), rtol=1e-10, atol=1e-12)
+        actual = gradients(lambda a, b, loss=loss: -loss.terms(a, b).information, *golden_pair())
+        torch.testing.assert_close(actual, gradients(loss, *golden_pair()), rtol=1e-10, atol=1e-12)
 
 
 def test_fp32_terms_do_not_lose_the_bound_in_the_constant():
@@ -69,7 +69,7 @@ def test_fp32_terms_do_not_lose_the_bound_in_the_constant():
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 9), st.integers(2, 6), st.floats(0.1, 30), st.floats(1e-3, 1e3), st.integers(0, 999))
-def test_norms_do_not_matter_and_the_entropy_keeps_between_floor_and_ceiling(batch, dim, kappa, scale, seed):
+def test_entropy_is_bounded_and_ignores_norms(batch, dim, kappa, scale, seed):
     a, b = draw(batch, dim, seed=seed), draw(batch, dim, seed=seed + 1)
     loss = EntropyReconstructionLoss(kappa)
     torch.testing.assert_close(loss(scale * a, b), loss(a, b), rtol=1e-9, atol=1e-9)
@@ -89,7 +89,7 @@ def _written_discrete(a, b, eps):
     return sum(entropies) / 2, crossed
 
 
-def test_the_classes_terms_equal_the_paper_s_code_up_to_its_epsilon():
+def test_discrete_terms_equal_the_code_of_the_paper():
     a, b = (4 * unit(x) for x in golden_pair())
     loss = EntropyReconstructionLoss(support="discrete")
     golden = (2.6788301740141156, 3.2185642897582096)
@@ -123,30 +123,6 @@ def test_the_entropy_of_classes_goes_from_nothing_to_log_k():
 def test_classes_that_underflow_give_no_nan():
     for dtype in (torch.float16, torch.float32):
         a, b = (1e4 * x.to(dtype) for x in golden_pair())
-        found = gradients(EntropyReconstructionLoss(support="discrete"), a, b)
-        assert all(value.isfinite().all() for value in found)
-        assert found[0].dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kappa": 0}, "kappa must be positive"),
-        ({"support": "torus"}, "support must be one of sphere, discrete, got 'torus'"),
-        ({"estimator": "joe"}, "estimator must be one of average, expectation, got 'joe'"),
-        ({"support": "discrete", "leave_one_out": True}, "leave_one_out"),
-    ],
-)
-def test_what_cannot_be_used_is_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        EntropyReconstructionLoss(**options)
-
-
-def test_inputs_that_cannot_be_used_are_named():
-    for support in ("sphere", "discrete"):
-        with pytest.raises(ValueError, match="z0 and z1 must have the same shape"):
-            EntropyReconstructionLoss(support=support)(draw(4, 3), draw(5, 3))
-    with pytest.raises(ValueError, match="at least 2 rows"):
-        EntropyReconstructionLoss(leave_one_out=True)(draw(1, 3), draw(1, 3))
-    with pytest.raises(ValueError, match="normalizer must be 'exact' or 'reference', got 'none'"):
-        EntropyReconstructionLoss().terms(draw(4, 3), draw(4, 3), normalizer="none")
+        actual = gradients(EntropyReconstructionLoss(support="discrete"), a, b)
+        assert all(value.isfinite().all() for value in actual)
+        assert actual[0].dtype == torch.float32

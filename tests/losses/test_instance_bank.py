@@ -1,11 +1,10 @@
-import pytest
 import torch
 
 from fasttrain.losses import InstanceBank
 from tests.losses.pairs import draw, unit
 
 
-def test_rows_move_towards_the_projections_and_stay_on_the_sphere():
+def test_update_moves_rows_on_the_sphere():
     memory = InstanceBank(10, 4, momentum=0.75)
     before = memory.bank.clone()
     index = torch.tensor([7, 0, 3])
@@ -27,24 +26,10 @@ def test_reading_is_by_image_and_a_copy():
     assert memory.bank.abs().min() > 0
 
 
-def test_drawn_rows_are_the_same_images_in_every_view_and_follow_torch_s_seed():
+def test_draw_takes_equal_images_in_all_views_and_follows_the_seed():
     memory = InstanceBank(50, 4)
     torch.manual_seed(3)
     drawn = memory.draw(30)
     torch.manual_seed(3)
     assert torch.equal(drawn, memory(torch.randint(50, (30,))))
     assert not torch.equal(memory.draw(30), drawn)
-
-
-def test_a_fresh_bank_goes_on_from_a_state_dict():
-    memory, fresh = (InstanceBank(5, 3) for _ in range(2))
-    fresh.load_state_dict(memory.state_dict())
-    assert torch.equal(fresh.bank, memory.bank)
-
-
-def test_what_cannot_be_used_is_named():
-    with pytest.raises(ValueError, match="above 0, got 0, 4 and 2"):
-        InstanceBank(0, 4)
-    for momentum in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\)"):
-            InstanceBank(4, 4, momentum=momentum)

@@ -1,4 +1,3 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ def test_the_first_rows_are_random_and_of_unit_norm():
     assert bank.std() > 0.1
 
 
-def test_size_zero_is_no_bank_and_leaves_no_trace_in_a_checkpoint():
+def test_size_zero_has_no_bank_and_no_state():
     module = MemoryBankModule(0)
     output = draw(3, 4)
     same, bank = module(output, update=True)
@@ -26,11 +25,11 @@ def test_size_zero_is_no_bank_and_leaves_no_trace_in_a_checkpoint():
 
 def test_the_pointer_of_lightly():
     module = MemoryBankModule((20, 3), feature_dim_first=False)
-    found = []
+    actual = []
     for seed in range(4):
-        found.append(module.bank_ptr.item())
+        actual.append(module.bank_ptr.item())
         module(draw(8, 3, seed=seed), update=True)
-    assert found == [0, 8, 16, 0]
+    assert actual == [0, 8, 16, 0]
     # The third batch filled the last 4 rows and lost 4 of its own; the fourth began at the front.
     expected = torch.cat([draw(8, 3, seed=3), draw(8, 3, seed=1), draw(8, 3, seed=2)[:4]])
     torch.testing.assert_close(module.bank, expected.float())
@@ -52,7 +51,7 @@ def test_any_batches_fill_it_as_slices_would(size, batches):
         assert module.bank_ptr.tolist() == [pointer]
 
 
-def test_it_returns_what_was_there_before_and_nothing_moves_without_update():
+def test_bank_returns_old_rows_and_changes_on_update_only():
     module = MemoryBankModule((6, 4))
     before = module.bank.clone()
     _, bank = module(draw(6, 4), update=True)
@@ -65,11 +64,6 @@ def test_it_returns_what_was_there_before_and_nothing_moves_without_update():
     assert torch.equal(module.bank, after)
 
 
-def test_the_dimension_may_come_last():
-    module = MemoryBankModule((6, 4), feature_dim_first=False)
-    assert torch.equal(module(draw(2, 4))[1], module.bank)
-
-
 def test_backward_after_the_enqueue_sees_the_old_rows():
     module = MemoryBankModule((4, 3), feature_dim_first=False)
     x = draw(4, 3, dtype=torch.float32).requires_grad_()
@@ -78,35 +72,3 @@ def test_backward_after_the_enqueue_sees_the_old_rows():
     (output @ bank.T).sum().backward()
     torch.testing.assert_close(x.grad, before.sum(0).expand(4, 3))
     assert not module.bank.requires_grad
-
-
-def test_a_fresh_module_goes_on_from_a_state_dict(tmp_path):
-    module = MemoryBankModule((10, 3))
-    module(draw(4, 3), update=True)
-    torch.save(module.state_dict(), tmp_path / "bank.pt")
-    fresh = MemoryBankModule((10, 3))
-    fresh.load_state_dict(torch.load(tmp_path / "bank.pt", weights_only=True))
-    for one in (module, fresh):
-        one(draw(4, 3, seed=1), update=True)
-    assert torch.equal(fresh.bank, module.bank)
-    assert fresh.bank_ptr.item() == module.bank_ptr.item() == 8
-
-
-def test_a_checkpoint_without_the_bank_is_not_taken_for_one_with_it():
-    with pytest.raises(RuntimeError, match="bank_ptr"):
-        MemoryBankModule((10, 3)).load_state_dict({})
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        (-1, "size -1, all entries must be non-negative"),
-        ((8, -2), r"size \(8, -2\), all entries must be non-negative"),
-        (4096, r"4096 lacks the feature dimension: pass \(4096, dim\)"),
-        ((8,), r"size \(8,\): pass \(num_features, dim\)"),
-        ((8, 2, 2), r"size \(8, 2, 2\): pass"),
-    ],
-)
-def test_an_illegal_size_is_named(size, message):
-    with pytest.raises(ValueError, match=message):
-        MemoryBankModule(size)

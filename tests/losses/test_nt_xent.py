@@ -7,22 +7,13 @@ from fasttrain.losses import NTXentLoss
 from tests.losses.pairs import draw, golden_pair, gradients, unit, written_info_nce, written_nt_xent
 
 
-@pytest.mark.parametrize(
-    ("loss", "expected"), [(NTXentLoss(), 2.8516984563063827), (NTXentLoss(0.1), 4.97905201050417)]
-)
-def test_equals_lightly_1_6(loss, expected):
-    value = loss(*golden_pair())
-    assert value.shape == ()
-    assert value.item() == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("temperature", [0.02, 0.07, 2.0])
-def test_loss_and_gradients_are_those_of_the_written_out_cross_entropy(temperature, backend):
+def test_nt_xent_equals_the_cross_entropy_reference(temperature, backend):
     a, b = draw(13, 6, seed=1) * 3, draw(13, 6, seed=2)
-    found = gradients(NTXentLoss(temperature, backend=backend), a, b)
+    actual = gradients(NTXentLoss(temperature, backend=backend), a, b)
     expected = gradients(lambda x, y: written_nt_xent(x, y, temperature), a, b)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 @settings(deadline=None, max_examples=25)
@@ -33,20 +24,20 @@ def test_loss_and_gradients_are_those_of_the_written_out_cross_entropy(temperatu
     scale=st.floats(1e-3, 1e3),
     seed=st.integers(0, 999),
 )
-def test_neither_the_order_of_views_and_images_nor_the_norms_matter(batch, dim, temperature, scale, seed):
+def test_order_and_norms_do_not_change_the_loss(batch, dim, temperature, scale, seed):
     a, b = draw(batch, dim, seed=seed), draw(batch, dim, seed=seed + 1)
     loss = NTXentLoss(temperature)
     order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(loss(scale * b[order], a[order]), loss(a, b), rtol=1e-9, atol=1e-10)
 
 
-def test_with_a_bank_only_the_first_view_is_anchor_and_the_bank_its_negatives():
+def test_with_a_bank_the_first_view_is_the_only_anchor():
     torch.manual_seed(0)
     loss = NTXentLoss(0.2, (20, 16))
     bank = loss.memory_bank.bank.double()
-    found = gradients(loss, *golden_pair())
+    actual = gradients(loss, *golden_pair())
     expected = gradients(lambda a, b: written_info_nce(a, b, 0.2, bank), *golden_pair())
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_second_view_enters_the_bank_after_the_loss():
@@ -58,7 +49,7 @@ def test_the_second_view_enters_the_bank_after_the_loss():
     torch.testing.assert_close(loss.memory_bank.bank[:16], unit(torch.cat([b, b])).float())
 
 
-def test_the_bank_rests_unless_the_first_view_requires_a_gradient():
+def test_bank_changes_only_if_the_first_view_has_a_gradient():
     loss = NTXentLoss(memory_bank_size=(20, 16))
     before = loss.memory_bank.bank.clone()
     a, b = golden_pair()
@@ -77,28 +68,6 @@ def test_a_refused_batch_leaves_the_bank_alone():
     assert loss.memory_bank.bank_ptr.item() == 0
 
 
-def test_the_state_dict_is_empty_without_a_bank_and_carries_it_with_one():
-    assert NTXentLoss().state_dict() == {}
-    loss, fresh = (NTXentLoss(memory_bank_size=(24, 16)) for _ in range(2))
-    a, b = golden_pair()
-    loss(a.requires_grad_(), b)
-    fresh.load_state_dict(loss.state_dict())
-    assert torch.equal(fresh(b, a), loss(b, a))
-    assert fresh.memory_bank.bank_ptr.item() == 8
-
-
-@pytest.mark.parametrize("size", [0, (64, 16)])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_sums_in_fp32(dtype, size):
-    torch.manual_seed(0)
-    loss = NTXentLoss(0.1, size)
-    a, b = (x.to(dtype) for x in golden_pair())
-    found = loss(a, b)
-    assert found.dtype == torch.float32
-    # bf16 has 8 bits: a peer that rounds the logits is 0.4 % off here.
-    assert found.item() == pytest.approx(loss(a.double(), b.double()).item(), rel=2e-3)
-
-
 def test_attributes_and_their_change():
     loss = NTXentLoss(0.3, (4, 16), False)
     assert (loss.temperature, loss.gather_distributed, loss.eps) == (0.3, False, 1e-8)
@@ -106,19 +75,3 @@ def test_attributes_and_their_change():
     plain = NTXentLoss()
     plain.temperature = 0.1
     assert plain(*golden_pair()).item() == pytest.approx(4.97905201050417, rel=1e-12)
-
-
-@pytest.mark.parametrize("temperature", [0, 1e-9, -1e-9, -0.5, float("nan")])
-def test_an_illegal_temperature_is_refused(temperature):
-    with pytest.raises(ValueError, match="Illegal temperature"):
-        NTXentLoss(temperature)
-
-
-def test_a_bank_without_a_dimension_is_refused():
-    with pytest.raises(ValueError, match="lacks the feature dimension"):
-        NTXentLoss(memory_bank_size=4096)
-
-
-def test_views_that_do_not_match_are_named():
-    with pytest.raises(ValueError, match=r"out0 and out1 must have the same shape"):
-        NTXentLoss()(draw(4, 3), draw(5, 3))

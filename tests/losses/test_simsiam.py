@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from fasttrain.losses import SimSiamLoss
@@ -18,21 +17,8 @@ def test_equals_the_paper_s_equation_with_its_stopped_gradients():
     loss = SimSiamLoss()(p0, p1, z0, z1)
     written = -(_cosine(p0, z1.detach()) + _cosine(p1, z0.detach())) / 2
     torch.testing.assert_close(loss, written)
-    for found, expected in zip(
+    for actual, expected in zip(
         torch.autograd.grad(loss, (p0, p1), retain_graph=True), torch.autograd.grad(written, (p0, p1)), strict=True
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(actual, expected)
     assert torch.autograd.grad(loss, (z0, z1), allow_unused=True) == (None, None)
-
-
-def test_half_precision_is_computed_in_single():
-    drawn = _draw(dtype=torch.float16)
-    loss = SimSiamLoss()(*drawn)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, SimSiamLoss()(*(x.float() for x in drawn)))
-
-
-def test_shapes_that_differ_are_named():
-    p0, p1, z0, z1 = _draw()
-    with pytest.raises(ValueError, match=r"prediction0.*projection1"):
-        SimSiamLoss()(p0, p1, z0, z1[:3])

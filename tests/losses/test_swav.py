@@ -21,11 +21,11 @@ def test_random_cases_are_the_written_out_loss(seed, queued):
     queues = _queues(views[:n], seed) @ w.T if queued else None
     settings = {"epsilon": 0.1, "iterations": seed % 5}
     loss = SwaVLoss(0.2, settings["iterations"], settings["epsilon"])
-    found = gradients(lambda x: loss(list(x[:n]), list(x[n:]), None if queues is None else list(queues)), scores)
+    actual = gradients(lambda x: loss(list(x[:n]), list(x[n:]), None if queues is None else list(queues)), scores)
     expected = gradients(lambda x: written_swav(x[:n], x[n:], queues, 0.2, **settings).view(1), scores)
     # Codes are fp32 throughout.
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert found[0].shape == (1,)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert actual[0].shape == (1,)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -43,11 +43,11 @@ def test_projections_and_prototypes_do_what_scores_do(seed, queued, backend):
         views,
         w,
     )
-    found = gradients(
+    actual = gradients(
         lambda x, p: loss(list(x[:n]), list(x[n:]), None if queues is None else list(queues), prototypes=p), views, w
     )
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert found[0].shape == (1,)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert actual[0].shape == (1,)
 
 
 def test_the_codes_are_balanced_over_batch_and_queue():
@@ -84,63 +84,8 @@ def test_a_queue_of_another_type_and_autocast():
         assert torch.equal(loss(list(views[:2]), list(views[2:]), queue, prototypes=w), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_scores_of_1_are_finite(dtype):
-    projections = unit(draw(3, 16, 8)).to(dtype)
-    w = projections[0, :10]  # so that scores reach 1, and exp(1 / 0.05) is infinite in fp16
-    scores = projections @ w.T
-    exact = SwaVLoss()(list(scores[:2].double()), list(scores[2:].double()))
-    for inputs, extra in ((scores, {}), (projections, {"prototypes": w})):
-        leaf = inputs.clone().requires_grad_()
-        found = SwaVLoss()(list(leaf[:2]), list(leaf[2:]), **extra)
-        found.backward()
-        assert found.dtype == torch.float32
-        assert found.item() == pytest.approx(exact.item(), rel=5e-3)
-        assert leaf.grad.isfinite().all()
-
-
 def test_the_order_of_arguments_and_what_they_become():
     loss = SwaVLoss(0.2, 5, 0.07, True)
     assert (loss.temperature, loss.sinkhorn_iterations, loss.sinkhorn_epsilon) == (0.2, 5, 0.07)
     assert loss.sinkhorn_gather_distributed
     assert loss.state_dict() == {}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": 0}, "temperature must be positive"),
-        ({"sinkhorn_epsilon": -1}, "sinkhorn_epsilon must be positive"),
-        ({"sinkhorn_iterations": -1}, "sinkhorn_iterations must be at least 0, got -1"),
-    ],
-)
-def test_what_cannot_be_used_is_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        SwaVLoss(**options)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([], [draw(4, 3)]), "high_resolution_outputs must hold at least one view"),
-        (([draw(4, 3)], []), "at least two views are needed"),
-        (([draw(4, 3)], [draw(5, 3)]), r"high_resolution_outputs\[0\] and low_resolution_outputs\[0\]"),
-        (([draw(4, 3), draw(5, 3)], []), r"high_resolution_outputs\[0\] and high_resolution_outputs\[1\]"),
-        (([draw(4, 3)] * 2, [], [draw(7, 3)]), "queue_outputs: .*2 tensors.*got 1"),
-        (([draw(4, 3)] * 2, [], [draw(7, 3), draw(7, 2)]), r"high_resolution_outputs\[1\] and queue_outputs\[1\]"),
-    ],
-)
-def test_inputs_that_cannot_be_used_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SwaVLoss()(*arguments)
-
-
-def test_prototypes_of_another_dimension_are_named():
-    with pytest.raises(ValueError, match=r"prototypes must be \[K, D = 3\], got \(7, 4\)"):
-        SwaVLoss()([draw(4, 3)] * 2, [], prototypes=draw(7, 4))
-
-
-def test_prototypes_without_an_iteration_are_refused():
-    views = [draw(4, 8), draw(4, 8, seed=1)]
-    with pytest.raises(ValueError, match="sinkhorn_iterations: "):
-        SwaVLoss(sinkhorn_iterations=0)(views, [], prototypes=draw(5, 8))

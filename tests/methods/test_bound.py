@@ -67,7 +67,7 @@ def test_prototype_entropy_is_the_students_and_has_a_gradient():
     assert z.grad.abs().sum() > 0
 
 
-def test_prototype_objective_without_entropy_is_the_reconstruction():
+def test_prototypes_without_entropy_give_the_reconstruction():
     method = build("dino", False)
     objective = method.prototype_objective(torch.ones(()), None, torch.zeros(1, 1), Step(0, 1, 1, measure=False))
     assert (objective.loss, objective.bound, dict(objective.logs)) == (1, None, {})

@@ -88,7 +88,7 @@ class Packaged(Method):
     """A method of another package."""
 
 
-def test_plugin_file_registers_its_method_and_can_be_loaded_twice(tmp_path):
+def test_plugin_file_loaded_twice_registers_its_method_once(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(PLUGIN)
     methods.load_plugin(path)

@@ -46,16 +46,16 @@ def test_equals_torch_s(group, kind, shape, affine, momentum):
             (output * weights).sum().backward()
         torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
-    for (name, mine), (other, their) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+    for (name, parameter), (other, their) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert name == other
-        torch.testing.assert_close(mine.grad, their.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(parameter.grad, their.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
     ours.eval(), theirs.eval()
     torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_statistics_are_those_of_all_ranks(monkeypatch):
-    """Two ranks played one after the other: means are of equal parts, so the mean over ranks is that of the halves."""
+    """Both ranks run one after the other on equal parts: the mean over ranks is the mean over halves."""
     x = torch.randn(8, 3) * 2 + 1
     halves = x.chunk(2)
     layer = RankBatchNorm(3)
@@ -65,7 +65,7 @@ def test_statistics_are_those_of_all_ranks(monkeypatch):
     shared = [sum(both) / 2]
     shared.append(sum((half - shared[0]).square().mean(0) for half in halves) / 2)
     answers = iter(shared)
-    monkeypatch.setattr(batchnorm, "mean_over_ranks", lambda mine, group: next(answers))
+    monkeypatch.setattr(batchnorm, "mean_over_ranks", lambda parameter, group: next(answers))
     monkeypatch.setattr(RankBatchNorm, "group_size", lambda self: 2)
     torch.testing.assert_close(layer(halves[0]), whole[:4], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer.running_mean, expected.running_mean)
@@ -81,7 +81,7 @@ def test_half_precision_is_counted_in_single(group):
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
 
 
-def test_a_network_keeps_its_names_its_weights_and_what_is_frozen(group):
+def test_conversion_keeps_names_weights_and_frozen_parameters(group):
     for arch in ("conv_small", "resnet18"):
         theirs = _randomise(create_backbone(arch, img_size=32))
         frozen = [name for k, (name, _) in enumerate(theirs.named_parameters()) if k % 3 == 0]

@@ -18,7 +18,7 @@ def test_simclr_s_head_ends_in_a_batch_norm_without_shift():
     assert head[1].bias.requires_grad
 
 
-def test_simsiam_s_head_ends_in_a_batch_norm_without_shift_and_scale():
+def test_simsiam_head_ends_in_batchnorm_without_affine():
     head = projection_mlp((8, 16, 16, 4), last_norm="plain")
     assert _kinds(head)[-2:] == ["Linear", "BatchNorm1d"]
     assert head[-1].weight is None

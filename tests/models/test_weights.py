@@ -74,18 +74,18 @@ def test_dino_s_full_checkpoints(vit, tmp_path, key):
             "student": _prefixed(other, "module.backbone."),
             "teacher": _prefixed(vit, "backbone.") | head,
         }
-    found = _vit()
-    load_weights(found, read_weights(_saved(content, tmp_path / "checkpoint.pth")), "it")
-    _equal(found, vit)
+    actual = _vit()
+    load_weights(actual, read_weights(_saved(content, tmp_path / "checkpoint.pth")), "it")
+    _equal(actual, vit)
 
 
 def test_lightly_s_resnets_are_numbered(resnet, tmp_path):
-    """nn.Sequential(*list(resnet.children())[:-1]) in a LightningModule, with a projection head beside it."""
+    """nn.Sequential(*list(resnet.children())[:-1]) in a LightningModule, with a projection head next to it."""
     numbered = nn.Sequential(*list(resnet.children())[:-1])
     content = {"state_dict": _prefixed(numbered, "backbone.") | {"projection_head.layers.0.weight": torch.ones(2, 2)}}
-    found = timm.create_model("resnet18", num_classes=0)
-    load_weights(found, read_weights(_saved(content, tmp_path / "last.ckpt")), "it")
-    _equal(found, timm_without_head(resnet))
+    actual = timm.create_model("resnet18", num_classes=0)
+    load_weights(actual, read_weights(_saved(content, tmp_path / "last.ckpt")), "it")
+    _equal(actual, timm_without_head(resnet))
 
 
 def timm_without_head(resnet):
@@ -101,9 +101,9 @@ def test_lightly_s_vits(vit, tmp_path, prefix):
         content["backbone.mask_token"] = torch.zeros(1, 1, 192)
     if prefix.startswith("teacher"):
         content |= {f"student_backbone.{name}": tensor + 1 for name, tensor in vit.state_dict().items()}
-    found = _vit()
-    load_weights(found, read_weights(_saved(content, tmp_path / "last.ckpt")), "it")
-    _equal(found, vit)
+    actual = _vit()
+    load_weights(actual, read_weights(_saved(content, tmp_path / "last.ckpt")), "it")
+    _equal(actual, vit)
 
 
 def test_positions_are_interpolated_to_another_size(vit):
@@ -126,12 +126,12 @@ def test_positions_are_interpolated_to_another_size(vit):
     ],
 )
 def test_another_network_s_weights_change_nothing(vit, change, why):
-    found, state = _vit(), dict(vit.state_dict())
-    before = {name: tensor.clone() for name, tensor in found.state_dict().items()}
+    actual, state = _vit(), dict(vit.state_dict())
+    before = {name: tensor.clone() for name, tensor in actual.state_dict().items()}
     change(state)
     with pytest.raises(ConfigError, match=f"FILE.*{why}"):
-        load_weights(found, state, "FILE")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in found.state_dict().items())
+        load_weights(actual, state, "FILE")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in actual.state_dict().items())
 
 
 def test_old_files_without_batch_counts_are_read():
@@ -155,8 +155,8 @@ def test_a_run_does_not_start_from_another_network(images, dino_run, tmp_path, c
     file = tmp_path / "vit.safetensors"
     assert main(["export", str(dino_run), "--format", "timm", "--output", str(file)]) == 0
     capsys.readouterr()
-    for given, line in ((file, "another network than ConvSmall"), (tmp_path / "no.pth", "no such file")):
-        command = flags(images, tmp_path / "run", "--init_from", given)
+    for path, line in ((file, "another network than ConvSmall"), (tmp_path / "no.pth", "no such file")):
+        command = flags(images, tmp_path / "run", "--init_from", path)
         assert main(["train", *command]) == 2
         err = capsys.readouterr().err
         assert line in err

@@ -64,7 +64,7 @@ def test_spike_is_reported_with_entropy_and_reconstruction(images, tmp_path, cap
     assert line.endswith(terms)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3))])
 def test_rollback_resumes_the_last_checkpoint_in_another_order(images, tmp_path, capsys, monkeypatch, stage):
     arguments = ("--knn_every", 0, "--saveckp_freq_steps", 2, "--max_skipped_steps", 2, "--zero_stage", stage)
     arguments = (*arguments, "--rollback", 1)
@@ -122,15 +122,6 @@ def test_loss_that_stays_nan_stops_the_run(images, tmp_path, capsys, more):
     assert "--lr" in line
     assert lines(tmp_path / "metrics.jsonl")[-1]["loss"] is None
     assert not (tmp_path / "checkpoints").exists()
-
-
-def test_weights_broken_by_the_last_step_are_no_result(images, tmp_path, capsys):
-    """The loss is measured before the step, so the last step's damage shows only in the evaluation."""
-    assert (
-        main(flags(images, tmp_path, "--lr", "1e38", "--clip_grad", 0, "--limit_steps", 1, "--optimizer", "sgd")) == 3
-    )
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fasttrain: the weights are not finite after step 1")
 
 
 def test_broken_weights_are_not_published(images, tmp_path, capsys):

@@ -196,13 +196,6 @@ def test_consecutive_faults_end_the_run_with_the_last_values():
     assert "--lr" in message
 
 
-def test_fault_in_the_first_step_ends_the_run():
-    with guarded("simclr", limit=1) as guard:
-        (finding,) = steps(guard, [0], poisoned=[0])
-        with pytest.raises(Diverged, match="at step 1; skipped; no step was finite"):
-            guard.judge(finding)
-
-
 @pytest.mark.parametrize(
     ("terms", "roles", "message"),
     [

@@ -1,4 +1,4 @@
-"""A run that goes on: from its own checkpoints, at other stages, and which checkpoints it refuses."""
+"""Resumed runs: at the same and other ZeRO stages, and refused checkpoints."""
 
 import json
 import os
@@ -49,48 +49,48 @@ def test_a_shorter_limit_than_what_was_made_is_no_harm(straight, images, tmp_pat
     assert summary["images_per_s"] == 0
 
 
-def test_a_step_that_is_not_logged_after_a_resume_into_another_folder(straight, images, tmp_path):
+def test_resume_into_another_folder_at_an_unlogged_step(straight, images, tmp_path):
     """There is no logged step to look at then, nor ever on a rank that writes no files."""
-    given = flags(images, tmp_path, "--resume", straight[0], "--epochs", 4, "--log_every", 100, "--knn_every", 0)
-    assert main(given) == 0
+    arguments = flags(images, tmp_path, "--resume", straight[0], "--epochs", 4, "--log_every", 100, "--knn_every", 0)
+    assert main(arguments) == 0
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [16]
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (2, 3))])
 def test_every_zero_stage_resumes_what_it_wrote(straight, images, tmp_path, stage):
     """ZeRO 1 and 2 write a class of DeepSpeed's that the reader of tensors alone once refused."""
-    given = flags(images, tmp_path, "--zero_stage", stage, "--knn_every", 1)
-    assert main([*given, "--limit_steps", "3"]) == 0
-    assert main(given) == 0
+    arguments = flags(images, tmp_path, "--zero_stage", stage, "--knn_every", 1)
+    assert main([*arguments, "--limit_steps", "3"]) == 0
+    assert main(arguments) == 0
     expected = [line["loss"] for line in lines(straight[0] / "metrics.jsonl")]
     assert [line["loss"] for line in lines(tmp_path / "metrics.jsonl")] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_run_goes_on_at_another_stage_with_another_batch(straight, images, tmp_path, capsys):
-    """One epoch at ZeRO 3 and batches of 8, the next at ZeRO 1 in two micro-steps of 4: the same images a step."""
-    given = flags(images, tmp_path, "--knn_every", 1)
-    assert main([*given, "--zero_stage", "3", "--limit_steps", "4"]) == 0
+    """One epoch at ZeRO 3 and batches of 8, the next at ZeRO 1 in two micro-steps of 4: equal images per step."""
+    arguments = flags(images, tmp_path, "--knn_every", 1)
+    assert main([*arguments, "--zero_stage", "3", "--limit_steps", "4"]) == 0
     shutil.copytree(tmp_path, tmp_path / "larger")
     more = ["--zero_stage", "1", "--batch_size_per_gpu", "4", "--gradient_accumulation_steps", "2"]
-    assert main([*given, *more]) == 0
+    assert main([*arguments, *more]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "resharded the checkpoint from 1 rank (ZeRO 3) to 1 rank (ZeRO 1)" in out
     assert "a step has" not in out
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == list(range(1, 9))
-    given = flags(images, tmp_path / "larger", "--knn_every", 1, "--batch_size_per_gpu", "16", "--epochs", "4")
-    assert main(given) == 0
+    arguments = flags(images, tmp_path / "larger", "--knn_every", 1, "--batch_size_per_gpu", "16", "--epochs", "4")
+    assert main(arguments) == 0
     assert "a step has 16 images, 8 in the checkpoint" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(straight, images, tmp_path, capsys):
-    given = flags(images, tmp_path, "--knn_every", 1, "--saveckp_freq_steps", 3, "--keep", 2)
-    assert main([*given, "--limit_steps", "7"]) == 0
+def test_broken_checkpoint_falls_back_to_the_one_before(straight, images, tmp_path, capsys):
+    arguments = flags(images, tmp_path, "--knn_every", 1, "--saveckp_freq_steps", 3, "--keep", 2)
+    assert main([*arguments, "--limit_steps", "7"]) == 0
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert kept == ["step-00000006", "step-00000007"]
     file = tmp_path / "checkpoints" / "step-00000007" / "mp_rank_00_model_states.pt"
     file.write_bytes(file.read_bytes()[:-100])
     capsys.readouterr()
-    assert main(given) == 0
+    assert main(arguments) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert re.search("step-00000007: .*corrupt: mp_rank.*; resuming from step-00000006", out), out
     assert_same_run(tmp_path, straight[0])
@@ -144,7 +144,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(straight, images, tmp_path,
     card["files"][file.name] = fingerprint(file)._asdict()
     del card["crc32"]  # as an earlier version's
     (file.parent / "fasttrain.json").write_text(json.dumps(card))
-    assert main(flags(images, run)) == 2
+    assert main(flags(images, run, "--epochs", 3)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fasttrain: {file.parent}: holds more than tensors (")
     assert ".mkdir) and is not loaded: opening it could run code. If you trust it, save its tensors again" in line

@@ -17,7 +17,8 @@ from tests.small_runs import assert_same_run, flags, lines, start, when_logged
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_sigterm_publishes_a_checkpoint_with_which_the_run_goes_on(images, tmp_path):
+@pytest.mark.slow
+def test_sigterm_publishes_a_checkpoint_that_resumes(images, tmp_path):
     output = tmp_path / "run"
     process = start(flags(images, output, "--epochs", 100_000, "--knn_every", 0))
     metrics = output / "metrics.jsonl"
@@ -30,7 +31,7 @@ def test_sigterm_publishes_a_checkpoint_with_which_the_run_goes_on(images, tmp_p
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     done = len(lines(metrics))
-    assert err == f"fasttrain: stopped by SIGTERM at step {done}; --resume auto --output_dir {output} goes on\n"
+    assert err == f"fasttrain: stopped by SIGTERM at step {done}; resume with --resume auto --output_dir {output}\n"
     assert (output / "checkpoints" / "latest").read_text() == f"step-{done:08d}"
     assert not (output / "summary.json").exists()
     assert main(flags(images, output, "--epochs", 100_000, "--knn_every", 0, "--limit_steps", done + 2)) == 0
@@ -38,7 +39,7 @@ def test_sigterm_publishes_a_checkpoint_with_which_the_run_goes_on(images, tmp_p
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
-def test_a_signal_in_mid_epoch_and_resume_gives_the_run_in_one_go(straight, images, tmp_path, capsys, number, status):
+def test_stop_within_an_epoch_and_resume_equals_one_run(straight, images, tmp_path, capsys, number, status):
     with when_logged(6, lambda: os.kill(os.getpid(), signal.Signals[number])):
         assert main(flags(images, tmp_path, "--knn_every", 1)) == status
     assert capsys.readouterr().err.startswith(f"fasttrain: stopped by {number} at step 6; ")
@@ -50,7 +51,10 @@ def test_a_second_ctrl_c_stops_at_once(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(signals, "_REPEAT_SECONDS", 0)
     with when_logged(2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]):
         assert main(flags(images, tmp_path, "--knn_every", 0)) == 130
-    assert capsys.readouterr().err == "fasttrain: stopped at once by a second SIGINT; the last checkpoint stays\n"
+    assert (
+        capsys.readouterr().err
+        == "fasttrain: a second SIGINT stopped the run at once. The last checkpoint is intact.\n"
+    )
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -58,7 +62,7 @@ def _fail():
     raise RuntimeError("a bug\nof two lines")
 
 
-def test_an_unexpected_error_is_one_line_a_traceback_in_the_run_and_status_1(images, tmp_path, capsys):
+def test_unexpected_error_is_one_line_and_status_1(images, tmp_path, capsys):
     with when_logged(2, _fail):
         assert main(flags(images, tmp_path, "--knn_every", 0)) == 1
     log = tmp_path / "rank-0.log"
@@ -80,16 +84,17 @@ with when_logged(2, lambda: time.sleep(60)):
 """
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_ends_the_run_with_status_1(images, tmp_path):
-    given = flags(images, tmp_path, "--knn_every", 0, "--watchdog_minutes", 0.05)
-    process = start(given, sys.executable, "-c", _HANGS)
+    arguments = flags(images, tmp_path, "--knn_every", 0, "--watchdog_minutes", 0.05)
+    process = start(arguments, sys.executable, "-c", _HANGS)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "in written" in (tmp_path / "rank-0.log").read_text()
     assert "rank 0 finished no step for 0.05 minutes (--watchdog_minutes)" in err
 
 
-def test_every_epoch_ends_with_a_checkpoint_and_some_of_them_stay(images, tmp_path, monkeypatch):
+def test_saveckp_freq_keeps_checkpoints_of_its_epochs(images, tmp_path, monkeypatch):
     """The first one came after --saveckp_freq epochs, 20 by default: a fault before cost all of them."""
     published, publish = [], store.publish
 
@@ -98,9 +103,9 @@ def test_every_epoch_ends_with_a_checkpoint_and_some_of_them_stay(images, tmp_pa
         publish(engine, folder, card, keep=keep, newest=newest)
 
     monkeypatch.setattr(store, "publish", noted)
-    given = flags(images, tmp_path, "--knn_every", 0, "--epochs", 4, "--saveckp_freq", 2)
+    arguments = flags(images, tmp_path, "--knn_every", 0, "--epochs", 4, "--saveckp_freq", 2)
     with when_logged(14, _fail):
-        assert main(given) == 1
+        assert main(arguments) == 1
     assert published == [(4, False), (8, True), (12, False)]
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert left == {"latest", "step-00000008", "step-00000012"}
@@ -126,13 +131,13 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(images, tmp_path, 
 
     monkeypatch.setattr(store, "write_tensors", tensors)
     monkeypatch.setattr(Recorder, "step", step)
-    given = flags(images, tmp_path / "run", "--knn_every", 0, "--saveckp_freq_steps", 2)
-    assert main(given) == 2
+    arguments = flags(images, tmp_path / "run", "--knn_every", 0, "--saveckp_freq_steps", 2)
+    assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line
     assert "Free space" in line
     assert "b'" not in line
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*step*")] == ["step-00000002"]
     monkeypatch.undo()
-    assert main([*given, "--limit_steps", "5"]) == 0
+    assert main([*arguments, "--limit_steps", "5"]) == 0
     assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]

@@ -17,7 +17,7 @@ def _rows(seed, count=6, dim=8, norm=1.0):
     return norm * normalize(torch.randn(count, dim, dtype=torch.float64, generator=generator), dim=1)
 
 
-def _found(loss, x, y, scale, **options):
+def _value_and_gradients(loss, x, y, scale, **options):
     leaves = [t.clone().requires_grad_() for t in (x, y, torch.tensor(scale, dtype=torch.float64))]
     value = loss(*leaves, **options)
     value.backward()
@@ -28,7 +28,9 @@ def _found(loss, x, y, scale, **options):
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0])
 def test_one_process(scale, norm):
     x, y = _rows(0, norm=norm), _rows(1, norm=norm)
-    for ours, theirs in zip(_found(ClipLoss(), x, y, scale), _found(Theirs(), x, y, scale), strict=True):
+    for ours, theirs in zip(
+        _value_and_gradients(ClipLoss(), x, y, scale), _value_and_gradients(Theirs(), x, y, scale), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
@@ -43,11 +45,11 @@ def test_a_bias_of_all_logits_and_a_dictionary():
 def _rank(rank, port, folder):
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     x, y = (_rows(seed, 12).chunk(2)[rank] for seed in (0, 1))
-    found = {}
+    actual = {}
     for local, grad in _MODES:
         options = {"local_loss": local, "gather_with_grad": grad, "rank": rank, "world_size": 2}
-        found[local, grad] = [_found(kind(**options), x, y, 14.0) for kind in (ClipLoss, Theirs)]
-    torch.save(found, f"{folder}/{rank}.pt")
+        actual[local, grad] = [_value_and_gradients(kind(**options), x, y, 14.0) for kind in (ClipLoss, Theirs)]
+    torch.save(actual, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -58,17 +60,13 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("local", "grad"), _MODES)
 def test_two_processes(two_ranks, local, grad):
-    for found in two_ranks:
-        ours, theirs = found[local, grad]
+    for actual in two_ranks:
+        ours, theirs = actual[local, grad]
         for one, other in zip(ours[:3], theirs[:3], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
     # The scale's gradient is averaged by the trainer: only the mean over ranks counts.
-    ours, theirs = (sum(found[local, grad][kind][3] for found in two_ranks) for kind in (0, 1))
+    ours, theirs = (sum(actual[local, grad][kind][3] for actual in two_ranks) for kind in (0, 1))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
-
-
-def test_horovod_is_refused():
-    with pytest.raises(ValueError, match="use_horovod=True is not supported"):
-        ClipLoss(use_horovod=True)
