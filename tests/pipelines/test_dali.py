@@ -128,3 +128,10 @@ def test_dali_is_imported_when_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(DataError, match="DALI is not installed"):
         dali.require_dali()
+
+
+def test_arguments_are_of_the_views_in_the_graph():
+    recipe = ViewRecipe((View(S, blur=0.1), View(96, blur=0.1), View(96, rotate=3)))
+    box = ["start", "end"]
+    assert dali.arguments(recipe, "cpu") == [(0, name) for name in box] + [(2, name) for name in [*box, "angle"]]
+    assert dali.arguments(recipe, "cuda") == [(v, name) for v in (0, 1, 2) for name in [*box, "angle"][: 2 + (v > 1)]]
