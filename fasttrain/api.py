@@ -212,9 +212,9 @@ def _untrained(model: nn.Module | Callable[[int], nn.Module] | None, config: Con
     """Return a module of the user's backbone, to load the trained weights into."""
     if model is None:
         return None
-    from .models.architectures import given_backbone
+    from .models.architectures import user_backbone
 
-    return given_backbone(model, config.views.channels, config.views.views[0].size)
+    return user_backbone(model, config.views.channels, config.views.views[0].size)
 
 
 def _splits(data: Any, val: Any) -> Splits | None:

@@ -149,8 +149,8 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
         saved = read(path, card.zero_stage, card.world_size, trained_names(engine))
         if reason := misfit(saved, engine):
             problem = (
-                f"the checkpoint does not fit these settings ({reason}). Use the settings of its run's config.yaml or "
-                "another --output_dir."
+                f"the checkpoint does not fit these settings ({reason}). Use the settings of its run's config.yaml, "
+                f"the version of fasttrain that wrote it ({card.version}), or another --output_dir."
             )
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError) as error:
         problem = describe_load_error(error)

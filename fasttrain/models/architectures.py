@@ -258,7 +258,7 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
-def given_backbone(network: nn.Module | Callable[[int], nn.Module], channels: int, size: int) -> nn.Module:
+def user_backbone(network: nn.Module | Callable[[int], nn.Module], channels: int, size: int) -> nn.Module:
     """Return a copy of a user's backbone, or the result of a user's function, with ``num_features`` set.
 
     The backbone must return features [B, D] for images [B, channels, size, size]. Raise ValueError otherwise.

@@ -30,7 +30,7 @@ from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted
 from ..evaluate.evaluator import Evaluation, Evaluator
 from ..files import DISK_ERRORS, finite, write_text
 from ..methods import Method, Network
-from ..models.architectures import given_backbone
+from ..models.architectures import user_backbone
 from ..models.weights import load_weights, read_weights
 from ..pipelines import Loader, Splits, open_source
 from .display import DataNotes, Display
@@ -336,7 +336,7 @@ def _factory(network: nn.Module | Network | None, config: Config) -> Network | N
     if network is None:
         return None
     size = config.views.views[0].size
-    return lambda channels: given_backbone(network, channels, size)
+    return lambda channels: user_backbone(network, channels, size)
 
 
 def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -> None:

@@ -20,7 +20,6 @@ def uniform(count, dim, seed=0):
     [
         # Uniform points saturate below the maximum, like the curves of the paper. Leave-one-out reaches it.
         (256, {}, -131.136),
-        (512, {}, -130.459),
         (4096, {}, -128.589),
         (512, {"leave_one_out": True}, log_sphere_area(128)),
     ],
@@ -33,20 +32,6 @@ def test_entropy_is_at_most_log_n_above_equal_points():
     floor = -log_vmf_normalizer(512, 10) - 10
     assert vmf_entropy(uniform(1, 512).expand(64, -1)).item() == pytest.approx(floor, abs=1e-9)
     assert floor < vmf_entropy(uniform(32, 512)).item() <= floor + math.log(32)
-
-
-def test_expectation_does_not_exceed_average():
-    centres = uniform(10, 16, seed=1)
-    labels = torch.randint(0, 10, (300,), generator=torch.Generator().manual_seed(2)).clamp_min(5)
-    z = normalize(centres[labels] + 0.1 * uniform(300, 16, seed=3), dim=1)
-    assert vmf_entropy(z, estimator="expectation") < vmf_entropy(z, estimator="average") - 0.1
-
-
-def test_gradient_equals_the_papers_formula():
-    z = uniform(12, 5).requires_grad_()
-    vmf_entropy(z, kappa=3.0).backward()
-    p = (3.0 * z.detach() @ z.detach().T).softmax(1)
-    torch.testing.assert_close(z.grad, -(3.0 / 12) * (p + p.T) @ z.detach())
 
 
 def test_normalizer_is_an_additive_constant():
@@ -97,11 +82,6 @@ def test_gaussian_entropy_equals_its_definition(bandwidth, leave_one_out):
     torch.testing.assert_close(gaussian_entropy(z, **options), expected)
     leaf = z[:6].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: gaussian_entropy(z, **options), (leaf,))
-
-
-def test_gaussian_entropy_approaches_the_normal_distributions():
-    entropy = gaussian_entropy(draw(4000, 2), bandwidth=0.25, leave_one_out=True)
-    assert entropy.item() == pytest.approx(math.log(2 * math.pi * math.e), abs=0.08)
 
 
 @pytest.mark.parametrize(

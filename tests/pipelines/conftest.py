@@ -2,17 +2,13 @@ import pytest
 
 from fasttrain.pipelines import Loader
 
-from .sources.shard_files import jpeg
+from .sources.shard_files import write_folder
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Twelve JPEGs of 24 x 20 pixels in two classes."""
-    for k in range(12):
-        path = tmp_path / f"data/{'ab'[k % 2]}/{k:02}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(k))
-    return tmp_path / "data"
+    return write_folder(tmp_path / "data", 12, "ab")
 
 
 @pytest.fixture

@@ -19,15 +19,7 @@ from fasttrain.pipelines.photometric.draws import Look, draws
 
 from .rendering import EVERYTHING, S, make, neutral, pictures, raw, render, run_graph
 
-JITTER = (0.4, 0.4, 0.2, 0.1)
-RECIPE = ViewRecipe(
-    (
-        View(80, jitter=JITTER, grey=0.2, blur=0.5, solarize=0.2),
-        View(S, 2, rotate=10, jitter=JITTER, blur=0.5),
-        View(56, rand_augment=2, jitter=JITTER, grey=0.2, blur=0.5, local=True),
-        View(24, 4, jigsaw=2, jitter=JITTER, local=True),
-    )
-)
+COLOURS = {"jitter": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "blur": 0.5}
 
 
 def drawn(recipe, count, size=64, seed=0):
@@ -63,13 +55,9 @@ def test_crop_and_resize_equal_torchvision(interpolation, size):
 
 
 def test_shrunk_noise_is_antialiased():
-    noise = [np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)]
-    smooth, aliased = (
-        hwc(tv.resize(chw(noise[0]), [16, 16], InterpolationMode.BICUBIC, antialias=antialias))
-        for antialias in (True, False)
-    )
-    assert_close(render(noise, View(16))[0], smooth, mean=2)
-    assert np.abs(smooth - aliased).mean() > 30
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    smooth = hwc(tv.resize(chw(noise), [16, 16], InterpolationMode.BICUBIC, antialias=True))
+    assert_close(render([noise], View(16))[0], smooth, mean=2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -86,13 +74,12 @@ def test_views_equal_the_photometric_reference(channels):
         difference = np.abs(made - expected) * 255 * 0.2  # in levels
         assert difference.max() <= 4
         assert difference.mean() <= 0.5
-    assert np.abs(views[0] - views[1]).mean() > 0.1
     assert_close(render(images), np.stack(images).astype(float), mean=0.1)
 
 
 def test_colours_and_blur_inside_the_graph_equal_those_outside():
     """With RandAugment they are DALI's operators. Without drawn operations, the view is the same."""
-    view = View(S, flip=0, jitter=JITTER, grey=0.2, blur=0.5)
+    view = View(S, flip=0, **COLOURS)
     images, parameters = pictures(12), drawn(raw(view), 12, S, seed=3)
     parameters = dataclasses.replace(neutral(images), color=parameters.color, sigma=parameters.sigma)
     outside, inside = (
@@ -111,45 +98,16 @@ def test_rotation_equals_pil_with_black_corners(channels):
         assert (view[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
 
 
-def test_jigsaw_patches_lie_in_their_cells_of_the_flipped_crop():
-    ramp = np.arange(96, dtype=np.uint8) * 2
-    image = np.stack([*np.meshgrid(ramp, ramp), np.zeros((96, 96), np.uint8)], -1)  # red counts columns, green rows
-    recipe = raw(View(S), View(S, 9, scale=(1.0, 1.0), ratio=(1.0, 1.0), local=True, jigsaw=3))
-    parameters = drawn(recipe, 4, 96)
-    assert len(set(parameters.flip[1])) == 2
-    for i, patch in enumerate(make(recipe, [image] * 4, parameters)[1:]):
-        row, column = divmod(i, 3)
-        for pixels, flip in zip(patch.astype(float), parameters.flip[1], strict=True):
-            x = (191 - pixels[..., 0] if flip else pixels[..., 0] + 1) / 2  # the flipped crop is the whole image
-            y = (pixels[..., 1] + 1) / 2
-            for position, cell in ((x, column), (y, row)):
-                assert position.min() >= 32 * cell - 0.6
-                assert position.max() <= 32 * (cell + 1) + 0.6
-                assert abs(np.ptp(position) - 32 * 64 / 85 * (S - 1) / S) < 1.5
-
-
-def test_result_does_not_depend_on_threads_and_parts():
-    images, parameters = pictures(13, 64), drawn(RECIPE, 13)
-    outputs = run_graph(RECIPE, images, parameters)
-    alone = make_views(RECIPE, outputs, parameters, device="cpu")
-    with ThreadPoolExecutor(3) as pool:
-        shared = make_views(RECIPE, outputs, parameters, device="cpu", pool=pool, parts=3)
-    assert [group.shape for group in alone] == [(v, 13, s, s, 3) for s, v in RECIPE.groups]
-    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    assert all(group.isfinite().all() for group in alone)
-
-
 def test_error_in_a_thread_is_raised():
-    images, parameters = pictures(2, 64), drawn(RECIPE, 2)
-    empty = dataclasses.replace(parameters, end=parameters.start)
-    outputs = run_graph(RECIPE, images, parameters)
+    images, recipe = pictures(2, 64), ViewRecipe((View(80, **COLOURS),))
+    parameters = drawn(recipe, 2)
+    empty, outputs = dataclasses.replace(parameters, end=parameters.start), run_graph(recipe, images, parameters)
     with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match="size"):
-        make_views(RECIPE, outputs, empty, device="cpu", pool=pool, parts=2)
+        make_views(recipe, outputs, empty, device="cpu", pool=pool, parts=2)
 
 
 def test_graph_has_only_the_operators_of_its_views():
     operators = {"Rotate", "ColorTwist", "BrightnessContrast", "GaussianBlur", "Resize", "Split", "Merge"}
-    branches = {"Split", "Merge"}
 
     def used(view, channels=3):
         text = dali.build(raw(view, channels=channels), 1, lambda: dali.Feed(), encoded=False).serialize()
@@ -157,23 +115,11 @@ def test_graph_has_only_the_operators_of_its_views():
 
     everything = dataclasses.replace(EVERYTHING, rand_augment=1)
     assert used(dataclasses.replace(EVERYTHING, size=96, rotate=0)) == set()
-    assert used(View(S)) == {"Resize"}
     assert used(EVERYTHING) == {"Resize", "Rotate"}
-    assert used(View(S, rand_augment=1, jitter=(0.4, 0.4, 0, 0))) == {"Resize", "BrightnessContrast"} | branches
-    assert used(View(S, rand_augment=1, grey=0.2)) == {"Resize", "ColorTwist"} | branches
+    assert used(View(S, rand_augment=1, jitter=(0.4, 0.4, 0, 0))) == {"Resize", "BrightnessContrast", "Split", "Merge"}
+    assert used(View(S, rand_augment=1, grey=0.2)) == {"Resize", "ColorTwist", "Split", "Merge"}
     assert used(everything) == operators - {"BrightnessContrast"}
     assert used(everything, channels=1) == operators - {"ColorTwist"}
-
-
-def test_arguments_are_of_the_views_in_the_graph():
-    recipe = ViewRecipe((View(S, blur=0.1), View(96, blur=0.1), View(96, rotate=3)))
-    box = ["start", "end"]
-    assert dali.arguments(recipe, "cpu") == [(0, name) for name in box] + [(2, name) for name in [*box, "angle"]]
-    assert dali.arguments(recipe, "cuda") == [(v, name) for v in (0, 1, 2) for name in [*box, "angle"][: 2 + (v > 1)]]
-    augmented = dali.arguments(ViewRecipe((View(S, rand_augment=2),)), "cpu")
-    assert [name for _, name in augmented[2:]] == [
-        f"{name}{k}" for k in (0, 1) for name in ("branch", "amount", "matrix")
-    ]
 
 
 def test_dali_is_imported_when_needed(monkeypatch):
@@ -182,3 +128,10 @@ def test_dali_is_imported_when_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(DataError, match="DALI is not installed"):
         dali.require_dali()
+
+
+def test_arguments_are_of_the_views_in_the_graph():
+    recipe = ViewRecipe((View(S, blur=0.1), View(96, blur=0.1), View(96, rotate=3)))
+    box = ["start", "end"]
+    assert dali.arguments(recipe, "cpu") == [(0, name) for name in box] + [(2, name) for name in [*box, "angle"]]
+    assert dali.arguments(recipe, "cuda") == [(v, name) for v in (0, 1, 2) for name in [*box, "angle"][: 2 + (v > 1)]]

@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import Dataset
 
 from fasttrain.pipelines import (
     ArraySource,
@@ -25,7 +24,7 @@ from fasttrain.pipelines import (
 )
 
 from .loading import COLOR, GREY, RAW, assert_same, seen
-from .sources.shard_files import encode, imagenet_records, jpeg, picture, samples, write_tar, write_tfrecord
+from .sources.shard_files import encode, imagenet_records, picture, samples, write_folder, write_tar, write_tfrecord
 
 COUNT = 18
 LARGE = ViewRecipe(  # made outside of the graph; the blur windows differ, so images are grouped differently
@@ -40,23 +39,12 @@ INFOMIN = ViewRecipe(
 )
 
 
-class Pairs(Dataset):
-    def __init__(self, make):
-        self.make, self.targets = make, [k % 3 for k in range(COUNT)]
-
-    def __len__(self):
-        return COUNT
-
-    def __getitem__(self, i):
-        return self.make(i), self.targets[i]
+def dataset(make):
+    return source_from_dataset([make(k) for k in range(COUNT)], labels=[k % 3 for k in range(COUNT)])
 
 
 def folder_of_files(path):
-    for k in range(COUNT):
-        file = path / f"images/{k % 3}/{k:03}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(jpeg(k))
-    return open_source(str(path / "images")).train
+    return open_source(str(write_folder(path / "images", COUNT, "012"))).train
 
 
 def tars(path):
@@ -76,19 +64,14 @@ def arrays(_=None, count=COUNT, channels=1, labels=True):
     return ArraySource(images, np.arange(count) % 3 if labels else None, "abc", "thing")
 
 
-def pixels(k):
-    return np.array(picture(k, (20 + k, 30 - k)))
-
-
 SOURCES = {
     "folder": folder_of_files,
     "tar": tars,
     "tfrecord": tfrecords,
     "array": arrays,
-    "bytes": lambda _: source_from_dataset(Pairs(lambda k: encode(picture(k, (20 + k, 24)), "PNG"))),
-    "PIL": lambda _: source_from_dataset(Pairs(lambda k: picture(k, (20 + k, 24)).convert("L" if k % 4 else "RGB"))),
-    "NumPy": lambda _: source_from_dataset(Pairs(pixels)),
-    "tensor": lambda _: source_from_dataset(Pairs(lambda k: torch.from_numpy(pixels(k)).permute(2, 0, 1))),
+    "bytes": lambda _: dataset(lambda k: encode(picture(k, (20 + k, 24)), "PNG")),
+    "PIL": lambda _: dataset(lambda k: picture(k, (20 + k, 24)).convert("L" if k % 4 else "RGB")),
+    "NumPy": lambda _: dataset(lambda k: np.array(picture(k, (20 + k, 30 - k)))),
 }
 
 
@@ -119,8 +102,8 @@ def test_batches_do_not_depend_on_start_threads_and_ranks(run, tmp_path, kind, r
 
 
 def test_batch_has_documented_shapes_types_and_memory(open_loader, folder):
-    loader = open_loader(FolderSource(folder), COLOR, 4)
-    batch = next(loader.epoch(0))
+    batches = open_loader(FolderSource(folder), COLOR, 4).epoch(0)
+    batch = next(batches)
     assert [tuple(v.shape) for v in batch.views] == [(2, 4, 3, 16, 16), (3, 4, 3, 8, 8)]
     for view in batch.views:
         flat = view.flatten(0, 1)
@@ -128,15 +111,10 @@ def test_batch_has_documented_shapes_types_and_memory(open_loader, folder):
         assert flat.data_ptr() == view.data_ptr()
         assert flat.is_contiguous(memory_format=torch.channels_last)
     assert (batch.indices.dtype, batch.labels.dtype) == (torch.int64, torch.int64)
+    copies = [views.clone() for views in batch.views]
+    list(batches)  # must not overwrite the first batch
+    assert all(torch.equal(a, b) for a, b in zip(batch.views, copies, strict=True))
     assert next(open_loader(arrays(labels=False), GREY, 4).epoch(0)).labels is None
-
-
-def test_batches_are_not_overwritten(open_loader, folder):
-    batches = open_loader(FolderSource(folder), COLOR, 2).epoch(0)
-    first = next(batches)
-    copies = [views.clone() for views in first.views]
-    list(batches)
-    assert all(torch.equal(a, b) for a, b in zip(first.views, copies, strict=True))
 
 
 def test_abandoned_epoch_leaves_no_trace(open_loader, folder):
@@ -165,9 +143,7 @@ def test_evaluation_has_every_image_once_in_order(run, count, world_size):
     batches = [batch for step in steps for batch in step]
     assert len(steps) == -(-count // (4 * world_size))
     assert seen(batches) == list(range(count))
-    for batch in batches:
-        assert batch.views[0].shape[:2] == (1, len(batch.indices))
-        assert len(batch.labels) == len(batch.indices)
+    assert all(len(batch.labels) == batch.views[0].shape[1] == len(batch.indices) for batch in batches)
 
 
 def test_smaller_last_batch_passes_the_branches(open_loader, folder):
@@ -193,11 +169,8 @@ def test_arrays_are_converted_to_the_recipes_channels(open_loader, channels, rec
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"batch_size": 0}, "batch_size"),
-        ({"threads": 0}, "threads"),
-        ({"prefetch": 0}, "prefetch"),
+        *(({name: value}, name) for name, value in (("batch_size", 0), ("threads", 0), ("prefetch", 0), ("rank", -1))),
         ({"rank": 2, "world_size": 2}, "rank"),
-        ({"rank": -1}, "rank"),
         ({"batch_size": 12, "world_size": 2}, "thing: a batch of 24 images"),
     ],
 )
@@ -225,14 +198,12 @@ def test_close_ends_the_threads():
 
 
 def test_loops_are_epochs_as_with_a_dataloader(open_loader):
-    loader = open_loader(arrays(), GREY, 4)
-    expected = [seen(loader.epoch(epoch)) for epoch in range(3)]
-    loader = open_loader(arrays(), GREY, 4)
+    loader, other = (open_loader(arrays(), GREY, 4) for _ in range(2))
+    expected = [seen(other.epoch(epoch)) for epoch in range(3)]
     assert len(loader) == loader.steps_per_epoch == 4
     assert [seen(loader), seen(loader)] == expected[:2]
-    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (2, 0)
     next(iter(loader))  # a loop that is left early
-    assert loader.state_dict()["position"] == 4
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (2, 4)
     assert seen(loader) != expected[2]
     assert loader.state_dict()["epoch"] == 4
 

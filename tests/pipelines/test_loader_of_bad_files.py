@@ -17,53 +17,46 @@ def without_tables(data):
     return data[: tables + 5] + b"\xff" * 16 + data[tables + 21 :]
 
 
-def png_with_a_hole():
+def png_with_a_hole(_):
     data = encode(picture(4), "PNG")
     return data[: len(data) // 2] + bytes(40) + data[len(data) // 2 + 40 :]
 
 
-REASONS = {
-    "truncated": "truncated: a JPEG without its end marker",
-    "cut in the header": "truncated: a JPEG without image data",
-    "empty": "the file is empty",
-    "text": "not an image",
-    "corrupt": "corrupt: the decoder rejects it",
-    "corrupt in the middle": "corrupt: the decoder rejects it",
-    "bomb": "its 20000 x 20000 pixels are more than the 100,000,000 allowed; scale it down",
-    "vanished": "No such file or directory",
+KINDS = {  # of bad files: how a JPEG becomes one, and the reason in the log
+    "truncated": (lambda data: data[:-100], "truncated: a JPEG without its end marker"),
+    "empty": (lambda data: b"", "the file is empty"),
+    "text": (lambda data: b"this is no picture", "not an image"),
+    "corrupt": (without_tables, "corrupt: the decoder rejects it"),
+    "corrupt in the middle": (png_with_a_hole, "corrupt: the decoder rejects it"),
+    "bomb": (  # 20 x 24 pixels become 20,000 x 20,000
+        lambda data: data.replace(b"\x00\x14\x00\x18", b"\x4e\x20\x4e\x20", 1),
+        "its 20000 x 20000 pixels are more than the 100,000,000 allowed; scale it down",
+    ),
+    "vanished": (None, "No such file or directory"),
 }
 
 
 def spoil(folder, kind):
     """Make file 4 of the folder bad, and return its path."""
-    path = folder / "a/04.jpg"
+    path, change = folder / "a/04.jpg", KINDS[kind][0]
     data = path.read_bytes()
     path.unlink()
-    content = {
-        "truncated": data[: len(data) - 100],
-        "cut in the header": data[:200],
-        "empty": b"",
-        "text": b"this is no picture",
-        "corrupt": without_tables(data),
-        "corrupt in the middle": png_with_a_hole(),
-        "bomb": data.replace(b"\x00\x14\x00\x18", b"\x4e\x20\x4e\x20", 1),  # 20 x 24 becomes 20,000 x 20,000
-    }
-    if kind != "vanished":
-        path.write_bytes(content[kind])
+    if change:
+        path.write_bytes(change(data))
     return str(path)
 
 
-@pytest.mark.parametrize("kind", REASONS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_bad_file_is_logged_once_and_replaced(open_loader, folder, caplog, kind):
     caplog.set_level(logging.WARNING, "fasttrain.data")
     source = FolderSource(folder)
     bad, good = 2, 9  # a/04.jpg is image 2, and image 9 is one stride of 7 further
     intact = list(open_loader(source, COLOR, 4).epoch(0))
-    path = spoil(folder, kind)
+    path, reason = spoil(folder, kind), KINDS[kind][1]
     loader = open_loader(source, COLOR, 4)
     epochs = [list(loader.epoch(epoch)) for epoch in range(3)]
-    assert [record.getMessage() for record in caplog.records] == [f"{path}: {REASONS[kind]}; left out from now on"]
-    assert loader.bad == {path: REASONS[kind]}
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: {reason}; left out from now on"]
+    assert loader.bad == {path: reason}
     for epoch in epochs:
         assert sorted(seen(epoch)) == sorted([*(set(range(12)) - {bad}), good])
     for before, after in zip(intact, epochs[0], strict=True):

@@ -33,42 +33,37 @@ def png_of_16_bits(pixels):
     return b"\x89PNG\r\n\x1a\n" + content
 
 
-def assert_reads_as_pil(loader):
-    """Compare the central squares. PIL's conversion of 16 bits would clip at 255, so they are divided."""
-    (batch,) = loader.epoch(0)
-    assert loader.bad == {}
-    for k, view in enumerate(batch.views[0][0] * 255):
-        image = ImageOps.exif_transpose(Image.open(loader.source.describe(k)))
-        wide = image.mode == "I;16"
-        image = image if wide else image.convert("L" if len(view) == 1 else "RGB")
-        left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
-        square = np.array(image.crop((left, top, left + SIDE, top + SIDE)), float).reshape(SIDE, SIDE, -1)
-        difference = np.abs(view.permute(1, 2, 0).numpy() - (square / 257 if wide else square))
-        assert difference.mean() < 1, loader.source.describe(k)
-
-
 @pytest.fixture
 def check(open_loader, tmp_path):
-    def read(channels=3):
+    """Compare the central squares with PIL's. Its conversion of 16 bits would clip at 255, so they are divided."""
+
+    def compare(channels=3):
         recipe = ViewRecipe((View(16),), channels, (0.0,) * channels, (1.0,) * channels)
         source = FolderSource(tmp_path)
-        assert_reads_as_pil(open_loader(source, evaluation_view(recipe, SIDE), len(source), shuffle=False))
+        loader = open_loader(source, evaluation_view(recipe, SIDE), len(source), shuffle=False)
+        (batch,) = loader.epoch(0)
+        assert loader.bad == {}
+        for k, view in enumerate(batch.views[0][0] * 255):
+            image = ImageOps.exif_transpose(Image.open(source.describe(k)))
+            wide = image.mode == "I;16"
+            image = image if wide else image.convert("L" if channels == 1 else "RGB")
+            left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
+            square = np.array(image.crop((left, top, left + SIDE, top + SIDE)), float).reshape(SIDE, SIDE, -1)
+            difference = np.abs(view.permute(1, 2, 0).numpy() - (square / 257 if wide else square))
+            assert difference.mean() < 1, source.describe(k)
 
-    return read
+    return compare
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_modes_and_formats_are_read_as_pil_does(check, tmp_path, channels):
-    picture(0).save(tmp_path / "0.jpg", "PNG")  # a wrong suffix
-    picture(1).convert("L").save(tmp_path / "1.jpg")
-    picture(2).convert("CMYK").save(tmp_path / "2.jpg")
-    picture(3).convert("RGBA").save(tmp_path / "3.png")
-    picture(4).convert("P").save(tmp_path / "4.png")
-    picture(5).save(tmp_path / "5.bmp")
-    picture(6).save(tmp_path / "6.webp")
-    picture(7).save(tmp_path / "7.tif")
-    picture(8).save(tmp_path / "8.jpg", exif=turned(6))
-    picture(9).save(tmp_path / "9.png", exif=turned(6))
+    picture(0).save(tmp_path / "wrong.jpg", "PNG")
+    for k, suffix in enumerate(("bmp", "webp", "tif")):
+        picture(k).save(tmp_path / f"{k}.{suffix}")
+    for k, (mode, suffix) in enumerate((("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"))):
+        picture(k).convert(mode).save(tmp_path / f"{mode}.{suffix}")
+    for suffix in ("jpg", "png"):
+        picture(8).save(tmp_path / f"turned.{suffix}", exif=turned(6))
     check(channels)
 
 

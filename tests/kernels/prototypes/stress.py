@@ -24,12 +24,7 @@ def cross_entropy(backend, student, teacher, ws, wt, center):
     return {"loss": loss}, loss
 
 
-def with_entropy(backend, student, teacher, ws, wt, center):
-    loss, entropy = prototype_terms(student, teacher, ws, wt, center=center, backend=backend, **_TEMPS)
-    return {"loss": loss, "entropy": entropy}, loss - 0.7 * entropy
-
-
-def learnt_temperature(backend, student, teacher, ws, wt, center, temp):
+def with_entropy(backend, student, teacher, ws, wt, center, temp=0.1):
     temps = {"student_temp": temp, "teacher_temp": 0.04}
     loss, entropy = prototype_terms(student, teacher, ws, wt, center=center, backend=backend, **temps)
     return {"loss": loss, "entropy": entropy}, loss - 0.7 * entropy
@@ -67,7 +62,7 @@ def balanced_reference(scores, epsilon=0.05, iterations=3):
 USES = {
     "cross-entropy": cross_entropy,
     "cross-entropy and entropy": with_entropy,
-    "learnt temperature": learnt_temperature,
+    "learnt temperature": with_entropy,
     "patches": patches,
     "entropies": entropies,
     "sinkhorn": balanced,

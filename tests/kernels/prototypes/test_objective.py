@@ -65,28 +65,30 @@ def test_patches_are_weighted(backend, weight):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", ["_alike", "_attend"])
-def test_learnt_temperature_does_not_mix_types(function, monkeypatch):
+def test_learnt_temperature_does_not_mix_types(monkeypatch):
     """A learnt temperature makes bf16 rows fp32, and compiled kernels reject a product of two types.
 
     Regression: on an H100, fp32 values with bf16 keys needed 288 KB of shared memory at K = 65,536 and D = 256. So the
     teacher's product stays in bf16.
     """
-    types, original = [], getattr(launch, function)
+    alike, attend, types, attended = launch._alike, launch._attend, [], []
 
-    def spy(*tensors):
-        result = original(*tensors)
-        types.append([x.dtype for x in (result if function == "_alike" else tensors[:3])])
-        return result
+    def spy_alike(*factors):
+        types.append({x.dtype for x in alike(*factors)})
+        return alike(*factors)
 
-    monkeypatch.setattr(launch, function, spy)
+    def spy_attend(*tensors):
+        attended.extend(x.dtype for x in tensors[:3])
+        return attend(*tensors)
+
+    monkeypatch.setattr(launch, "_alike", spy_alike)
+    monkeypatch.setattr(launch, "_attend", spy_attend)
     student, *others, _ = case((2, 2, 3, 20, 16), torch.bfloat16, "none", DEVICE)
     temp = torch.tensor(0.1, device=DEVICE, requires_grad=True)
     options = {"student_temp": temp, "teacher_temp": 0.1, "backend": "triton"}
     prototype_cross_entropy(student.requires_grad_(), *others, **options).backward()
-    assert types
-    assert all(len(set(kinds)) == 1 for kinds in types)
-    assert function == "_alike" or types == [[torch.bfloat16] * 3]
+    assert {len(kinds) for kinds in types} == {1}
+    assert attended == [torch.bfloat16] * 3
 
 
 @pytest.mark.parametrize("kept", [0, 1000])
@@ -149,9 +151,7 @@ def test_autocast_changes_no_bit(backend):
 
 def test_no_logits_are_stored():
     """Checks the largest allocation apart from the prototypes' gradient: 400 rows, 20,000 prototypes."""
-    student, teacher, ws, wt, center = case((10, 2, 40, 20000, 8))
-    student.requires_grad_()
-    ws.requires_grad_()
+    student, teacher, ws, wt, center = (x.requires_grad_() for x in case((10, 2, 40, 20000, 8)))
     with torch.profiler.profile(profile_memory=True) as profile:
         loss, entropy = prototype_terms(student, teacher, ws, wt, center=center, **TEMPS)
         (loss - entropy).backward()
@@ -216,37 +216,59 @@ def test_sinkhorn_codes_equal_a_softmax_with_centre():
     torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-5, atol=1e-5)
 
 
+VIEWS = {"student": torch.ones(2, 3, 4), "teacher": torch.ones(2, 3, 4)}
+ROWS = {"student": torch.ones(3, 4), "teacher": torch.ones(3, 4)}
+
+
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("function", "change", "message"),
     [
-        ({"student": torch.ones(2, 4)}, r"^student .*\(2, 4\)"),
-        ({"teacher": torch.ones(2, 0, 4)}, r"^teacher .*\(2, 0, 4\)"),
-        ({"teacher": torch.ones(2, 5, 4)}, r"same B and D, got \(2, 3, 4\) and \(2, 5, 4\)"),
-        ({"student_prototypes": torch.ones(0, 4)}, r"^student_prototypes "),
-        ({"teacher_prototypes": torch.ones(7, 4)}, r"D = 4, got \(6, 4\) and \(7, 4\)"),
-        ({"center": torch.ones(5)}, r"^center .*\(5,\)"),
-        ({"student_temp": 0.0}, r"^student_temp .*got 0"),
-        ({"teacher_temp": -1.0}, r"^teacher_temp .*got -1"),
-        ({"student": torch.ones(1, 3, 4), "teacher": torch.ones(1, 3, 4)}, "no two different views"),
+        (prototype_cross_entropy, VIEWS | {"student": torch.ones(2, 4)}, r"^student .*\(2, 4\)"),
+        (prototype_cross_entropy, VIEWS | {"teacher": torch.ones(2, 0, 4)}, r"^teacher .*\(2, 0, 4\)"),
+        (
+            prototype_cross_entropy,
+            VIEWS | {"teacher": torch.ones(2, 5, 4)},
+            r"B and D, got \(2, 3, 4\) and \(2, 5, 4\)",
+        ),
+        (prototype_cross_entropy, VIEWS | {"student_prototypes": torch.ones(0, 4)}, "^student_prototypes "),
+        (prototype_cross_entropy, VIEWS | {"teacher_prototypes": torch.ones(7, 4)}, r"got \(6, 4\) and \(7, 4\)"),
+        (prototype_cross_entropy, VIEWS | {"center": torch.ones(5)}, r"^center .*\(5,\)"),
+        (prototype_cross_entropy, VIEWS | {"student_temp": 0.0}, "^student_temp .*got 0"),
+        (prototype_cross_entropy, VIEWS | {"teacher_temp": -1.0}, "^teacher_temp .*got -1"),
+        (prototype_cross_entropy, {name: x[:1] for name, x in VIEWS.items()}, "no two different views"),
+        (patch_cross_entropy, ROWS | {"teacher": torch.ones(2, 4)}, r"same shape, got \(3, 4\) and \(2, 4\)"),
+        (patch_cross_entropy, ROWS | {"weight": torch.ones(2)}, r"^weight .*\[3\], got \(2,\)"),
     ],
 )
-def test_invalid_argument_is_named(change, message, backend):
-    arguments = {"student": torch.ones(2, 3, 4), "teacher": torch.ones(2, 3, 4), "student_prototypes": torch.ones(6, 4)}
-    arguments |= {"teacher_prototypes": torch.ones(6, 4)} | TEMPS | change
+def test_invalid_argument_is_named(function, change, message, backend):
+    prototypes = {f"{name}_prototypes": torch.ones(6, 4) for name in VIEWS}
     with pytest.raises(ValueError, match=message):
-        prototype_cross_entropy(**arguments, backend=backend)
+        function(**prototypes | TEMPS | change, backend=backend)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"teacher": torch.ones(2, 4)}, r"same shape, got \(3, 4\) and \(2, 4\)"),
-        ({"weight": torch.ones(2)}, r"^weight .*\[3\], got \(2,\)"),
-        ({"center": torch.ones(4)}, r"^center .*\(4,\)"),
-    ],
-)
-def test_invalid_argument_of_patches_is_named(change, message):
-    arguments = {"student": torch.ones(3, 4), "teacher": torch.ones(3, 4), "student_prototypes": torch.ones(5, 4)}
-    with pytest.raises(ValueError, match=message):
-        patch_cross_entropy(**arguments | {"teacher_prototypes": torch.ones(5, 4)} | TEMPS | change)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", stress.KINDS)
+@pytest.mark.parametrize("use", stress.USES)
+def test_check_for_gpus_accepts_the_kernels(use, kind, dtype, monkeypatch):
+    if use.startswith("sinkhorn") and kind == "strided rows":
+        pytest.skip("it takes scores, not rows")
+    monkeypatch.setattr(stress, "REPEATS", 2)
+    stress.KINDS[kind](use, (3, 2, 3, 21, 20), dtype, "one a view", DEVICE)
+
+
+@pytest.mark.parametrize("center", stress.CENTERS)
+@pytest.mark.parametrize("shape", [(1, 2, 5, 3, 17), (4, 2, 9, 150, 24)])
+def test_triton_equals_the_reference_for_other_shapes(shape, center):
+    for use in ("cross-entropy and entropy", "entropies"):
+        stress.reference(use, shape, torch.float32, center, DEVICE)
+
+
+@pytest.mark.parametrize("use", stress.USES)
+def test_check_for_gpus_detects_a_wrong_result(use):
+    drawn = stress.inputs(use, (3, 2, 3, 21, 20), torch.float32)
+    expected = stress.results(use, "eager", stress.exact(drawn))
+    stress.compare(expected, expected, torch.float32, use)
+    for part, value in expected.items():
+        with pytest.raises(AssertionError, match=f"{use}, {part}: RMS ratio"):
+            stress.compare(expected | {part: 1.001 * value}, expected, torch.float32, use)

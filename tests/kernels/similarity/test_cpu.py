@@ -22,11 +22,6 @@ def test_cpu_equals_the_reference(use, dtype, size):
         check(use, "cpu", *size, dtype, scale)
 
 
-@pytest.mark.parametrize("use", USES)
-def test_cpu_equals_the_reference_at_4097_rows(use):
-    check(use, "cpu", 4097, 100, 32, torch.float32, 10.0)
-
-
 @pytest.mark.parametrize("scale", [3.0, 80.0], ids=["bounded", "running maximum"])
 @pytest.mark.parametrize("use", USES)
 def test_gradients_over_several_tiles_pass_gradcheck(use, scale, monkeypatch):

@@ -5,13 +5,17 @@ import torch
 
 from fasttrain.kernels import row_logsumexp
 from fasttrain.kernels.similarity import launch, tiles
-from tests.kernels.similarity.uses import USES, check, rows, uses_and_types
+from tests.kernels.similarity import stress
+from tests.kernels.similarity.uses import USES, check, results, rows, uses_and_types
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize(("use", "dtype"), uses_and_types(torch.float32, torch.float16, torch.bfloat16), ids=str)
-@pytest.mark.parametrize(("size", "scale"), [((1, 1, 2), 1000.0), ((17, 130, 100), 0.01), ((129, 70, 300), 39.0)])
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [((1, 1, 2), 1000.0), ((17, 130, 100), 0.01), pytest.param((129, 70, 300), 39.0, marks=pytest.mark.slow)],
+)
 def test_triton_equals_the_reference(use, dtype, size, scale):
     check(use, "triton", *size, dtype, scale, device=DEVICE)
 
@@ -45,3 +49,31 @@ def test_fp16_gradients_of_a_mean_do_not_underflow():
         (row_logsumexp(z, z, scale=5.0, **options).mean() * 1e-3).backward()
     # In fp16 the result loses digits below 6e-5, but not its size.
     assert x.grad.double().norm() == pytest.approx(float(expected.grad.norm()), rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "use"),
+    [
+        ("reference", "rows with bias"),
+        ("same bits", "self with bias"),
+        ("several blocks of rows", "self without own"),
+        ("several blocks of rows", "both directions"),
+        ("offsets beyond 2^31", "rows"),
+        *(("learnt scale, strided rows", use) for use in stress.LEARNT),
+    ],
+)
+def test_check_for_gpus_accepts_the_kernels(kind, use, dtype, monkeypatch):
+    monkeypatch.setattr(stress, "REPEATS", 2)
+    stress.KINDS[kind](use, 70, 45, 20, dtype, 10.0, True, DEVICE)
+
+
+@pytest.mark.parametrize("use", stress.LARGE)
+def test_chunked_results_equal_the_reference(use):
+    x, y = rows(25, 6, 0), rows(17, 6, 1)
+    symmetric = use == "self without own"
+    parts = stress.chunked_results(x, x if symmetric else y, 8.0, symmetric, chunk=10)
+    expected = results(use, "eager", x, y, y[:, 0], 8.0, True)
+    assert parts.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-12, atol=1e-12)

@@ -20,10 +20,7 @@ def test_operators_pass_opcheck(columns, gain):
     torch.library.opcheck(OPERATORS.pair_lse.default, (x, y, bias, None, 2.0, None, True, columns, "cpu"))
     gain = gain and torch.tensor(gain, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(OPERATORS.self_lse.default, (x, gain, 2.0, True, True, "cpu"))
-
-
-def test_gradients_pass_opcheck():
-    x, y, lse = rows(5, 4, 0), rows(6, 4, 1), torch.ones(5, dtype=torch.float64)
+    x, y, lse = x.detach(), y.detach(), torch.ones(5, dtype=torch.float64)
     pair = (x, y, None, None, lse, lse[:0], lse, None, 2.0, None, True, True, True, "cpu")
     torch.library.opcheck(OPERATORS.pair_lse_backward.default, pair)
     torch.library.opcheck(OPERATORS.self_lse_backward.default, (x, None, lse, x @ x.T, lse, 2.0, True, True, "cpu"))
@@ -50,12 +47,12 @@ def test_loss_compiles_into_one_graph():
         torch.testing.assert_close(a, b)
 
 
-def test_autocast_changes_no_bit():
-    x = rows(32, 8, 0, torch.float32).requires_grad_()
-
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_autocast_changes_no_bit(backend):
     def results():
-        lse = row_logsumexp(x, x, scale=20.0)
-        return lse, *torch.autograd.grad(lse.sum(), x)
+        x = rows(32, 8, 0, torch.float32).requires_grad_()
+        lse = row_logsumexp(x, x, scale=20.0, backend=backend)
+        return (lse, *torch.autograd.grad(lse.sum(), x)) if backend == "cpu" else (lse,)
 
     expected = results()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -28,12 +28,6 @@ def test_assignment_equals_the_rescaled_matrix(backend, rows, columns, iteration
     torch.testing.assert_close(assignment.double(), swav(scores, 0.1, iterations), rtol=2e-4, atol=1e-6)
 
 
-def test_many_iterations_give_a_balanced_assignment():
-    assignment = sinkhorn(torch.rand(60, 6, generator=torch.Generator().manual_seed(0)), iterations=200)
-    torch.testing.assert_close(assignment.sum(1), torch.ones(60))
-    torch.testing.assert_close(assignment.sum(0), torch.full((6,), 10.0), rtol=1e-3, atol=1e-3)
-
-
 def test_half_precision_scores_stay_finite():
     """exp(1 / 0.05) is 4.9e8, above fp16's range: the usual code gives NaN."""
     assignment = sinkhorn(torch.eye(4, dtype=torch.float16))

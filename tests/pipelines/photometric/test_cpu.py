@@ -64,13 +64,3 @@ def test_view_does_not_depend_on_the_other_images(data):
     rows = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=count)))
     whole = by_cpu(pixels, draws, cases.look())
     assert torch.equal(by_cpu(pixels[rows], draws.of(rows), cases.look()), whole[rows])
-
-
-def test_pieces_have_every_image_once():
-    draws = cases.draws(500)
-    pieces = list(cpu.pieces(draws, 32))
-    assert sorted(np.concatenate(pieces)) == list(range(500))
-    assert max(map(len, pieces)) <= 160_000 // 32**2
-    for rows in pieces:
-        part = draws.of(rows)
-        assert len({*radius(part.sigma)}) == len({*part.flip}) == len({*part.solarize}) == 1

@@ -40,12 +40,6 @@ def test_half_precision_is_rounded_once(dtype):
     assert torch.equal(by_kernel(pixels, draws, look, dtype), by_kernel(pixels, draws, look).to(dtype))
 
 
-def test_view_does_not_depend_on_the_other_images():
-    pixels, draws = cases.pixels(6, 16), cases.draws(6)
-    whole, rows = by_kernel(pixels, draws, cases.look()), np.array([4, 1])
-    assert torch.equal(by_kernel(pixels[rows], draws.of(rows), cases.look()), whole[rows])
-
-
 def test_kernel_takes_strided_draws_of_a_recipe():
     """The kernel reads memory: arrays must be copied whatever their strides."""
     pixels, view = cases.pixels(5, 16), View(16, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1.0)
@@ -55,6 +49,7 @@ def test_kernel_takes_strided_draws_of_a_recipe():
     assert ((by_kernel(pixels, steps, cases.look()) - expected).abs() > 0.5).double().mean() < 2e-3
 
 
+@pytest.mark.slow
 def test_no_use_spills():
     """Compiled for A100, H100 and B200 in another process, because this one interprets its kernels."""
     root = Path(__file__).parents[3]

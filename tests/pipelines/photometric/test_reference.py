@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
 
 from fasttrain.pipelines.photometric import reference
-from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
-from fasttrain.pipelines.views.color import normalisation
+from fasttrain.pipelines.photometric.draws import Draws, color_matrix
 from tests.pipelines.photometric import cases
 from tests.pipelines.photometric.test_cpu import by_cpu
 
@@ -83,11 +82,3 @@ def test_hue_turns_in_hsv(pixel, hue):
     h, s, v = colorsys.rgb_to_hsv(*pixel)
     expected = torch.tensor(colorsys.hsv_to_rgb((h + hue) % 1, s, v), dtype=torch.float64)
     torch.testing.assert_close(reference.turn(torch.tensor(pixel).double(), hue), expected, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("finish", [by_reference, by_cpu])
-def test_views_are_normalised(finish):
-    images = cases.pixels(2, 16)
-    look = Look("rgb", *normalisation("rgb", (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)))
-    expected = (torch.from_numpy(images) / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.3, 0.1])
-    torch.testing.assert_close(finish(images, alike(images), look).float(), expected, atol=2e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Shards written by other libraries: tarfile, TensorBoard's record writer and protobuf."""
+"""Shards written by other libraries (tarfile, TensorBoard's record writer, protobuf), and their index."""
 
 import io
 import json
@@ -8,6 +8,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from fasttrain.pipelines.sources.shards import Window
 
 
 def picture(k, size=(24, 20)):
@@ -24,6 +26,15 @@ def encode(image, kind="JPEG", **options):
 
 def jpeg(k):
     return encode(picture(k))
+
+
+def write_folder(path, count, classes):
+    """Write JPEGs with the classes in turn."""
+    for k in range(count):
+        file = path / f"{classes[k % len(classes)]}/{k:02}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(k))
+    return path
 
 
 def write_tar(path, members, tar_format=tarfile.USTAR_FORMAT):
@@ -113,3 +124,14 @@ def imagenet_records(numbers, first=1):
             image__encoded=jpeg(k),
             image__filename=f"{k}.JPEG".encode(),
         )
+
+
+def index_of(format_, path):
+    with Window(path) as window:
+        return format_.index(window)
+
+
+def contents(format_, path):
+    """Return the images that the index of a shard locates."""
+    index, data = index_of(format_, path), path.read_bytes()
+    return [data[at : at + size] for at, size in zip(index.offsets, index.sizes, strict=True)]

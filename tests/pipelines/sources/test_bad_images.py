@@ -38,15 +38,6 @@ def test_candidates_are_all_but_the_bad_ones():
         list(bad.candidates(5))
 
 
-def test_bad_neighbours_get_different_replacements():
-    bad = bad_images(1000)
-    for i in range(100):
-        bad.add(i, "lost")
-    replacements = {next(bad.candidates(i)) for i in range(100)}
-    assert len(replacements) == 100
-    assert min(replacements) >= 100
-
-
 def test_bad_image_is_logged_once_by_several_threads(caplog):
     bad = bad_images(300)
     threads = [threading.Thread(target=lambda: [bad.add(i, f"why {i}") for i in range(200)]) for _ in range(4)]
@@ -65,12 +56,9 @@ def test_bad_image_is_logged_once_by_several_threads(caplog):
         # Shuffled: the fraction of the images so far.
         (bad_images(10_000, 0.1), SHUFFLED, lambda i: DRAWS[i] < 0.3, range(11, 100), "11 of "),
         (bad_images(10_000, 0.1), SHUFFLED, lambda i: DRAWS[i] < 0.05, [10_000], ""),
-        (bad_images(10_000, 0.4), SHUFFLED, lambda i: DRAWS[i] < 0.3, [10_000], ""),
         (bad_images(10_000, 0.0), SHUFFLED, lambda i: i == 7, range(10_000), "1 of "),
-        # A lost folder, 3 % of the images in a row, in order and shuffled.
+        # In order: the fraction of all images. A lost folder of 3 % in a row is no error.
         (bad_images(10_000, 0.1, 10_000), range(10_000), lambda i: 2_000 <= i < 2_300, [10_000], ""),
-        (bad_images(10_000, 0.1), SHUFFLED, lambda i: 2_000 <= i < 2_300, [10_000], ""),
-        # In order: the fraction of all images.
         (bad_images(10_000, 0.1, 10_000), range(10_000), lambda i: 200 <= i < 4_000, [1_200], "1001 of 10000 "),
         # If all are bad, few are tried. One of few is no evidence.
         (bad_images(10_000, 0.1, 10_000), range(10_000), lambda i: True, [0], "11 of 11 "),

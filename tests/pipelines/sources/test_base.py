@@ -49,17 +49,12 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "labels"),
-    [
-        (np.zeros((2, 4, 4, 3)), None),
-        (np.zeros((2, 4, 4), np.uint8), None),
-        (np.zeros((2, 4, 4, 2), np.uint8), None),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64)),
-    ],
+    ("shape", "dtype", "labels"),
+    [((2, 4, 4, 3), float, 2), ((2, 4, 4), np.uint8, 2), ((2, 4, 4, 2), np.uint8, 2), ((2, 4, 4, 3), np.uint8, 3)],
 )
-def test_array_of_another_shape_is_an_error(images, labels):
+def test_array_of_another_shape_is_an_error(shape, dtype, labels):
     with pytest.raises(DataError, match=r"^thing: (images|labels) are .*; give "):
-        ArraySource(images, labels, name="thing")
+        ArraySource(np.zeros(shape, dtype), np.zeros(labels, np.int64), name="thing")
 
 
 def test_subset_renumbers_the_images():

@@ -82,9 +82,8 @@ def test_labels_come_from_argument_or_attributes():
 
 def test_labels_of_items_are_read_with_a_warning(caplog):
     data = Items([(RGB, torch.tensor(k)) for k in range(4)])
-    assert source_from_dataset(data).labels.tolist() == [0, 1, 2, 3]
     assert source_from_dataset(ConcatDataset([data, Subset(data, [1])])).labels.tolist() == [0, 1, 2, 3, 1]
-    assert ["all 4 items" in caplog.messages[0], "all 5 items" in caplog.messages[1]] == [True, True]
+    assert ["all 5 items" in message for message in caplog.messages] == [True]
 
 
 def test_negative_labels_are_left_out(caplog):
@@ -96,11 +95,9 @@ def test_negative_labels_are_left_out(caplog):
 
 
 def test_items_without_labels_give_none(caplog):
-    images = TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8))  # its items are tuples of one
-    assert source_from_dataset(images).labels is None
-    assert source_from_dataset(images).read(2).shape == (4, 4, 3)
-    assert source_from_dataset(Items([RGB])).labels is None
-    assert caplog.records == []
+    images = source_from_dataset(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8)))  # items are tuples of one
+    assert (images.labels, images.read(2).shape, caplog.records) == (None, (4, 4, 3), [])
+    assert (source_from_dataset(Items([RGB])).labels, caplog.records) == (None, [])
 
 
 @pytest.mark.parametrize("labels", [[1, 2], [[1], [2], [3]], [0.5, 1.5, 2.5], ["a", "b", "c"]])
@@ -112,10 +109,8 @@ def test_labels_of_another_kind_are_an_error(labels):
 @pytest.mark.parametrize(
     ("image", "kind"),
     [
-        (RGB.astype(np.float32), "float32 [5, 7, 3]"),
         (torch.zeros(3, 5, 7), "torch.float32 [3, 5, 7]"),
         (torch.from_numpy(RGB), "torch.uint8 [5, 7, 3]"),
-        (np.zeros((5, 7, 2), np.uint8), "uint8 [5, 7, 2]"),
         (np.zeros((0, 7, 3), np.uint8), "uint8 [0, 7, 3]"),
         ("a.jpg", "a str"),
         (Image.fromarray(RGB[..., 0].astype(np.float32)), "mode 'F'"),
@@ -126,17 +121,13 @@ def test_image_of_another_kind_is_an_error(image, kind):
         source_from_dataset(Items([image]))
 
 
-def test_bytes_among_pixels_are_an_error():
-    source = source_from_dataset(Items([RGB, jpeg(0)]))
-    with pytest.raises(DataError, match=r"^Items 1: "):
-        source.read(1)
-
-
 def test_item_that_cannot_be_read_is_skipped():
-    source = source_from_dataset(Items([OSError("gone"), (RGB, 7)]))
-    assert (source.channels, source.labels.tolist()) == (3, [0, 7])
+    source = source_from_dataset(Items([OSError("gone"), (RGB, 7), (jpeg(0), 1)]))
+    assert (source.channels, source.labels.tolist()) == (3, [0, 7, 1])
     with pytest.raises(OSError, match="gone"):
         source.read(0)
+    with pytest.raises(DataError, match=r"^Items 2: "):  # bytes among pixels
+        source.read(2)
     for items, reason in (([OSError("gone")], "none of its 1 items.*gone"), ([], "empty")):
         with pytest.raises(DataError, match=f"^Items: .*{reason}"):
             source_from_dataset(Items(items))

@@ -5,7 +5,7 @@ import zlib
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from fasttrain.pipelines.sources.headers import MOST_PIXELS, BadImageError, decodable, image_size
+from fasttrain.pipelines.sources.headers import BadImageError, decodable, image_size
 
 from .shard_files import encode, picture
 
@@ -37,18 +37,19 @@ def claiming(kind, width, height):
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "size"),
     [
-        *(encode(PICTURE, kind) for kind in ("JPEG", "PNG", "BMP", "WEBP", "TIFF")),
-        encode(PICTURE, progressive=True),
-        encode(PICTURE.convert("CMYK")),
-        encode(PICTURE, comment=b"\xff\xd9 \xff\xc0"),
-        encode(PICTURE) + b"trailer of a camera" * 9,
-        encode(PICTURE, "PNG", pnginfo=LONG_TEXT),
+        *((encode(PICTURE, kind), (20, 30)) for kind in ("JPEG", "PNG", "BMP", "WEBP", "TIFF")),
+        (encode(PICTURE, progressive=True), (20, 30)),
+        (encode(PICTURE.convert("CMYK")), (20, 30)),
+        (encode(PICTURE, comment=b"\xff\xd9 \xff\xc0"), (20, 30)),
+        (encode(PICTURE) + b"trailer of a camera" * 9, (20, 30)),
+        (encode(PICTURE, "PNG", pnginfo=LONG_TEXT), (20, 30)),
+        *((claiming(kind, 10_000, 10_000), (10_000, 10_000)) for kind in ("JPEG", "PNG")),  # the limit
     ],
 )
-def test_size_of_each_format_is_read(data):
-    assert image_size(data) == (20, 30)
+def test_size_of_each_format_is_read(data, size):
+    assert image_size(data) == size
 
 
 @pytest.mark.parametrize("cut", range(4, 26))
@@ -61,19 +62,12 @@ def test_size_with_corrupt_exif_block_is_upright(cut):
     assert image_size(encode(PICTURE, exif=b"Exif\0\0XX" + block[8:])) == (20, 30)
 
 
-@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.99])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_size_of_truncated_file_is_an_error(kind, fraction):
-    data = encode(PICTURE, kind)
-    with pytest.raises(BadImageError):
-        image_size(data[: int(fraction * len(data))])
-
-
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "empty"),
         (b"hello, I am no picture", "not an image"),
+        *((encode(PICTURE, kind)[:cut], None) for kind in ("JPEG", "PNG") for cut in (20, 100, 300, -9)),
         (encode(PICTURE)[:-2], "without its end marker"),
         (encode(PICTURE, comment=b"thumbnail \xff\xd9")[:-2], "without its end marker"),
         (encode(PICTURE, "PNG")[:-12], "without its end chunk"),
@@ -88,12 +82,6 @@ def test_size_of_truncated_file_is_an_error(kind, fraction):
 def test_size_of_unusable_file_gives_the_reason(data, reason):
     with pytest.raises(BadImageError, match=reason):
         image_size(data)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_size_at_the_limit_is_accepted(kind):
-    assert image_size(claiming(kind, 10_000, 10_000)) == (10_000, 10_000)
-    assert MOST_PIXELS == 10_000 * 10_000
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])

@@ -1,3 +1,4 @@
+import gzip
 import os
 import sys
 
@@ -27,7 +28,6 @@ def tars(folder, *numbers, label="cls"):
             for name in ("val", "valid", "validation", "test")
         ),
         ("train/a/1 train/b/2 valid/b/3 validation/a/4 test/a/5", "", "valid", "12", "ab", {"3": 1}),
-        ("one/a/1 one/b/2 two/b/3", "one", None, "12", "ab", {}),
         ("one/a/1 one/b/2 two/b/3", "one", "two", "12", "ab", {"3": 1}),
         ("one/1 two/a/2 two/b/3", "one", "two", "1", "", {"2": None, "3": None}),
         # train/ is a class next to another folder. Alone it is entered, or it would be the only class.
@@ -70,9 +70,9 @@ def data(tmp_path_factory):
     for name in ("train-00000-of-00001", "validation-00000-of-00001"):
         write_tfrecord(root / "splits" / name, imagenet_records(range(2)))
     write_tar(root / "empty/a.tar", [("a.txt", b"hello")])
-    for name, content in (("packed/a.tar.gz", b"something"), ("gzip/a.tar", b"\x1f\x8b" + bytes(2000))):
-        (root / name).parent.mkdir()
-        (root / name).write_bytes(content)
+    for name in ("packed/a.tar.gz", "gzip/a.tar", "gzip/a.tfrecord"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(gzip.compress(b"something"))
     return root
 
 
@@ -81,9 +81,7 @@ def data(tmp_path_factory):
     [
         ("nowhere", None, "nowhere: no such folder"),
         ("images", "nowhere", "nowhere: no such folder"),
-        ("images/a.png", None, "a.png: not a folder and not a shard"),
         ("images/*.png", None, "a.png: not a folder and not a shard"),
-        ("packed/a.tar.gz", None, "a.tar.gz: not a folder and not a shard"),
         ("packed", None, "no image found; looked for files ending in .jpg .jpeg .png"),
         ("classes", None, "class 'x' is not among the training classes"),
         ("two", None, "holds two held-out splits ("),
@@ -95,7 +93,7 @@ def data(tmp_path_factory):
         ("tars/x-*.tar", None, "x-*.tar: no file matches"),
         ("tars/part-{000000..000002}.tar", None, "part-000001.tar: cannot be read (No such file or directory)"),
         ("empty", None, "no image in 1 shard(s); looked for members ending in .jpg"),
-        ("gzip", None, "a.tar: packed with gzip"),
+        *((f"gzip/a.{suffix}", None, f"a.{suffix}: packed with gzip") for suffix in ("tar", "tfrecord")),
     ],
 )
 def test_unusable_path_is_named(data, path, val, message):
@@ -115,7 +113,7 @@ def test_missing_path_is_an_error(data, monkeypatch):
     assert_rejected(data, None, f"{data}: cannot be read (Permission denied)")
 
 
-@pytest.mark.parametrize("image", ["a.jpg", "cat/a.jpg", "cat/deep/a.jpg"])
+@pytest.mark.parametrize("image", ["a.jpg", "cat/deep/a.jpg"])
 @pytest.mark.parametrize("shard", ["part-000000.tar", "cat/part-000000.tar"])
 def test_images_among_shards_are_rejected(tmp_path, image, shard):
     write(tmp_path, image)
@@ -125,14 +123,14 @@ def test_images_among_shards_are_rejected(tmp_path, image, shard):
     assert_rejected(tmp_path, None, f"{tmp_path}: holds images and shards ({tmp_path / shard})")
 
 
+@pytest.mark.slow
 def test_digits_are_balanced_and_always_the_same():
     splits, again = open_source(None), open_source(None)
-    assert (splits.name, len(splits.train), len(splits.val)) == ("digits", 4000, 1000)
-    assert np.bincount(splits.train.labels).tolist() == [400] * 10
-    assert np.bincount(splits.val.labels).tolist() == [100] * 10
+    assert splits.name == "digits"
+    for split, count in ((splits.train, 400), (splits.val, 100)):
+        assert np.bincount(split.labels).tolist() == [count] * 10
     assert (splits.train.images == again.train.images).all()
-    assert splits.train.read(17).shape == (28, 28, 1)
-    assert (splits.train.describe(17), splits.train.channels, splits.train.encoded) == ("digit 17", 1, False)
+    assert (splits.train.describe(17), splits.train.read(17).shape) == ("digit 17", (28, 28, 1))
     everything = np.concatenate([splits.train.images, splits.val.images]).reshape(5000, -1)
     assert len(np.unique(everything, axis=0)) == 5000
 
@@ -143,8 +141,6 @@ def test_folders_of_tars_share_the_classes_and_list_damage(tmp_path):
     splits = open_source(str(tmp_path))
     assert isinstance(splits.train, ShardSource)
     assert (splits.name, splits.train.name, splits.damaged) == (tmp_path.name, "train", {})
-    expected = [f"part-00000{k // 2}.tar: 000{k}.jpg" for k in range(4)]
-    assert [name.partition(" at")[0] for name in names(splits.train)] == expected
     assert (splits.train.labels.tolist(), splits.val.labels.tolist()) == ([0, 1, 2, 0], [1, 2])
     assert splits.train.classes == splits.val.classes == ("0", "1", "2")
     damaged = [str(tmp_path / "train/part-000001.tar"), str(tmp_path / "val/part-000005.tar")]
@@ -157,13 +153,7 @@ def test_folders_of_tars_share_the_classes_and_list_damage(tmp_path):
 
 @pytest.mark.parametrize(
     ("pattern", "count"),
-    [
-        ("part-*.tar", 6),
-        ("part-{000000..000001}.tar", 4),
-        ("*-{000001..000002}.tar", 4),
-        ("part-00000[02].tar", 4),
-        ("part-000002.tar", 2),
-    ],
+    [("part-*.tar", 6), ("*-{000001..000002}.tar", 4), ("part-00000[02].tar", 4), ("part-000002.tar", 2)],
 )
 def test_patterns_and_single_shards_are_opened(tmp_path, monkeypatch, pattern, count):
     folder = tars(tmp_path / "training-and-test", 0, 1, 2)  # the folder's name does not make it a split

@@ -39,9 +39,6 @@ def test_lab_equals_its_definition(image, evaluate):
 def test_lab_is_normalised_in_its_own_units():
     view = render(NOISE, "lab", LAB_MEAN, LAB_STD)
     np.testing.assert_allclose(view, (lab(NOISE) - LAB_MEAN) / LAB_STD, atol=1e-4)
-    corners = np.stack(np.meshgrid([0, 255], [0, 255], [0, 255]), -1).reshape(-1, 3)
-    normalised = (lab(corners) - LAB_MEAN) / LAB_STD
-    np.testing.assert_allclose([normalised.min(0), normalised.max(0)], [[-1] * 3, [1] * 3], atol=1e-3)
 
 
 @pytest.mark.parametrize("image", IMAGES)

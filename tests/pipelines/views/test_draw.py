@@ -19,19 +19,9 @@ from fasttrain.pipelines.views.rand_augment import OPERATIONS
 
 N, ALPHA = 4000, 1e-5
 RECIPES = Path(__file__).parents[3] / "fasttrain/config/recipes"
-FULL = View(
-    32,
-    scale=(0.2, 0.3),
-    ratio=(0.5, 2.0),
-    rotate=30,
-    flip=0.3,
-    jitter=(0.4, 0.3, 1.2, 0.1),
-    jitter_p=0.7,
-    grey=0.2,
-    blur=0.6,
-    solarize=0.25,
-    rand_augment=3,
-)
+BOX = {"scale": (0.2, 0.3), "ratio": (0.5, 2.0), "rotate": 30, "flip": 0.3}
+COLOUR = {"jitter": (0.4, 0.3, 1.2, 0.1), "jitter_p": 0.7, "grey": 0.2, "blur": 0.6, "solarize": 0.25}
+FULL = View(32, rand_augment=3, **BOX, **COLOUR)
 JIGSAW = View(64, 9, scale=(0.6, 1.0), local=True, jigsaw=3, jitter=(0.4, 0.4, 0.4, 0.1))
 
 
@@ -115,9 +105,12 @@ def test_crop_follows_torchvision(view, height, width):
     image = torch.empty(3, height, width)
     boxes = [RandomResizedCrop.get_params(image, list(view.scale), list(view.ratio)) for _ in range(N)]
     box = np.concatenate([p.start[0], (p.end - p.start)[0]], 1).astype(float)
-    for (top, left, h, w), (y, x, other_h, other_w) in [(box.T, np.array(boxes, float).T)]:
-        for values, others in ((top, y), (left, x), (h * w, other_h * other_w), (w / h, other_w / other_h)):
-            assert stats.ks_2samp(values, others).pvalue > ALPHA
+    (top, left, h, w), (y, x, other_h, other_w) = box.T, np.array(boxes, float).T
+    for values, others in ((top, y), (left, x), (h * w, other_h * other_w), (w / h, other_w / other_h)):
+        assert stats.ks_2samp(values, others).pvalue > ALPHA
+    assert (p.start >= 0).all()
+    assert (p.end[0] <= [height, width]).all()
+    assert (box[:, 2:] >= 1).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10), (1, 1), (2, 7)])
@@ -126,14 +119,6 @@ def test_crop_falls_back_to_torchvisions_centre(height, width):
     expected = RandomResizedCrop.get_params(torch.empty(3, height, width), scale, ratio)
     p = drawn(ViewRecipe((View(32, scale=scale, ratio=ratio),)), 50, height=height, width=width)
     assert (np.concatenate([p.start[0], (p.end - p.start)[0]], 1) == np.array(expected)).all()
-
-
-def test_boxes_lie_inside_the_image():
-    heights, widths = np.random.default_rng(0).integers(1, 40, (2, N))
-    p = draw_parameters(ViewRecipe((View(32, ratio=(0.2, 5.0)),)), 0, 0, np.arange(N), heights, widths)
-    assert (p.start >= 0).all()
-    assert (p.end[0] <= np.stack([heights, widths], 1)).all()
-    assert (p.end - p.start >= 1).all()
 
 
 def test_parameters_are_independent_of_each_other():
@@ -155,23 +140,9 @@ def test_uniforms_are_uniform_and_independent():
     assert_independent(u[:-1, 0], u[1:, 0], u[1:, 1])
 
 
-def splitmix(seed, epoch, index, column):
-    golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1
-
-    def mix(x):
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-        return x ^ (x >> 31)
-
-    key = mix(seed)
-    key = mix(key ^ mix((epoch + golden) & mask))
-    key = mix(key ^ mix((index + 2 * golden) & mask))
-    return (mix((key + (column + 1) * golden) & mask) >> 11) / 2**53
-
-
 def test_uniforms_never_change():
     """Published runs depend on the hash, so it must be the same in every version and on every platform."""
-    assert uniforms(5, 2, [9], 2)[0, 1] == splitmix(seed=5, epoch=2, index=9, column=1)
+    assert uniforms(5, 2, [9], 2).tolist() == [[0.6125065188688521, 0.17493248023493058]]
 
 
 def test_order_is_a_fair_permutation():
@@ -231,15 +202,13 @@ def test_jigsaw_patches_lie_in_cells_of_one_flipped_crop():
     assert (brightness[0] != brightness[1]).mean() > 0.9
 
 
-def test_evaluation_takes_the_central_square():
-    recipe = ViewRecipe((View(224, 2, jitter=(1, 1, 1, 0.5), blur=1),), channels=1, mean=(0.1,), std=(0.3,))
-    small, large = evaluation_view(recipe, 32), evaluation_view(recipe, 224)
-    assert (small.n_views, small.groups) == (1, ((32, 1),))
-    p = draw_parameters(small, 0, 0, [0, 1], [32, 20], [32, 51])
-    assert p.start[0].tolist() == [[0, 0], [0, 15]]
-    assert p.end[0].tolist() == [[32, 32], [20, 35]]
-    q = draw_parameters(large, 3, 4, [0], [256], [300])
-    assert (q.start[0].tolist(), q.end[0].tolist()) == ([[16, 38]], [[240, 262]])
-    assert not q.flip.any()
-    assert not q.sigma.any()
-    assert q.color.tolist() == [[[1, 1, 1, 0]]]
+@pytest.mark.parametrize(
+    ("size", "height", "width", "start", "end"),
+    [(32, 32, 32, [0, 0], [32, 32]), (32, 20, 51, [0, 15], [20, 35]), (224, 256, 300, [16, 38], [240, 262])],
+)
+def test_evaluation_takes_the_central_square(size, height, width, start, end):
+    recipe = evaluation_view(ViewRecipe((View(224, 2, jitter=(1, 1, 1, 0.5), blur=1),)), size)
+    assert recipe.groups == ((size, 1),)
+    p = draw_parameters(recipe, 3, 4, [0], [height], [width])
+    assert (p.start.tolist(), p.end.tolist(), p.color.tolist()) == ([[start]], [[end]], [[[1, 1, 1, 0]]])
+    assert (p.flip.any(), p.sigma.any()) == (False, False)
