@@ -17,7 +17,6 @@ _USED_FROM_OUTSIDE = {
     "_allgather_base": "torch.distributed calls it",
     "timeout": "an argument of torch.distributed's Work.wait",
     "opts": "an argument of torch.distributed's _allgather_base",
-    "out_shape": "an argument that torch's FlopCounterMode passes",
     "_copy_recovery_script": "a method of DeepSpeed that is switched off",
     "enable_backward_allreduce": "DeepSpeed reads it",
     "drop_prob": "timm's DropPath reads it",

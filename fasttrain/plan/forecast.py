@@ -99,11 +99,10 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
     if t.batch_size_per_gpu > largest:
         batch = t.batch_size_per_gpu * world * t.gradient_accumulation_steps
         raise ConfigError(
-            f"--batch_size_per_gpu: the global batch is larger than the data ({images} images), got {batch}. "
-            "Lower it or --nodes."
+            f"--batch_size_per_gpu: a step of {batch} images is larger than the data ({images}). Lower it or --nodes."
         )
     if t.zero_stage and precision == "fp16":
-        raise ConfigError(f"--precision: fp16 needs --zero_stage 0, got {t.zero_stage}. Use --precision bf16.")
+        raise ConfigError(f"--precision: fp16 works at --zero_stage 0 only, got {t.zero_stage}. Use --precision bf16.")
     with torch.device("meta"):
         method = build_method(config, images=images, world_size=world)
     weights = weights_of(method, t, precision)

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 NOTHING = "\N{EN DASH}"
 """Shown for a missing value."""
 WIDTH, HEIGHT = 360, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 32
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 10, 32
 _POINTS = 400  # largest number of points per line
 _TINY = 1e-12  # smaller differences count as 0
 _DOTTED = 12  # a line with at most this number of points gets a dot for each
