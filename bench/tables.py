@@ -186,11 +186,11 @@ def data_index() -> str:
 
 def views() -> str:
     """Every view of the published recipes."""
-    from fasttrain import methods
     from fasttrain.config.resolve import resolve
+    from fasttrain.methods.registry import BUILT_IN
 
     body = []
-    for method in methods.names():
+    for method in BUILT_IN:
         recipe, first = resolve(method, {"recipe": "imagenet"}).views, 0
         for view in recipe.views:
             last = first + view.count - 1

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import ConfigError
+
 if TYPE_CHECKING:  # torch must not be imported before its threads are set, see train
     from torch import nn
 
@@ -172,7 +174,11 @@ def train(
 
     quiet_deepspeed()
     world = World.from_environment()
+    if not (model is None or callable(model)):
+        raise ConfigError(f"model: must be a module or a function of the number of channels, got {model!r}.")
     if plugin is not None:
+        if not isinstance(plugin, str | os.PathLike):
+            raise ConfigError(f"plugin: must be the path of a Python file, got {plugin!r}.")
         load_plugin(Path(plugin))
     names = {field.name for cls in (TrainConfig, ViewFlags) for field in dataclasses.fields(cls)} | {
         "recipe",
@@ -219,7 +225,6 @@ def _untrained(model: nn.Module | Callable[[int], nn.Module] | None, config: Con
 
 def _splits(data: Any, val: Any) -> Splits | None:
     """Return images without a path, or None if the configuration has the paths. Raise ConfigError for a mixture."""
-    from .errors import ConfigError
     from .pipelines import Splits, source_from_dataset
 
     if data is None or isinstance(data, str | os.PathLike):

@@ -124,14 +124,14 @@ class Backbone:
         self.network.eval().requires_grad_(False)
 
 
-def from_run(path: Path, which: Branch | None = None, *, network: nn.Module | None = None) -> Backbone:
+def from_run(path: str | Path, which: Branch | None = None, *, network: nn.Module | None = None) -> Backbone:
     """Return the backbone of a run's newest checkpoint, or of one of its checkpoints, from any ZeRO stage.
 
     ``which`` selects the teacher's or the student's backbone; the default is the teacher, if the method has one.
     ``network`` is the module that was trained with ``fasttrain.train(model=...)``; it is copied. Raise ConfigError for
     a run without a complete checkpoint, a corrupt checkpoint, and a teacher that the method does not have.
     """
-    folder = newest(path)
+    folder = newest(Path(path))
     card, file = read_card(folder), folder.parent.parent / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{file}: is missing, so the run's network is unknown. Give the folder of a whole run.")
@@ -147,8 +147,9 @@ def from_run(path: Path, which: Branch | None = None, *, network: nn.Module | No
     return Backbone(built, blueprint, f"{config.title} {branch}, step {card.step}", config, folder)
 
 
-def from_file(path: Path) -> Backbone:
+def from_file(path: str | Path) -> Backbone:
     """Return the backbone of a file that ``fasttrain export`` wrote. Raise ConfigError for any other file."""
+    path = Path(path)
     values = read_metadata(path) if path.is_file() else None
     if values is None:
         tensors = read_weights(path)  # it reports why a file cannot be read

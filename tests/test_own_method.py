@@ -11,7 +11,7 @@ from torch import nn
 
 import fasttrain
 from fasttrain.cli import main
-from fasttrain.methods import load_plugin
+from fasttrain.methods import load_plugin, registry
 from fasttrain.pretrained import from_run
 
 _EXAMPLE = Path(__file__).parent.parent / "examples/own_method.py"
@@ -40,6 +40,29 @@ def test_own_method_logs_its_scalars_and_no_bound(own_run):
         assert line["loss"] == pytest.approx(line["alignment"] + line["uniformity"], rel=1e-4)
         assert line["information"] is None
     assert json.loads((own_run / "summary.json").read_text())["entropy"] is None
+
+
+@pytest.mark.parametrize(
+    ("correct", "wrong", "match"),
+    [
+        ("return Objective(loss, projections=z.detach().flatten(0, 1), logs=logs)", "return loss", "Objective"),
+        ("Objective(loss,", "Objective(loss.detach(),", "Objective.loss"),
+        ('logs = {"alignment": alignment.detach()', 'logs = {"alignment": z.detach()', "alignment"),
+        ('"uniformity": uniformity.detach()', '"uniformity": 0.5', "uniformity"),
+        ('logs = {"alignment":', 'logs = {"entropy":', "'entropy'"),
+        ("self.student = Branch(backbone, head)", "self.branch = Branch(backbone, head)", "self.student"),
+        ("out_dim: Count", "lr: Count", "--lr"),
+    ],
+)
+def test_mistake_in_the_code_of_a_method_is_one_line(correct, wrong, match, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    code = _EXAMPLE.read_text()
+    assert correct in code
+    (tmp_path / "wrong.py").write_text(code.replace(correct, wrong))
+    arguments = ["train", "--method", "own", "--plugin", str(tmp_path / "wrong.py"), *_FEW]
+    assert main([*arguments, "--output_dir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert match in line
 
 
 def test_own_method_trains_the_same_from_python(own_run, tmp_path):

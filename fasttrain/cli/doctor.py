@@ -48,7 +48,9 @@ class Finding:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the report; return 0 if the trainer can run, else 2."""
+    """Print the report. Raise ConfigError for any argument. Return 0 if the trainer can run, else 2."""
+    if arguments:
+        raise ConfigError(f"argument {arguments[0]} is unknown. fasttrain doctor has no arguments.")
     findings = examine()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:

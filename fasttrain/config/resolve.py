@@ -16,7 +16,7 @@ from ..errors import ConfigError, unknown_name
 from ..flags import validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
 from ..pipelines.views.recipe import Pixels, View, ViewRecipe
-from .recipes import recipe_layers
+from .recipes import recipe_layers, recipe_names
 from .settings import TrainConfig, ViewFlags
 
 
@@ -113,10 +113,16 @@ def resolve(
 def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.Method]:
     """Return a method's class. Raise ConfigError for an unknown name, with the plugin that a run's file recorded."""
     try:
-        return methods.load(name)
+        method = methods.load(name)
     except ValueError as error:
         hint = f" It was registered by a plugin. Add --plugin {recorded_plugin}." if recorded_plugin else ""
         raise ConfigError(f"{error}{hint}") from None
+    trainers = {"method", "plugin", "recipe", "entropy"}.union(*map(_names, (TrainConfig, ViewFlags, Pixels, _Views)))
+    if taken := sorted(trainers & _names(method.Settings)):
+        raise ConfigError(f"--{taken[0]}: is a setting of the trainer. Rename the field of {method.__name__}.Settings.")
+    if method.recipes is None and not recipe_names(name):
+        raise ConfigError(f"--method: {name} has no recipes. Set {method.__name__}.recipes to a built-in method.")
+    return method
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

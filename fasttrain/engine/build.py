@@ -50,6 +50,8 @@ def build_method(config: Config, *, images: int, world_size: int, network: Netwo
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if not isinstance(getattr(method, "student", None), nn.Module):
+        raise ConfigError(f"--method: {config.method} has no student. Set self.student in {cls.__name__}.__init__.")
     _check_batch(method, t.batch_size_per_gpu, world_size)
     return method
 

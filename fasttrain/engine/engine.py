@@ -14,7 +14,7 @@ from ..config.resolve import Config
 from ..config.settings import TrainConfig
 from ..distributed.world import World
 from ..methods import Method
-from ..methods.base import Objective, Step
+from ..methods.base import Objective, Step, checked
 from ..models.batchnorm import synchronise
 from ..optim.layerwise import LayerwiseOptimizer
 from ..optim.optimizers import create_optimizer, parameter_groups, set_schedules
@@ -84,7 +84,7 @@ class Engine:
         torch.manual_seed(seed_of(*key))
         self._set_schedules(step)
         views, indices = self._on_device(batch)
-        objective: Objective = self.deepspeed(views, step, indices)
+        objective = checked(self.deepspeed(views, step, indices), self.method)
         self.deepspeed.backward(objective.loss)
         return objective
 

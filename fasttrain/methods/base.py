@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..kernels.collectives import Group
 from ..losses import Bound
 from ..losses.base import CrossRank
@@ -71,6 +72,25 @@ class Objective(NamedTuple):
     """Further scalars by name, without gradient. They are averaged over ranks and micro-batches and logged."""
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a method without any."""
+
+
+def checked(objective: object, method: nn.Module) -> Objective:
+    """Return what ``forward`` of a method returned. Raise ConfigError if the trainer cannot use it."""
+    forward = f"{type(method).__name__}.forward"
+    if not isinstance(objective, Objective):
+        raise ConfigError(f"{forward}: must return an Objective, got {type(objective).__name__}.")
+    loss = objective.loss
+    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+        raise ConfigError(f"{forward}: Objective.loss must be a scalar tensor with a gradient.")
+    for name, value in objective.logs.items():
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            raise ConfigError(f"{forward}: Objective.logs[{name!r}] must be a tensor with one element.")
+    return objective
+
+
 class Method(nn.Module):
     """One paper. A subclass sets ``Settings``, builds ``student`` (and ``teacher``), and defines ``forward``.
 
@@ -78,7 +98,7 @@ class Method(nn.Module):
     ``momentum_teacher`` and ``momentum_teacher_end``.
     """
 
-    Settings: ClassVar[type[Any]]
+    Settings: ClassVar[type[Any]] = NoSettings
     """Frozen dataclass of the method's own settings (:func:`fasttrain.flags.flag`), with the paper's values."""
     family: ClassVar[str | None] = None
     """"contrastive", "clustering" or "distillation": selects the explanation in the report."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -26,10 +28,11 @@ def register(name: str) -> Callable[[MethodClass], MethodClass]:
     """Return a class decorator that registers a method under a name for ``--method`` and :func:`fasttrain.train`.
 
     A notebook cell may run it again: a class of the same module and name replaces the former. Raise ValueError for a
-    name that another class has.
+    name that another class has, and for a class that cannot be trained.
     """
 
     def decorate(cls: MethodClass) -> MethodClass:
+        _check_class(name, cls)
         former = _registered.get(name)
         if former is not None and (former.__module__, former.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"method {name!r} is registered already, by {former.__module__}.{former.__qualname__}")
@@ -41,6 +44,17 @@ def register(name: str) -> Callable[[MethodClass], MethodClass]:
     return decorate
 
 
+def _check_class(name: str, cls: type[Method]) -> None:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"register: the name must be of letters, digits, '.', '-' and '_', got {name!r}")
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise ValueError(f"register: method {name!r} must be a subclass of Method, got {cls!r}")
+    if not dataclasses.is_dataclass(getattr(cls, "Settings", None)):
+        raise ValueError(f"{cls.__name__}.Settings: must be a dataclass with the settings of method {name!r}")
+    if cls.recipes is not None and cls.recipes not in BUILT_IN:
+        raise ValueError(f"{cls.__name__}.recipes: must be one of {', '.join(BUILT_IN)}, got {cls.recipes!r}")
+
+
 def names() -> list[str]:
     """Return the names of all methods that can be loaded, sorted."""
     return sorted({*BUILT_IN, *_registered, *(entry.name for entry in entry_points(group=GROUP))})
@@ -48,6 +62,8 @@ def names() -> list[str]:
 
 def load(name: str) -> type[Method]:
     """Return the class of a method. Raise ValueError for an unknown name or an entry point that is no Method."""
+    if not isinstance(name, str):
+        raise ValueError(f"--method: must be a name, got {name!r}. Choose one of {', '.join(names())}.")
     if name not in _registered and name in BUILT_IN:
         importlib.import_module(f".{name}", __package__)
     if name not in _registered:
@@ -65,6 +81,8 @@ def name_of(method: str | type[Method]) -> str:
     """Return the name of a method, or of a registered class. Raise ConfigError for a class that is not registered."""
     if isinstance(method, str):
         return method
+    if not isinstance(method, type):
+        raise ConfigError(f"method: must be a name or a registered class, got {method!r}.")
     name = next((name for name, cls in _registered.items() if cls is method), None)
     if name is None:
         raise ConfigError(f'method: {method.__name__} is not registered. Decorate it with @register("name").')
@@ -79,13 +97,16 @@ def load_plugin(path: Path) -> None:
     before = dict(_registered)
     module_name = f"fasttrain_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"--plugin: must be a Python file, got {path}. Give the path of a .py file.")
+    if not path.is_file():
+        raise ConfigError(f"--plugin {path}: no such file. Give the path of a .py file.")
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--plugin {path}: is not a Python file. Give the path of a .py file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file's own code raises whatever it raises
-        raise ConfigError(f"--plugin {path}: {type(error).__name__}: {error}. Fix the file.") from error
+    except (Exception, SystemExit) as error:  # the file's own code raises whatever it raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"--plugin {path}: {reason}. Fix the file.") from error
     if _registered == before and not any(cls.__module__ == module_name for cls in before.values()):
         raise ConfigError(f'--plugin {path}: registers no method. Decorate a class with @register("name").')

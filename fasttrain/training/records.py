@@ -86,15 +86,16 @@ def metrics_line(
     """Return the line of metrics.jsonl of a measured step, averaged over ranks. Collective.
 
     Loss, bound and logs are means over the micro-batches too; the spread of the projections is the last micro-batch's.
-    Raise ValueError if a method logs a name that the trainer uses itself.
+    Raise ConfigError if a method logs a name that the trainer uses itself.
     """
     terms, bound, rows = dict(finding.terms), objective.bound, objective.projections
     shape: dict[str, float] = {}
     if rows is not None:
         local = spread(rows)
         shape = dict(zip(local, engine.mean(list(local.values())), strict=True))
-    if taken := TRAINER_KEYS & objective.logs.keys():
-        raise ValueError(f"Objective.logs: {min(taken)!r} is a name of the trainer. Choose another.")
+    reserved = TRAINER_KEYS if bound is not None else {*TRAINER_KEYS, *BOUND}
+    if taken := reserved & objective.logs.keys():
+        raise ConfigError(f"Objective.logs: {min(taken)!r} is a name of the trainer. Choose another.")
     loss = terms.pop("loss")
     values: dict[str, float | None] = dict.fromkeys(BOUND)
     if bound is not None:

@@ -98,7 +98,17 @@ def test_plugin_file_loaded_twice_registers_its_method_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "must be a Python file"), ("1 / 0", "ZeroDivisionError"), ("x = 1", "registers no method")],
+    [
+        (None, "no such file"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise ValueError('two' + chr(10) + 'lines')", "two lines"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("x = 1", "registers no method"),
+        (PLUGIN.replace("from_a_file", ""), "name"),
+        (PLUGIN.replace("(Method)", ""), "subclass of Method"),
+        (PLUGIN + "\n    recipes = 'nope'\n", "recipes: .*simclr"),
+        (PLUGIN + "\n    class Settings: pass\n", "Settings: .*dataclass"),
+    ],
 )
 def test_invalid_plugin_is_refused_in_one_line(tmp_path, content, reason):
     path = tmp_path / "bad.py"
