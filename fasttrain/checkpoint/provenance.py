@@ -6,11 +6,13 @@ import hashlib
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
-from ..config.resolve import Config
+from ..config.resolve import Config, read_yaml
+from ..errors import ConfigError
 
 _IRRELEVANT = ("output_dir", "resume", "limit_steps", "num_workers")
 """Settings that do not change the values that a run computes."""
@@ -28,9 +30,28 @@ def provenance(config: Config) -> dict[str, str | None]:
 
 def config_hash(config: Config) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of all settings that change the run's values."""
+    return hashlib.sha256(yaml.safe_dump(_relevant(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed_settings(run: Path, config: Config) -> list[str]:
+    """Return the settings that change the run's values and differ from its ``config.yaml``, as ``name old -> new``.
+
+    The list is empty if the file cannot be read: a checkpoint may lie alone.
+    """
+    try:
+        stored = read_yaml(run / "config.yaml")
+    except ConfigError:
+        return []
+    differences = {name: value for name, value in _relevant(config).items() if stored.get(name) != value}
+    return [
+        name if isinstance(value, list) else f"{name} {stored.get(name)} -> {value}"
+        for name, value in differences.items()
+    ]
+
+
+def _relevant(config: Config) -> dict[str, Any]:
     flat = yaml.safe_load(config.with_absolute_paths().to_yaml())
-    relevant = {name: value for name, value in flat.items() if name not in _IRRELEVANT}
-    return hashlib.sha256(yaml.safe_dump(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    return {name: value for name, value in flat.items() if name not in _IRRELEVANT}
 
 
 def git_commit(folder: Path) -> str | None:

@@ -59,6 +59,9 @@ def _train(config: Config, world: World) -> int:
         return fail(str(error), error.status) if world.is_main else error.status
     if world.is_main:
         _write_report(outcome)
+        if outcome.ignored:
+            ignored = ", ".join(outcome.ignored)
+            fail(f"--output_dir: this run was finished before, so {ignored} has no effect. Use another folder.")
         print(_final_line(outcome))
     return 0
 

@@ -195,11 +195,20 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines of steps that a resumed run repeats, and a truncated last line; return the others."""
+    """Remove the lines of steps that a resumed run repeats, and damaged lines; return the others."""
     if not path.is_file():
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    lines = [line for line in lines if line.get("step", 0) <= step]
+    lines = [_line_of(text) for text in path.read_text(errors="replace").splitlines()]
+    kept = [line for line in lines if line is not None and line["step"] <= step]
     # write_text replaces the file at once: if this process is killed or the disk is full, the old file stays.
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
+
+
+def _line_of(text: str) -> dict[str, Any] | None:
+    """Return a line of a log with an integer step, or None for a damaged one."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None

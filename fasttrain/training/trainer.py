@@ -17,7 +17,7 @@ from torch import nn
 from .. import __version__
 from ..checkpoint import store
 from ..checkpoint.card import Card, changes, check, read_card
-from ..checkpoint.provenance import provenance
+from ..checkpoint.provenance import changed_settings, provenance
 from ..config.resolve import Config
 from ..distributed.lockstep import of_all_ranks
 from ..distributed.signals import Signals
@@ -52,6 +52,8 @@ class Outcome:
     """The folder of the run."""
     steps: int
     """Steps that this call made; 0 for a run that was finished before."""
+    ignored: tuple[str, ...] = ()
+    """Settings of this call that differ from those of a run that was finished before."""
 
 
 def train(
@@ -154,10 +156,12 @@ class _Run:
         if checkpoint is not None:  # before any work: the card shows whether the checkpoint fits
             card = check(checkpoint, self._card(0))
             notes += changes(card, self._card(0))
+            changed = changed_settings(checkpoint.parent.parent, self.config)
             self.rollback_source = t.resume
             self.last = max(self.last, card.step)
             if card.step == self.last and (summary := self._finished_summary()) is not None:
-                return Outcome(summary, self.output, 0)
+                return Outcome(summary, self.output, 0, tuple(changed))
+            notes += [f"changed setting {line}" for line in changed]
         baseline = self._baseline(resumed=checkpoint is not None)
         done = 0 if checkpoint is None else self._restore(checkpoint)
         display = Display(self.last, done) if main else None

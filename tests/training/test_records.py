@@ -77,8 +77,9 @@ def test_fresh_recorder_in_the_same_folder_starts_empty(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "log.txt").read_text() == ""
 
 
-def test_truncated_line_is_dropped(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(_line(1)) + "\n" + json.dumps(_line(2))[:-3])
+@pytest.mark.parametrize("damaged", [b'{"step": 2, "lo', b"null", b'{"step": "a"}', b"{}", b'{"step": 2, "\xff}'])
+def test_damaged_line_is_dropped(tmp_path, damaged):
+    (tmp_path / "metrics.jsonl").write_bytes(json.dumps(_line(1)).encode() + b"\n" + damaged)
     with Recorder(tmp_path, resumed_at=3) as recorder:
         assert recorder.past == [_line(1)]
         recorder.step(_line(3))

@@ -42,6 +42,21 @@ def test_a_finished_run_stays_as_it_is(straight, images, tmp_path):
     assert after == before  # its times too
 
 
+def test_changed_settings_of_a_run_are_reported(straight, images, tmp_path, capsys):
+    shutil.copytree(straight[0], tmp_path / "copy")
+    arguments = flags(images, tmp_path / "copy", "--knn_every", 1)
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*arguments, "--lr", "0.25"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lr" in line
+    assert "-> 0.25 has no effect" in line
+    assert main([*arguments, "--seed", "9", "--epochs", "3"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "changed setting seed 0 -> 9" in out
+    assert "changed setting epochs 2 -> 3" in out
+
+
 def test_a_shorter_limit_than_what_was_made_is_no_harm(straight, images, tmp_path):
     assert main(flags(images, tmp_path, "--resume", straight[0], "--limit_steps", 2)) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
