@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -170,13 +171,23 @@ def writer_replaced(engine: Any, save: Callable[[Any, str], None]) -> Iterator[N
     _private(engine, "_copy_recovery_script")
 
     def write(state_dict: Any, path: str) -> None:  # DeepSpeed passes the arguments by these names
-        save(state_dict, path)
+        save(_without_enums(state_dict), path)
 
     writer.save, engine._copy_recovery_script = write, lambda _: None
     try:
         yield
     finally:
         del writer.save, engine._copy_recovery_script
+
+
+def _without_enums(content: Any) -> Any:
+    """Replace members of enums in nested dicts by their values.
+
+    Python before 3.11.4 pickles a member as a call of ``getattr``, which ``torch.load(weights_only=True)`` refuses.
+    """
+    if type(content) is dict:
+        return {name: _without_enums(value) for name, value in content.items()}
+    return content.value if isinstance(content, Enum) else content
 
 
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:

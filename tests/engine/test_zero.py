@@ -2,6 +2,7 @@
 
 import ast
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -145,6 +146,15 @@ def test_one_rank_reduces_no_gradients(engine, monkeypatch):
     before = [p.clone() for p in engine.method.student.parameters()]
     train(engine, [0])
     assert not all(map(torch.equal, before, engine.method.student.parameters()))
+
+
+def test_files_hold_no_enums(engine, tmp_path):
+    """Python 3.11.2 pickled them as calls of getattr, so its checkpoints of stages 1 to 3 could not be loaded."""
+    saved = {}
+    with zero.writer_replaced(engine.deepspeed, lambda content, path: saved.update(content)):
+        member = signal.SIGTERM  # any member of an enum
+        engine.deepspeed.checkpoint_engine.save({"stage": member, "nested": {"stage": member}}, "path")
+    assert [type(saved["stage"]), type(saved["nested"]["stage"])] == [int, int]
 
 
 def test_close_restores_torchs_linear_function():
