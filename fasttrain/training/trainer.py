@@ -53,7 +53,7 @@ class Outcome:
     steps: int
     """Steps that this call made; 0 for a run that was finished before."""
     ignored: tuple[str, ...] = ()
-    """Settings of this call that differ from those of a run that was finished before."""
+    """Settings of this call that differ from the settings of a run that was finished before."""
 
 
 def train(
