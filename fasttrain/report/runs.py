@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from ..checkpoint.card import Card, newest, read_card
 from ..config.resolve import Config, read_yaml, resolve
 from ..errors import ConfigError
-from ..training.records import read_summary
+from ..training.records import is_number, read_lines, read_summary
 
 _DIGITS = "the embedded digits"
 
@@ -39,7 +37,7 @@ class Run:
 
     def curve(self, key: str) -> list[tuple[float, float]]:
         """Return (epoch, value) of every logged step with a finite value."""
-        with_both = [line for line in self.lines if _is_number(line.get("epoch")) and _is_number(line.get(key))]
+        with_both = [line for line in self.lines if is_number(line.get("epoch")) and is_number(line.get(key))]
         return [(float(line["epoch"]), float(line[key])) for line in with_both]
 
     def last(self, key: str) -> Any:
@@ -102,7 +100,8 @@ def read_run(folder: Path, name: str) -> Run:
         raise ConfigError(f"{folder}: no such run. Give the --output_dir of a training.")
     if not metrics.is_file() and not settings.is_file():
         raise ConfigError(f"{folder}: is no run, because it has no metrics.jsonl and no config.yaml.")
-    lines, notes = _metrics(metrics)
+    lines, damaged = read_lines(metrics) if metrics.is_file() else ([], 0)
+    notes = [f"{damaged} lines of metrics.jsonl are invalid and left out"] if damaged else []
     config, text = None, ""
     try:
         values = read_yaml(settings)
@@ -121,23 +120,6 @@ def read_run(folder: Path, name: str) -> Run:
     return Run(folder, name, tuple(lines), summary, config, text, card, tuple(notes))
 
 
-def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the valid lines, and a note if some are invalid."""
-    if not path.is_file():
-        return [], []
-    lines, broken = [], 0
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict) and _is_number(line.get("step")):
-            lines.append(line)
-        else:
-            broken += 1
-    return lines, [f"{broken} lines of metrics.jsonl are invalid and left out"] if broken else []
-
-
 def _names(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths that all differ."""
     for length in range(1, max((len(folder.parts) for folder in folders), default=1) + 1):
@@ -145,7 +127,3 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

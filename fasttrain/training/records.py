@@ -194,21 +194,31 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of metrics.jsonl or log.txt that have a step, and the number of damaged lines."""
+    lines, damaged = [], 0
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and is_number(line.get("step")):
+            lines.append(line)
+        else:
+            damaged += 1
+    return lines, damaged
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a log is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Remove the lines of steps that a resumed run repeats, and damaged lines; return the others."""
     if not path.is_file():
         return []
-    lines = [_line_of(text) for text in path.read_text(errors="replace").splitlines()]
-    kept = [line for line in lines if line is not None and line["step"] <= step]
+    kept = [line for line in read_lines(path)[0] if line["step"] <= step]
     # write_text replaces the file at once: if this process is killed or the disk is full, the old file stays.
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
-
-
-def _line_of(text: str) -> dict[str, Any] | None:
-    """Return a line of a log with an integer step, or None for a damaged one."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
