@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.arguments import Parser, parse, settings_from, underscored
+from ..config.arguments import Parser, parse
 from ..engine.zero import quiet_deepspeed
 from ..errors import ConfigError
 from ..flags import Count, NonNegative, Positive, PositiveFraction, flag
@@ -58,10 +58,7 @@ def planned(arguments: Sequence[str]) -> Forecast:
         "imagenet without --recipe, --config or --data_path. Needs no GPU and no data.",
     )
     parser.add_settings("machines", PlanOptions)
-    namespace, rest = parser.parse_known_args([underscored(argument) for argument in arguments])
-    if namespace.help:
-        parser.show_help()
-    options = settings_from(namespace, PlanOptions)
+    options, rest = parser.known_options(arguments, PlanOptions)
     if {argument.partition("=")[0] for argument in rest}.isdisjoint(("--recipe", "--config", "--data_path")):
         rest += ["--recipe", "imagenet"]
     config, _ = parse(rest)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.arguments import Parser, parse, settings_from, underscored
+from ..config.arguments import Parser, parse
 from ..errors import ConfigError
 from ..flags import Count, flag
 from ..report.contact_sheet import contact_sheet
@@ -24,10 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     """Draw the sheet for the flags of a training; return the exit status."""
     parser = Parser("views", "Draw the views that a training would see. Takes every flag of fasttrain train.")
     parser.add_settings("sheet", ViewsOptions)
-    namespace, rest = parser.parse_known_args([underscored(argument) for argument in arguments])
-    if namespace.help:
-        parser.show_help()
-    options = settings_from(namespace, ViewsOptions)
+    options, rest = parser.known_options(arguments, ViewsOptions)
     config, _ = parse(rest)
     output = Path(options.output).expanduser()
     sheet = contact_sheet(config, options.images)

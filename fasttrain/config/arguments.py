@@ -89,6 +89,16 @@ class Parser(argparse.ArgumentParser):
         namespace = self.parse_args([underscored(argument) for argument in arguments])
         return namespace, [settings_from(namespace, cls) for cls in classes]
 
+    def known_options(self, arguments: Sequence[str], cls: type[Settings]) -> tuple[Settings, list[str]]:
+        """Return the settings of a command that also takes the flags of ``fasttrain train``, and those flags.
+
+        Raise ConfigError for an invalid value. Print the help page if it is requested.
+        """
+        namespace, rest = self.parse_known_args([underscored(argument) for argument in arguments])
+        if namespace.help:
+            self.show_help()
+        return settings_from(namespace, cls), rest
+
     def add_settings(self, title: str, cls: type[Any]) -> None:
         """Add a flag for every field of a settings dataclass. Without the flag its value is None."""
         group = self.add_argument_group(title)
