@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..models.architectures import check_crops
 from ..pipelines import Splits, open_source
 from ..pretrained import Backbone
 from ..training.display import DataNotes
+from .output import write_json
 from .source import SourceOptions, add_source, open_backbone
 
 _DEFAULTS = Protocol()
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     Console(highlight=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
     if options.output:
         about = _about(backbone, splits, cache, size, source.seed)
-        _write(Path(options.output).expanduser(), about | figures)
+        write_json(Path(options.output).expanduser(), finite(about | figures))
     return 0
 
 
@@ -132,11 +132,3 @@ def _about(backbone: Backbone, splits: Splits, cache: FeatureCache, size: int, s
         "cached": cache.reused,
         "version": __version__,
     }
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(finite(content), indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--output {path}: cannot be written: {error.strerror}.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..plan.forecast import Forecast, forecast, refusal
 from ..plan.hardware import GIB, GPUS, Cluster, gpu_named
 from ..plan.report import as_json, show
 from . import fail
+from .output import write_json
 
 IMAGENET = 1_281_167
 """Images of ImageNet-1k's training set."""
@@ -68,7 +68,7 @@ def planned(arguments: Sequence[str]) -> Forecast:
     prediction = forecast(config, _cluster(options), options.images)
     show(prediction)
     if output is not None:
-        _write(output, prediction)
+        write_json(output, as_json(prediction))
     return prediction
 
 
@@ -86,10 +86,3 @@ def _cluster(options: PlanOptions) -> Cluster:
         latency=options.latency * 1e-6,
         reserve=options.reserve * GIB,
     )
-
-
-def _write(path: Path, prediction: Forecast) -> None:
-    try:
-        path.write_text(json.dumps(as_json(prediction), indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--output {path}: cannot be written: {error.strerror}.") from None
