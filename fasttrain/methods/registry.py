@@ -68,10 +68,10 @@ def load(name: str) -> type[Method]:
         importlib.import_module(f".{name}", __package__)
     if name not in _registered:
         for entry in entry_points(group=GROUP, name=name):
-            cls = entry.load()
-            if not (isinstance(cls, type) and issubclass(cls, Method)):
-                raise ValueError(f"--method: the entry point {entry.value} of {name!r} is not a subclass of Method.")
-            register(name)(cls)
+            try:
+                register(name)(entry.load())
+            except ValueError as error:
+                raise ValueError(f"--method: entry point {entry.value}: {error}") from None
     if name not in _registered:
         raise ValueError(f"--method: {name!r} is unknown. Choose one of {', '.join(names())}.")
     return _registered[name]
