@@ -52,6 +52,7 @@ def test_own_method_logs_its_scalars_and_no_bound(own_run):
         ('logs = {"alignment":', 'logs = {"entropy":', "'entropy'"),
         ("self.student = Branch(backbone, head)", "self.branch = Branch(backbone, head)", "self.student"),
         ("out_dim: Count", "lr: Count", "--lr"),
+        ("out_dim: Count", "config: Count", "--config"),
     ],
 )
 def test_mistake_in_the_code_of_a_method_is_one_line(correct, wrong, match, tmp_path, capsys, monkeypatch):

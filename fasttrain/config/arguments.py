@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .. import methods
 from ..errors import ConfigError, unknown_name
 from ..flags import Settings, validated
-from .resolve import Config, load_method, read_yaml, resolve
+from .resolve import COMMAND_FLAGS, Config, load_method, read_yaml, resolve
 from .settings import TrainConfig, ViewFlags
 
 
@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
         raise ConfigError(f"--method: is missing. Choose one of {', '.join(methods.names())}.")
     method = load_method(name, None if first.plugin else file.get("plugin"))
     values = vars(_parser(method).parse_args(arguments))
-    special = {key: values.pop(key) for key in ("method", "config", "plugin", "print_config", "local_rank", "help")}
+    special = {key: values.pop(key) for key in COMMAND_FLAGS}
     values = {key: value for key, value in values.items() if value is not None}
     return resolve(name, values, file, plugin=special["plugin"]), special["print_config"]
 

@@ -19,6 +19,9 @@ from ..pipelines.views.recipe import Pixels, View, ViewRecipe
 from .recipes import recipe_layers, recipe_names
 from .settings import TrainConfig, ViewFlags
 
+COMMAND_FLAGS = ("method", "config", "plugin", "print_config", "local_rank", "help")
+"""Flags of ``fasttrain train`` that are no settings of the run."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -117,7 +120,7 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     except ValueError as error:
         hint = f" It was registered by a plugin. Add --plugin {recorded_plugin}." if recorded_plugin else ""
         raise ConfigError(f"{error}{hint}") from None
-    trainers = {"method", "plugin", "recipe", "entropy"}.union(*map(_names, (TrainConfig, ViewFlags, Pixels, _Views)))
+    trainers = {*COMMAND_FLAGS, "recipe", "entropy"}.union(*map(_names, (TrainConfig, ViewFlags, Pixels, _Views)))
     if taken := sorted(trainers & _names(method.Settings)):
         raise ConfigError(f"--{taken[0]}: is a setting of the trainer. Rename the field of {method.__name__}.Settings.")
     if method.recipes is None and not recipe_names(name):
