@@ -39,7 +39,7 @@ def batch(tmp_path, monkeypatch):
     for name, text in (("srun", _SRUN), ("scontrol", _SCONTROL)):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
-    # The script calls python: it must be the one that runs the tests, also if its environment is not activated.
+    # The script must call the python that runs the tests, also if its environment is not activated.
     monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("REQUEUED", str(tmp_path / "requeued"))
     monkeypatch.setenv("SLURM_JOB_NODELIST", "localhost")
