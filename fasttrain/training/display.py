@@ -26,6 +26,14 @@ _FIRST_STEPS = 10
 _DAY = 86_400
 
 
+def new_console() -> Console:
+    """Return a console for lines that may hold brackets and may be longer than the terminal is wide."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if console.is_jupyter:
+        console.width = _NOTEBOOK
+    return console
+
+
 class Display:
     """One bar over all steps with the latest figures, in a terminal or a notebook that has ipywidgets.
 
@@ -41,9 +49,7 @@ class Display:
         interval: float = 10.0,
         too_long: str | None = None,
     ) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True, markup=False)
-        if console is None and self.console.is_jupyter:
-            self.console.width = _NOTEBOOK
+        self.console = console or new_console()
         self.total, self.first, self.done = total, done, done
         self.interval, self.too_long = interval, too_long
         self._figures: dict[str, float] = {}

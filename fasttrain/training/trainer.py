@@ -36,8 +36,9 @@ from ..models.architectures import user_backbone
 from ..models.weights import load_weights, read_weights
 from ..pipelines import Loader, Splits, open_source
 from .baseline import Baseline, read_baseline, write_baseline
-from .display import DataNotes, Display
+from .display import DataNotes, Display, new_console
 from .guard import Guard
+from .introduction import check_ranks, data_lines
 from .loop import Loop
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
 
@@ -109,6 +110,11 @@ class _Run:
         self.output = watchdog.folder = output_folder(config, world)
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
         self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
+        check_ranks(self.splits.summary, world)
+        self.console = new_console() if world.is_main else None
+        if self.console is not None:  # before the slow part
+            for line in data_lines(self.splits):
+                self.console.print(line)
         self.loader = Loader(
             self.splits.train,
             config.views,
@@ -173,7 +179,9 @@ class _Run:
         with ExitStack() as stack:
             if main:
                 (self.output / "config.yaml").write_text(self.config.with_absolute_paths().to_yaml())
-                self.display = stack.enter_context(Display(self.last, done, too_long=self._too_long()))
+                self.display = stack.enter_context(
+                    Display(self.last, done, console=self.console, too_long=self._too_long())
+                )
                 self._introduce(self.display, done, notes)
             try:
                 baseline = self._baseline(resumed=checkpoint is not None)
@@ -322,15 +330,13 @@ class _Run:
     def _introduce(self, display: Display, done: int, notes: Sequence[str]) -> None:
         c, t, engine = self.config, self.config.train, self.engine
         parameters = sum(full_numel(p) for p in self.method.student.parameters())
-        display.note(f"{c.title}  {t.arch}, {parameters / 1e6:.2f} M parameters, on {self.splits.name}")
+        display.note(f"{c.title}  {t.arch}, {parameters / 1e6:.2f} M parameters, recipe {c.recipe}")
         display.note(
-            f"{len(self.splits.train):,} images, {self.last:,} steps of {global_batch(t, self.world)}, "
-            f"{self.world.size} x {engine.device.type}, {engine.precision}, ZeRO {engine.stage}, into {self.output}"
+            f"{self.last:,} steps of {global_batch(t, self.world)} images, {self.world.size} x {engine.device.type}, "
+            f"{engine.precision}, ZeRO {engine.stage}, into {self.output}"
         )
         if done:
             display.note(f"resumed after step {done}")
-        for name, damage in self.splits.damaged.items():
-            display.note(f"{name}: {damage}")
         for line in self.method.warnings_for(len(self.splits.train), engine.rows):
             display.note(line)
         for line in notes:
