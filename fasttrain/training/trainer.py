@@ -39,6 +39,7 @@ from .baseline import Baseline, read_baseline, write_baseline
 from .display import DataNotes, Display, new_console
 from .guard import Guard
 from .introduction import check_ranks, data_lines
+from .lock import FolderLock
 from .loop import Loop
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
 
@@ -81,7 +82,9 @@ def train(
         stack.enter_context(DataNotes())
         watchdog = stack.enter_context(Watchdog(world, config.train.watchdog_minutes))
         try:
-            run = _Run(config, world, splits, watchdog, signals, network)
+            output = output_folder(config, world)
+            stack.enter_context(FolderLock(output, world))
+            run = _Run(config, world, output, splits, watchdog, signals, network)
             stack.callback(run.close)
             return run.train()
         except (ConfigError, DataError, Diverged, Collapsed, Interrupted):
@@ -98,6 +101,7 @@ class _Run:
         self,
         config: Config,
         world: World,
+        output: Path,
         splits: Splits | None,
         watchdog: Watchdog,
         signals: Signals,
@@ -106,14 +110,17 @@ class _Run:
         t = config.train
         self.config, self.world, self.watchdog, self.signals = config, world, watchdog, signals
         self.display: Display | None = None  # only rank 0 has one
+        if t.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch raises an error at the first product
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output = watchdog.folder = output_folder(config, world)
+        self.output = watchdog.folder = output
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
         self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
-        check_ranks(self.splits.summary, world)
+        self.data = self.splits.summary
+        check_ranks(self.data, world)
         self.console = new_console() if world.is_main else None
         if self.console is not None:  # before the slow part
-            for line in data_lines(self.splits):
+            for line in data_lines(self.data, self.splits.damaged):
                 self.console.print(line)
         self.loader = Loader(
             self.splits.train,
@@ -325,6 +332,8 @@ class _Run:
             origin=self.origin,
             skipped_steps=self.guard.skipped,
             rollbacks=self.rollbacks,
+            images=len(self.splits.train),
+            data=self.data.train.digest,
         )
 
     def _introduce(self, display: Display, done: int, notes: Sequence[str]) -> None:

@@ -12,13 +12,16 @@ from fasttrain.training.introduction import check_ranks, data_lines
 from tests.small_runs import write_images
 
 
-def _found(root, **paths):
-    return "\n".join(data_lines(open_source(str(root), **paths)))
+def _lines(root):
+    return data_lines(open_source(str(root)).summary, {})
+
+
+def _found(root):
+    return "\n".join(_lines(root))
 
 
 def test_images_classes_and_held_out_images_are_counted(images):
-    lines = data_lines(open_source(str(images)))
-    assert lines == ["noise: 32 training images, 8 held-out images", "2 classes from sub-folders: cat, dog"]
+    assert _lines(images) == ["noise: 32 training images, 8 held-out images", "2 classes from sub-folders: cat, dog"]
 
 
 @pytest.mark.parametrize("names", [("Training", "Testing"), ("train", "unlabeled"), ("train", "holdout")])
