@@ -108,6 +108,7 @@ def train(
     keep: int | None = None,
     saveckp_freq_steps: int | None = None,
     limit_steps: int | None = None,
+    trackers: Sequence[Literal["tensorboard", "wandb", "mlflow", "none"]] | None = None,
     log_every: int | None = None,
     max_skipped_steps: int | None = None,
     rollback: int | None = None,

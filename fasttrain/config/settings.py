@@ -64,6 +64,9 @@ class TrainConfig:
     keep: Count | None = flag(None, "keep the newest N checkpoints instead; default: --saveckp_freq decides")
     saveckp_freq_steps: Natural = flag(0, "also save a checkpoint every N steps; 0: after each epoch only")
     limit_steps: Count | None = flag(None, "stop after N steps of the schedule")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...] = flag(
+        ("tensorboard",), "where the logged values go besides metrics.jsonl: tensorboard, wandb, mlflow, or none"
+    )
     log_every: Count = flag(10, "steps between logged steps")
     max_skipped_steps: Count = flag(3, "stop with exit status 3 after N consecutive steps that are not finite")
     rollback: Natural = flag(0, "instead return to the last checkpoint, with another data order, up to N times")

@@ -43,6 +43,7 @@ from .introduction import check_ranks, data_lines
 from .lock import FolderLock
 from .loop import Loop
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
+from .trackers import check_trackers, open_trackers
 
 _COLLAPSED_RANK = 2
 """RankMe below which the features of a finished run have collapsed."""
@@ -120,6 +121,7 @@ class _Run:
         torch.use_deterministic_algorithms(t.deterministic)
         self.output, self.splits = output, splits
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
+        check_trackers(t.trackers)
         self.data = splits.summary
         check_ranks(self.data, world)
         self.console = new_console() if world.is_main else None
@@ -262,7 +264,7 @@ class _Run:
         """Run the loop. After a divergence, run it again from the last checkpoint with another order of the data."""
         while True:
             try:
-                with Recorder(self.output, resumed_at=done) if self.world.is_main else nullcontext() as recorder:
+                with self._recorder(done) if self.world.is_main else nullcontext() as recorder:
                     return self.loop.run(done, self.last, self.signals, recorder, self.display)
             except Diverged as error:
                 limit = self.config.train.rollback
@@ -277,6 +279,12 @@ class _Run:
                 if self.display:
                     for line in (*notes, f"{error} Rolled back to step {done} ({rollbacks} of {limit})."):
                         self.display.note(line)
+
+    def _recorder(self, done: int) -> Recorder:
+        settings = self.config.with_absolute_paths().to_yaml()
+        trackers = open_trackers(self.config.train.trackers, self.output, settings, done)
+        note = print if self.display is None else self.display.note
+        return Recorder(self.output, resumed_at=done, trackers=trackers, note=note)
 
     def _evaluate(self, done: int) -> Evaluation:
         """Measure the backbone. Raise Stopped if a signal arrives. Collective."""
