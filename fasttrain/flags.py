@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 
@@ -29,6 +29,14 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 """A number above 0 and at most 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """An integer from 0 to 2**63 - 1."""
+
+
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
+Paths = Annotated[str | tuple[str, ...], BeforeValidator(_single)]
+"""A path, or several. A list of one is that path."""
 
 _RANGES = {
     "greater_than": "must be above {gt:g}",

@@ -101,7 +101,9 @@ class _Run:
         torch.use_deterministic_algorithms(t.deterministic)
         self.output = watchdog.folder = output_folder(config, world)
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
-        self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
+        self.splits = splits or open_source(
+            t.data_path, t.val_path, weights=t.data_weights, cache=self.output / "index"
+        )
         self.loader = Loader(
             self.splits.train,
             config.views,
