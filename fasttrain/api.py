@@ -115,6 +115,8 @@ def train(
     watchdog_minutes: float | None = None,
     stop_on_collapse: bool | None = None,
     knn_every: int | None = None,
+    knn_train_images: int | None = None,
+    knn_val_images: int | None = None,
     global_crops_size: int | None = None,
     global_crops_scale: tuple[float, float] | None = None,
     local_crops_number: int | None = None,
@@ -182,7 +184,7 @@ def train(
     if plugin is not None:
         if not isinstance(plugin, str | os.PathLike):
             raise ConfigError(f"plugin: must be the path of a Python file, got {plugin!r}.")
-        load_plugin(Path(plugin))
+        load_plugin(plugin)
     names = {field.name for cls in (TrainConfig, ViewFlags) for field in dataclasses.fields(cls)} | {
         "recipe",
         "entropy",
@@ -201,7 +203,7 @@ def train(
         for name, value in values.items()
         if value is not None
     }
-    file = None if config is None else read_yaml(Path(config))
+    file = None if config is None else read_yaml(config)
     settings = resolve(name_of(method), values, file, plugin=None if plugin is None else os.fspath(plugin))
     with starting(world, settings.train.watchdog_minutes):
         initialise(world)

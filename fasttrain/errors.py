@@ -17,6 +17,7 @@ import difflib
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 
 class ConfigError(ValueError):
@@ -54,14 +55,15 @@ class Crashed(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A signal stopped the run after a checkpoint was saved.
+    """A signal stopped the run after a checkpoint was saved, or before its first step.
 
     ``status`` follows the shell's convention: 128 + the signal's number. SIGTERM gives 143, SIGINT 130 and SIGUSR1
     138, on which a batch script can requeue its job.
     """
 
     def __init__(self, number: signal.Signals, step: int, output: Path) -> None:
-        super().__init__(f"stopped by {number.name} at step {step}; resume with --resume auto --output_dir {output}")
+        resume = f"resume with --resume auto --output_dir {quote(str(output))}"
+        super().__init__(f"stopped by {number.name} at step {step}; {resume if step else 'start the run again'}")
         self.status = 128 + number
 
 

@@ -18,7 +18,7 @@ from ..evaluate import protocol, table
 from ..evaluate.cache import FeatureCache, default_folder
 from ..evaluate.protocol import METRICS, Metric, Protocol
 from ..files import finite
-from ..flags import Count, Paths, Several, flag
+from ..flags import Count, FilePath, Paths, PathText, Several, flag
 from ..models.architectures import check_crops
 from ..pipelines import Splits, open_source
 from ..pretrained import Backbone
@@ -42,8 +42,8 @@ class EvalOptions:
     lidar_views: Several = flag(_DEFAULTS.lidar_views, "augmented views of each of those images")
     batch_size_per_gpu: Count = flag(128, "images per batch and rank")
     num_workers: Count | None = flag(None, "threads that decode; default: this rank's share of the cores")
-    cache: str | None = flag(None, "folder of cached features, or none; default: ~/.cache/fasttrain/features")
-    output: str | None = flag(None, "also write the figures to this JSON file")
+    cache: PathText | None = flag(None, "folder of cached features, or none; default: ~/.cache/fasttrain/features")
+    output: FilePath | None = flag(None, "also write the figures to this JSON file")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_settings("evaluation", EvalOptions)
     positional = None if any(argument.startswith("--timm") for argument in arguments) else "source"
     namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions, positional=positional)
-    if options.output and Path(options.output).is_dir():
+    if options.output and options.output.is_dir():
         raise ConfigError(f"--output {options.output}: is a folder. Give a file in it.")
     world = World.from_environment()
     backbone = open_backbone(namespace, source)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     splits = _splits(backbone, options)
     if world.size > 1:
         initialise(world)
-    console = Console(stderr=True, highlight=False, quiet=not world.is_main, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, quiet=not world.is_main, soft_wrap=True)
     console.print(f"{backbone.name} on {splits.name}, {size} pixels")
     cache = _cache(backbone, options, world)
     with DataNotes():
@@ -78,10 +78,10 @@ def main(arguments: Sequence[str]) -> int:
     if figures is None:
         return 0
     console.print(f"features: {cache.extracted:,} images extracted, {cache.reused:,} cached")
-    Console(highlight=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
+    Console(highlight=False, markup=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
     if options.output:
         about = _about(backbone, splits, cache, size, source.seed)
-        write_json(Path(options.output).expanduser(), finite(about | figures))
+        write_json(options.output, finite(about | figures))
     return 0
 
 
@@ -96,7 +96,7 @@ def _splits(backbone: Backbone, options: EvalOptions) -> Splits:
 
 
 def _cache(backbone: Backbone, options: EvalOptions, world: World) -> FeatureCache:
-    folder = default_folder() if options.cache is None else Path(options.cache).expanduser()
+    folder = default_folder() if options.cache is None else Path(options.cache)
     return FeatureCache(
         backbone.network,
         torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu"),

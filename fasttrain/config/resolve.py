@@ -6,14 +6,14 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
 
 from .. import methods
 from ..errors import ConfigError, unknown_name
-from ..flags import validated
+from ..flags import user_path, validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
 from ..pipelines.sources.hugging_face import PREFIX as HUGGING_FACE
 from ..pipelines.sources.mixture import check_weights
@@ -127,7 +127,7 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     try:
         method = methods.load(name)
     except ValueError as error:
-        hint = f" It was registered by a plugin. Add --plugin {recorded_plugin}." if recorded_plugin else ""
+        hint = f" It was registered by a plugin. Add --plugin {quote(recorded_plugin)}." if recorded_plugin else ""
         raise ConfigError(f"{error}{hint}") from None
     trainers = {*COMMAND_FLAGS, "recipe", "entropy"}.union(*map(_names, (TrainConfig, ViewFlags, Pixels, _Views)))
     if taken := sorted(trainers & _names(method.Settings)):
@@ -137,10 +137,10 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     return method
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the values of a YAML file. Raise ConfigError if it cannot be read or is not a mapping."""
     try:
-        content = yaml.safe_load(path.expanduser().read_text())
+        content = yaml.safe_load(user_path(path).read_text())
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -78,7 +78,7 @@ class FolderSource:
             raise _shards_among(top, scan.shards[0], len(self.paths))
         if not len(self.paths):
             raise _no_image(top, scan)
-        self._labels_from, self._unlabelled = f"the {len(counts)} sub-folders", ""
+        self._labels_from, self._unlabelled = "sub-folders", ""
         names, repeats = list(counts), list(counts.values())
         if (top / ANNOTATIONS).is_file() and (loose or (len(counts) == 1 and names[0] not in (classes or ()))):
             self._labels_from = ANNOTATIONS

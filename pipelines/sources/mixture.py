@@ -85,10 +85,9 @@ class MixtureSource:
             left_out.update(part.left_out)
             for kind, (count, first) in part.special.items():
                 special[kind] = special.get(kind, (0, first))[0] + count, special.get(kind, (0, first))[1]
-        shares = [
-            f"{name}: {len(source):,} images, {quota:,} in an epoch"
-            for name, source, quota in zip(self._names, self.sources, self.quotas, strict=True)
-        ]
+        sizes = [len(source) for source in self.sources]
+        epoch = [f", {quota:,} in an epoch" if self.quotas != sizes else "" for quota in self.quotas]
+        shares = [f"{name}: {size:,} images{q}" for name, size, q in zip(self._names, sizes, epoch, strict=True)]
         origins = ", ".join(dict.fromkeys(part.labels_from for part in parts if part.labels_from))
         return Listing(
             len(self),

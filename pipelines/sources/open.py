@@ -104,11 +104,12 @@ def mixed_splits(splits: Sequence[Splits], weights: Sequence[float] = ()) -> Spl
         return splits[0]
     names = [one.name for one in splits]
     train = MixtureSource([one.train for one in splits], weights, names=names)
-    held_out = [one.val for one in splits if one.val is not None]
+    held_out = [(one.name, one.val) for one in splits if one.val is not None]
+    val = MixtureSource([val for _, val in held_out], (), train.classes, [n for n, _ in held_out]) if held_out else None
     return Splits(
         train.name,
         train,
-        MixtureSource(held_out, classes=train.classes) if held_out else None,
+        val,
         {path: reason for one in splits for path, reason in one.damaged.items()},
         tuple(f"{one.name}: {name}" for one in splits for name in one.unused),
     )

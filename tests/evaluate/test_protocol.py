@@ -8,9 +8,9 @@ import torch
 
 from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError
-from fasttrain.evaluate import protocol
 from fasttrain.evaluate.alignment import alignment, uniformity
 from fasttrain.evaluate.cache import FeatureCache
+from fasttrain.evaluate.draws import spaced
 from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.evaluate.protocol import LABELLED, METRICS, Protocol, augmented_view, evaluate
 from fasttrain.evaluate.spectrum import lidar, rankme
@@ -71,9 +71,9 @@ def test_evaluate_measures_clean_and_augmented_features(backbone):
 
 
 def test_spaced_images_are_from_the_whole_data():
-    few = protocol._spaced(_source(59), 30)
+    few = spaced(_source(59), 30)
     assert [len(few), few.describe(0), few.describe(29)] == [30, "array 0", "array 57"]
-    assert len(protocol._spaced(_source(5), 30)) == 5
+    assert len(spaced(_source(5), 30)) == 5
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_listing_counts_what_is_left_out(tmp_path):
     for name in others:
         (tmp_path / name).write_bytes(b"x")
     listing = open_source(str(tmp_path)).summary.train
-    assert (listing.images, listing.classes, listing.labels_from) == (3, ("a", "b"), "the 2 sub-folders")
+    assert (listing.images, listing.classes, listing.labels_from) == (3, ("a", "b"), "sub-folders")
     assert listing.left_out == {".gif": 2, ".avif": 1, ".ppm": 1, ".jp2": 1, ".txt": 1, "": 2}
     assert listing.pictures_left_out == {".gif": 2, ".avif": 1, ".jp2": 1, ".ppm": 1}
 
