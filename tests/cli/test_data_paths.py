@@ -100,7 +100,7 @@ def test_paths_are_lists_in_yaml_and_absolute_in_the_run(tmp_path, monkeypatch):
 def test_python_takes_lists_of_anything(data, tmp_path):
     root, _ = data
     short = {name: value for name, value in SMALL.items() if name != "recipe"}
-    short |= {"limit_steps": 2, "knn_every": 0, "num_workers": 1, "recipe": "cifar"}
+    short |= {"limit_steps": 2, "knn_every": 1, "num_workers": 1, "recipe": "cifar"}
     animals = {"train": labelled(16), "test": labelled(8, 16)}
     parts = [str(root / "noise"), open_source(str(root / "tars")).train, DatasetDict(animals)]
     result = fasttrain.train("simclr", data=parts, data_weights=[1, 1, 2], output_dir=tmp_path / "a", **short)
