@@ -14,6 +14,7 @@ from ...errors import DataError
 from .base import class_numbers
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "picture", "photo", "pixel_values", "pixels", "input", "x")
+_FEW = 100  # images; among more, names that are all different are paths or captions, not classes
 LABEL_NAMES = ("label", "labels", "target", "targets", "class", "cls", "category", "y")
 
 
@@ -50,6 +51,8 @@ def labels_of_values(values: Any, count: int) -> Labels:
         return Labels(reason=f"its targets have the shape {list(values.shape)}")
     if values.dtype.kind in "US" or (values.dtype.kind == "O" and all(isinstance(v, str) for v in values)):
         names, numbers = np.unique(values.astype(str), return_inverse=True)
+        if len(names) == count > _FEW:
+            return Labels(reason=f"each image has a name of its own as target, such as {names[0]}")
         return Labels(numbers.astype(np.int64), tuple(map(str, names)))
     if values.dtype.kind not in "biu":
         return Labels(reason=f"its targets are {values.dtype}")

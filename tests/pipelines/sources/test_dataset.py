@@ -162,6 +162,13 @@ def test_attributes_give_names_of_classes():
     assert source_from_dataset(data).labels.tolist() == [0, 1, 2, 3]
 
 
+def test_names_that_are_all_different_are_no_classes():
+    """torchvision's VOCDetection has the paths of its annotations as targets."""
+    data = Items([(RGB, {})] * 200)
+    data.targets = [f"{k}.xml" for k in range(200)]
+    assert "0.xml" in source_from_dataset(data).listing.unlabelled
+
+
 def test_item_of_another_shape_is_an_error():
     source = source_from_dataset(Items([{"image": RGB}, {"scan": RGB}]))
     with pytest.raises(DataError, match="Items 1: has no 'image'"):
