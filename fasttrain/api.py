@@ -214,10 +214,10 @@ def train(
     outcome = run(settings, world, splits, network=model)
     if world.is_main and outcome.steps:
         write_report([output], images=0)
-    backbone = from_run(output, network=_untrained(model, settings))
+    backbone = from_run(output, network=_untrained(model, outcome.config))
     assert backbone.checkpoint is not None
     metrics = tuple(json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines())
-    return Result(backbone.network, metrics, outcome.summary, settings, splits, output, backbone.checkpoint)
+    return Result(backbone.network, metrics, outcome.summary, outcome.config, splits, output, backbone.checkpoint)
 
 
 def _untrained(model: nn.Module | Callable[[int], nn.Module] | None, config: Config) -> nn.Module | None:

@@ -67,8 +67,39 @@ class Interrupted(RuntimeError):
         self.status = 128 + number
 
 
+_ELSEWHERE = {
+    "arch": "model backbone architecture",
+    "batch_size_per_gpu": "batch_size",
+    "clip_grad": "gradient_clip_val",
+    "config": "config_file",
+    "data_path": "data data_dir dataset_path train_path train_data_path train_dataset_path",
+    "epochs": "max_epochs num_epochs",
+    "global_crops_size": "image_size img_size crop_size",
+    "gradient_accumulation_steps": "accumulate_grad_batches accum_iter",
+    "hidden_dim": "proj_hidden_dim",
+    "init_from": "checkpoint pretrained pretrained_weights",
+    "limit_steps": "steps max_steps",
+    "local_crops_number": "num_crops",
+    "log_every": "log_every_n_steps",
+    "lr": "learning_rate base_lr blr",
+    "momentum_teacher": "ema_momentum base_tau",
+    "nmb_prototypes": "num_prototypes",
+    "num_workers": "workers",
+    "out_dim": "proj_output_dim",
+    "output_dir": "out output checkpoint_dir",
+    "precision": "fp16 use_fp16 amp",
+    "resume": "no_resume overwrite resume_from_checkpoint",
+    "saveckp_freq": "save_every",
+    "val_path": "val_dir val_data_path",
+    "zero_stage": "strategy",
+}
+"""The settings here, and their names in lightly-train, solo-learn, DINOv2 and MAE."""
+_HERE = {other: name for name, others in _ELSEWHERE.items() for other in others.split()}
+
+
 def unknown_name(what: str, name: object, known: Sequence[str], prefix: str = "") -> str:
     """Return a message for an unknown name that suggests the nearest known one."""
-    close = difflib.get_close_matches(str(name), known, n=1)
+    other = _HERE.get(str(name).rpartition(".")[2])  # solo-learn and DINOv2 write optim.epochs
+    close = [other] if other in known else difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {prefix}{close[0]}?" if close else "--help lists them all"
     return f"{what} is unknown; {hint}"

@@ -22,7 +22,7 @@ from ..flags import Count, FilePath, Paths, PathText, Several, flag
 from ..models.architectures import check_crops
 from ..pipelines import Splits, open_source
 from ..pretrained import Backbone
-from ..training.display import DataNotes
+from ..training.display import DataNotes, Display
 from .output import write_json
 from .source import SourceOptions, add_source, open_backbone
 
@@ -70,10 +70,11 @@ def main(arguments: Sequence[str]) -> int:
         initialise(world)
     console = Console(stderr=True, highlight=False, markup=False, quiet=not world.is_main, soft_wrap=True)
     console.print(f"{backbone.name} on {splits.name}, {size} pixels")
-    cache = _cache(backbone, options, world)
-    with DataNotes():
+    display = Display(0, console=console)
+    cache = _cache(backbone, options, world, display)
+    with DataNotes(), display:
         figures = protocol.evaluate(
-            backbone, splits, cache, _protocol(options, source.seed), size=size, note=console.print
+            backbone, splits, cache, _protocol(options, source.seed), size=size, note=display.note
         )
     if figures is None:
         return 0
@@ -95,7 +96,7 @@ def _splits(backbone: Backbone, options: EvalOptions) -> Splits:
     return open_source(data_path, val_path)
 
 
-def _cache(backbone: Backbone, options: EvalOptions, world: World) -> FeatureCache:
+def _cache(backbone: Backbone, options: EvalOptions, world: World, display: Display) -> FeatureCache:
     folder = default_folder() if options.cache is None else Path(options.cache)
     return FeatureCache(
         backbone.network,
@@ -104,6 +105,8 @@ def _cache(backbone: Backbone, options: EvalOptions, world: World) -> FeatureCac
         None if options.cache == "none" else folder,
         batch=options.batch_size_per_gpu,
         threads=options.num_workers or world.threads,
+        note=display.note,
+        progress=display.work,
     )
 
 

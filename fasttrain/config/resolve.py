@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from shlex import quote
 from typing import Any
 
@@ -26,6 +26,14 @@ COMMAND_FLAGS = ("method", "config", "plugin", "print_config", "local_rank", "he
 
 
 @dataclass(frozen=True)
+class Request:
+    """The values that the caller gave, before the recipe's were merged under them."""
+
+    values: Mapping[str, Any]
+    file: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that determines a run."""
 
@@ -38,6 +46,8 @@ class Config:
     views: ViewRecipe
     plugin: str | None = None
     """The file that registered the method. It is only recorded: a stored configuration never runs code."""
+    request: Request | None = field(default=None, compare=False, repr=False)
+    """What :func:`fasttrain.config.fit.fit_to_data` may not change."""
 
     @property
     def title(self) -> str:
@@ -119,7 +129,8 @@ def resolve(
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Config(name, entropy, recipe, train, settings, view_recipe, plugin or recorded)
+    request = Request(dict(values), file)
+    return Config(name, entropy, recipe, train, settings, view_recipe, plugin or recorded, request)
 
 
 def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.Method]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..config.resolve import Config
 from ..distributed.world import World
-from ..pipelines import Loader, Source, Splits, ViewRecipe, evaluation_view
+from ..pipelines import Loader, Source, Splits, Subset, ViewRecipe, evaluation_view
 from .draws import spaced
 from .features import Features, extract
 from .knn import knn_accuracy
@@ -24,6 +24,10 @@ _DEVICE_SHARE = 1 / 8  # of a GPU's memory for features, next to the training
 
 ShowProgress = Callable[[str, int, int], None]
 """Receives a name of the work, and the images done and in all. It may raise, on all ranks, to end the work."""
+
+
+def _show_nothing(name: str, done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Evaluator:
         self._train, self._val, self._options = spaced(splits.train, t.knn_train_images), None, options
         if splits.val is not None and not splits.missing_for_knn:
             self._val = spaced(splits.val, t.knn_val_images)
+        else:  # only the spectrum needs images, and it needs these
+            self._train = Subset(self._train, range(0, len(self._train), spectrum_stride(len(self._train))))
         self._batch = t.batch_size_per_gpu
         self._pixel_views = evaluation_view(recipe, min(size, _PIXEL_SIDE))
         views = evaluation_view(recipe, size)
@@ -72,7 +78,7 @@ class Evaluator:
         """The numbers of training images and held-out images that are used; no held-out ones without k-NN."""
         return len(self._train), 0 if self._val is None else len(self._val)
 
-    def backbone(self, backbone: nn.Module, progress: ShowProgress, name: str = "k-NN") -> Evaluation:
+    def backbone(self, backbone: nn.Module, progress: ShowProgress = _show_nothing, name: str = "k-NN") -> Evaluation:
         """Evaluate a network. ``progress`` gets ``name`` with the number of images done."""
         features = self._extract(backbone, self._loaders, progress, name)
         bank = features[0].features
@@ -81,7 +87,7 @@ class Evaluator:
         spectrum = rankme(bank[:: spectrum_stride(len(bank))]) if bank.shape[1] <= 8192 else math.nan
         return Evaluation(_knn(features), spectrum, finite=True)
 
-    def pixels(self, progress: ShowProgress) -> float | None:
+    def pixels(self, progress: ShowProgress = _show_nothing) -> float | None:
         """Return the k-NN accuracy of the normalised pixels themselves, of images at most 32 pixels wide.
 
         Return None without k-NN, or if the training images' pixels take more than 2 GiB.

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..config.fit import fit_to_data
 from ..config.resolve import Config
 from ..errors import ConfigError
 from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source
@@ -31,6 +32,7 @@ def contact_sheet(config: Config, count: int) -> Image.Image:
     """
     t = config.train
     source = open_source(t.data_path, t.val_path, weights=t.data_weights).train
+    config = fit_to_data(config, len(source)).config
     if count > len(source):
         raise ConfigError(f"--images: must be at most the {len(source)} images of the data, got {count}.")
     shown = in_rgb(config.views)

@@ -65,9 +65,7 @@ class Display:
         )
         live = self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None)
         self._bar = Progress(*columns, console=self.console) if live else None
-        self._task = (
-            self._bar.add_task("steps", start=False, total=total, completed=done, figures="") if self._bar else None
-        )
+        self._task: TaskID | None = None
         self._work: tuple[str, TaskID | None, float] | None = None
         """Work between steps: its name, its bar, and when it started."""
 
@@ -75,8 +73,8 @@ class Display:
         """Start the clock of the training, which continues after ``done`` steps."""
         self.first = self.done = done
         self._started = time.monotonic()
-        if self._bar is not None and self._task is not None:
-            self._bar.start_task(self._task)
+        if self._bar is not None:
+            self._task = self._bar.add_task("steps", total=self.total, completed=done, figures="")
 
     def step(self, done: int, values: dict[str, Any] | None = None) -> None:
         """Show that ``done`` steps are made, with new figures where there are any."""

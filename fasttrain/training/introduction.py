@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..distributed.world import World, all_gather_object
 from ..errors import DataError
-from ..pipelines import Listing, Splits, Summary
+from ..pipelines import Listing, Summary
 
 _CLASSES = 8
 """Class names that are printed; the others are counted."""
 
 
-def data_lines(splits: Splits) -> list[str]:
-    """Return what was found at the data paths, one line per fact. It is the same on all ranks."""
-    summary = splits.summary
+def data_lines(summary: Summary, damaged: Mapping[str, str]) -> list[str]:
+    """Return what was found at the data paths, one line per fact. ``damaged`` are shards that are used in part."""
     train = summary.train
     lines = [f"{summary.name}: {train.images:,} training images, {summary.held_out:,} held-out images"]
     lines.append(_labels(train))
     lines += _left_out(train, "training") + ([] if summary.val is None else _left_out(summary.val, "held-out"))
     if summary.unused:
         lines.append(f"not used, next to train/: {', '.join(summary.unused)}")
-    lines += [f"{name}: {damage}" for name, damage in splits.damaged.items()]
+    lines += [f"{name}: {damage}" for name, damage in damaged.items()]
     return lines
 
 

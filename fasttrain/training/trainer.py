@@ -19,8 +19,9 @@ from .. import __version__
 from ..checkpoint import store
 from ..checkpoint.card import Card, changes, check, is_complete, read_card, tag
 from ..checkpoint.provenance import changed_settings, provenance
+from ..config.fit import Fit, fit_to_data
 from ..config.recipes import recipe_names
-from ..config.resolve import Config
+from ..config.resolve import Config, read_yaml
 from ..distributed.lockstep import of_all_ranks
 from ..distributed.signals import Signals, Stopped, stop_signal
 from ..distributed.watchdog import Watchdog
@@ -39,6 +40,7 @@ from .baseline import Baseline, read_baseline, write_baseline
 from .display import DataNotes, Display, new_console
 from .guard import Guard
 from .introduction import check_ranks, data_lines
+from .lock import FolderLock
 from .loop import Loop
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
 
@@ -54,6 +56,8 @@ class Outcome:
     """The content of ``summary.json``."""
     output: Path
     """The folder of the run."""
+    config: Config
+    """The configuration, fitted to the data."""
     steps: int
     """Steps that this call made; 0 for a run that was finished before."""
     ignored: tuple[str, ...] = ()
@@ -74,14 +78,18 @@ def train(
     error. With several ranks, a rank that fails ends its process, which brings down the others.
     Collective: every rank calls it.
     """
-    if (summary := _finished(config, world)) is not None:
-        return Outcome(summary, Path(config.train.output_dir or ""), 0)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
         stack.enter_context(DataNotes())
         watchdog = stack.enter_context(Watchdog(world, config.train.watchdog_minutes))
         try:
-            run = _Run(config, world, splits, watchdog, signals, network)
+            output = watchdog.folder = output_folder(config, world)
+            stack.enter_context(FolderLock(output, world))
+            data = splits or open_source(config.train.data_path, config.train.val_path, cache=output / "index")
+            fit = _fit(config, data, output, world)
+            if (summary := _finished(fit.config, output, world)) is not None:
+                return Outcome(summary, output, fit.config, 0)
+            run = _Run(fit, world, output, data, watchdog, signals, network)
             stack.callback(run.close)
             return run.train()
         except (ConfigError, DataError, Diverged, Collapsed, Interrupted):
@@ -96,26 +104,27 @@ def train(
 class _Run:
     def __init__(
         self,
-        config: Config,
+        fit: Fit,
         world: World,
-        splits: Splits | None,
+        output: Path,
+        splits: Splits,
         watchdog: Watchdog,
         signals: Signals,
         network: nn.Module | Network | None,
     ) -> None:
-        t = config.train
+        config, t = fit.config, fit.config.train
         self.config, self.world, self.watchdog, self.signals = config, world, watchdog, signals
         self.display: Display | None = None  # only rank 0 has one
+        if t.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch raises an error at the first product
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output = watchdog.folder = output_folder(config, world)
+        self.output, self.splits = output, splits
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
-        self.splits = splits or open_source(
-            t.data_path, t.val_path, weights=t.data_weights, cache=self.output / "index"
-        )
-        check_ranks(self.splits.summary, world)
+        self.data = splits.summary
+        check_ranks(self.data, world)
         self.console = new_console() if world.is_main else None
         if self.console is not None:  # before the slow part
-            for line in data_lines(self.splits):
+            for line in (*data_lines(self.data, splits.damaged), *fit.reasons):
                 self.console.print(line)
         self.loader = Loader(
             self.splits.train,
@@ -175,7 +184,7 @@ class _Run:
             self.rollback_source = t.resume
             self.last = max(self.last, card.step)
             if card.step == self.last and (summary := self._finished_summary()) is not None:
-                return Outcome(summary, self.output, 0, tuple(changed))
+                return Outcome(summary, self.output, self.config, 0, tuple(changed))
             notes += [f"changed setting {line}" for line in changed]
         done = first = 0 if checkpoint is None else card.step
         with ExitStack() as stack:
@@ -198,7 +207,7 @@ class _Run:
             summary = self._summary(logged, evaluation, baseline, seconds, self.last - first)
             if main:
                 write_summary(self.output, summary)
-        return Outcome(summary, self.output, self.last - first)
+        return Outcome(summary, self.output, self.config, self.last - first)
 
     def _too_long(self) -> str | None:
         """Return the advice for a run of more than a day."""
@@ -327,6 +336,8 @@ class _Run:
             origin=self.origin,
             skipped_steps=self.guard.skipped,
             rollbacks=self.rollbacks,
+            images=len(self.splits.train),
+            data=self.data.train.digest,
         )
 
     def _introduce(self, display: Display, done: int, notes: Sequence[str]) -> None:
@@ -407,17 +418,23 @@ def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -
             load_weights(branch.backbone, tensors, origin)
 
 
-def _finished(config: Config, world: World) -> dict[str, Any] | None:
-    """Return the summary of a run that ended with exactly this configuration, or None. Nothing else is opened."""
-    t, summary = config.train, None
-    if world.is_main and t.output_dir is not None and t.resume == "auto":
-        folder = Path(t.output_dir)
-        summary = read_summary(folder)
-        if summary is not None and (
-            summary.get("world_size") != world.size
-            or not (folder / "config.yaml").is_file()
-            or (folder / "config.yaml").read_text() != config.with_absolute_paths().to_yaml()
-            or not is_complete(folder / "checkpoints" / tag(summary["steps"]))
-        ):
-            summary = None
+def _fit(config: Config, data: Splits, output: Path, world: World) -> Fit:
+    """Fit the configuration to the data, or to the run in the folder that it continues. Collective."""
+    former: dict[str, Any] = {}
+    if world.is_main and config.train.resume == "auto" and (output / "config.yaml").is_file():
+        former = read_yaml(output / "config.yaml")
+    return fit_to_data(config, len(data.train), all_gather_object(world, former)[0])
+
+
+def _finished(config: Config, output: Path, world: World) -> dict[str, Any] | None:
+    """Return the summary of a run that ended with exactly this configuration, or None. Collective."""
+    summary, settings = read_summary(output) if world.is_main else None, output / "config.yaml"
+    if summary is not None and (
+        config.train.resume != "auto"
+        or summary.get("world_size") != world.size
+        or not settings.is_file()
+        or settings.read_text() != config.with_absolute_paths().to_yaml()
+        or not is_complete(output / "checkpoints" / tag(summary["steps"]))
+    ):
+        summary = None
     return all_gather_object(world, summary)[0]

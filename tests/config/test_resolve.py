@@ -238,3 +238,13 @@ def test_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
     train = resolve("dino", dict.fromkeys(names, "~/x")).train
     assert {getattr(train, name) for name in names} == {str(tmp_path / "x")}
     assert resolve("dino", {"output_dir": "~nobody-has-this-name/x"}).train.output_dir == "~nobody-has-this-name/x"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("batch_size", "batch_size_per_gpu"), ("max_epochs", "epochs"), ("optim.base_lr", "lr"), ("model", "arch")],
+)
+def test_names_of_other_trainers_suggest_the_setting_here(name, ours):
+    """--batch_size suggested --patch_size."""
+    with pytest.raises(ConfigError, match=f"did you mean {ours}"):
+        resolve("dino", {name: 1})

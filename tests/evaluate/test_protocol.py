@@ -46,8 +46,8 @@ def test_evaluate_measures_clean_and_augmented_features(backbone):
     splits = Splits("noise", _source(60), _source(30, seed=1))
     figures, cache, _ = _evaluate(backbone, splits)
     assert cache.extracted == 60 + 30 + 6
-    assert set(figures["linear"]) == {"top1", "top5", "lr", "epochs"}
-    assert set(figures["logistic"]) == {"top1", "top5", "penalty"}
+    assert set(figures["linear"]) == {"top1", "top5", "balanced", "lr", "epochs"}
+    assert set(figures["logistic"]) == {"top1", "top5", "balanced", "penalty"}
     assert [(few["fraction"], few["images"], few["draws"]) for few in figures["few_shot"]] == [
         (0.01, 3, 2),
         (0.1, 6, 2),

@@ -63,12 +63,12 @@ def test_knn_uses_at_most_the_images_of_its_flags(images, tmp_path, capsys):
     assert "10 training and 4 held-out images" in capsys.readouterr().out
 
 
-def test_finished_run_that_is_started_again_opens_nothing(images, tmp_path, monkeypatch, capsys):
+def test_finished_run_that_is_started_again_builds_nothing(images, tmp_path, monkeypatch, capsys):
     arguments = flags(images, tmp_path, "--limit_steps", 1)
     assert main(arguments) == 0
     before = capsys.readouterr().out.splitlines()[-1]
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "open_source", None)
+        patch.setattr(trainer, "build_method", None)
         assert main(arguments) == 0
     assert capsys.readouterr().out == f"{before}\n"
     assert main([*arguments, "--limit_steps", "2"]) == 0  # another setting continues

@@ -200,6 +200,7 @@ def test_file_name_that_is_not_utf8_is_printed(monkeypatch):
 
 def test_notebook_shows_one_moving_bar(monkeypatch):
     display, shown, widget = _notebook(monkeypatch, widgets=True)
+    display.begin(0)
     with display:
         display.note("hello")
         for step in range(1, 4):

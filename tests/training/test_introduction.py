@@ -12,13 +12,16 @@ from fasttrain.training.introduction import check_ranks, data_lines
 from tests.small_runs import write_images
 
 
-def _found(root, **paths):
-    return "\n".join(data_lines(open_source(str(root), **paths)))
+def _lines(root):
+    return data_lines(open_source(str(root)).summary, {})
+
+
+def _text(root):
+    return "\n".join(_lines(root))
 
 
 def test_images_classes_and_held_out_images_are_counted(images):
-    lines = data_lines(open_source(str(images)))
-    assert lines == ["noise: 32 training images, 8 held-out images", "2 classes from sub-folders: cat, dog"]
+    assert _lines(images) == ["noise: 32 training images, 8 held-out images", "2 classes from sub-folders: cat, dog"]
 
 
 @pytest.mark.parametrize("names", [("Training", "Testing"), ("train", "unlabeled"), ("train", "holdout")])
@@ -26,8 +29,8 @@ def test_folders_named_like_splits_are_reported(tmp_path, names):
     root = write_images(tmp_path / "x", train=4, val=4)
     for before, name in zip(("train", "val"), names, strict=True):
         (root / before).rename(root / name)
-    assert "named like splits" in _found(root)
-    assert all(name in _found(root) for name in names)
+    assert "named like splits" in _text(root)
+    assert all(name in _text(root) for name in names)
 
 
 def test_files_and_links_that_are_left_out_are_named(tmp_path):
@@ -36,20 +39,20 @@ def test_files_and_links_that_are_left_out_are_named(tmp_path):
         (root / "train" / "cat" / name).touch()
     (root / "train" / "cat" / "up").symlink_to("..")
     os.mkfifo(root / "train" / "dog" / "pipe.jpg")
-    found = _found(root)
-    assert "not read: 2 .gif, 1 .avif, 1 .jp2, 1 .ppm" in found
-    assert "notes" not in found
-    assert "cat/up" in found
-    assert "pipe.jpg" in found
+    text = _text(root)
+    assert "not read: 2 .gif, 1 .avif, 1 .jp2, 1 .ppm" in text
+    assert "notes" not in text
+    assert "cat/up" in text
+    assert "pipe.jpg" in text
 
 
 def test_many_classes_are_shortened_and_no_labels_are_named(tmp_path, images):
     for i in range(12):
         write_images(tmp_path / "x", train=1, val=0)
         (tmp_path / "x" / "train").rename(tmp_path / "x" / f"class{i:02d}")
-    assert "12 classes from sub-folders: class00," in _found(tmp_path / "x")
-    assert "class11" not in _found(tmp_path / "x")
-    assert "no labels" in _found(images / "train" / "cat")
+    assert "12 classes from sub-folders: class00," in _text(tmp_path / "x")
+    assert "class11" not in _text(tmp_path / "x")
+    assert "no labels" in _text(images / "train" / "cat")
 
 
 def test_rank_with_other_images_is_refused(images, monkeypatch):
