@@ -41,6 +41,13 @@ def test_commands_take_the_data(data, tmp_path, kind, capsys, monkeypatch):
         return main(["train", *flags("unused", tmp_path / output, *_SHORT, "--data_path", *kinds[kind], *more)])
 
     assert train("straight") == 0
+    shares = [
+        "noise: 32 images, 41 in an epoch",
+        "tars: 8 images, 21 in an epoch",
+        "animals: 32 images, 10 in an epoch",
+    ]
+    printed = capsys.readouterr().out
+    assert [share for share in shares if share in printed] == (shares if kind == "mixed" else [])
     assert train("stopped", "--limit_steps", 3) == 0
     assert train("stopped") == 0
     assert_same_run(tmp_path / "stopped", tmp_path / "straight")
