@@ -11,7 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 
@@ -38,11 +38,18 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
 FilePath = Annotated[Path, AfterValidator(user_path)]
 """A path on this machine, with ``~`` expanded."""
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """The same as text, for settings that are stored in YAML or that also take a word."""
+Paths = Annotated[PathText | tuple[PathText, ...], BeforeValidator(_single)]
+"""A path, or several. A list of one is that path."""
 
+_TYPES = ("constrained-", "function-", "tuple[")  # parts of a place that pydantic adds for a union
 _RANGES = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
@@ -65,7 +72,7 @@ def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         settings: Settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
+        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(_TYPES))
         text = _RANGES.get(first["type"])
         reason = first["msg"].lower() if text is None else text.format(**first.get("ctx", {}))
         if not name:  # the check of several values together, which names them itself

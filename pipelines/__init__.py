@@ -5,6 +5,7 @@ from .loader import Batch, Loader
 from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
 from .sources.listing import Listing, Summary
+from .sources.mixture import MixtureSource
 from .sources.open import Splits, open_source
 from .views.draw import Parameters, draw_parameters
 from .views.recipe import Pixels, View, ViewRecipe, evaluation_view
@@ -16,6 +17,7 @@ __all__ = [
     "FolderSource",
     "Listing",
     "Loader",
+    "MixtureSource",
     "Parameters",
     "Pixels",
     "Source",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..flags import Count, Fraction, Natural, NonNegative, PathText, Seed, flag
+from ..flags import Count, Fraction, Natural, NonNegative, Paths, PathText, Positive, Seed, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
 
 IN_MEMORY = "in memory: "
@@ -41,8 +41,11 @@ class TrainConfig:
     batch_size_per_gpu: Count = flag(64, "images per rank and micro-step")
     gradient_accumulation_steps: Count = flag(1, "micro-steps per optimizer step")
 
-    data_path: PathText | None = flag(None, "folder or shards of images (docs/data.md); default: the embedded digits")
-    val_path: PathText | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
+    data_path: Paths | None = flag(
+        None, "folders or shards of images, or hf:PATH (docs/data.md); default: the embedded digits"
+    )
+    val_path: Paths | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
+    data_weights: tuple[Positive, ...] = flag((), "share of each data path in an epoch; default: every image once")
     output_dir: PathText | None = flag(None, "folder of the run; default: runs/<method>[-er]-<time>")
     num_workers: Natural | None = flag(None, "threads that decode and augment; default: this rank's share of the cores")
     max_bad_fraction: Fraction = flag(0.1, "stop with exit status 2 if a larger fraction of the images is unreadable")
@@ -79,7 +82,21 @@ class TrainConfig:
     @property
     def in_memory(self) -> bool:
         """Whether the images came as a data set from Python and so have no path."""
-        return (self.data_path or "").startswith(IN_MEMORY)
+        return isinstance(self.data_path, str) and self.data_path.startswith(IN_MEMORY)
+
+    @property
+    def data_paths(self) -> tuple[str, ...]:
+        """The data paths: none, one or several."""
+        return _several(self.data_path)
+
+    @property
+    def val_paths(self) -> tuple[str, ...]:
+        """The paths of the held-out images."""
+        return _several(self.val_path)
+
+
+def _several(paths: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if paths is None else (paths,) if isinstance(paths, str) else paths
 
 
 @dataclass(frozen=True)

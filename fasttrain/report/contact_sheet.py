@@ -30,7 +30,8 @@ def contact_sheet(config: Config, count: int) -> Image.Image:
     The pixels are the network's inputs before normalisation, in RGB. The headline names another colour space. Raise
     ConfigError if the data has fewer images, and DataError if it cannot be read.
     """
-    source = open_source(config.train.data_path, config.train.val_path).train
+    t = config.train
+    source = open_source(t.data_path, t.val_path, weights=t.data_weights).train
     config = fit_to_data(config, len(source)).config
     if count > len(source):
         raise ConfigError(f"--images: must be at most the {len(source)} images of the data, got {count}.")

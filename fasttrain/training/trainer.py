@@ -86,7 +86,8 @@ def train(
         try:
             output = watchdog.folder = output_folder(config, world)
             stack.enter_context(FolderLock(output, world))
-            data = splits or open_source(config.train.data_path, config.train.val_path, cache=output / "index")
+            t = config.train
+            data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
             fit = _fit(config, data, output, world)
             if (summary := _finished(fit.config, output, world)) is not None:
                 return Outcome(summary, output, fit.config, 0)
