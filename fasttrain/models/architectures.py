@@ -71,8 +71,9 @@ def create_backbone(
 ) -> nn.Module:
     """Return a network without a classifier whose forward pass gives features [B, num_features].
 
-    ``arch`` is ``conv_small`` or ``conv_medium``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
-    patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of a ViT's name.
+    ``arch`` is ``conv_small``, ``conv_medium``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``,
+    ``vit_large``, with patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of a
+    ViT's name.
 
     ViTs accept crops of every size. For images of up to 64 pixels, a ResNet's 7x7 stem is replaced by CIFAR's.
 
