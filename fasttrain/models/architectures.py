@@ -72,8 +72,8 @@ def create_backbone(
     """Return a network without a classifier whose forward pass gives features [B, num_features].
 
     ``arch`` is ``conv_small``, ``conv_medium``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``,
-    ``vit_large``, with patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of a
-    ViT's name.
+    ``vit_large``, with patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of
+    the name of a ViT.
 
     ViTs accept crops of every size. For images of up to 64 pixels, a ResNet's 7x7 stem is replaced by CIFAR's.
 
