@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 
@@ -30,6 +30,11 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """An integer from 0 to 2**63 - 1."""
 
+Sides = Annotated[
+    tuple[Count, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int) else v), Field(min_length=1, max_length=2)
+]
+"""A side in pixels, or height and width."""
+
 _RANGES = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
@@ -39,6 +44,13 @@ _RANGES = {
 }
 
 Settings = TypeVar("Settings")
+
+
+def size_of(values: tuple[int, ...] | None) -> int | tuple[int, int] | None:
+    """Return the value of a ``Sides`` flag as the size of a view: a side, (height, width) or None."""
+    if values is None or len(values) == 1:
+        return values and values[0]
+    return values[0], values[1]
 
 
 def flag(default: Any, help: str) -> Any:

@@ -4,9 +4,10 @@ from ..errors import DataError
 from .loader import Batch, Loader
 from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
+from .sources.measure import measured
 from .sources.open import Splits, open_source
 from .views.draw import Parameters, draw_parameters
-from .views.recipe import Pixels, View, ViewRecipe, evaluation_view
+from .views.recipe import Pixels, Size, View, ViewRecipe, evaluation_view, sides, size_text
 
 __all__ = [
     "ArraySource",
@@ -16,6 +17,7 @@ __all__ = [
     "Loader",
     "Parameters",
     "Pixels",
+    "Size",
     "Source",
     "Splits",
     "Subset",
@@ -23,6 +25,9 @@ __all__ = [
     "ViewRecipe",
     "draw_parameters",
     "evaluation_view",
+    "measured",
     "open_source",
+    "sides",
+    "size_text",
     "source_from_dataset",
 ]

@@ -11,8 +11,8 @@ views of a batch. Its roofline is the time of its bytes at the data sheet's band
 
 from __future__ import annotations
 
-import math
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -253,7 +253,6 @@ def _graph(case: Case, files: list[bytes], threads: int, *, crops: bool) -> Iter
     """Run the DALI graph alone. Without ``crops`` it decodes and crops one pixel."""
     from fasttrain.pipelines import View, dali
     from fasttrain.pipelines.views.draw import draw_parameters
-    from fasttrain.pipelines.views.recipe import sides
 
     own = recipe(case) if crops else replace(recipe(case), views=(View(1),))
     images = [Files(files).read(i) for i in range(case.batch)]

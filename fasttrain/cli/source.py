@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..config.arguments import Parser
 from ..errors import ConfigError
-from ..flags import Count, Seed, flag
+from ..flags import Seed, Sides, flag, size_of
 from ..methods import load_plugin
 from ..pretrained import Backbone, from_file, from_run, from_timm
 
@@ -21,7 +21,7 @@ class SourceOptions:
     timm: str | None = flag(None, "a timm model instead; random weights without --pretrained")
     pretrained: str | None = flag(None, "weights for --timm: a file of timm, lightly or DINO")
     which: Literal["teacher", "student"] | None = flag(None, "branch of a run; default: the teacher, if any")
-    size: Count | None = flag(None, "side of the images in pixels; default: the network's own")
+    size: Sides | None = flag(None, "side of the images in pixels, or their HEIGHT WIDTH; default: the network's own")
     seed: Seed = flag(0, "seed of random weights and draws")
     plugin: str | None = flag(None, "Python file that registers the run's method; it is run")
 
@@ -43,7 +43,7 @@ def open_backbone(namespace: Namespace, options: SourceOptions) -> Backbone:
         if options.which is not None:
             raise ConfigError("--which: applies to runs only. Leave it out with --timm.")
         pretrained = None if options.pretrained is None else Path(options.pretrained).expanduser()
-        return from_timm(options.timm, pretrained=pretrained, size=options.size, seed=options.seed)
+        return from_timm(options.timm, pretrained=pretrained, size=size_of(options.size), seed=options.seed)
     path = Path(source).expanduser()
     if options.pretrained is not None:
         raise ConfigError("--pretrained: needs --timm NAME.")

@@ -14,7 +14,7 @@ from .. import methods
 from ..errors import ConfigError, unknown_name
 from ..flags import Settings, validated
 from .resolve import COMMAND_FLAGS, Config, load_method, read_yaml, resolve
-from .settings import TrainConfig, ViewFlags
+from .settings import PixelFlags, TrainConfig, ViewFlags
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
@@ -129,6 +129,7 @@ def _parser(method: type[methods.Method] | None) -> Parser:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # launchers add it; the environment has it too
     parser.add_settings("trainer", TrainConfig)
     parser.add_settings("views", ViewFlags)
+    parser.add_settings("pixels", PixelFlags)
     if method is not None:
         parser.add_settings(method.__name__, method.Settings)
     return parser

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import yaml
 
 from .. import methods
 from ..errors import ConfigError, unknown_name
-from ..flags import validated
+from ..flags import size_of, validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
-from ..pipelines.views.recipe import Pixels, View, ViewRecipe
+from ..pipelines.views.recipe import MOST_CHANNELS, Pixels, View, ViewRecipe
 from .recipes import recipe_layers, recipe_names
 from .settings import TrainConfig, ViewFlags
 
@@ -34,6 +34,8 @@ class Config:
     settings: Any
     """The method's own settings: an instance of its ``Settings``."""
     views: ViewRecipe
+    stated: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """Fields of the pixel format that the user has set. The images may decide the others."""
     plugin: str | None = None
     """The file that registered the method. It is only recorded: a stored configuration never runs code."""
 
@@ -100,6 +102,9 @@ def resolve(
     for key in ("recipe", "entropy"):
         merged.pop(key, None)
     _check_names(merged, known)
+    stated = frozenset(key for key in _names(Pixels) if key in file or key in values)
+    if "channels" in stated:
+        merged |= _moments_to_measure(merged, stated)
     train, view_flags, settings, pixels, views = (
         validated(cls, {key: merged[key] for key in names if key in merged}) for cls, names in sections.items()
     )
@@ -110,7 +115,23 @@ def resolve(
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Config(name, entropy, recipe, train, settings, view_recipe, plugin or recorded)
+    return Config(name, entropy, recipe, train, settings, view_recipe, stated, plugin or recorded)
+
+
+def _moments_to_measure(merged: Mapping[str, Any], stated: Collection[str]) -> dict[str, Any]:
+    """Return mean and standard deviation for a stated number of channels, if the recipe has those of another number.
+
+    They are the middle of the range and half of the distance to its ends, until the images are measured.
+    """
+    channels = merged["channels"]
+    if not (isinstance(channels, int) and 1 <= channels <= MOST_CHANNELS):
+        return {}  # the check of the pixel format reports it
+    usual = {"mean": (Pixels.mean, 0.5), "std": (Pixels.std, 0.25)}
+    return {
+        name: (value,) * channels
+        for name, (default, value) in usual.items()
+        if name not in stated and len(merged.get(name, default)) != channels
+    }
 
 
 def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.Method]:
@@ -158,7 +179,7 @@ def _check_names(merged: Mapping[str, Any], known: set[str]) -> None:
 
 def _with_view_flags(views: tuple[View, ...], flags: ViewFlags) -> tuple[View, ...]:
     """Apply DINO's five view flags to a recipe's views."""
-    size = {False: flags.global_crops_size, True: flags.local_crops_size}
+    size = {False: size_of(flags.global_crops_size), True: size_of(flags.local_crops_size)}
     scale = {False: flags.global_crops_scale, True: flags.local_crops_scale}
     changed = []
     for view in views:

@@ -36,6 +36,7 @@ from ..pipelines import Loader, Splits, open_source
 from .display import DataNotes, Display
 from .guard import Guard
 from .loop import Loop
+from .pixels import settled_on_every_rank
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
 
 _COLLAPSED_RANK = 2
@@ -52,6 +53,8 @@ class Outcome:
     """The folder of the run."""
     steps: int
     """Steps that this call made; 0 for a run that was finished before."""
+    config: Config
+    """The configuration, with the measured pixel format."""
     ignored: tuple[str, ...] = ()
     """Settings of this call that differ from the settings of a run that was finished before."""
 
@@ -102,6 +105,11 @@ class _Run:
         self.output = watchdog.folder = output_folder(config, world)
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
         self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
+        checkpoint, self._notes = store.choose(t.resume, self.output, world)
+        self._checkpoint = checkpoint
+        resumed = None if checkpoint is None else checkpoint.parent.parent
+        config, measurements = settled_on_every_rank(config, self.splits.train, world, resumed=resumed)
+        self.config, self._notes = config, [*measurements, *self._notes]
         self.loader = Loader(
             self.splits.train,
             config.views,
@@ -152,7 +160,7 @@ class _Run:
 
     def train(self, signals: Signals) -> Outcome:
         t, main = self.config.train, self.world.is_main
-        checkpoint, notes = store.choose(t.resume, self.output, self.world)
+        checkpoint, notes = self._checkpoint, self._notes
         if checkpoint is not None:  # before any work: the card shows whether the checkpoint fits
             card = check(checkpoint, self._card(0))
             notes += changes(card, self._card(0))
@@ -160,7 +168,7 @@ class _Run:
             self.rollback_source = t.resume
             self.last = max(self.last, card.step)
             if card.step == self.last and (summary := self._finished_summary()) is not None:
-                return Outcome(summary, self.output, 0, tuple(changed))
+                return Outcome(summary, self.output, 0, self.config, tuple(changed))
             notes += [f"changed setting {line}" for line in changed]
         baseline = self._baseline(resumed=checkpoint is not None)
         done = 0 if checkpoint is None else self._restore(checkpoint)
@@ -180,7 +188,7 @@ class _Run:
             summary = self._summary(logged, evaluation, baseline, seconds, self.last - done)
             if main:
                 write_summary(self.output, summary)
-        return Outcome(summary, self.output, self.last - done)
+        return Outcome(summary, self.output, self.last - done, self.config)
 
     def _finished_summary(self) -> dict[str, Any] | None:
         """Return the summary of a run that was finished before, so that its times stay as they are."""

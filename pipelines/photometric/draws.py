@@ -79,8 +79,9 @@ def color_matrix(color: NDArray[np.float32], channels: int) -> tuple[NDArray[np.
         x -> b (c (s x + (1 - s) l(x) - m) + m) = matrix x + share m
 
     with brightness b, contrast c, saturation s, luma l, and m the mean of l over the view. Saturation 0 is grey.
-    Without RGB there is no saturation, the matrix is [B, 1, 1], and each channel has its own m. Saturation keeps luma, and b scales m with x. So any order of the three gives
-    this result, except for values that torchvision clips in between.
+    Without RGB there is no saturation, the matrix is [B, 1, 1], and each channel has its own m. Saturation keeps luma,
+    and b scales m with x. So any order of the three gives this result, except for values that torchvision clips in
+    between.
     """
     channels = 3 if channels == 3 else 1
     brightness, contrast, saturation, _ = color.astype(np.float64).T[:, :, None, None]

@@ -13,14 +13,16 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DataError
+from ..views.recipe import MOST_CHANNELS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+NUMPY = ".npy"  # an image only where there is no other: such a file next to images may hold anything
 log = logging.getLogger("fasttrain.data")
 _TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # names of TensorFlow's scripts
 
@@ -32,11 +34,11 @@ class Source(Protocol):
     labels: NDArray[np.int64] | None  # [N] class numbers
     classes: tuple[str, ...]  # names of the classes; empty without labels
     channels: int  # natural number of channels: 1 for digits, 3 for image files
-    encoded: bool  # True: read() returns a file's bytes, uint8 [length]; False: pixels, uint8 [H, W, C]
+    encoded: bool  # True: read() returns a file's bytes, uint8 [length]; False: pixels [H, W, C] of any real type
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the bytes or pixels of image ``i``. Raise OSError if it cannot be read."""
         ...
 
@@ -67,15 +69,19 @@ class FolderSource:
         top = Path(root)
         check_folder(top)
         self.name = top.resolve().name
-        shards: list[str] = []
-        loose, folders = list_folder(str(top), set(), shards)
-        self.paths = _Paths(str(top), loose)
-        counts = {name: self.paths.add(walk(os.path.join(top, name), set(), shards)) for name in folders}
+        for suffixes in (SUFFIXES, (NUMPY,)):
+            shards: list[str] = []
+            loose, folders = list_folder(str(top), set(), shards, suffixes)
+            self.paths = _Paths(str(top), loose)
+            counts = {name: self.paths.add(walk(os.path.join(top, name), set(), shards, suffixes)) for name in folders}
+            if shards:
+                raise _shards_among(top, shards[0], len(self.paths))
+            if len(self.paths):
+                break
+        else:
+            known = " ".join((*SUFFIXES, NUMPY))
+            raise DataError(f"{top}: no image found; looked for files ending in {known}, in any case")
         counts = {name: count for name, count in counts.items() if count}
-        if shards:
-            raise _shards_among(top, shards[0], len(self.paths))
-        if not len(self.paths):
-            raise DataError(f"{top}: no image found; looked for files ending in {' '.join(SUFFIXES)}, in any case")
         labelled = not loose and (len(counts) > 1 if classes is None else len(classes) > 0)
         self.classes = (tuple(counts) if classes is None else tuple(classes)) if labelled else ()
         self.labels = self._number(top, counts) if labelled else None
@@ -105,7 +111,9 @@ class FolderSource:
 
 
 class ArraySource:
-    """Images in memory, uint8 [N, H, W, C] with 1 or 3 channels, and optional class numbers [N].
+    """Images in memory, [N, H, W, C] of a real type with 1 to 16 channels, and optional class numbers [N].
+
+    Values that are not 8-bit need the ``pixel_range`` of the recipe's pixels.
 
     Raises DataError for arrays of another type or shape.
     """
@@ -114,14 +122,16 @@ class ArraySource:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         labels: ArrayLike | None = None,
         classes: Sequence[str] = (),
         name: str = "array",
     ) -> None:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
+        real = images.dtype.kind in "buif"
+        if not real or images.ndim != 4 or not 1 <= images.shape[-1] <= MOST_CHANNELS or images.size == 0:
             shape = f"{images.dtype} {list(images.shape)}"
-            raise DataError(f"{name}: images are {shape}; give uint8 [N, H, W, C] with N >= 1 and 1 or 3 channels")
+            form = f"real numbers [N, H, W, C] with N >= 1 and 1 to {MOST_CHANNELS} channels"
+            raise DataError(f"{name}: images are {shape}; give {form}")
         self.name, self.images, self.channels = name, images, int(images.shape[-1])
         self.labels = None if labels is None else class_numbers(labels, len(images), name)
         self.classes = tuple(classes)
@@ -129,9 +139,9 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the pixels of image ``i`` [H, W, C]."""
-        image: NDArray[np.uint8] = self.images[i]
+        image: NDArray[Any] = self.images[i]
         return image
 
     def describe(self, i: int) -> str:
@@ -155,7 +165,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the bytes or pixels of image ``i``. Raise OSError if it cannot be read."""
         return self._source.read(self._indices[i])
 
@@ -189,9 +199,10 @@ def file_stamp(path: str) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def content_stamp(content: NDArray[np.uint8]) -> str:
+def content_stamp(content: NDArray[Any]) -> str:
     """Return a hash of an image's bytes or pixels and their shape."""
-    return f"{content.shape} {hashlib.sha256(content.tobytes()).hexdigest()}"
+    kind = "" if content.dtype == np.uint8 else f"{content.dtype} "
+    return f"{kind}{content.shape} {hashlib.sha256(content.tobytes()).hexdigest()}"
 
 
 def shard_kind(name: str) -> str | None:
@@ -208,15 +219,19 @@ def check_folder(root: Path) -> None:
         raise DataError(f"{root}: not a folder; give the folder that holds the images")
 
 
-def walk(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> Iterator[str]:
+def walk(
+    folder: str, seen: set[tuple[int, int]], shards: list[str], suffixes: tuple[str, ...] = SUFFIXES
+) -> Iterator[str]:
     """Yield the image files under ``folder``, depth first and sorted. Add shards to ``shards``."""
-    files, folders = list_folder(folder, seen, shards)
+    files, folders = list_folder(folder, seen, shards, suffixes)
     yield from files
     for name in folders:
-        yield from walk(os.path.join(folder, name), seen, shards)
+        yield from walk(os.path.join(folder, name), seen, shards, suffixes)
 
 
-def list_folder(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> tuple[list[str], list[str]]:
+def list_folder(
+    folder: str, seen: set[tuple[int, int]], shards: list[str], suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[list[str], list[str]]:
     """Return the sorted paths of the image files and the sorted names of the sub-folders.
 
     A folder that is in ``seen`` counts as empty, because links may be circular. Shards are added to ``shards``.
@@ -233,7 +248,7 @@ def list_folder(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> t
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif entry.name.lower().endswith(suffixes):
                     files.append(entry.path)
                 elif shard_kind(entry.name):
                     shards.append(entry.path)

@@ -2,7 +2,8 @@
 
 The key of a sample is the name of its members up to the first dot of the last part, as in webdataset. The index reads
 headers and labels only. ``.cls`` holds a number as text, and ``.json`` an object with a whole number under ``label``.
-Other members are skipped. If a sample has several images, the first one counts.
+Other members are skipped. If a sample has several images, the first one counts. A NumPy file is the image only if
+there is no other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .base import SUFFIXES
+from .base import NUMPY, SUFFIXES
 from .shards import UNLABELLED, Damaged, ShardFormat, ShardIndex, Window, shard_index
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -24,11 +25,12 @@ _LONGEST_LABEL = 1 << 20  # bytes
 class _Sample:
     key: str
     image: tuple[int, int] = (0, 0)  # offset and size; no member has offset 0
+    numpy: tuple[int, int] = (0, 0)  # of a NumPy file, which is the image if there is no other
     label: int = UNLABELLED
 
     def add_to(self, images: array[int]) -> None:
-        if self.image[0]:
-            images.extend((*self.image, self.label))
+        if place := self.image if self.image[0] else self.numpy if self.numpy[0] else None:
+            images.extend((*place, self.label))
 
 
 def index(window: Window) -> ShardIndex:
@@ -42,6 +44,8 @@ def index(window: Window) -> ShardIndex:
                 sample = _Sample(key)
             if kind.endswith(SUFFIXES) and not sample.image[0]:
                 sample.image = member.offset_data, member.size
+            elif kind.endswith(NUMPY) and not sample.numpy[0]:
+                sample.numpy = member.offset_data, member.size
             elif kind in (".cls", ".json") and sample.label == UNLABELLED:
                 sample.label = _label(kind, window.read(member.offset_data, min(member.size, _LONGEST_LABEL)))
     except Damaged as error:
@@ -61,7 +65,7 @@ def member_name(window: Window, offset: int) -> str:
         return ""  # the file has changed
 
 
-TAR = ShardFormat(f"members ending in {' '.join(SUFFIXES)}, in any case", index, member_name)
+TAR = ShardFormat(f"members ending in {' '.join((*SUFFIXES, NUMPY))}, in any case", index, member_name)
 
 
 def _members(window: Window) -> Iterator[tarfile.TarInfo]:

@@ -121,13 +121,13 @@ class Pixels:
         known = self.color_space in COLOR_SPACES
         _require(known, f"color_space: must be 'rgb', 'lab' or 'ycbcr', got {self.color_space!r}")
         other = self.channels != 3 and self.color_space != "rgb"
-        count = f"{self.channels} channel{'s' if self.channels > 1 else ''}"
-        _require(not other, f"color_space: must be 'rgb' for {count}, got {self.color_space!r}. Or set channels to 3.")
+        text = f"{self.channels} channel{'s' if self.channels > 1 else ''}"
+        _require(not other, f"color_space: must be 'rgb' for {text}, got {self.color_space!r}. Or set channels to 3.")
         if self.pixel_range is not None:
             ends = np.array(self.pixel_range, np.float64)
             _require(
                 len(ends) in (2, 2 * self.channels),
-                f"pixel_range: must be MIN MAX, or MIN MAX for each of {count}, got {len(ends)} numbers",
+                f"pixel_range: must be MIN MAX, or MIN MAX for each of {text}, got {len(ends)} numbers",
             )
             increasing = bool(np.isfinite(ends).all() and (ends[::2] < ends[1::2]).all())
             _require(increasing, f"pixel_range: must be finite with MIN below MAX, got {self.pixel_range}")
@@ -138,8 +138,8 @@ class ViewRecipe:
     """All views of an image and their pixel format. Global views come first, then local views.
 
     The pixel format is given as ``pixels``, or as its fields ``channels``, ``mean``, ``std``, ``interpolation``,
-    ``color_space`` and ``pixel_range``, which are also attributes. A field that is given replaces the field of ``pixels``. Raises
-    ValueError if the views or the pixel format are invalid.
+    ``color_space`` and ``pixel_range``, which are also attributes. A field that is given replaces the field of
+    ``pixels``. Raises ValueError if the views or the pixel format are invalid.
     """
 
     views: tuple[View, ...]
