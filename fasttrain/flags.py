@@ -64,7 +64,10 @@ def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         settings: Settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
+        place = [str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-"))]
+        if first["type"] in _RANGES and place[-1].isdigit():  # a number of several, which the message shows
+            place.pop()
+        name = ".".join(place)
         text = _RANGES.get(first["type"])
         reason = first["msg"].lower() if text is None else text.format(**first.get("ctx", {}))
         if not name:  # the check of several values together, which names them itself

@@ -144,7 +144,7 @@ def _options(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
         return options | {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
     if typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
-        count: int | str = ("+" if field.default else "*") if Ellipsis in items else len(items)
+        count: int | str = ("*" if field.default == () else "+") if Ellipsis in items else len(items)
         return options | {"nargs": count, "type": {int: int, float: float}.get(items[0], str), "metavar": "X"}
     options["metavar"] = field.name.rpartition("_")[2].upper()
     options["type"] = {int: int, float: float}.get(kind, _literal if typing.get_origin(kind) else str)
@@ -152,7 +152,7 @@ def _options(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def _without_none(hint: Any) -> Any:
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter if the type is annotated
         return next(kind for kind in typing.get_args(hint) if kind is not type(None))
     return hint
 

@@ -42,7 +42,7 @@ def heat(values: NDArray[np.float32]) -> Image.Image:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """Return the picture as ``data:image/webp;base64,...``, its sides at most 96 pixels; small pictures are lossless."""
+    """Return the picture as ``data:image/webp;base64,...``, at most 96 pixels a side; small pictures are lossless."""
     small = max(picture.size) <= _SIDE
     if not small:
         longer = max(picture.size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ from ..views.recipe import MOST_CHANNELS
 from .headers import MOST_PIXELS, BadImageError, image_size
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BIG_ENDIAN = b"MM\0+"  # the start of a BigTIFF in this order
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", _BIG_ENDIAN)
+_EXACT_IN_PIL = {(16, 1), (16, 2), (32, 2), (32, 3)}  # bits and number format of a TIFF of one band
 _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT = 258, 262, 277, 338, 339  # tags of TIFF
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # samples of TIFF's colour spaces: grey, RGB, palette, CMYK, YCbCr
 _CIE_LAB, _ICC_LAB = 8, 9
@@ -107,7 +110,7 @@ def to_pixels(raster: Raster, channels: int, pixel_range: tuple[float, ...] | No
         values = values * np.uint8(255)
     elif raster.needs_range:
         if pixel_range is None:
-            raise BadImageError(f"its values are {values.dtype} of an unknown range; give --pixel_range MIN MAX")
+            raise BadImageError(f"its values are {values.dtype.name} of an unknown range; give --pixel_range MIN MAX")
         values = _in_8_bits(values, np.array(pixel_range, np.float64))
     return _with_channels(values, channels)
 
@@ -179,40 +182,43 @@ _CPU_ONLY = -99999  # nvImageCodec's number of no device, NVIMGCODEC_DEVICE_CPU_
 
 def _is_plain_tiff(data: bytes) -> bool:
     """Return whether a TIFF has 8 bits or fewer, a colour space that DALI knows, and no other bands."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            tags: Any = image.tag_v2
-    except UnidentifiedImageError:
-        return False  # PIL has no mode for its bands
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        return True  # ``image_size`` reports the reason
+    tags = _tags(data)
+    if tags is None:
+        return data[:4] != _BIG_ENDIAN  # of a plain file, ``image_size`` reports the reason
     colors = _COLORS.get(tags.get(_PHOTOMETRIC, 0))
     if colors is None or max(tags.get(_BITS, (1,))) > 8 or set(tags.get(_FORMAT, (1,))) - {1, 4}:
         return False
-    return tags.get(_SAMPLES, 1) == colors or (
-        tags.get(_SAMPLES) == colors + 1 and tags.get(_EXTRA, ()) in ((), (1,), (2,), 1, 2)
-    )
+    more = tags.get(_SAMPLES, 1) - colors
+    return more == 0 or (more == 1 and tags.get(_EXTRA, ()) in ((), (1,), (2,), 1, 2))
+
+
+def _tags(data: bytes) -> Any:
+    """Return the tags of a TIFF's first image, a mapping, or None if they cannot be read. Reads no pixels."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    if data[:4] == _BIG_ENDIAN:  # PIL takes it for a classic TIFF
+        return None
+    file = io.BytesIO(data)
+    try:
+        tags: Any = ImageFileDirectory_v2(data[:16] if b"+" in data[:4] else data[:8])  # + marks a BigTIFF
+        file.seek(tags.next)
+        tags.load(file)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return None
+    return tags
 
 
 def _tiff(data: bytes) -> Raster:
     """Decode a TIFF that is not plain: with PIL if that keeps all of its bits and bands, else with tifffile."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            tags: Any = image.tag_v2
-            deep = image.mode in ("F", "I") or image.mode.startswith("I;16")
-            unsigned = tags.get(_BITS) == (32,) and tags.get(_FORMAT, (1,)) == (1,)  # PIL reads it as signed
-            one = tags.get(_SAMPLES, 1) == 1 and getattr(image, "n_frames", 1) == 1
-            if (deep and one and not unsigned) or (image.mode == "LAB" and tags.get(_BITS) == (8, 8, 8)):
-                image_size(data)
-                return from_pil(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        pass
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"unreadable: {error}") from None
+    tags = _tags(data)
+    if tags is None:
+        return _by_tifffile(data)
+    bits, space = tags.get(_BITS, (1,)), tags.get(_PHOTOMETRIC, 0)
+    single = tags.get(_SAMPLES, 1) == 1 and tags.next == 0 and space in (0, 1)  # one band and one page
+    exact = (bits[0], tags.get(_FORMAT, (1,))[0]) in _EXACT_IN_PIL
+    if (single and exact) or (space == _CIE_LAB and bits == (8, 8, 8)):
+        image_size(data)
+        return _by_pil(data)
     return _by_tifffile(data)
 
 
@@ -226,6 +232,9 @@ def _by_tifffile(data: bytes) -> Raster:
             page, series = file.pages.first, file.series[0]
             if page.imagewidth * page.imagelength > MOST_PIXELS:
                 raise _too_large(page.imagewidth, page.imagelength)
+            ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            if max(ends, default=0) > len(data):  # tifffile would return zeros
+                raise BadImageError("truncated: it ends inside its values")
             stack = series if {"C", "S"} & set(series.axes) else page
             values = _channels_last(stack.asarray(), stack.axes)
             space, extra = int(page.photometric), tuple(int(kind) for kind in page.extrasamples)

@@ -55,7 +55,7 @@ def measured(source: Source, pixels: Pixels, stated: Collection[str] = ()) -> tu
     lines, pixel_range = [], pixels.pixel_range
     if wide:
         pixel_range, line = (pixel_range, "") if pixel_range else _range(wide, channels)
-        types = " and ".join(sorted({str(raster.values.dtype) for raster in wide}))
+        types = " and ".join(sorted({raster.values.dtype.name for raster in wide}))
         lines = [f"{types} values {_span(pixel_range)} become 0 to 255{line}"]
     new_channels = channels != pixels.channels or "channels" in stated
     needs_mean = (bool(wide) or (channels != 3 and new_channels)) and pixels.color_space == "rgb"

@@ -50,7 +50,7 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "labels"),
-    [((2, 4, 4, 3), float, 2), ((2, 4, 4), np.uint8, 2), ((2, 4, 4, 2), np.uint8, 2), ((2, 4, 4, 3), np.uint8, 3)],
+    [((2, 4, 4, 3), complex, 2), ((2, 4, 4), np.uint8, 2), ((2, 4, 4, 17), np.uint8, 2), ((2, 4, 4, 3), np.uint8, 3)],
 )
 def test_array_of_another_shape_is_an_error(shape, dtype, labels):
     with pytest.raises(DataError, match=r"^thing: (images|labels) are .*; give "):
