@@ -144,6 +144,7 @@ def model_card(backbone: Backbone) -> str:
     """Return the content of README.md: the network, and how its input is made from the values of an image."""
     b = backbone.blueprint
     height, width = sides(b.size)
+    space = f", {b.pixels.color_space}" if b.pixels.channels == 3 else ""
     lines = [
         "---",
         f"library_name: {'transformers' if plain_vit(backbone.network) is not None else 'timm'}",
@@ -153,7 +154,7 @@ def model_card(backbone: Backbone) -> str:
         "",
         f"Features of {b.arch}, trained without labels by fasttrain.",
         "",
-        f"- input: float32 [batch, {b.pixels.channels}, {height}, {width}], {b.pixels.color_space}",
+        f"- input: float32 [batch, {b.pixels.channels}, {height}, {width}]{space}",
         f"- mean: {list(b.pixels.mean)}",
         f"- standard deviation: {list(b.pixels.std)}",
     ]
