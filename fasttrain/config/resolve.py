@@ -119,7 +119,7 @@ def resolve(
 
 
 def _moments_to_measure(merged: Mapping[str, Any], stated: Collection[str]) -> dict[str, Any]:
-    """Return mean and standard deviation for a stated number of channels, if the recipe has those of another number.
+    """Return mean and standard deviation for a stated number of channels, if the recipe has them for another number.
 
     They are the middle of the range and half of the distance to its ends, until the images are measured.
     """

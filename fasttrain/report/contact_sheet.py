@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,17 @@ _LINES = 6  # lines of text below a picture
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
-def contact_sheet(config: Config, count: int) -> Image.Image:
+def contact_sheet(config: Config, count: int, note: Callable[[str], None] = print) -> Image.Image:
     """Draw a row per image: the evaluation's view, then every view of epoch 0 with its parameters.
 
-    The pixels are the network's inputs before normalisation, in RGB. The headline names another colour space. Raise
-    ConfigError if the data has fewer images, and DataError if it cannot be read.
+    The pixels are the network's inputs before normalisation, in RGB. The headline names another colour space. ``note``
+    gets lines about a measured pixel format. Raise ConfigError if the data has fewer images, and DataError if it cannot
+    be read.
     """
     source = open_source(config.train.data_path, config.train.val_path).train
-    config, _ = settled(config, source)
+    config, lines = settled(config, source)
+    for line in lines:
+        note(line)
     if count > len(source):
         raise ConfigError(f"--images: must be at most the {len(source)} images of the data, got {count}.")
     shown = in_rgb(config.views)

@@ -9,7 +9,7 @@ from typing import Any
 from ..config.resolve import Config, read_yaml
 from ..distributed.world import World, all_gather_object
 from ..errors import ConfigError, DataError
-from ..pipelines import Pixels, Source, ViewRecipe, measured
+from ..pipelines import Source, ViewRecipe, measured
 
 _MEASURED = ("channels", "mean", "std", "pixel_range")
 
@@ -17,7 +17,7 @@ _MEASURED = ("channels", "mean", "std", "pixel_range")
 def settled(config: Config, source: Source, *, resumed: Path | None = None) -> tuple[Config, list[str]]:
     """Return the configuration with the pixel format for the images of a source, and lines that report it.
 
-    A format that the run ``resumed`` has measured is used again. Raise ConfigError if the images do not fit the
+    The format of the run ``resumed`` is used again. Raise ConfigError if the images do not fit the
     settings, and DataError if they do not fit together.
     """
     stated = set(config.stated)
@@ -55,12 +55,10 @@ def settled_on_every_rank(
 
 
 def _stored(run: Path) -> dict[str, Any]:
-    """Return the pixel format in a run's config.yaml if it was measured there, or had to be."""
+    """Return the pixel format in a run's config.yaml, without a range that the run did not need."""
     try:
         flat = read_yaml(run / "config.yaml")
     except ConfigError:  # a checkpoint may lie alone
         return {}
-    values = {name: flat.get(name) for name in _MEASURED}
-    if values["pixel_range"] is None and values["channels"] in (None, Pixels.channels):
-        return {}
+    values = {name: flat[name] for name in _MEASURED if flat.get(name) is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -91,6 +91,15 @@ def test_stored_range_is_used_for_other_images(tmp_path):
     assert settled(resolve("simclr", {}, yaml.safe_load(first.to_yaml())), source(1000))[0].views == first.views
 
 
+def test_resumed_run_keeps_its_number_of_channels(tmp_path):
+    """Before 4 channels could be trained, the fourth of an array was dropped."""
+    old = resolve("simclr", {"data_path": "-"})
+    (tmp_path / "config.yaml").write_text(old.to_yaml())
+    images = ArraySource(np.zeros((4, 8, 8, 4), np.uint8))
+    assert settled(old, images, resumed=tmp_path)[0].views == old.views
+    assert settled(old, images)[0].views.channels == 4
+
+
 @pytest.mark.parametrize(
     ("values", "error", "name"),
     [
