@@ -1,4 +1,4 @@
-"""Decode images on the host: the files that DALI does not decode faithfully, and files of other channels than grey and RGB.
+"""Decode images on the host: files that DALI does not decode faithfully, and all files of other than 1 or 3 channels.
 
 DALI decodes 8-bit images of one or three channels. It would reduce 16 bits and floats to 8 bits by the range of their
 type: 12 bits in uint16 would become 17 levels, and floats from 0 to 255 two. Here such values keep their type, and
@@ -98,8 +98,8 @@ def to_pixels(raster: Raster, channels: int, pixel_range: tuple[float, ...] | No
     """Return 8-bit pixels [H, W, channels].
 
     Grey and RGB are converted into each other. Opacity is dropped if the number of channels does not include it, and
-    so is the fourth channel for three. ``pixel_range`` is the field of ``Pixels``. Raise BadImageError for another number of
-    channels, and for values that need a range without one.
+    so is the fourth channel for three. ``pixel_range`` is the field of ``Pixels``. Raise BadImageError for another
+    number of channels, and for values that need a range without one.
     """
     values, count = raster.values, raster.values.shape[-1]
     if count != channels and (raster.alpha or (count, channels) == (4, 3)):
