@@ -17,7 +17,7 @@ from ..flags import size_of, validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
 from ..pipelines.views.recipe import MOST_CHANNELS, Pixels, View, ViewRecipe
 from .recipes import recipe_layers, recipe_names
-from .settings import TrainConfig, ViewFlags
+from .settings import PixelFlags, TrainConfig, ViewFlags
 
 COMMAND_FLAGS = ("method", "config", "plugin", "print_config", "local_rank", "help")
 """Flags of ``fasttrain train`` that are no settings of the run."""
@@ -103,11 +103,20 @@ def resolve(
         merged.pop(key, None)
     _check_names(merged, known)
     stated = frozenset(key for key in _names(Pixels) if key in file or key in values)
+    ends = merged.get("pixel_range")
+    if "channels" not in stated and isinstance(ends, list | tuple) and len(ends) > 2:
+        merged["channels"] = len(ends) // 2  # MIN MAX of each
+        stated |= {"channels"}
     if "channels" in stated:
         merged |= _moments_to_measure(merged, stated)
-    train, view_flags, settings, pixels, views = (
-        validated(cls, {key: merged[key] for key in names if key in merged}) for cls, names in sections.items()
-    )
+    try:
+        train, view_flags, settings, pixels, views = (
+            validated(cls, {key: merged[key] for key in names if key in merged}) for cls, names in sections.items()
+        )
+    except ConfigError as error:
+        if str(error).partition(":")[0] in _names(PixelFlags):
+            raise ConfigError(f"--{error}") from None
+        raise
     _check_combinations(train)
     try:
         view_recipe = ViewRecipe(_with_view_flags(views.views, view_flags), pixels=pixels)

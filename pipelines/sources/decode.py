@@ -31,6 +31,10 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _local = threading.local()
 
 
+class MissingPackageError(BadImageError):
+    """The image needs a package that is not installed."""
+
+
 @dataclass(frozen=True)
 class Raster:
     """Decoded values [H, W, C] of any real type."""
@@ -226,7 +230,7 @@ def _by_tifffile(data: bytes) -> Raster:
     try:
         import tifffile
     except ImportError:
-        raise BadImageError("such a TIFF needs tifffile; pip install 'fasttrain[tiff]'") from None
+        raise MissingPackageError("such a TIFF needs tifffile; pip install 'fasttrain[tiff]'") from None
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page, series = file.pages.first, file.series[0]
@@ -243,7 +247,7 @@ def _by_tifffile(data: bytes) -> Raster:
         raise
     except Exception as error:  # tifffile and its codecs raise any error for a corrupt file
         if "imagecodecs" in str(error):
-            raise BadImageError("its compression needs imagecodecs; pip install 'fasttrain[tiff]'") from None
+            raise MissingPackageError("its compression needs imagecodecs; pip install 'fasttrain[tiff]'") from None
         raise BadImageError(f"unreadable: {' '.join(str(error).split())}") from None
     values = _upright(values, int(orientation))
     if space in (_CIE_LAB, _ICC_LAB):

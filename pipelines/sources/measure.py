@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...errors import DataError
 from ..views.recipe import Pixels
 from .base import Source
-from .decode import Raster, as_raster, decode, is_plain, to_pixels
+from .decode import MissingPackageError, Raster, as_raster, decode, is_plain, to_pixels
 from .headers import BadImageError
 
 _IMAGES = 64  # evenly spaced
@@ -43,7 +43,8 @@ def measured(source: Source, pixels: Pixels, stated: Collection[str] = ()) -> tu
     Else the number of channels is the images' own. The range of values that are not 8-bit is measured: over all
     channels for grey and RGB, else per channel. Mean and standard deviation are measured on the mapped values.
 
-    Raise DataError if the images differ in their number of channels, or do not have the stated one.
+    Raise DataError if the images differ in their number of channels or do not have the stated one, or if a package that
+    reads them is missing.
     """
     if {"channels", "mean", "std", "pixel_range"} <= set(stated):
         return pixels, []
@@ -52,11 +53,12 @@ def measured(source: Source, pixels: Pixels, stated: Collection[str] = ()) -> tu
         return pixels, []  # the loader reports why none can be read
     channels = pixels.channels if "channels" in stated else _channels(source, images, pixels.channels)
     wide = [image.raster for image in images if image.raster is not None and image.raster.needs_range]
-    lines, pixel_range = [], pixels.pixel_range
+    fourth = channels == 3 and any(image.raster is not None and image.raster.channels == 4 for image in images)
+    lines, pixel_range = ["the fourth channel of the images is left out"] * fourth, pixels.pixel_range
     if wide:
         pixel_range, line = (pixel_range, "") if pixel_range else _range(wide, channels)
         types = " and ".join(sorted({raster.values.dtype.name for raster in wide}))
-        lines = [f"{types} values {_span(pixel_range)} become 0 to 255{line}"]
+        lines += [f"{types} values {_span(pixel_range)} become 0 to 255{line}"]
     new_channels = channels != pixels.channels or "channels" in stated
     needs_mean = (bool(wide) or (channels != 3 and new_channels)) and pixels.color_space == "rgb"
     values: dict[str, Any] = {"channels": channels, "pixel_range": pixel_range}
@@ -87,6 +89,8 @@ def _read(source: Source, i: int) -> _Image | None:
         content = data.tobytes()
         plain = is_plain(content)
         return _Image(source.describe(i), content if plain else None, None if plain else _thinned(decode(content)))
+    except MissingPackageError as error:
+        raise DataError(f"{source.describe(i)}: {error}") from None
     except (OSError, BadImageError):
         return None  # the loader reports and skips it
 

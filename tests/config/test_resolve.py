@@ -115,6 +115,7 @@ def test_two_numbers_are_height_and_width(tmp_path):
 def test_stated_channels_leave_mean_and_std_to_the_images():
     config = _parse("--method", "dino", "--channels", 13)
     assert (config.views.channels, len(config.views.mean), config.stated) == (13, 13, {"channels"})
+    assert _parse("--method", "dino", "--pixel_range", *[0, 9] * 13).views.channels == 13
 
 
 def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
@@ -151,9 +152,9 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
         ("views: [3]", "--views.0: .*3"),
         ("views: [{size: 28, flip: 2}]", "--views.0: .*flip.*2.0"),
         ("views: [{size: 28, local: true}]", "views.*local"),
-        ("channels: 17", "channels: .*17"),
+        ("channels: 17", "^--channels: .*17"),
         ("global_crops_size: [8, 8, 8]", "--global_crops_size: "),
-        ("pixel_range: [1, 0]", "pixel_range: .*1"),
+        ("pixel_range: [1, 0]", "^--pixel_range: .*1"),
         ("mean: [0.5]\nchannels: 3", "mean.*3.*1"),
     ],
 )

@@ -105,7 +105,7 @@ def test_resumed_run_keeps_its_number_of_channels(tmp_path):
     [
         ({"channels": 4}, DataError, "2 channels, not 4"),
         ({"mean": [0.1, 0.2, 0.3]}, ConfigError, "--mean: "),
-        ({"pixel_range": [0.0, 1.0, 0.0, 1.0]}, ConfigError, "pixel_range: "),
+        ({"pixel_range": [0.0, 1.0] * 3}, DataError, "2 channels, not 3"),
     ],
 )
 def test_settings_that_do_not_fit_the_images_are_named(values, error, name):

@@ -1,6 +1,7 @@
 """The pixel format that a sample of the images decides."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from fasttrain.pipelines import ArraySource, DataError, FolderSource, Pixels, measured
 
 from .shard_files import write_folder
-from .test_decode import npy
+from .test_decode import npy, tiff
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +65,18 @@ def test_images_of_several_counts_are_an_error(tmp_path):
     for name, channels in (("a", 4), ("b", 13)):
         (tmp_path / f"{name}.npy").write_bytes(npy(deep(channels)[0]))
     with pytest.raises(DataError, match=r"4 in .*a\.npy, 13 in .*b\.npy"):
+        measured(FolderSource(tmp_path), Pixels())
+
+
+def test_fourth_channel_is_not_dropped_silently():
+    pixels, lines = measured(ArraySource(deep(4, 256).astype(np.uint8)), Pixels(), {"channels"})
+    assert (pixels, len(lines)) == (Pixels(), 1)
+
+
+def test_missing_package_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a.tif").write_bytes(tiff(deep(13)[0], planarconfig="contig"))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(DataError, match=r"a\.tif: .*fasttrain\[tiff\]"):
         measured(FolderSource(tmp_path), Pixels())
 
 
