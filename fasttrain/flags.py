@@ -5,11 +5,13 @@ A field ``epochs: Count = flag(100, "epochs")`` is a setting in YAML, a keyword 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 
@@ -34,6 +36,17 @@ Sides = Annotated[
     tuple[Count, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int) else v), Field(min_length=1, max_length=2)
 ]
 """A side in pixels, or height and width."""
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~name`` expanded, as the shell does it. An unknown user's name stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+FilePath = Annotated[Path, AfterValidator(user_path)]
+"""A path on this machine, with ``~`` expanded."""
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""The same as text, for settings that are stored in YAML or that also take a word."""
 
 _RANGES = {
     "greater_than": "must be above {gt:g}",

@@ -6,14 +6,14 @@ import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
 
 from .. import methods
 from ..errors import ConfigError, unknown_name
-from ..flags import size_of, validated
+from ..flags import size_of, user_path, validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
 from ..pipelines.views.recipe import MOST_CHANNELS, Pixels, View, ViewRecipe
 from .recipes import recipe_layers, recipe_names
@@ -21,6 +21,22 @@ from .settings import PixelFlags, TrainConfig, ViewFlags
 
 COMMAND_FLAGS = ("method", "config", "plugin", "print_config", "local_rank", "help")
 """Flags of ``fasttrain train`` that are no settings of the run."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The values that the caller gave, before the recipe's were merged under them."""
+
+    values: Mapping[str, Any]
+    file: Mapping[str, Any]
+
+    @property
+    def pixels(self) -> frozenset[str]:
+        """Fields of the pixel format among them. The images may decide the others."""
+        stated = {**self.file, **self.values}
+        ends = stated.get("pixel_range")
+        per_channel = isinstance(ends, list | tuple) and len(ends) > 2  # MIN MAX of each
+        return frozenset(_names(Pixels) & stated.keys()) | ({"channels"} if per_channel else set())
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,10 @@ class Config:
     settings: Any
     """The method's own settings: an instance of its ``Settings``."""
     views: ViewRecipe
-    stated: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-    """Fields of the pixel format that the user has set. The images may decide the others."""
     plugin: str | None = None
     """The file that registered the method. It is only recorded: a stored configuration never runs code."""
+    request: Request | None = field(default=None, compare=False, repr=False)
+    """What :func:`fasttrain.config.fit.fit_to_data` may not change."""
 
     @property
     def title(self) -> str:
@@ -58,7 +74,7 @@ class Config:
         if self.train.in_memory:
             return self
         paths = {name: getattr(self.train, name) for name in ("data_path", "val_path")}
-        absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
+        absolute = {name: os.path.abspath(path) for name, path in paths.items() if path}
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **absolute))
 
 
@@ -102,13 +118,11 @@ def resolve(
     for key in ("recipe", "entropy"):
         merged.pop(key, None)
     _check_names(merged, known)
-    stated = frozenset(key for key in _names(Pixels) if key in file or key in values)
-    ends = merged.get("pixel_range")
-    if "channels" not in stated and isinstance(ends, list | tuple) and len(ends) > 2:
-        merged["channels"] = len(ends) // 2  # MIN MAX of each
-        stated |= {"channels"}
-    if "channels" in stated:
-        merged |= _moments_to_measure(merged, stated)
+    request = Request(dict(values), file)
+    if "channels" in request.pixels:
+        if not {"channels"} & {*file, *values}:
+            merged["channels"] = len(merged["pixel_range"]) // 2
+        merged |= _moments_to_measure(merged, request.pixels)
     try:
         train, view_flags, settings, pixels, views = (
             validated(cls, {key: merged[key] for key in names if key in merged}) for cls, names in sections.items()
@@ -124,7 +138,7 @@ def resolve(
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Config(name, entropy, recipe, train, settings, view_recipe, stated, plugin or recorded)
+    return Config(name, entropy, recipe, train, settings, view_recipe, plugin or recorded, request)
 
 
 def _moments_to_measure(merged: Mapping[str, Any], stated: Collection[str]) -> dict[str, Any]:
@@ -148,7 +162,7 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     try:
         method = methods.load(name)
     except ValueError as error:
-        hint = f" It was registered by a plugin. Add --plugin {recorded_plugin}." if recorded_plugin else ""
+        hint = f" It was registered by a plugin. Add --plugin {quote(recorded_plugin)}." if recorded_plugin else ""
         raise ConfigError(f"{error}{hint}") from None
     trainers = {*COMMAND_FLAGS, "recipe", "entropy"}.union(*map(_names, (TrainConfig, ViewFlags, Pixels, _Views)))
     if taken := sorted(trainers & _names(method.Settings)):
@@ -158,10 +172,10 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     return method
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the values of a YAML file. Raise ConfigError if it cannot be read or is not a mapping."""
     try:
-        content = yaml.safe_load(path.expanduser().read_text())
+        content = yaml.safe_load(user_path(path).read_text())
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..config.fit import fit_to_data
 from ..config.resolve import Config
 from ..errors import ConfigError
 from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source, sides, size_text
@@ -33,7 +34,7 @@ def contact_sheet(config: Config, count: int, note: Callable[[str], None] = prin
     be read.
     """
     source = open_source(config.train.data_path, config.train.val_path).train
-    config, lines = settled(config, source)
+    config, lines = settled(fit_to_data(config, len(source)).config, source)
     for line in lines:
         note(line)
     if count > len(source):

@@ -20,7 +20,7 @@ def settled(config: Config, source: Source, *, resumed: Path | None = None) -> t
     The format of the run ``resumed`` is used again. Raise ConfigError if the images do not fit the
     settings, and DataError if they do not fit together.
     """
-    stated = set(config.stated)
+    stated = set() if config.request is None else set(config.request.pixels)
     pixels = config.views.pixels
     stored = {} if resumed is None else _stored(resumed)
     values = {name: value for name, value in stored.items() if name not in stated}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import tempfile
 import threading
 import time
@@ -39,7 +40,7 @@ def output_folder(config: Config, world: World) -> Path:
     chosen = [config.train.output_dir or (_new_folder(config) if world.is_main else "")]
     if world.size > 1:
         dist.broadcast_object_list(chosen)
-    path = Path(chosen[0]).expanduser()
+    path = Path(chosen[0])
     try:
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "checkpoints"):
@@ -144,6 +145,12 @@ class Recorder:
         for name, value in values.items():
             if name not in ("step", "epoch") and value is not None:
                 self._board.add_scalar(name, value, values["step"])
+
+    def replace_last(self, values: dict[str, Any]) -> None:
+        """Replace the newest line that an earlier part of this run wrote."""
+        size = len(json.dumps(self.past[-1])) + 1
+        self._metrics.truncate(os.fstat(self._metrics.fileno()).st_size - size)
+        self.step(values)
 
     def epoch(self, values: dict[str, Any]) -> None:
         """Write a line of log.txt, in DINO's form."""
