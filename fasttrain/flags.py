@@ -43,11 +43,18 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
 FilePath = Annotated[Path, AfterValidator(user_path)]
 """A path on this machine, with ``~`` expanded."""
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """The same as text, for settings that are stored in YAML or that also take a word."""
+Paths = Annotated[PathText | tuple[PathText, ...], BeforeValidator(_single)]
+"""A path, or several. A list of one is that path."""
 
+_TYPES = ("constrained-", "function-", "tuple[")  # parts of a place that pydantic adds for a union
 _RANGES = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
@@ -77,7 +84,7 @@ def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         settings: Settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-"))]
+        place = [str(part) for part in first["loc"] if not str(part).startswith(_TYPES)]
         if first["type"] in _RANGES and place[-1].isdigit():  # a number of several, which the message shows
             place.pop()
         name = ".".join(place)

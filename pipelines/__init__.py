@@ -6,6 +6,7 @@ from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
 from .sources.listing import Listing, Summary
 from .sources.measure import measured
+from .sources.mixture import MixtureSource
 from .sources.open import Splits, open_source
 from .views.draw import Parameters, draw_parameters
 from .views.recipe import Pixels, Size, View, ViewRecipe, evaluation_view, sides, size_text
@@ -17,6 +18,7 @@ __all__ = [
     "FolderSource",
     "Listing",
     "Loader",
+    "MixtureSource",
     "Parameters",
     "Pixels",
     "Size",

@@ -28,6 +28,7 @@ from .sources.bad_images import BadImages
 from .sources.base import Source
 from .sources.decode import as_raster, decode, is_plain, pnm, to_pixels
 from .sources.headers import BadImageError, decodable, image_size
+from .sources.mixture import MixtureSource
 from .views.draw import Parameters, draw_parameters, epoch_order
 from .views.recipe import ViewRecipe
 
@@ -47,8 +48,8 @@ class Batch:
 class _Prepared:
     """A batch that is ready for the graph. ``actual`` differs from ``requested`` where a file is bad."""
 
-    requested: Indices  # [B]; in an evaluation some rows may be padding
-    actual: Indices  # [B]
+    requested: Indices  # [B] samples, see ``Loader._order``; in an evaluation some rows may be padding
+    actual: Indices  # [B] images
     valid: NDArray[np.bool_]  # [B] rows that the caller gets
     parameters: Parameters
     feed: dali.Feed
@@ -194,6 +195,7 @@ class Loader:
         source = self.source
         digest = hashlib.sha256(repr((source.channels, source.encoded, source.classes)).encode())
         digest.update(b"" if source.labels is None else source.labels.tobytes())
+        digest.update(repr(source.quotas).encode() if isinstance(source, MixtureSource) else b"")
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -228,10 +230,20 @@ class Loader:
 
     def _plan(self, epoch: int, position: int) -> list[Indices]:
         """List the images of this rank at each step."""
-        count, total = len(self.source), self.batch_size * self.world_size
-        order = (epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count))[position:]
+        total = self.batch_size * self.world_size
+        order = self._order(epoch)[position:]
         steps = [order[step * total : (step + 1) * total] for step in range(self._steps_from(position))]
         return [np.array_split(step, self.world_size)[self.rank] for step in steps]
+
+    def _order(self, epoch: int) -> Indices:
+        """Return the samples of an epoch. Sample ``i + r * N`` is image ``i`` of N after it came ``r`` times before."""
+        count = len(self.source)
+        if not self.shuffle:
+            return np.arange(count)
+        if isinstance(self.source, MixtureSource):
+            order = self.source.order(self.seed, epoch)
+            return order.images + order.rounds * count
+        return epoch_order(self.seed, epoch, count)
 
     def _take(self, left: int) -> Batch:
         """Return the next batch of the ``left`` remaining ones, and have others made meanwhile."""
@@ -300,12 +312,14 @@ class Loader:
 
     def _prepare(self, epoch: int, requested: Indices) -> _Prepared:
         """Read the images and draw their parameters. Runs in a thread."""
-        padded = requested if len(requested) else np.zeros(1, np.int64)  # the graph needs at least one image
+        samples = requested if len(requested) else np.zeros(1, np.int64)  # the graph needs at least one image
+        rounds, padded = np.divmod(samples, len(self.source))
         indices, images, sizes = zip(*(self._read_good(int(i)) for i in padded), strict=True)
         actual = np.array(indices, np.int64)
         valid = np.full(len(actual), True) if self.drop_last else (actual == padded) & (len(requested) > 0)
         heights, widths = np.array(sizes).T
-        parameters = draw_parameters(self.recipe, self.seed, epoch, actual, heights, widths)
+        drawn = actual + rounds * len(self.source)  # an image that comes again has other views
+        parameters = draw_parameters(self.recipe, self.seed, epoch, drawn, heights, widths)
         return _Prepared(requested, actual, valid, parameters, dali.feed(self.recipe, images, parameters, self.device))
 
     def _read_good(self, i: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:

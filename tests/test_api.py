@@ -122,7 +122,7 @@ def test_signature_has_every_setting_with_its_type():
     hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(ViewFlags) | typing.get_type_hints(PixelFlags)
     others = {"method", "entropy", "data", "val", "model", "config", "plugin", "recipe", "method_settings"}
     assert set(parameters) == set(hints) | others
-    widened = dict.fromkeys(("lr_drops", "pixel_range"), "Sequence[float]")
+    widened = dict.fromkeys(("lr_drops", "pixel_range", "data_weights"), "Sequence[float]")
     widened |= dict.fromkeys(("global_crops_size", "local_crops_size"), "int | tuple[int, int]")
     widened |= dict.fromkeys(("data_path", "val_path", "output_dir", "init_from"))
     for name, hint in hints.items():

@@ -18,7 +18,7 @@ from ..evaluate import protocol, table
 from ..evaluate.cache import FeatureCache, default_folder
 from ..evaluate.protocol import METRICS, Metric, Protocol
 from ..files import finite
-from ..flags import Count, FilePath, PathText, Several, flag, size_of
+from ..flags import Count, FilePath, Paths, PathText, Several, flag, size_of
 from ..models.architectures import check_crops
 from ..pipelines import Size, Splits, measured, open_source, size_text
 from ..pretrained import Backbone
@@ -33,8 +33,8 @@ _DEFAULTS = Protocol()
 class EvalOptions:
     """The data and the figures of an evaluation."""
 
-    data_path: PathText | None = flag(None, "training images; default: the run's own, else the embedded digits")
-    val_path: PathText | None = flag(None, "held-out images, if data_path has no train/ and val/")
+    data_path: Paths | None = flag(None, "training images; default: the run's own, else the embedded digits")
+    val_path: Paths | None = flag(None, "held-out images, if data_path has no train/ and val/")
     pixel_range: tuple[float, ...] | None = flag(
         None, "MIN MAX of values that are not 8-bit; default: the run's own, else measured and printed"
     )
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("eval", "Evaluate a network's features on images.")
     add_source(parser)
     parser.add_settings("evaluation", EvalOptions)
-    namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions)
+    positional = None if any(argument.startswith("--timm") for argument in arguments) else "source"
+    namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions, positional=positional)
     if options.output and options.output.is_dir():
         raise ConfigError(f"--output {options.output}: is a folder. Give a file in it.")
     world = World.from_environment()

@@ -13,7 +13,7 @@ from .resolve import Config, resolve
 
 PHOTOS = "photos"
 FEW_IMAGES = 100_000
-"""Data of fewer images takes the recipe :data:`PHOTOS` unless a recipe is given."""
+"""Data of fewer images takes the recipe :data:`PHOTOS` unless a recipe is requested."""
 _STEPS_PER_EPOCH = 20
 
 
@@ -51,24 +51,26 @@ def fit_to_data(config: Config, images: int, former: Mapping[str, Any] | None = 
     request = config.request
     if request is None:
         return Fit(config)
-    given, former = {**request.file, **request.values}, former or {}
-    recipe, reasons = _recipe(config, given, images, former)
+    requested, former = {**request.file, **request.values}, former or {}
+    recipe, reasons = _recipe(config, requested, images, former)
     if recipe == config.recipe and recipe not in _LENGTHS:
         return Fit(config)
     values = {**request.values, "recipe": recipe}
     merged = resolve(config.method, values, request.file, plugin=config.plugin)
     if recipe in _LENGTHS:
         derived = _derived(merged, images, _LENGTHS[recipe])
-        chosen = {name: former.get(name, value) for name, (value, _) in derived.items() if name not in given}
+        chosen = {name: former.get(name, value) for name, (value, _) in derived.items() if name not in requested}
         reasons += [f"{name} {value:g}: {derived[name][1]}" for name, value in chosen.items()]
         merged = resolve(config.method, {**values, **chosen}, request.file, plugin=config.plugin)
     train = replace(merged.train, output_dir=config.train.output_dir)  # Python chooses it after the request
     return Fit(replace(merged, train=train), tuple(reasons))
 
 
-def _recipe(config: Config, given: Mapping[str, Any], images: int, former: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _recipe(
+    config: Config, requested: Mapping[str, Any], images: int, former: Mapping[str, Any]
+) -> tuple[str, list[str]]:
     """Return the recipe for a number of images, with the reason if nobody gave it."""
-    if "recipe" in given or given.get("data_path") is None:
+    if "recipe" in requested or requested.get("data_path") is None:
         return config.recipe, []
     recipe = former.get("recipe") or (PHOTOS if images < FEW_IMAGES else config.recipe)
     if recipe == config.recipe or recipe not in recipe_names(methods.load(config.method).recipes or config.method):

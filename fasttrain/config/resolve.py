@@ -15,6 +15,8 @@ from .. import methods
 from ..errors import ConfigError, unknown_name
 from ..flags import size_of, user_path, validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
+from ..pipelines.sources.hugging_face import PREFIX as HUGGING_FACE
+from ..pipelines.sources.mixture import check_weights
 from ..pipelines.views.recipe import MOST_CHANNELS, Pixels, View, ViewRecipe
 from .recipes import recipe_layers, recipe_names
 from .settings import PixelFlags, TrainConfig, ViewFlags
@@ -73,9 +75,16 @@ class Config:
         """Return the configuration with absolute paths of the images, which are valid in every folder."""
         if self.train.in_memory:
             return self
-        paths = {name: getattr(self.train, name) for name in ("data_path", "val_path")}
-        absolute = {name: os.path.abspath(path) for name, path in paths.items() if path}
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, **absolute))
+        t = self.train
+        paths = dataclasses.replace(t, data_path=_absolute(t.data_path), val_path=_absolute(t.val_path))
+        return dataclasses.replace(self, train=paths)
+
+
+def _absolute(path: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    if not isinstance(path, str):
+        return None if path is None else tuple(str(_absolute(one)) for one in path)
+    prefix = HUGGING_FACE if path.startswith(HUGGING_FACE) else ""
+    return path and prefix + os.path.abspath(os.path.expanduser(path.removeprefix(prefix)))
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,8 @@ def _with_view_flags(views: tuple[View, ...], flags: ViewFlags) -> tuple[View, .
 
 
 def _check_combinations(train: TrainConfig) -> None:
+    if not train.in_memory:
+        check_weights(train.data_weights, max(len(train.data_paths), 1))
     if train.optimizer not in OPTIMIZERS:
         raise ConfigError(unknown_name(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
     if train.zero_stage == 0 and (train.offload_optimizer or train.overlap_comm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..flags import Count, Fraction, Natural, NonNegative, PathText, Seed, Sides, flag
+from ..flags import Count, Fraction, Natural, NonNegative, Paths, PathText, Positive, Seed, Sides, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
 
 IN_MEMORY = "in memory: "
@@ -19,7 +19,7 @@ MODULE = "module: "
 class TrainConfig:
     """The settings of the trainer. Names and defaults follow facebookresearch/dino where it has the setting."""
 
-    arch: str = flag("vit_small", "network: conv_small, vit_tiny|small|base|large, or any timm model")
+    arch: str = flag("vit_small", "network: conv_small or conv_medium, vit_tiny|small|base|large, or any timm model")
     patch_size: Count | None = flag(
         None, "patch size of a ViT in pixels; default: from the name, 16 for vit_small etc."
     )
@@ -41,8 +41,11 @@ class TrainConfig:
     batch_size_per_gpu: Count = flag(64, "images per rank and micro-step")
     gradient_accumulation_steps: Count = flag(1, "micro-steps per optimizer step")
 
-    data_path: PathText | None = flag(None, "folder or shards of images (docs/data.md); default: the embedded digits")
-    val_path: PathText | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
+    data_path: Paths | None = flag(
+        None, "folders or shards of images, or hf:PATH (docs/data.md); default: the embedded digits"
+    )
+    val_path: Paths | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
+    data_weights: tuple[Positive, ...] = flag((), "share of each data path in an epoch; default: every image once")
     output_dir: PathText | None = flag(None, "folder of the run; default: runs/<method>[-er]-<time>")
     num_workers: Natural | None = flag(None, "threads that decode and augment; default: this rank's share of the cores")
     max_bad_fraction: Fraction = flag(0.1, "stop with exit status 2 if a larger fraction of the images is unreadable")
@@ -64,6 +67,9 @@ class TrainConfig:
     keep: Count | None = flag(None, "keep the newest N checkpoints instead; default: --saveckp_freq decides")
     saveckp_freq_steps: Natural = flag(0, "also save a checkpoint every N steps; 0: after each epoch only")
     limit_steps: Count | None = flag(None, "stop after N steps of the schedule")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...] = flag(
+        ("tensorboard",), "where the logged values go besides metrics.jsonl: tensorboard, wandb, mlflow, or none"
+    )
     log_every: Count = flag(10, "steps between logged steps")
     max_skipped_steps: Count = flag(3, "stop with exit status 3 after N consecutive steps that are not finite")
     rollback: Natural = flag(0, "instead return to the last checkpoint, with another data order, up to N times")
@@ -76,7 +82,21 @@ class TrainConfig:
     @property
     def in_memory(self) -> bool:
         """Whether the images came as a data set from Python and so have no path."""
-        return (self.data_path or "").startswith(IN_MEMORY)
+        return isinstance(self.data_path, str) and self.data_path.startswith(IN_MEMORY)
+
+    @property
+    def data_paths(self) -> tuple[str, ...]:
+        """The data paths: none, one or several."""
+        return _several(self.data_path)
+
+    @property
+    def val_paths(self) -> tuple[str, ...]:
+        """The paths of the held-out images."""
+        return _several(self.val_path)
+
+
+def _several(paths: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if paths is None else (paths,) if isinstance(paths, str) else paths
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class ConvSmall(nn.Module):
     million products per image of 28 pixels. Its last layer sees almost the whole image.
     """
 
-    widths = (16, 32, 64, 64, 128)
-    strides = (2, 1, 2, 1, 1)
+    widths: tuple[int, ...] = (16, 32, 64, 64, 128)
+    strides: tuple[int, ...] = (2, 1, 2, 1, 1)
 
     def __init__(self, in_chans: int = 3) -> None:
         super().__init__()
@@ -49,7 +49,17 @@ class ConvSmall(nn.Module):
         return features
 
 
-_OURS = {"conv_small": ConvSmall}
+class ConvMedium(ConvSmall):
+    """One more convolution, and channels up to 256: a network of the same kind for images of 64 to 96 pixels.
+
+    It has 0.43 M parameters and computes 43 million products per image of 64 pixels. Its last layer sees 43 pixels.
+    """
+
+    widths = (16, 32, 64, 64, 128, 256)
+    strides = (2, 1, 2, 1, 2, 1)
+
+
+_OURS = {"conv_small": ConvSmall, "conv_medium": ConvMedium}
 
 
 def create_backbone(
@@ -63,8 +73,9 @@ def create_backbone(
 ) -> nn.Module:
     """Return a network without a classifier whose forward pass gives features [B, num_features].
 
-    ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
-    patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of a ViT's name.
+    ``arch`` is ``conv_small``, ``conv_medium``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``,
+    ``vit_large``, with patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of
+    the name of a ViT.
 
     ViTs accept crops of every size. For images of up to 64 pixels, a ResNet's 7x7 stem is replaced by CIFAR's.
 

@@ -33,7 +33,8 @@ def contact_sheet(config: Config, count: int, note: Callable[[str], None] = prin
     gets lines about a measured pixel format. Raise ConfigError if the data has fewer images, and DataError if it cannot
     be read.
     """
-    source = open_source(config.train.data_path, config.train.val_path).train
+    t = config.train
+    source = open_source(t.data_path, t.val_path, weights=t.data_weights).train
     config, lines = settled(fit_to_data(config, len(source)).config, source)
     for line in lines:
         note(line)

@@ -50,7 +50,7 @@ def _flags(config: Config) -> list[str] | None:
     words += [] if config.plugin is None else ["--plugin", config.plugin]
     if resolve(config.method, {} if t.data_path is None else {"data_path": t.data_path}).recipe != config.recipe:
         words += ["--recipe", config.recipe]
-    words += [] if t.data_path is None else ["--data_path", t.data_path]
+    words += ["--data_path", *t.data_paths] if t.data_paths else []
     for ours, usual in ((config.train, base.train), (config.settings, base.settings)):
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)

@@ -44,6 +44,7 @@ from .lock import FolderLock
 from .loop import Loop
 from .pixels import settled_on_every_rank
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
+from .trackers import check_trackers, open_trackers
 
 _COLLAPSED_RANK = 2
 """RankMe below which the features of a finished run have collapsed."""
@@ -86,7 +87,8 @@ def train(
         try:
             output = watchdog.folder = output_folder(config, world)
             stack.enter_context(FolderLock(output, world))
-            data = splits or open_source(config.train.data_path, config.train.val_path, cache=output / "index")
+            t = config.train
+            data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
             fit = _fit(config, data, output, world)
             if (summary := _finished(fit.config, output, world)) is not None:
                 config, _ = settled_on_every_rank(fit.config, data.train, world, resumed=output)
@@ -122,6 +124,7 @@ class _Run:
         torch.use_deterministic_algorithms(t.deterministic)
         self.output, self.splits = output, splits
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
+        check_trackers(t.trackers)
         self.data = splits.summary
         check_ranks(self.data, world)
         self.console = new_console() if world.is_main else None
@@ -271,7 +274,7 @@ class _Run:
         """Run the loop. After a divergence, run it again from the last checkpoint with another order of the data."""
         while True:
             try:
-                with Recorder(self.output, resumed_at=done) if self.world.is_main else nullcontext() as recorder:
+                with self._recorder(done) if self.world.is_main else nullcontext() as recorder:
                     return self.loop.run(done, self.last, self.signals, recorder, self.display)
             except Diverged as error:
                 limit = self.config.train.rollback
@@ -286,6 +289,12 @@ class _Run:
                 if self.display:
                     for line in (*notes, f"{error} Rolled back to step {done} ({rollbacks} of {limit})."):
                         self.display.note(line)
+
+    def _recorder(self, done: int) -> Recorder:
+        settings = self.config.with_absolute_paths().to_yaml()
+        trackers = open_trackers(self.config.train.trackers, self.output, settings, done)
+        note = print if self.display is None else self.display.note
+        return Recorder(self.output, resumed_at=done, trackers=trackers, note=note)
 
     def _evaluate(self, done: int) -> Evaluation:
         """Measure the backbone. Raise Stopped if a signal arrives. Collective."""

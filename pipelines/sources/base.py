@@ -253,6 +253,8 @@ def _shards_among(root: Path, shard: str, images: int) -> DataError:
 def _no_image(root: Path, scan: Scan) -> DataError:
     common = sorted(scan.left_out.extensions.items(), key=lambda item: -item[1])[:3]
     others = "; found " + ", ".join(f"{count} {name or 'without one'}" for name, count in common) if common else ""
+    if not scan.left_out.extensions.keys().isdisjoint((".arrow", ".parquet")):
+        return DataError(f"{root}: holds a data set of Hugging Face, not image files; give hf:{root}")
     known = " ".join((*SUFFIXES, NUMPY))
     return DataError(f"{root}: no image found; looked for files ending in {known}, in any case{others}")
 

@@ -58,7 +58,7 @@ class LeftOut:
     def kind(self, kind: str, path: str) -> None:
         """Count a FIFO, a device or a link by its kind."""
         count, first = self.special.get(kind, (0, path))
-        self.special[kind] = count + 1, first
+        self.special[kind] = count + 1, min(first, path)  # a folder has no order
 
     def add(self, other: LeftOut) -> None:
         """Add the files of another count."""

@@ -20,14 +20,14 @@ def names(source):
 
 
 def test_folder_takes_sub_folders_as_classes(tmp_path):
-    images = ("dog/b.PNG", "dog/a.jpg", "cat/deep/er/c.JPEG", "cat/d.bmp", "cat/e.webp", "cat/f.Tif", "cat/g.tiff")
+    images = ("dog/b.PNG", "dog/a.jpg", "cat/v1.0/er/c.0031.JPEG", "cat/d.bmp", "cat/e.webp", "cat/f.Tif", "cat/g.tiff")
     write(tmp_path, *images, "dog/.hidden.jpg", ".git/a.jpg")
     for ignored in ("dog/notes.txt", "empty/readme.md"):
         (tmp_path / ignored).parent.mkdir(exist_ok=True)
         (tmp_path / ignored).write_text("no image")
     source = FolderSource(tmp_path)
     assert source.classes == ("cat", "dog")
-    assert names(source) == ["d.bmp", "e.webp", "f.Tif", "g.tiff", "c.JPEG", "a.jpg", "b.PNG"]
+    assert names(source) == ["d.bmp", "e.webp", "f.Tif", "g.tiff", "c.0031.JPEG", "a.jpg", "b.PNG"]
     assert source.labels.tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert source.labels.dtype == np.int64
     assert source.read(5).tobytes() == (tmp_path / "dog/a.jpg").read_bytes()
