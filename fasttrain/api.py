@@ -118,11 +118,13 @@ def train(
     knn_every: int | None = None,
     knn_train_images: int | None = None,
     knn_val_images: int | None = None,
-    global_crops_size: int | None = None,
+    global_crops_size: int | tuple[int, int] | None = None,
     global_crops_scale: tuple[float, float] | None = None,
     local_crops_number: int | None = None,
-    local_crops_size: int | None = None,
+    local_crops_size: int | tuple[int, int] | None = None,
     local_crops_scale: tuple[float, float] | None = None,
+    channels: int | None = None,
+    pixel_range: Sequence[float] | None = None,
     **method_settings: Any,
 ) -> Result:
     """Train as ``fasttrain train --method METHOD`` does, with a live display in terminals and notebooks.
@@ -142,8 +144,8 @@ def train(
         data_path, val_path: other names of ``data`` and ``val``, for paths.
         **method_settings: the method's own settings, such as ``temperature``.
 
-    All other arguments are the settings of :class:`fasttrain.config.settings.TrainConfig` and the view flags; None
-    leaves the recipe's value. Arguments override ``config``, which overrides the recipe.
+    All other arguments are the settings of :class:`fasttrain.config.settings.TrainConfig` and the view and pixel flags;
+    None leaves the recipe's value. Arguments override ``config``, which overrides the recipe.
 
     Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result.
 
@@ -164,7 +166,7 @@ def train(
     prepare_environment()
     try:
         from .config.resolve import read_yaml, resolve
-        from .config.settings import IN_MEMORY, MODULE, TrainConfig, ViewFlags
+        from .config.settings import IN_MEMORY, MODULE, PixelFlags, TrainConfig, ViewFlags
         from .distributed.watchdog import starting
         from .engine.zero import quiet_deepspeed
         from .methods import load_plugin
@@ -186,7 +188,7 @@ def train(
         if not isinstance(plugin, str | os.PathLike):
             raise ConfigError(f"plugin: must be the path of a Python file, got {plugin!r}.")
         load_plugin(plugin)
-    names = {field.name for cls in (TrainConfig, ViewFlags) for field in dataclasses.fields(cls)} | {
+    names = {field.name for cls in (TrainConfig, ViewFlags, PixelFlags) for field in dataclasses.fields(cls)} | {
         "recipe",
         "entropy",
     }

@@ -26,12 +26,12 @@ from . import dali
 from .assemble import make_views
 from .sources.bad_images import BadImages
 from .sources.base import Source
+from .sources.decode import as_raster, decode, is_plain, pnm, to_pixels
 from .sources.headers import BadImageError, decodable, image_size
 from .sources.mixture import MixtureSource
 from .views.draw import Parameters, draw_parameters, epoch_order
 from .views.recipe import ViewRecipe
 
-_LUMA = np.array([0.299, 0.587, 0.114])
 Indices = NDArray[np.int64]
 
 
@@ -110,6 +110,7 @@ class Loader:
             )
         dali.require_dali()
         self.source, self.recipe, self.batch_size = source, recipe, batch_size
+        self._encoded = source.encoded and recipe.channels in (1, 3)  # DALI's decoder knows grey and RGB
         self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, str(device)
         self.threads, self.prefetch, self.shuffle, self.drop_last = threads, prefetch, shuffle, drop_last
         self.steps_per_epoch = self._steps_from(0)
@@ -283,7 +284,7 @@ class Loader:
             self.recipe,
             self.batch_size,
             self._feed,
-            encoded=self.source.encoded,
+            encoded=self._encoded,
             device=self.device,
             threads=self.threads,
             prefetch=self.prefetch,
@@ -332,19 +333,21 @@ class Loader:
 
     def _read(self, i: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         data = self.source.read(i)
-        if self.source.encoded:
-            content = data.tobytes()
+        content = data.tobytes() if self.source.encoded else b""
+        if self._encoded and is_plain(content):
             size = image_size(content)
             usable = decodable(content)
             return data if usable is content else np.frombuffer(usable, np.uint8), size
-        return _with_channels(data, self.recipe.channels), (data.shape[0], data.shape[1])
+        raster = decode(content) if self.source.encoded else as_raster(data)
+        pixels = to_pixels(raster, self.recipe.channels, self.recipe.pixel_range)
+        return pnm(pixels) if self._encoded else pixels, (pixels.shape[0], pixels.shape[1])
 
     def _recover(self, error: RuntimeError) -> None:
         """Identify the files that the decoder rejected, and run the batches of the failed graph in a new one."""
         running = list(self._running)
         self._running.clear()
         self._pipeline = None
-        if not (self.source.encoded and any(self._mark_rejected(prepared) for _, prepared in running)):
+        if not (self._encoded and any(self._mark_rejected(prepared) for _, prepared in running)):
             raise error
         again = [(epoch, self._pool.submit(self._prepare, epoch, prepared.requested)) for epoch, prepared in running]
         self._ahead.extendleft(reversed(again))
@@ -400,13 +403,3 @@ class Loader:
         if self._active is not None:
             self._active.close()
         self._active = None
-
-
-def _with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Convert pixels [H, W, C] between grey and RGB."""
-    if image.shape[-1] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=-1)
-    grey: NDArray[np.uint8] = np.rint(image @ _LUMA)[..., None].astype(np.uint8)
-    return grey

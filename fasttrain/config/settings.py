@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..flags import Count, Fraction, Natural, NonNegative, Paths, PathText, Positive, Seed, flag
+from ..flags import Count, Fraction, Natural, NonNegative, Paths, PathText, Positive, Seed, Sides, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
 
 IN_MEMORY = "in memory: "
@@ -103,8 +103,20 @@ def _several(paths: str | tuple[str, ...] | None) -> tuple[str, ...]:
 class ViewFlags:
     """DINO's five view flags. They change a recipe's views and are not stored."""
 
-    global_crops_size: Count | None = flag(None, "side of a global view in pixels")
+    global_crops_size: Sides | None = flag(None, "side of a global view in pixels, or its HEIGHT WIDTH")
     global_crops_scale: tuple[float, float] | None = flag(None, "area of a global crop as a fraction: MIN MAX")
     local_crops_number: Natural | None = flag(None, "number of local views")
-    local_crops_size: Count | None = flag(None, "side of a local view in pixels")
+    local_crops_size: Sides | None = flag(None, "side of a local view in pixels, or its HEIGHT WIDTH")
     local_crops_scale: tuple[float, float] | None = flag(None, "area of a local crop as a fraction: MIN MAX")
+
+
+@dataclass(frozen=True)
+class PixelFlags:
+    """The flags of the pixel format. They are fields of ``Pixels``, and the images decide the others."""
+
+    channels: Count | None = flag(
+        None, "channels of the images, 1 to 16; default: 3, or the images' own if they have more"
+    )
+    pixel_range: tuple[float, ...] | None = flag(
+        None, "MIN MAX of values that are not 8-bit, for all channels or for each; default: measured and printed"
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -67,11 +68,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Load tensors into a network. Names and shapes must match, with two exceptions.
+    """Load tensors into a network. Names and shapes must match, with three exceptions.
 
-    A classifier that the network does not have is ignored, and a ViT's positions for images of another size are
-    interpolated with timm. Raise ConfigError, which names ``origin``, if anything else is missing, superfluous or of
-    another shape.
+    A classifier that the network does not have is ignored. A ViT's positions for images of another size are
+    interpolated with timm. A first convolution of 3 channels is adapted to the network's channels as timm does. Raise
+    ConfigError, which names ``origin``, if anything else is missing, superfluous or of another shape.
     """
     expected = network.state_dict()
     classifier = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
@@ -79,6 +80,8 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     loaded = {name: tensor for name, tensor in tensors.items() if name in expected or not name.startswith(heads)}
     if "pos_embed" in loaded and "pos_embed" in expected:
         loaded["pos_embed"] = _positions(loaded["pos_embed"], network)
+    if (first := _first_convolution(network)) in loaded:
+        loaded[first] = _for_channels(loaded[first], expected[first])
     for name in [n for n in expected if n.endswith("num_batches_tracked") and n not in loaded]:
         loaded[name] = expected[name]
     for name, tensor in expected.items():
@@ -89,6 +92,20 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     if left := sorted(loaded.keys() - expected.keys()):
         raise _foreign(origin, network, f"it has {left[0]!r}, which the network does not have")
     network.load_state_dict(loaded)
+
+
+def _first_convolution(network: nn.Module) -> str:
+    """Return the name of the weights of a network's first convolution."""
+    convolutions = (name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    return f"{next(convolutions, '')}.weight"
+
+
+def _for_channels(weight: Tensor, own: Tensor) -> Tensor:
+    """Return the weights of a first convolution for 3 channels for another number of channels, as timm does."""
+    if weight.ndim != 4 or weight.shape[1] != 3 or own.shape[1] == 3 or weight.shape[2:] != own.shape[2:]:
+        return weight
+    adapted: Tensor = adapt_input_conv(own.shape[1], weight)
+    return adapted
 
 
 def _positions(positions: Tensor, vit: nn.Module) -> Tensor:

@@ -42,6 +42,7 @@ from .guard import Guard
 from .introduction import check_ranks, data_lines
 from .lock import FolderLock
 from .loop import Loop
+from .pixels import settled_on_every_rank
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
 from .trackers import check_trackers, open_trackers
 
@@ -58,7 +59,7 @@ class Outcome:
     output: Path
     """The folder of the run."""
     config: Config
-    """The configuration, fitted to the data."""
+    """The configuration, fitted to the data, with the measured pixel format."""
     steps: int
     """Steps that this call made; 0 for a run that was finished before."""
     ignored: tuple[str, ...] = ()
@@ -90,7 +91,8 @@ def train(
             data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
             fit = _fit(config, data, output, world)
             if (summary := _finished(fit.config, output, world)) is not None:
-                return Outcome(summary, output, fit.config, 0)
+                config, _ = settled_on_every_rank(fit.config, data.train, world, resumed=output)
+                return Outcome(summary, output, config, 0)
             run = _Run(fit, world, output, data, watchdog, signals, network)
             stack.callback(run.close)
             return run.train()
@@ -128,6 +130,13 @@ class _Run:
         self.console = new_console() if world.is_main else None
         if self.console is not None:  # before the slow part
             for line in (*data_lines(self.data, splits.damaged), *fit.reasons):
+                self.console.print(line)
+        self._checkpoint, self._notes = store.choose(t.resume, self.output, world)
+        resumed = None if self._checkpoint is None else self._checkpoint.parent.parent
+        config, lines = settled_on_every_rank(config, splits.train, world, resumed=resumed)
+        self.config = config
+        if self.console is not None:
+            for line in lines:
                 self.console.print(line)
         self.loader = Loader(
             self.splits.train,
@@ -179,7 +188,7 @@ class _Run:
 
     def train(self) -> Outcome:
         t, main = self.config.train, self.world.is_main
-        checkpoint, notes = store.choose(t.resume, self.output, self.world)
+        checkpoint, notes = self._checkpoint, self._notes
         if checkpoint is not None:  # before any work: the card shows whether the checkpoint fits
             card = check(checkpoint, self._card(0))
             notes += changes(card, self._card(0))

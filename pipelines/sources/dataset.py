@@ -14,11 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DataError
 from .base import class_numbers, content_stamp
+from .decode import as_raster, from_pil
+from .headers import BadImageError
 from .hugging_face import HuggingFaceSource, is_hugging_face
 from .labels import IMAGE_NAMES, LABEL_NAMES, Labels, given_labels, labels_of_values, no_label
 from .listing import Listing, sampled_digest
 
-_FORMS = "a PIL image, encoded bytes, a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W]"
+_FORMS = "a PIL image, encoded bytes, a NumPy array [H, W, C] or [H, W], or a tensor [C, H, W], of 1 to 16 channels"
 log = logging.getLogger("fasttrain.data")
 
 
@@ -50,7 +52,7 @@ class DatasetSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the bytes or pixels of item ``i``. Raise OSError if the data set raises one."""
         content = _content(self._image(self.dataset[i], i), self.describe(i))
         if (content.ndim == 1) != self.encoded:
@@ -86,10 +88,12 @@ def source_from_dataset(
     key and the label under ``label`` or ``target``. A ``datasets.Dataset`` of Hugging Face has its columns by type, see
     :mod:`fasttrain.pipelines.sources.hugging_face`. An image has one of these forms. Sizes may differ:
 
-    - a PIL image. Its EXIF orientation is ignored. Modes other than grey and RGB become RGB, without alpha;
-    - the bytes of an image file, which DALI decodes;
-    - pixels: a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W] or [H, W]. C is 1, 3 or 4, and the
-      fourth channel is dropped.
+    - a PIL image. Its EXIF orientation is ignored. Modes other than grey and RGB become RGB, without alpha, but 16-bit,
+      32-bit and float modes keep their values;
+    - the bytes of an image file;
+    - pixels: a NumPy array [H, W, C] or [H, W], or a tensor [C, H, W] or [H, W], of any real type. C is 1 to 16.
+
+    Values that are not 8-bit need the ``pixel_range`` of the recipe's pixels.
 
     ``labels`` are class numbers or names [N]. Without them the data set's ``targets`` or ``labels`` are used, also
     through ``Subset`` and ``ConcatDataset``. If it has none and its items have a label, every item is read once for it,
@@ -203,28 +207,21 @@ def _class_names(dataset: Any, numbers: NDArray[np.int64] | None) -> tuple[str, 
     return tuple(names) if numbers.max(initial=-1) < len(names) else ()
 
 
-def _content(image: Any, name: str) -> NDArray[np.uint8]:
-    """Return the encoded bytes [length] or pixels [H, W, 1 or 3] of an item's image."""
+def _content(image: Any, name: str) -> NDArray[Any]:
+    """Return the encoded bytes [length] or pixels [H, W, C] of an item's image."""
     if isinstance(image, bytes | bytearray | memoryview):
         return np.frombuffer(image, np.uint8)
     pixels = image
     if isinstance(image, torch.Tensor):
         pixels = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy(force=True)
     elif hasattr(image, "convert") and hasattr(image, "mode"):
-        pixels = _from_pil(image, name)
+        raster = from_pil(image)
+        pixels = raster.values[..., : raster.channels]
     if not isinstance(pixels, np.ndarray):
         raise DataError(f"{name}: the image is a {type(image).__name__}; give {_FORMS}")
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    wrong = pixels.dtype != np.uint8 or (pixels.ndim, pixels.size and pixels.shape[-1]) not in ((3, 1), (3, 3), (3, 4))
-    if wrong and not (pixels.ndim == 1 and pixels.dtype == np.uint8):
-        raise DataError(f"{name}: the image is {image.dtype} {list(image.shape)}; give {_FORMS}")
-    return np.ascontiguousarray(pixels[..., :3] if pixels.ndim == 3 else pixels)
-
-
-def _from_pil(image: Any, name: str) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16"):  # PIL's own conversion would clip at 255
-        return np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
-    if image.mode in ("I", "F"):
-        raise DataError(f"{name}: a PIL image of mode {image.mode!r} has no known range; convert it to 'L' or 'RGB'")
-    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    if pixels.ndim == 1 and pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    try:
+        return np.ascontiguousarray(as_raster(pixels).values)
+    except BadImageError:
+        raise DataError(f"{name}: the image is {image.dtype} {list(image.shape)}; give {_FORMS}") from None

@@ -3,9 +3,9 @@
 The crop needs the size of the image before it is decoded. Files that are truncated or would fill the memory are
 rejected here by name, not by the decoder in the middle of a batch. The content decides, not the file's suffix.
 
-DALI 2.4 decodes CMYK (with Adobe's inverted values too), palettes, grey, alpha (which it drops), and 1, 8 and 16 bits
-as PIL does. It turns JPEG, PNG, WebP and TIFF by their EXIF orientation. The tests check all of this. DALI does not
-decode one kind of WebP, see ``decodable``.
+DALI 2.4 decodes CMYK (with Adobe's inverted values too), palettes, grey, alpha (which it drops), and 1 and 8 bits as
+PIL does. It turns JPEG, PNG, WebP and TIFF by their EXIF orientation. The tests check all of this. DALI does not decode
+one kind of WebP, see ``decodable``. ``decode.py`` decodes 16 bits, floats and other numbers of channels.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 
 from fasttrain import methods
 from fasttrain.config.arguments import parse
-from fasttrain.config.settings import TrainConfig, ViewFlags
+from fasttrain.config.settings import PixelFlags, TrainConfig, ViewFlags
 from fasttrain.errors import ConfigError
 from fasttrain.methods.registry import BUILT_IN
 
@@ -20,7 +20,7 @@ def test_every_setting_is_a_flag_with_dashes_or_underscores(capsys, method):
     with pytest.raises(SystemExit):
         _parse("--method", method, "--help")
     page = capsys.readouterr().out
-    for cls in (TrainConfig, ViewFlags, methods.load(method).Settings):
+    for cls in (TrainConfig, ViewFlags, PixelFlags, methods.load(method).Settings):
         for field in dataclasses.fields(cls):
             assert f"--{field.name}" in page
             if field.type not in ("bool", "bool | None", "tuple[float, ...]", "tuple[Positive, ...]"):

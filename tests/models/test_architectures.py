@@ -177,3 +177,20 @@ def test_batch_norm_is_not_recomputed(arch):
 def test_a_network_that_keeps_all_activations_is_refused():
     with pytest.raises(ValueError, match="--activation_checkpointing: Linear"):
         checkpoint_activations(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("arch", "size"), [("vit_tiny", (64, 32)), ("resnet18", (48, 24)), ("conv_small", (30, 20))])
+def test_networks_take_bands_and_two_sides(arch, size):
+    network = create_backbone(arch, in_chans=13, img_size=size).eval()
+    check_crops(network, [size, 32], 13)
+    assert network(torch.randn(2, 13, *size)).shape == (2, network.num_features)
+    if arch == "vit_tiny":
+        assert network.patch_embed.grid_size == (4, 2)
+        with pytest.raises(ValueError, match="--patch_size: .*32 x 20") as error:
+            check_crops(network, [(32, 20)], 13)
+        assert "\n" not in str(error.value)
+
+
+def test_patch_size_must_divide_both_sides():
+    with pytest.raises(ValueError, match="--patch_size: .*32 x 20"):
+        create_backbone("vit_tiny", img_size=(32, 20), patch_size=8)

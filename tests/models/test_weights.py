@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import adapt_input_conv
 from torch import nn
 
 from fasttrain.cli import main
@@ -206,3 +207,10 @@ def test_metadata_is_read_back(tmp_path):
     assert read_metadata(tmp_path / "a.safetensors") == about
     assert read_metadata(tmp_path / "b.safetensors") is None
     assert read_metadata(tmp_path / "c.pth") is None
+
+
+def test_first_convolution_is_adapted_as_timm_does():
+    weights = timm.create_model("resnet18", num_classes=0).state_dict()
+    network = timm.create_model("resnet18", num_classes=0, in_chans=13)
+    load_weights(network, weights, "file")
+    assert torch.equal(network.conv1.weight, adapt_input_conv(13, weights["conv1.weight"]))

@@ -34,6 +34,14 @@ def test_folder_takes_sub_folders_as_classes(tmp_path):
     assert (source.encoded, source.channels, source.name) == (True, 3, tmp_path.name)
 
 
+def test_numpy_files_are_images_only_without_others(tmp_path):
+    write(tmp_path, "cat/a.npy", "dog/b.NPY")
+    assert names(FolderSource(tmp_path)) == ["a.npy", "b.NPY"]
+    write(tmp_path, "cat/c.png", "dog/d.png", "labels.npy")
+    source = FolderSource(tmp_path)
+    assert (names(source), source.labels.tolist()) == (["c.png", "d.png"], [0, 1])
+
+
 @pytest.mark.parametrize("files", [("b.jpg", "a.png", "more/c.jpg"), ("images/a.jpg",)])
 def test_folder_without_several_classes_has_no_labels(tmp_path, files):
     source = FolderSource(write(tmp_path, *files))
@@ -50,7 +58,7 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "labels"),
-    [((2, 4, 4, 3), float, 2), ((2, 4, 4), np.uint8, 2), ((2, 4, 4, 2), np.uint8, 2), ((2, 4, 4, 3), np.uint8, 3)],
+    [((2, 4, 4, 3), complex, 2), ((2, 4, 4), np.uint8, 2), ((2, 4, 4, 17), np.uint8, 2), ((2, 4, 4, 3), np.uint8, 3)],
 )
 def test_array_of_another_shape_is_an_error(shape, dtype, labels):
     with pytest.raises(DataError, match=r"^thing: (images|labels) are .*; give "):

@@ -30,6 +30,7 @@ class Items(Dataset):
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
 ALPHA = np.dstack([RGB, GREY])
+DEEP = np.dstack([RGB] * 4 + [GREY]).astype(np.uint16) * 16  # 13 channels
 
 
 @pytest.mark.parametrize(
@@ -38,14 +39,18 @@ ALPHA = np.dstack([RGB, GREY])
         (RGB, RGB),
         (GREY, GREY[..., None]),
         (GREY[..., None], GREY[..., None]),
-        (ALPHA, RGB),
+        (ALPHA, ALPHA),
+        (DEEP, DEEP),
+        (torch.from_numpy(DEEP).permute(2, 0, 1), DEEP),
+        (torch.from_numpy(DEEP / 2).permute(2, 0, 1), DEEP / 2),
         (torch.from_numpy(RGB).permute(2, 0, 1), RGB),
         (torch.from_numpy(GREY), GREY[..., None]),
         (Image.fromarray(RGB), RGB),
         (Image.fromarray(GREY), GREY[..., None]),
         (Image.fromarray(ALPHA), RGB),
         (Image.fromarray(GREY > 99), (255 * (GREY > 99))[..., None]),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), GREY[..., None]),
+        (Image.fromarray(DEEP[..., 0]), DEEP[..., :1]),
+        (Image.fromarray(DEEP[..., 0].astype(np.float32)), DEEP[..., :1]),
         (Image.fromarray(RGB).convert("CMYK"), RGB),
         (Image.fromarray(RGB).quantize(64), np.array(Image.fromarray(RGB).quantize(64).convert("RGB"))),
     ],
@@ -184,11 +189,10 @@ def test_labels_of_another_kind_are_an_error(labels):
 @pytest.mark.parametrize(
     ("image", "kind"),
     [
-        (torch.zeros(3, 5, 7), "torch.float32 [3, 5, 7]"),
-        (torch.from_numpy(RGB), "torch.uint8 [5, 7, 3]"),
+        (torch.zeros(3, 5, 7, dtype=torch.complex64), "torch.complex64 [3, 5, 7]"),
+        (torch.zeros(20, 20, 3), "torch.float32 [20, 20, 3]"),
         (np.zeros((0, 7, 3), np.uint8), "uint8 [0, 7, 3]"),
         ("a.jpg", "a str"),
-        (Image.fromarray(RGB[..., 0].astype(np.float32)), "mode 'F'"),
     ],
 )
 def test_image_of_another_kind_is_an_error(image, kind):
