@@ -68,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     if world.size > 1:
         initialise(world)
     console = Console(stderr=True, highlight=False, quiet=not world.is_main, soft_wrap=True)
+    for line in backbone.notes:
+        console.print(line)
     console.print(f"{backbone.name} on {splits.name}, {size} pixels")
     cache = _cache(backbone, options, world)
     with DataNotes():

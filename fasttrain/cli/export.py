@@ -39,5 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     check_target(path, options.format)
     backbone = open_backbone(namespace, source)
     line = write_export(backbone, path, options.format)
+    for note in backbone.notes:
+        print(note)
     print(f"{backbone.name}: {options.format} in {path}\n  {line}")
     return 0

@@ -54,7 +54,9 @@ class TrainConfig:
     seed: Seed = flag(0, "seed of weights, data order and views")
     deterministic: bool = flag(False, "use deterministic kernels only")
 
-    init_from: str | None = flag(None, "start the backbone from this file of weights: timm, lightly, DINO or an export")
+    init_from: str | None = flag(
+        None, "start the backbone from weights of another project or an export; docs/export.md lists the layouts"
+    )
     resume: str = flag("auto", "auto (newest checkpoint in output_dir), never, or the folder of a run or a checkpoint")
     saveckp_freq: Count = flag(20, "keep the checkpoint of every N-th epoch")
     keep: Count | None = flag(None, "keep the newest N checkpoints instead; default: --saveckp_freq decides")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import Tensor
 
+from ..models.weights import save_tensors
 from ..pipelines import evaluation_view
 from ..pretrained import Backbone, Blueprint, timm_arguments
 from .check import check_same
@@ -141,8 +142,7 @@ def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blu
 def _write_timm(backbone: Backbone, path: Path) -> str:
     name, options = timm_arguments(backbone.blueprint)
     network = timm.create_model(name, num_classes=0, **options)
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in backbone.network.state_dict().items()}
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(backbone.network, path / "model.safetensors", {"format": "pt"})
     _write_json(path / "config.json", timm_config(network, name, options, backbone.blueprint))
     check_same(backbone, timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval(), "timm")
     return f"timm.create_model('local-dir:{path.name}', pretrained=True, num_classes=0)"

@@ -31,6 +31,7 @@ from ..evaluate.evaluator import Evaluation, Evaluator
 from ..files import DISK_ERRORS, finite, write_text
 from ..methods import Method, Network
 from ..models.architectures import user_backbone
+from ..models.layouts import Report
 from ..models.weights import load_weights, read_weights
 from ..pipelines import Loader, Splits, open_source
 from .display import DataNotes, Display
@@ -123,10 +124,11 @@ class _Run:
         method = build_method(
             config, images=len(self.splits.train), world_size=world.size, network=_factory(network, config)
         )
-        if t.init_from is not None:
+        self.checkpoint, self.notes = store.choose(t.resume, self.output, world)
+        if t.init_from is not None and self.checkpoint is None:  # a checkpoint holds all weights
             path = Path(t.init_from).expanduser()
-            _start_from(method, read_weights(path), f"--init_from {path}")
-        elif isinstance(network, nn.Module):
+            self.notes += _start_from(method, read_weights(path), f"--init_from {path}").lines()
+        elif t.init_from is None and isinstance(network, nn.Module):
             _start_from(method, network.state_dict(), "model")  # a method may have initialised the copy again
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.guard = Guard(self.engine, t.max_skipped_steps)
@@ -152,7 +154,7 @@ class _Run:
 
     def train(self, signals: Signals) -> Outcome:
         t, main = self.config.train, self.world.is_main
-        checkpoint, notes = store.choose(t.resume, self.output, self.world)
+        checkpoint, notes = self.checkpoint, self.notes
         if checkpoint is not None:  # before any work: the card shows whether the checkpoint fits
             card = check(checkpoint, self._card(0))
             notes += changes(card, self._card(0))
@@ -343,14 +345,14 @@ def _factory(network: nn.Module | Network | None, config: Config) -> Network | N
     return lambda channels: user_backbone(network, channels, size)
 
 
-def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Load weights into a method's backbone, and into the teacher's. Heads keep their random start.
+def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -> Report:
+    """Load weights into a method's backbone, and into the teacher's, and report them. Heads keep their random start.
 
     Raise ConfigError if the weights are of another network.
     """
-    for branch in (method.student, method.teacher):
-        if branch is not None:
-            load_weights(branch.backbone, tensors, origin)
+    if method.teacher is not None:
+        load_weights(method.teacher.backbone, tensors, origin)
+    return load_weights(method.student.backbone, tensors, origin)
 
 
 def _read_baseline(path: Path) -> dict[str, float | None] | None:
