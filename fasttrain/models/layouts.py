@@ -256,7 +256,7 @@ def _scale_layers(tensors: Tensors, expected: Mapping[str, Tensor], network: nn.
             gamma = tensors.pop(name)
             for kind in [kind for kind in ("weight", "bias") if f"{layer}.{kind}" in tensors]:
                 rows = tensors[f"{layer}.{kind}"]
-                tensors[f"{layer}.{kind}"] = rows * (gamma[:, None] if rows.ndim == 2 else gamma)
+                tensors[f"{layer}.{kind}"] = rows.float() * (gamma[:, None] if rows.ndim == 2 else gamma).float()
             folded += 1
     return f"multiplied {folded} LayerScales into the layers before them" if folded else None
 
@@ -267,11 +267,11 @@ def _fit_positions(tensors: Tensors, expected: Mapping[str, Tensor], network: nn
     positions, own = tensors.get("pos_embed"), expected.get("pos_embed")
     if positions is None or own is None or patches is None or not positions.ndim == own.ndim == 3:
         return None
-    count = getattr(patches, "num_patches", None)
-    if positions.shape == own.shape or positions.shape[-1] != own.shape[-1] or count is None:
+    grid = getattr(patches, "grid_size", None)
+    if positions.shape == own.shape or positions.shape[-1] != own.shape[-1] or grid is None:
         return None
-    prefix = own.shape[1] - count
-    sides = [(n, round((positions.shape[1] - n) ** 0.5)) for n in (0, 1, 2, own.shape[1] - count)]
+    prefix = own.shape[1] - grid[0] * grid[1]
+    sides = [(n, round((positions.shape[1] - n) ** 0.5)) for n in (0, 1, 2, prefix)]
     stored = next(((n, side) for n, side in sides if n + side**2 == positions.shape[1]), None)
     if stored is None:
         return None
@@ -282,9 +282,8 @@ def _fit_positions(tensors: Tensors, expected: Mapping[str, Tensor], network: nn
         lines.append("added the class token's position to the class token")
     elif n == 0 and prefix == 1:
         positions, n = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1), 1
-    if n == prefix and (side, side) != tuple(patches.grid_size):
-        grid = list(patches.grid_size)
-        positions = resample_abs_pos_embed(positions.float(), grid, num_prefix_tokens=prefix)
+    if n == prefix and (side, side) != tuple(grid):
+        positions = resample_abs_pos_embed(positions.float(), [*grid], num_prefix_tokens=prefix)
         lines.append(f"resampled pos_embed from {side} x {side} to {grid[0]} x {grid[1]} patches")
     tensors["pos_embed"] = positions
     return "; ".join(lines) or None
@@ -293,7 +292,7 @@ def _fit_positions(tensors: Tensors, expected: Mapping[str, Tensor], network: nn
 def _fit_first_convolution(tensors: Tensors, expected: Mapping[str, Tensor], network: nn.Module) -> str | None:
     """Resample the patch projection for another patch size, and adapt RGB weights to other channels as timm does."""
     lines = []
-    for name in {f"{name}.weight" for name in (*_names(network, "first_conv"), "patch_embed.proj")}:
+    for name in dict.fromkeys(f"{name}.weight" for name in (*_names(network, "first_conv"), "patch_embed.proj")):
         if name not in tensors or name not in expected:
             continue
         weight, own = tensors[name], expected[name].shape

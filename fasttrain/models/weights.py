@@ -7,6 +7,7 @@ import re
 import warnings
 import zipfile
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,13 @@ from .layouts import Report, map_weights
 _KEY = "fasttrain"
 _FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """Files of a folder that transformers wrote, in order of preference."""
-_SETTINGS = re.compile(r"GLOBAL ((?:argparse|collections|numpy|omegaconf|pathlib|(?:pytorch_)?lightning|yacs)\.\S+)")
+_SETTINGS = re.compile(
+    r"GLOBAL ((?:argparse|classy_vision|collections|easydict|fvcore|hydra|(?:pytorch_)?lightning|mmengine|numpy"
+    r"|omegaconf|pathlib|vissl|yacs)\.\S+)"
+)
 """Classes of the settings that training programs store next to their weights."""
+_MOST_CLASSES = 100
+_PLAIN = (bool, bytes, complex, dict, float, frozenset, int, list, set, slice, str, tuple)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
@@ -113,6 +119,13 @@ class _Settings:
         pass
 
 
+class _Dictionary:
+    """Replaces a dictionary of another class by a plain one with the same items."""
+
+    def __new__(cls, *arguments: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
 def _load(path: Path) -> Any:
     if path.is_dir():
         path = next((path / name for name in _FOLDER if (path / name).is_file()), path)
@@ -136,7 +149,7 @@ def _load(path: Path) -> Any:
 
 def _load_torch(path: Path) -> Any:
     """Return the content of a torch file. Objects of a training program's settings are replaced by empty ones."""
-    inert: list[Any] = [Namespace]
+    inert: list[Any] = [Namespace, *_PLAIN]
     while True:
         try:
             with torch.serialization.safe_globals(inert), warnings.catch_warnings():
@@ -144,9 +157,9 @@ def _load_torch(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except Exception as error:
             settings = _SETTINGS.search(str(error))
-            if settings is None or (_Settings, settings[1]) in inert:
+            if settings is None or len(inert) > _MOST_CLASSES:
                 raise
-            inert.append((_Settings, settings[1]))
+            inert.append((_Dictionary if settings[1].lower().endswith("dict") else _Settings, settings[1]))
 
 
 def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,10 @@ import os
 import subprocess
 import sys
 import types
+from collections import defaultdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -255,9 +258,8 @@ def _lightning(state):
     module.DictConfig = type("DictConfig", (), {"__module__": "omegaconf.dictconfig"})
     sys.modules["omegaconf.dictconfig"] = module
     config = module.DictConfig()
-    config.__dict__["_content"] = {"lr": 0.3, "path": os}
-    config.__dict__["_content"].pop("path")
-    return {"state_dict": state, "hyper_parameters": config, "epoch": 3}
+    config.content = {"lr": 0.3, "path": Path("x"), "mean": np.ones(3), "best": np.float64(0.5)}
+    return {"hyper_parameters": config, "state_dict": state, "seen": defaultdict(list, a=[ONE]), "epoch": 3}
 
 
 FC = {"fc.0.weight": torch.ones(3, 512), "fc.0.bias": torch.ones(3), "fc.2.weight": torch.ones(3, 3)}
