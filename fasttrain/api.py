@@ -108,12 +108,15 @@ def train(
     keep: int | None = None,
     saveckp_freq_steps: int | None = None,
     limit_steps: int | None = None,
+    trackers: Sequence[Literal["tensorboard", "wandb", "mlflow", "none"]] | None = None,
     log_every: int | None = None,
     max_skipped_steps: int | None = None,
     rollback: int | None = None,
     watchdog_minutes: float | None = None,
     stop_on_collapse: bool | None = None,
     knn_every: int | None = None,
+    knn_train_images: int | None = None,
+    knn_val_images: int | None = None,
     global_crops_size: int | None = None,
     global_crops_scale: tuple[float, float] | None = None,
     local_crops_number: int | None = None,
@@ -179,7 +182,7 @@ def train(
     if plugin is not None:
         if not isinstance(plugin, str | os.PathLike):
             raise ConfigError(f"plugin: must be the path of a Python file, got {plugin!r}.")
-        load_plugin(Path(plugin))
+        load_plugin(plugin)
     names = {field.name for cls in (TrainConfig, ViewFlags) for field in dataclasses.fields(cls)} | {
         "recipe",
         "entropy",
@@ -197,7 +200,7 @@ def train(
         for name, value in values.items()
         if value is not None
     }
-    file = None if config is None else read_yaml(Path(config))
+    file = None if config is None else read_yaml(config)
     settings = resolve(name_of(method), values, file, plugin=None if plugin is None else os.fspath(plugin))
     with starting(world, settings.train.watchdog_minutes):
         initialise(world)
@@ -208,10 +211,10 @@ def train(
     outcome = run(settings, world, splits, network=model)
     if world.is_main and outcome.steps:
         write_report([output], images=0)
-    backbone = from_run(output, network=_untrained(model, settings))
+    backbone = from_run(output, network=_untrained(model, outcome.config))
     assert backbone.checkpoint is not None
     metrics = tuple(json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines())
-    return Result(backbone.network, metrics, outcome.summary, settings, splits, output, backbone.checkpoint)
+    return Result(backbone.network, metrics, outcome.summary, outcome.config, splits, output, backbone.checkpoint)
 
 
 def _untrained(model: nn.Module | Callable[[int], nn.Module] | None, config: Config) -> nn.Module | None:

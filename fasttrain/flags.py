@@ -5,11 +5,13 @@ A field ``epochs: Count = flag(100, "epochs")`` is a setting in YAML, a keyword 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 
@@ -29,6 +31,17 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 """A number above 0 and at most 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """An integer from 0 to 2**63 - 1."""
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~name`` expanded, as the shell does it. An unknown user's name stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+FilePath = Annotated[Path, AfterValidator(user_path)]
+"""A path on this machine, with ``~`` expanded."""
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""The same as text, for settings that are stored in YAML or that also take a word."""
 
 _RANGES = {
     "greater_than": "must be above {gt:g}",

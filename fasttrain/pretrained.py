@@ -19,6 +19,7 @@ from .checkpoint.state import whole_tensors
 from .config.resolve import Config, load_method, read_yaml, resolve
 from .config.settings import MODULE
 from .errors import ConfigError, unknown_name
+from .flags import user_path
 from .models.architectures import create_backbone, create_timm, has_cifar_stem, has_one_size, timm_name, vit_options
 from .models.sensors import Sensors
 from .models.weights import load_weights, read_metadata, read_weights
@@ -133,7 +134,7 @@ def from_run(path: str | Path, which: Branch | None = None, *, network: nn.Modul
     ``network`` is the module that was trained with ``fasttrain.train(model=...)``; it is copied. Raise ConfigError for
     a run without a complete checkpoint, a corrupt checkpoint, and a teacher that the method does not have.
     """
-    folder = newest(Path(path))
+    folder = newest(user_path(path))
     card, file = read_card(folder), folder.parent.parent / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{file}: is missing, so the run's network is unknown. Give the folder of a whole run.")
@@ -151,7 +152,7 @@ def from_run(path: str | Path, which: Branch | None = None, *, network: nn.Modul
 
 def from_file(path: str | Path) -> Backbone:
     """Return the backbone of a file that ``fasttrain export`` wrote. Raise ConfigError for any other file."""
-    path = Path(path)
+    path = user_path(path)
     values = read_metadata(path) if path.is_file() else None
     if values is None:
         tensors = read_weights(path)  # it reports why a file cannot be read
@@ -189,6 +190,7 @@ def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = N
     )
     notes: list[str] = []
     if pretrained is not None:
+        pretrained = user_path(pretrained)
         notes = load_weights(network, read_weights(pretrained), str(pretrained)).lines()
         if values := read_metadata(pretrained):
             ours = Blueprint.read(values, pretrained).pixels

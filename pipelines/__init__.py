@@ -4,6 +4,7 @@ from ..errors import DataError
 from .loader import Batch, Loader
 from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
+from .sources.listing import Listing, Summary
 from .sources.open import Splits, open_source
 from .views.draw import Parameters, draw_parameters
 from .views.recipe import Pixels, View, ViewRecipe, evaluation_view
@@ -13,12 +14,14 @@ __all__ = [
     "Batch",
     "DataError",
     "FolderSource",
+    "Listing",
     "Loader",
     "Parameters",
     "Pixels",
     "Source",
     "Splits",
     "Subset",
+    "Summary",
     "View",
     "ViewRecipe",
     "draw_parameters",

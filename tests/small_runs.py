@@ -80,7 +80,7 @@ def train_few_steps(data, output, *more, method="simclr"):
     """Train two steps in this process; the folder of the run."""
     from fasttrain.run import main
 
-    short = ("--limit_steps", 2, "--knn_every", 0, "--num_workers", 1, "--recipe", "cifar", *more)
+    short = ("--limit_steps", 2, "--num_workers", 1, "--recipe", "cifar", *more)
     assert main(flags(data, output, *short, method=method)) == 0
     return output
 

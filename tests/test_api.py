@@ -18,7 +18,7 @@ from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.pipelines import ArraySource, DataError, Loader, Splits, evaluation_view
 from tests.small_runs import SMALL, assert_same_run, flags
 
-_SHORT = {k: v for k, v in SMALL.items() if k != "recipe"} | {"limit_steps": 2, "knn_every": 0, "num_workers": 1}
+_SHORT = {k: v for k, v in SMALL.items() if k != "recipe"} | {"limit_steps": 2, "num_workers": 1}
 
 
 def _arrays(count, seed=0):
@@ -34,7 +34,7 @@ def result(images, tmp_path_factory):
 
 
 def test_train_makes_the_same_run_as_the_command(result, images, tmp_path):
-    more = ("--entropy", "--limit_steps", 2, "--knn_every", 0, "--num_workers", 1)
+    more = ("--entropy", "--limit_steps", 2, "--num_workers", 1)
     assert main(["train", *flags(images, tmp_path / "run", *more)]) == 0
     assert_same_run(result.output_dir, tmp_path / "run")
 

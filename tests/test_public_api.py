@@ -83,7 +83,8 @@ def _of_class(path, cls):
     for name in sorted(members):
         if not name.startswith("_"):
             value = getattr(cls, name, None)
-            yield f"{path}.{name}" + (_signature(value) if inspect.isroutine(value) else "")
+            is_function = inspect.isroutine(value) and callable(value)  # not a cached property
+            yield f"{path}.{name}" + (_signature(value) if is_function else "")
 
 
 def _signature(value):

@@ -34,7 +34,7 @@ _ALIKE = {
 
 def flags(method: str) -> tuple[str, ...]:
     """Return the flags of both sides."""
-    shared = ("--recipe", "cifar", "--epochs", str(_EPOCHS), "--knn_every", "0")
+    shared = ("--recipe", "cifar", "--epochs", str(_EPOCHS), "--knn_every", "1000")
     return (*shared, "--decay_all", *_ALIKE[method])
 
 

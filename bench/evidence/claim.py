@@ -38,9 +38,9 @@ def run(method: str, twin: str, change: str, seed: int) -> Run:
     batch = _SMALL if change in (_UPDATES, _EPOCHS_TOO) else _BATCH
     flags = ["--batch_size_per_gpu", str(batch), "--lr", f"{_PEAK * 256 / batch:g}"]
     if change == _UPDATES:  # 30 epochs of 31 steps, 4 of 250
-        flags += ["--epochs", str(math.ceil(_EPOCHS / 8)), "--warmup_epochs", str(_WARMUP / 8), "--knn_every", "0"]
+        flags += ["--epochs", str(math.ceil(_EPOCHS / 8)), "--warmup_epochs", str(_WARMUP / 8), "--knn_every", "1000"]
     else:
-        flags += ["--epochs", str(_EPOCHS), "--knn_every", "0"]
+        flags += ["--epochs", str(_EPOCHS), "--knn_every", "1000"]
     if method != "simclr":
         momentum = "0.8" if change == "EMA 0.8" else "0.996"
         flags += ["--momentum_teacher", momentum, "--momentum_teacher_end", momentum]

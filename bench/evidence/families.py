@@ -38,7 +38,7 @@ def main() -> None:
         with alone():
             for name in [method + twin for method in _FAMILIES.values() for twin in ("", "+er")]:
                 if name not in results:
-                    flags = ("--knn_every", "0", "--log_every", str(_LOGGED))
+                    flags = ("--knn_every", "1000", "--log_every", str(_LOGGED))
                     results[name] = train(Run(name, options.seeds[0], flags))
                     _RESULT.write_text(json.dumps(results) + "\n")
     curves(results, _FAMILIES, DOCS / "families.svg")

@@ -15,9 +15,9 @@ _CIFAR_EPOCHS = "20"
 
 def runs(names: list[str], seeds: list[int], data: str | None) -> list[Run]:
     """Return base and twin of every method, ordered by seed, so that an interrupted campaign has all methods."""
-    flags = (
-        ("--knn_every", "0") if data is None else ("--knn_every", "0", "--recipe", "cifar", "--epochs", _CIFAR_EPOCHS)
-    )
+    flags: tuple[str, ...] = ("--knn_every", "1000")  # only at the start and at the end
+    if data is not None:
+        flags += ("--recipe", "cifar", "--epochs", _CIFAR_EPOCHS)
     return [Run(name + twin, seed, flags, data) for seed in seeds for name in names for twin in ("", "+er")]
 
 

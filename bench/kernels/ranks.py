@@ -24,7 +24,7 @@ def curve(options: argparse.Namespace, *, ranks: int, threads: int, more: list[s
     launch = [sys.executable] if ranks == 1 else ["deepspeed", "--num_accelerators", str(ranks)]
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--method", options.method, "--entropy", "--recipe", "cifar", "--data_path", options.data_path]
-        flags += ["--limit_steps", str(options.steps), "--log_every", "10", "--knn_every", "0", "--output_dir", folder]
+        flags += ["--limit_steps", str(options.steps), "--knn_every", "1000", "--output_dir", folder]
         flags += ["--batch_size_per_gpu", str(options.batch // ranks), *more]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         subprocess.run([*launch, "fasttrain/run.py", *flags], check=True, cwd=ROOT, env=environment)

@@ -40,6 +40,10 @@ class Card:
     """Steps so far whose loss or gradient was not finite."""
     rollbacks: int = 0
     """How often the order of the data was changed after a divergence."""
+    images: int | None = None
+    """Training images."""
+    data: str | None = None
+    """A hash of the list of training images."""
 
 
 def tag(step: int) -> str:
@@ -104,6 +108,13 @@ def changes(card: Card, now: Card) -> list[str]:
             "size, so schedules and epochs shift. Keep the size with --batch_size_per_gpu or "
             "--gradient_accumulation_steps."
         )
+    if card.images is not None and card.images != now.images:
+        lines.append(
+            f"the data has {now.images:,} images, {card.images:,} in the checkpoint: an epoch has another number of "
+            f"steps. The run continues at step {card.step:,}, so schedules and epochs shift."
+        )
+    elif card.data is not None and card.data != now.data:
+        lines.append("the data has as many images as in the checkpoint, but others, other names or other labels")
     return lines
 
 

@@ -148,6 +148,11 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
     try:
         saved = read(path, card.zero_stage, card.world_size, trained_names(engine))
         if reason := misfit(saved, engine):
+            if engine.method.image_memories and card.images not in (None, expected.images):
+                reason += (
+                    f"; {card.method} stores a row per image: the data had {card.images:,} images, "
+                    f"{expected.images:,} now"
+                )
             problem = (
                 f"the checkpoint does not fit these settings ({reason}). Use the settings of its run's config.yaml, "
                 f"the version of fasttrain that wrote it ({card.version}), or another --output_dir."

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 _COMMANDS = {
     "train": "train a backbone (also: deepspeed fasttrain/run.py ...)",
@@ -16,6 +21,10 @@ _COMMANDS = {
     "doctor": "report what is installed, what replaces missing packages, and how to fix it",
 }
 """The name of a sub-command, which is also the name of its module here, and its description."""
+
+
+_SILENT = {"-h", "--help", "--print_config", "--print-config", "list"}
+"""Arguments of ``train`` that print a page for a person or a program to read, without a line before it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +52,11 @@ def run(command: str, arguments: Sequence[str]) -> int:
     try:
         prepare_environment()
         keep_freed_memory()
-        module = importlib.import_module(f".{command}", __package__)
+        slow = command == "train" and sys.modules.get("torch") is None
+        if slow and World.from_environment().is_main and _SILENT.isdisjoint(arguments):
+            print("fasttrain: loading torch and DeepSpeed", flush=True)
+        with _leaving_on_sigint():
+            module = importlib.import_module(f".{command}", __package__)
     except ModuleNotFoundError as error:
         return _missing(command, error)
     except ConfigError as error:
@@ -55,6 +68,26 @@ def run(command: str, arguments: Sequence[str]) -> int:
         return _missing(command, error)
     except (ConfigError, DataError) as error:
         return fail(str(error)) if World.from_environment().is_main else error.status
+    except KeyboardInterrupt:
+        return fail("stopped by SIGINT", 130) if World.from_environment().is_main else 130
+
+
+@contextmanager
+def _leaving_on_sigint() -> Iterator[None]:
+    """End the process at Ctrl-C. An exception in the middle of an import may be taken for a missing package."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"fasttrain: stopped by SIGINT\n")
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fail(message: str, status: int = 2) -> int:

@@ -18,11 +18,11 @@ from ..evaluate import protocol, table
 from ..evaluate.cache import FeatureCache, default_folder
 from ..evaluate.protocol import METRICS, Metric, Protocol
 from ..files import finite
-from ..flags import Count, Several, flag
+from ..flags import Count, FilePath, PathText, Several, flag
 from ..models.architectures import check_crops
 from ..pipelines import Splits, open_source
 from ..pretrained import Backbone
-from ..training.display import DataNotes
+from ..training.display import DataNotes, Display
 from .output import write_json
 from .source import SourceOptions, add_source, open_backbone
 
@@ -33,8 +33,8 @@ _DEFAULTS = Protocol()
 class EvalOptions:
     """The data and the figures of an evaluation."""
 
-    data_path: str | None = flag(None, "training images; default: the run's own, else the embedded digits")
-    val_path: str | None = flag(None, "held-out images, if data_path has no train/ and val/")
+    data_path: PathText | None = flag(None, "training images; default: the run's own, else the embedded digits")
+    val_path: PathText | None = flag(None, "held-out images, if data_path has no train/ and val/")
     metrics: tuple[Metric, ...] = flag(METRICS, "figures to measure: " + ", ".join(METRICS))
     knn_k: tuple[Count, ...] = flag(_DEFAULTS.ks, "numbers of neighbours")
     linear_epochs: Count = flag(_DEFAULTS.linear_epochs, "epochs of the linear probe")
@@ -42,8 +42,8 @@ class EvalOptions:
     lidar_views: Several = flag(_DEFAULTS.lidar_views, "augmented views of each of those images")
     batch_size_per_gpu: Count = flag(128, "images per batch and rank")
     num_workers: Count | None = flag(None, "threads that decode; default: this rank's share of the cores")
-    cache: str | None = flag(None, "folder of cached features, or none; default: ~/.cache/fasttrain/features")
-    output: str | None = flag(None, "also write the figures to this JSON file")
+    cache: PathText | None = flag(None, "folder of cached features, or none; default: ~/.cache/fasttrain/features")
+    output: FilePath | None = flag(None, "also write the figures to this JSON file")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     add_source(parser)
     parser.add_settings("evaluation", EvalOptions)
     namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions)
-    if options.output and Path(options.output).is_dir():
+    if options.output and options.output.is_dir():
         raise ConfigError(f"--output {options.output}: is a folder. Give a file in it.")
     world = World.from_environment()
     backbone = open_backbone(namespace, source)
@@ -67,22 +67,23 @@ def main(arguments: Sequence[str]) -> int:
     splits = _splits(backbone, options)
     if world.size > 1:
         initialise(world)
-    console = Console(stderr=True, highlight=False, quiet=not world.is_main, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, quiet=not world.is_main, soft_wrap=True)
     for line in backbone.notes:
         console.print(line)
     console.print(f"{backbone.name} on {splits.name}, {size} pixels")
-    cache = _cache(backbone, options, world)
-    with DataNotes():
+    display = Display(0, console=console)
+    cache = _cache(backbone, options, world, display)
+    with DataNotes(), display:
         figures = protocol.evaluate(
-            backbone, splits, cache, _protocol(options, source.seed), size=size, note=console.print
+            backbone, splits, cache, _protocol(options, source.seed), size=size, note=display.note
         )
     if figures is None:
         return 0
     console.print(f"features: {cache.extracted:,} images extracted, {cache.reused:,} cached")
-    Console(highlight=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
+    Console(highlight=False, markup=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
     if options.output:
         about = _about(backbone, splits, cache, size, source.seed)
-        write_json(Path(options.output).expanduser(), finite(about | figures))
+        write_json(options.output, finite(about | figures))
     return 0
 
 
@@ -96,8 +97,8 @@ def _splits(backbone: Backbone, options: EvalOptions) -> Splits:
     return open_source(data_path, val_path)
 
 
-def _cache(backbone: Backbone, options: EvalOptions, world: World) -> FeatureCache:
-    folder = default_folder() if options.cache is None else Path(options.cache).expanduser()
+def _cache(backbone: Backbone, options: EvalOptions, world: World, display: Display) -> FeatureCache:
+    folder = default_folder() if options.cache is None else Path(options.cache)
     return FeatureCache(
         backbone.network,
         torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu"),
@@ -105,6 +106,8 @@ def _cache(backbone: Backbone, options: EvalOptions, world: World) -> FeatureCac
         None if options.cache == "none" else folder,
         batch=options.batch_size_per_gpu,
         threads=options.num_workers or world.threads,
+        note=display.note,
+        progress=display.work,
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..config.arguments import Parser
 from ..errors import ConfigError
 from ..export.write import FORMATS, check_target, write_export
-from ..flags import flag
+from ..flags import FilePath, flag
 from .source import SourceOptions, add_source, open_backbone
 
 
@@ -18,7 +17,7 @@ class ExportOptions:
     """The format and the place of an export."""
 
     format: str | None = flag(None, "one of " + ", ".join(f"{name} ({form.about})" for name, form in FORMATS.items()))
-    output: str | None = flag(None, "the file to write, or the folder for hf")
+    output: FilePath | None = flag(None, "the file to write, or the folder for hf")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,11 +34,10 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("--which: the format dino holds both branches. Leave it out.")
     if source.size and not source.timm:
         raise ConfigError("--size: needs --timm NAME. A trained network has its own size.")
-    path = Path(options.output).expanduser()
-    check_target(path, options.format)
+    check_target(options.output, options.format)
     backbone = open_backbone(namespace, source)
-    line = write_export(backbone, path, options.format)
+    line = write_export(backbone, options.output, options.format)
     for note in backbone.notes:
         print(note)
-    print(f"{backbone.name}: {options.format} in {path}\n  {line}")
+    print(f"{backbone.name}: {options.format} in {options.output}\n  {line}")
     return 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..config.arguments import Parser, parse
 from ..engine.zero import quiet_deepspeed
 from ..errors import ConfigError
-from ..flags import Count, NonNegative, Positive, PositiveFraction, flag
+from ..flags import Count, FilePath, NonNegative, Positive, PositiveFraction, flag
 from ..plan.forecast import Forecast, forecast, refusal
 from ..plan.hardware import GIB, GPUS, Cluster, gpu_named
 from ..plan.report import as_json, show
@@ -30,7 +29,7 @@ class PlanOptions:
     gpu: str = flag("h100", f"one of {', '.join(GPUS)}")
     gpu_memory: Positive | None = flag(None, "memory per GPU in GiB, if it differs")
     images: Count = flag(IMAGENET, "images per epoch")
-    output: str | None = flag(None, "also write the forecast to this JSON file")
+    output: FilePath | None = flag(None, "also write the forecast to this JSON file")
     reserve: NonNegative = flag(3.0, "memory per GPU in GiB that the run cannot use")
     flops_fraction: PositiveFraction = flag(0.5, "achieved fraction of the peak of matrix products")
     bandwidth_fraction: PositiveFraction = flag(0.8, "achieved fraction of the memory bandwidth")
@@ -62,7 +61,7 @@ def planned(arguments: Sequence[str]) -> Forecast:
     if {argument.partition("=")[0] for argument in rest}.isdisjoint(("--recipe", "--config", "--data_path")):
         rest += ["--recipe", "imagenet"]
     config, _ = parse(rest)
-    output = None if options.output is None else Path(options.output).expanduser()
+    output = options.output
     if output is not None and not output.parent.is_dir():  # check it before the slow part
         raise ConfigError(f"--output {output}: cannot be written: there is no folder {output.parent}.")
     prediction = forecast(config, _cluster(options), options.images)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ..config.arguments import Parser
 from ..errors import ConfigError
-from ..flags import Count, Seed, flag
+from ..flags import Count, FilePath, Seed, flag, user_path
 from ..methods import load_plugin
 from ..pretrained import Backbone, from_file, from_run, from_timm
 
@@ -19,11 +18,11 @@ class SourceOptions:
     """The network that a command uses."""
 
     timm: str | None = flag(None, "a timm model instead; random weights without --pretrained")
-    pretrained: str | None = flag(None, "weights for --timm, in any layout that --init_from reads")
+    pretrained: FilePath | None = flag(None, "weights for --timm, in any layout that --init_from reads")
     which: Literal["teacher", "student"] | None = flag(None, "branch of a run; default: the teacher, if any")
     size: Count | None = flag(None, "side of the images in pixels; default: the network's own")
     seed: Seed = flag(0, "seed of random weights and draws")
-    plugin: str | None = flag(None, "Python file that registers the run's method; it is run")
+    plugin: FilePath | None = flag(None, "Python file that registers the run's method; it is run")
 
 
 def add_source(parser: Parser) -> None:
@@ -36,15 +35,14 @@ def open_backbone(namespace: Namespace, options: SourceOptions) -> Backbone:
     """Return the network that the flags name. Raise ConfigError for anything invalid."""
     source = namespace.source
     if options.plugin is not None:
-        load_plugin(Path(options.plugin).expanduser())
+        load_plugin(options.plugin)
     if (source is None) == (options.timm is None):
         raise ConfigError("RUN|FILE: name one network: the folder of a run, an exported file, or --timm NAME.")
     if options.timm is not None:
         if options.which is not None:
             raise ConfigError("--which: applies to runs only. Leave it out with --timm.")
-        pretrained = None if options.pretrained is None else Path(options.pretrained).expanduser()
-        return from_timm(options.timm, pretrained=pretrained, size=options.size, seed=options.seed)
-    path = Path(source).expanduser()
+        return from_timm(options.timm, pretrained=options.pretrained, size=options.size, seed=options.seed)
+    path = user_path(source)
     if options.pretrained is not None:
         raise ConfigError("--pretrained: needs --timm NAME.")
     if not path.exists():

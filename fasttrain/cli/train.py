@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -72,7 +73,8 @@ def _write_report(outcome: Outcome) -> None:
         from ..report.write import write_report
 
         write_report([outcome.output], images=0)
-        print(f"{outcome.output}/report.html shows the run. Add pictures: fasttrain report {outcome.output}")
+        pictures = f"fasttrain report {quote(str(outcome.output))}"
+        print(f"{outcome.output}/report.html shows the run. Add pictures: {pictures}")
 
 
 def _end(world: World, message: str, status: int = 2) -> int:
@@ -100,4 +102,4 @@ def print_recipes() -> None:
     for entry in recipes.entries():
         published = f"{entry.published}\n{entry.source}"
         table.add_row(entry.method, entry.recipe, entry.arch, str(entry.epochs), published)
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False).print(table)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..config.arguments import Parser, parse
 from ..errors import ConfigError
-from ..flags import Count, flag
+from ..flags import Count, FilePath, flag
 from ..report.contact_sheet import contact_sheet
 
 
@@ -17,7 +16,7 @@ class ViewsOptions:
     """The size and the place of a contact sheet."""
 
     images: Count = flag(4, "number of images")
-    output: str = flag("views.png", "file to write")
+    output: FilePath = flag("views.png", "file to write")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,12 +25,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_settings("sheet", ViewsOptions)
     options, rest = parser.known_options(arguments, ViewsOptions)
     config, _ = parse(rest)
-    output = Path(options.output).expanduser()
     sheet = contact_sheet(config, options.images)
     try:
-        sheet.save(output)
+        sheet.save(options.output)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error}.") from None
+        raise ConfigError(f"--output {options.output}: cannot be written: {error}.") from None
     count = config.views.n_views
-    print(f"{output}: {options.images} images, {count} views each, as {config.method} sees them in epoch 0")
+    print(f"{options.output}: {options.images} images, {count} views each, as {config.method} sees them in epoch 0")
     return 0

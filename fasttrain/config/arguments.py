@@ -7,7 +7,6 @@ import dataclasses
 import types
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import methods
@@ -25,8 +24,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
     arguments = [underscored(argument) for argument in arguments]
     first, _ = _parser(None).parse_known_args(arguments)
     if first.plugin is not None:
-        methods.load_plugin(Path(first.plugin).expanduser())
-    file = read_yaml(Path(first.config)) if first.config else {}
+        methods.load_plugin(first.plugin)
+    file = read_yaml(first.config) if first.config else {}
     name = first.method or file.get("method")
     if name is None:
         if first.help:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from shlex import quote
 from typing import Any
 
 import yaml
 
 from .. import methods
 from ..errors import ConfigError, unknown_name
-from ..flags import validated
+from ..flags import user_path, validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
 from ..pipelines.views.recipe import Pixels, View, ViewRecipe
 from .recipes import recipe_layers, recipe_names
@@ -21,6 +21,14 @@ from .settings import TrainConfig, ViewFlags
 
 COMMAND_FLAGS = ("method", "config", "plugin", "print_config", "local_rank", "help")
 """Flags of ``fasttrain train`` that are no settings of the run."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The values that the caller gave, before the recipe's were merged under them."""
+
+    values: Mapping[str, Any]
+    file: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Config:
     views: ViewRecipe
     plugin: str | None = None
     """The file that registered the method. It is only recorded: a stored configuration never runs code."""
+    request: Request | None = field(default=None, compare=False, repr=False)
+    """What :func:`fasttrain.config.fit.fit_to_data` may not change."""
 
     @property
     def title(self) -> str:
@@ -56,7 +66,7 @@ class Config:
         if self.train.in_memory:
             return self
         paths = {name: getattr(self.train, name) for name in ("data_path", "val_path")}
-        absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
+        absolute = {name: os.path.abspath(path) for name, path in paths.items() if path}
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **absolute))
 
 
@@ -110,7 +120,8 @@ def resolve(
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Config(name, entropy, recipe, train, settings, view_recipe, plugin or recorded)
+    request = Request(dict(values), file)
+    return Config(name, entropy, recipe, train, settings, view_recipe, plugin or recorded, request)
 
 
 def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.Method]:
@@ -118,7 +129,7 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     try:
         method = methods.load(name)
     except ValueError as error:
-        hint = f" It was registered by a plugin. Add --plugin {recorded_plugin}." if recorded_plugin else ""
+        hint = f" It was registered by a plugin. Add --plugin {quote(recorded_plugin)}." if recorded_plugin else ""
         raise ConfigError(f"{error}{hint}") from None
     trainers = {*COMMAND_FLAGS, "recipe", "entropy"}.union(*map(_names, (TrainConfig, ViewFlags, Pixels, _Views)))
     if taken := sorted(trainers & _names(method.Settings)):
@@ -128,10 +139,10 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     return method
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the values of a YAML file. Raise ConfigError if it cannot be read or is not a mapping."""
     try:
-        content = yaml.safe_load(path.expanduser().read_text())
+        content = yaml.safe_load(user_path(path).read_text())
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

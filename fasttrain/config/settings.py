@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..flags import Count, Fraction, Natural, NonNegative, Seed, flag
+from ..flags import Count, Fraction, Natural, NonNegative, PathText, Seed, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
 
 IN_MEMORY = "in memory: "
@@ -41,9 +41,9 @@ class TrainConfig:
     batch_size_per_gpu: Count = flag(64, "images per rank and micro-step")
     gradient_accumulation_steps: Count = flag(1, "micro-steps per optimizer step")
 
-    data_path: str | None = flag(None, "folder or shards of images (docs/data.md); default: the embedded digits")
-    val_path: str | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
-    output_dir: str | None = flag(None, "folder of the run; default: runs/<method>[-er]-<time>")
+    data_path: PathText | None = flag(None, "folder or shards of images (docs/data.md); default: the embedded digits")
+    val_path: PathText | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
+    output_dir: PathText | None = flag(None, "folder of the run; default: runs/<method>[-er]-<time>")
     num_workers: Natural | None = flag(None, "threads that decode and augment; default: this rank's share of the cores")
     max_bad_fraction: Fraction = flag(0.1, "stop with exit status 2 if a larger fraction of the images is unreadable")
 
@@ -54,20 +54,27 @@ class TrainConfig:
     seed: Seed = flag(0, "seed of weights, data order and views")
     deterministic: bool = flag(False, "use deterministic kernels only")
 
-    init_from: str | None = flag(
+    init_from: PathText | None = flag(
         None, "start the backbone from weights of another project or an export; docs/export.md lists the layouts"
     )
-    resume: str = flag("auto", "auto (newest checkpoint in output_dir), never, or the folder of a run or a checkpoint")
+    resume: PathText = flag(
+        "auto", "auto (newest checkpoint in output_dir), never, or the folder of a run or a checkpoint"
+    )
     saveckp_freq: Count = flag(20, "keep the checkpoint of every N-th epoch")
     keep: Count | None = flag(None, "keep the newest N checkpoints instead; default: --saveckp_freq decides")
     saveckp_freq_steps: Natural = flag(0, "also save a checkpoint every N steps; 0: after each epoch only")
     limit_steps: Count | None = flag(None, "stop after N steps of the schedule")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...] = flag(
+        ("tensorboard",), "where the logged values go besides metrics.jsonl: tensorboard, wandb, mlflow, or none"
+    )
     log_every: Count = flag(10, "steps between logged steps")
     max_skipped_steps: Count = flag(3, "stop with exit status 3 after N consecutive steps that are not finite")
     rollback: Natural = flag(0, "instead return to the last checkpoint, with another data order, up to N times")
     watchdog_minutes: NonNegative = flag(30.0, "end the run with exit status 1 if no step finishes in time; 0: never")
     stop_on_collapse: bool = flag(False, "stop with exit status 3 when the representation has collapsed")
-    knn_every: Natural = flag(10, "epochs between k-NN evaluations; 0: only at the end")
+    knn_every: Natural = flag(10, "epochs between k-NN evaluations; also at the start and end. 0: no k-NN at all")
+    knn_train_images: Count = flag(20_000, "labelled training images for k-NN and RankMe during the run, at most")
+    knn_val_images: Count = flag(5_000, "held-out images for k-NN during the run, at most")
 
     @property
     def in_memory(self) -> bool:

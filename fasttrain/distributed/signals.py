@@ -3,35 +3,69 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""The end by a scheduler or launcher, Ctrl-C, and the warning of SLURM's ``--signal=USR1@seconds``."""
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+"""The end by a scheduler or launcher, Ctrl-C, the warnings of schedulers (SLURM's ``--signal``), a closed terminal."""
 _REPEAT_SECONDS = 1.0  # a launcher forwards Ctrl-C to ranks that already received it from the terminal
 
 
+class Stopped(BaseException):
+    """A signal arrived while no step was running, and the work was given up. Not an Exception: no code may catch it."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
 class Signals:
-    """A context that records :data:`STOPPING`. A second SIGINT, a second or more later, raises KeyboardInterrupt."""
+    """A context that records :data:`STOPPING`. A second SIGINT, a second or more later, raises KeyboardInterrupt.
+
+    Only the main thread can receive signals. In another thread the context changes nothing.
+    """
 
     def __init__(self) -> None:
         self._arrivals: dict[int, float] = {}
         self._previous: dict[signal.Signals, object] = {}
+        self._raises = False
 
     @property
     def counts(self) -> list[float]:
         """1 for each signal of :data:`STOPPING` that has arrived, else 0. :func:`stop_signal` takes sums over ranks."""
         return [float(number in self._arrivals) for number in STOPPING]
 
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Raise :class:`Stopped` as soon as a signal arrives, in the middle of the context's work.
+
+        For one rank only: with several, the other ranks would wait for this one.
+        """
+        if number := stop_signal(self.counts):
+            raise Stopped(number)
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
     def _record(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if number == signal.SIGINT and now - self._arrivals.setdefault(number, now) >= _REPEAT_SECONDS:
             raise KeyboardInterrupt
         self._arrivals.setdefault(number, now)
+        if self._raises:
+            self._raises = False
+            raise Stopped(signal.Signals(number))
 
     def __enter__(self) -> Signals:
-        self._previous = {number: signal.signal(number, self._record) for number in STOPPING}
+        if threading.current_thread() is threading.main_thread():
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup: the run outlives its terminal
+            handled = [number for number in STOPPING if not (number == signal.SIGHUP and ignored)]
+            self._previous = {number: signal.signal(number, self._record) for number in handled}
         return self
 
     def __exit__(

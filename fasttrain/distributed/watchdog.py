@@ -99,7 +99,7 @@ class Watchdog:
 
     If no step finishes for ``minutes`` (0: no limit), a line on stderr reports it. Within ``_GRACE`` seconds the stacks
     of all threads are written to ``rank-N.log`` and the process ends with status 1. Only the line is missing if a C
-    call holds the GIL. Time under :meth:`suspended` does not count. If another rank has ended, the process ends with
+    call holds the GIL. If another rank has ended, the process ends with
     that rank's status. ``leave`` ends the process without the clean-up that waits for other ranks.
 
     A process has one timer of faulthandler, so another use of ``faulthandler.dump_traceback_later`` replaces this one.
@@ -125,7 +125,7 @@ class Watchdog:
         self._listener = threading.Thread(target=self._listen, name="fasttrain-listener", daemon=True)
 
     def step_done(self) -> None:
-        """Start the time limit again: a step has finished, or the first step begins."""
+        """Start the time limit again: a step or a batch of an evaluation has finished, or the first one begins."""
         with self._arming:
             now = time.monotonic()
             if self.limit and not self._ending:
@@ -133,19 +133,6 @@ class Watchdog:
                 if now - self._set_at >= _PERIOD:  # each setting starts a thread: 0.4 ms
                     self._set_at = now
                     faulthandler.dump_traceback_later(self.limit + _GRACE, exit=True, file=self._open_log())
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Stop the time limit for work between steps that may take long."""
-        with self._arming:
-            was_set = self._deadline is not None
-            if not self._ending:
-                self._cancel()
-        try:
-            yield
-        finally:
-            if was_set:
-                self.step_done()
 
     def crashed(self, error: BaseException) -> Crashed:
         """Report in one line which rank failed and why, and write the traceback to ``rank-N.log``.

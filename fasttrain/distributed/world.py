@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import ConfigError
+from .cpus import usable_cores
 from .deepspeed_names import disable_shared_memory_reduction
 
 T = TypeVar("T")
@@ -43,8 +44,8 @@ class World:
 
     @property
     def threads(self) -> int:
-        """This rank's share of the machine's cores."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        """This rank's share of the cores that its container may use."""
+        return max(1, usable_cores() // self.local_size)
 
 
 def _variable(*names: str, default: int) -> int:
@@ -116,13 +117,24 @@ def initialise(world: World) -> None:
     for name, value in values.items():
         os.environ.setdefault(name, str(value))
     own_port = "MASTER_PORT" not in os.environ
-    if own_port:
+    alone = world.size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ  # torchrun itself listens at its port
+    if own_port or (alone and not _is_free(os.environ["MASTER_PORT"])):
         os.environ["MASTER_PORT"] = str(_free_port())
+    elif os.environ.get("CROSS_SIZE") == "1" and os.environ["MASTER_PORT"] == _DEEPSPEED_PORT:
+        os.environ["MASTER_PORT"] = str(_port_of_launcher(os.getppid()))
     disable_shared_memory_reduction()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(world.local_rank)
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"MASTER_PORT: port {os.environ['MASTER_PORT']} is used by another program. "
+            "Give the launcher a free one with --master_port."
+        ) from None
     if own_port:  # a command that is started from this process, for example from a notebook, needs another port
         del os.environ["MASTER_PORT"]
 
@@ -135,6 +147,29 @@ def all_gather_object(world: World, value: T) -> list[T]:
     if world.size > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+_DEEPSPEED_PORT = "29500"
+
+
+def _port_of_launcher(launcher: int) -> int:
+    """Return the port for the ranks that one ``deepspeed`` process started on one machine.
+
+    Two runs on one machine would both get the default port. The ranks cannot agree on a free port before they are
+    connected, but they all know the number of the process that started them. The range ends below the ports that the
+    kernel gives to clients.
+    """
+    return 20_000 + launcher % 9_000
+
+
+def _is_free(port: str) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store does
+        try:
+            probe.bind(("", int(port)))
+        except (OSError, ValueError, OverflowError):
+            return False
+        return True
 
 
 def _free_port() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 
 from .. import pipelines
 from ..distributed.world import World
-from ..errors import ConfigError
 from ..pipelines import Loader, Source, ViewRecipe
+from .evaluator import ShowProgress
 from .features import Features, extract_views
 
 _SAMPLED = 16  # images whose content is part of the key
@@ -78,10 +80,20 @@ class FeatureCache:
     """
 
     def __init__(
-        self, network: nn.Module, device: torch.device, world: World, folder: Path | None, *, batch: int, threads: int
+        self,
+        network: nn.Module,
+        device: torch.device,
+        world: World,
+        folder: Path | None,
+        *,
+        batch: int,
+        threads: int,
+        note: Callable[[str], None] = print,
+        progress: ShowProgress | None = None,
     ) -> None:
         self._network, self._device, self._world = network.to(device), device, world
-        self._folder, self._batch, self._threads = folder, batch, threads
+        self._batch, self._threads, self._note, self._progress = batch, threads, note, progress
+        self._folder = self._writable(folder) if world.is_main else folder
         self.is_main = world.is_main
         self.digest = network_digest(network)
         """Hash of the network and its weights."""
@@ -90,6 +102,22 @@ class FeatureCache:
         """Images whose features were computed."""
         self.reused = 0
         """Images whose features were read."""
+
+    def _writable(self, folder: Path | None) -> Path | None:
+        """Return the folder, or None after a warning if no file can be written there."""
+        if folder is None:
+            return None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            self._warn(folder, error)
+            return None
+        return folder
+
+    def _warn(self, folder: Path, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or error
+        self._note(f"--cache {folder}: cannot be written: {reason}. Features are not cached.")
 
     def views(self, source: Source, recipe: ViewRecipe, seed: int = 0) -> Features | None:
         """Return features [N, V, D] of the recipe's V views of every readable image, or None (see the class)."""
@@ -111,13 +139,17 @@ class FeatureCache:
             drop_last=False,
         )
         try:
-            features = extract_views(self._network, loader, self._device)
+            features = extract_views(self._network, loader, self._device, progress=self._shown(len(source)))
         finally:
             loader.close()
         self.extracted += len(source)
         if self._world.is_main:
             self._write(path, features)
         return features
+
+    def _shown(self, total: int) -> Callable[[int], None] | None:
+        progress = self._progress
+        return None if progress is None else lambda done: progress("features", done, total)
 
     def _path(self, source: Source, recipe: ViewRecipe, seed: int) -> Path | None:
         if self._folder is None:
@@ -147,7 +179,7 @@ class FeatureCache:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
             os.replace(part, path)
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"--cache {path.parent}: cannot be written: {error}. Choose another folder.") from None
+            self._warn(path.parent, error)
 
     def _agree(self, is_cached: bool) -> bool:
         """Return rank 0's value on every rank."""

@@ -1,9 +1,18 @@
-"""Random subsets with a fraction of every class, for few-shot evaluation and for held-out splits."""
+"""Subsets of images: evenly spaced ones, and random ones with a fraction of every class."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..pipelines import Source, Subset
+
+
+def spaced(source: Source, count: int) -> Source:
+    """Return ``count`` evenly spaced images of a source, so that all classes are included, or the source itself."""
+    if count >= len(source):
+        return source
+    return Subset(source, [k * len(source) // count for k in range(count)])
 
 
 def class_balanced(labels: Tensor, fraction: float, seed: int) -> Tensor:

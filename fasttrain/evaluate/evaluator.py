@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from ..config.resolve import Config
 from ..distributed.world import World
 from ..pipelines import Loader, Source, Splits, Subset, ViewRecipe, evaluation_view
+from .draws import spaced
 from .features import Features, extract
 from .knn import knn_accuracy
 from .spectrum import SPECTRUM_ROWS, rankme, spectrum_stride
@@ -19,6 +21,13 @@ from .spectrum import SPECTRUM_ROWS, rankme, spectrum_stride
 _PIXEL_SIDE = 32  # largest size of the images whose raw pixels are compared
 _PIXEL_BYTES = 2**31  # raw pixels of larger training sets are not compared
 _DEVICE_SHARE = 1 / 8  # of a GPU's memory for features, next to the training
+
+ShowProgress = Callable[[str, int, int], None]
+"""Receives a name of the work, and the images done and in all. It may raise, on all ranks, to end the work."""
+
+
+def _show_nothing(name: str, done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluate backbones on the clean images of both splits. Nothing is fitted on the held-out split."""
+    """Evaluate backbones on the clean images of both splits. Nothing is fitted on the held-out split.
+
+    At most ``knn_train_images`` and ``knn_val_images`` evenly spaced images are used, so that the cost is bounded.
+    """
 
     def __init__(self, splits: Splits, config: Config, device: torch.device, world: World) -> None:
         self.device = device
@@ -46,28 +58,36 @@ class Evaluator:
             "drop_last": False,
             "max_bad_fraction": config.train.max_bad_fraction,
         }
-        self._train, self._val, self._options = splits.train, None if splits.missing_for_knn else splits.val, options
-        self._batch = config.train.batch_size_per_gpu
+        t = config.train
+        self._train, self._val, self._options = spaced(splits.train, t.knn_train_images), None, options
+        if splits.val is not None and not splits.missing_for_knn:
+            self._val = spaced(splits.val, t.knn_val_images)
+        else:  # only the spectrum needs images, and it needs these
+            self._train = Subset(self._train, range(0, len(self._train), spectrum_stride(len(self._train))))
+        self._batch = t.batch_size_per_gpu
         self._pixel_views = evaluation_view(recipe, min(size, _PIXEL_SIDE))
-        views, train = evaluation_view(recipe, size), splits.train
-        if self._val is None:  # only the spectrum needs images, and it needs these
-            train = Subset(train, range(0, len(train), spectrum_stride(len(train))))
-        self._loaders = [self._loader(source, views) for source in (train, self._val) if source is not None]
+        views = evaluation_view(recipe, size)
+        self._loaders = [self._loader(source, views) for source in (self._train, self._val) if source is not None]
         self._bad_pixels: dict[str, str] = {}
         self._most = math.inf
         if device.type == "cuda":
             self._most = torch.cuda.get_device_properties(device).total_memory * _DEVICE_SHARE
 
-    def backbone(self, backbone: nn.Module) -> Evaluation:
-        """Evaluate a network. k-NN needs the features of all images; the spectrum alone needs only its sample."""
-        features = self._extract(backbone, self._loaders)
+    @property
+    def images(self) -> tuple[int, int]:
+        """The numbers of training images and held-out images that are used; no held-out ones without k-NN."""
+        return len(self._train), 0 if self._val is None else len(self._val)
+
+    def backbone(self, backbone: nn.Module, progress: ShowProgress = _show_nothing, name: str = "k-NN") -> Evaluation:
+        """Evaluate a network. ``progress`` gets ``name`` with the number of images done."""
+        features = self._extract(backbone, self._loaders, progress, name)
         bank = features[0].features
         if not all(part.isfinite().all() for part in torch.split(bank, SPECTRUM_ROWS)):
             return Evaluation(None, math.nan, finite=False)
         spectrum = rankme(bank[:: spectrum_stride(len(bank))]) if bank.shape[1] <= 8192 else math.nan
         return Evaluation(_knn(features), spectrum, finite=True)
 
-    def pixels(self) -> float | None:
+    def pixels(self, progress: ShowProgress = _show_nothing) -> float | None:
         """Return the k-NN accuracy of the normalised pixels themselves, of images at most 32 pixels wide.
 
         Return None without k-NN, or if the training images' pixels take more than 2 GiB.
@@ -77,7 +97,7 @@ class Evaluator:
             return None
         loaders = [self._loader(source, self._pixel_views) for source in (self._train, self._val)]
         try:
-            return _knn(self._extract(nn.Flatten(), loaders))
+            return _knn(self._extract(nn.Flatten(), loaders, progress, "k-NN of raw pixels"))
         finally:
             for loader in loaders:
                 self._bad_pixels |= loader.bad
@@ -86,8 +106,16 @@ class Evaluator:
     def _loader(self, source: Source, views: ViewRecipe) -> Loader:
         return Loader(source, views, self._batch, **self._options)
 
-    def _extract(self, backbone: nn.Module, loaders: list[Loader]) -> list[Features]:
-        return [extract(backbone, loader, self.device, most=self._most) for loader in loaders]
+    def _extract(self, backbone: nn.Module, loaders: list[Loader], progress: ShowProgress, name: str) -> list[Features]:
+        bank, total = len(self._train), sum(self.images)
+
+        def after(before: int) -> Callable[[int], None]:
+            return lambda done: progress(name, before + done, total)
+
+        return [
+            extract(backbone, loader, self.device, most=self._most, progress=after(before))
+            for loader, before in zip(loaders, (0, bank), strict=False)
+        ]
 
     @property
     def bad(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,24 +23,39 @@ class Features:
     labels: Tensor | None
 
 
-def extract(backbone: nn.Module, loader: Loader, device: torch.device, *, most: float = math.inf) -> Features:
+def extract(
+    backbone: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    *,
+    most: float = math.inf,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
     """Return the features [N, D] of every readable image of an evaluation loader, the same on every rank.
 
-    BatchNorm is in evaluation mode. Features of more than ``most`` bytes are stored in the host's memory.
+    BatchNorm is in evaluation mode. Features of more than ``most`` bytes are stored in the host's memory. ``progress``
+    is called after every batch, on every rank, with the number of images that all ranks have had.
     """
-    rows = extract_views(backbone, loader, device, most=most)
+    rows = extract_views(backbone, loader, device, most=most, progress=progress)
     return Features(rows.features[:, 0], rows.labels)
 
 
 @torch.no_grad()
-def extract_views(backbone: nn.Module, loader: Loader, device: torch.device, *, most: float = math.inf) -> Features:
+def extract_views(
+    backbone: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    *,
+    most: float = math.inf,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
     """Return what :func:`extract` does for all V views of the loader's first resolution: [N, V, D]."""
     training = backbone.training
     backbone.eval()
     count = len(loader.source)
     seen, features = torch.zeros(count, dtype=torch.bool), None
     try:
-        for batch in in_step(loader, 0):
+        for step, batch in enumerate(in_step(loader, 0), start=1):
             views = batch.views[0].to(device)
             with _exact_convolutions():
                 rows = backbone(views.flatten(0, 1)).float().unflatten(0, views.shape[:2]).transpose(0, 1)
@@ -50,6 +65,8 @@ def extract_views(backbone: nn.Module, loader: Loader, device: torch.device, *, 
                 features = rows.new_empty(count, *rows.shape[1:], device="cpu" if size > most else device)
             features[indices.to(features.device)] = rows.to(features.device)
             seen[indices.cpu()] = True
+            if progress is not None:
+                progress(min(step * loader.batch_size * loader.world_size, count))
     finally:
         backbone.train(training)
     assert features is not None

@@ -18,6 +18,8 @@ class Accuracy:
 
     top1: float
     top5: float
+    balanced: float
+    """Mean over the queries' classes of each class's ``top1``. It equals ``top1`` if all classes are equally large."""
 
 
 def knn_accuracy(
@@ -53,7 +55,7 @@ def knn(
     bank_labels, query_labels = bank_labels.to(queries.device), query_labels.to(queries.device)
     classes = int(max(bank_labels.max(), query_labels.max())) + 1
     cosines, neighbours = nearest(bank, queries, max(ks), chunk=chunk)
-    correct = {k: [0, 0] for k in ks}
+    hits: dict[int, list[tuple[Tensor, Tensor]]] = {k: [] for k in ks}
     for start in range(0, len(queries), chunk):
         rows = slice(start, start + chunk)
         weights, labels = ((cosines[rows] - 1) / temperature).exp(), query_labels[rows]
@@ -62,16 +64,23 @@ def knn(
         for k in sorted(ks):
             votes.scatter_add_(1, voted[:, counted:k], weights[:, counted:k])
             counted = k
-            for at, hits in enumerate(hits_of(votes, labels, above=0.0)):
-                correct[k][at] += hits
-    return {k: Accuracy(first / len(queries), five / len(queries)) for k, (first, five) in correct.items()}
+            hits[k].append(hits_of(votes, labels, above=0.0))
+    return {k: accuracy_of(parts, query_labels) for k, parts in hits.items()}
 
 
-def hits_of(scores: Tensor, labels: Tensor, above: float = -math.inf) -> tuple[int, int]:
-    """Return the numbers of rows of ``scores`` [M, C] whose label [M] has the highest score, and one of the top five.
+def accuracy_of(hits: Sequence[tuple[Tensor, Tensor]], labels: Tensor) -> Accuracy:
+    """Return the accuracy on labels [M] from the results of :func:`hits_of`, in order, on parts of the rows."""
+    first, five = (torch.cat(part).double() for part in zip(*hits, strict=True))
+    sizes = labels.bincount()
+    per_class = labels.bincount(weights=first)[sizes > 0] / sizes[sizes > 0]
+    return Accuracy(float(first.mean()), float(five.mean()), float(per_class.mean()))
+
+
+def hits_of(scores: Tensor, labels: Tensor, above: float = -math.inf) -> tuple[Tensor, Tensor]:
+    """Return which rows of ``scores`` [M, C] give their label [M] the highest score, and one of the top five: [M], [M].
 
     A label whose score is not above ``above``, such as a label without votes, is not a top-five hit.
     """
     best = scores.topk(min(5, scores.shape[1]), dim=1)
     hits = (best.indices == labels[:, None]) & (best.values > above)
-    return int((scores.argmax(1) == labels).sum()), int(hits.any(1).sum())
+    return scores.argmax(1) == labels, hits.any(1)

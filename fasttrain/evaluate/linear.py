@@ -21,6 +21,7 @@ class Probe:
 
     top1: float
     top5: float
+    balanced: float
     lr: float
     epochs: int
 
@@ -54,7 +55,7 @@ def linear_probe(
     best = rates[max(range(len(rates)), key=lambda i: (top1[i], -rates[i]))]
     (final,) = train(rows, labels, [best], classes=classes, epochs=epochs, batch=batch, seed=seed)
     accuracy = final.accuracy(queries, query_labels)
-    return Probe(accuracy.top1, accuracy.top5, best, epochs)
+    return Probe(accuracy.top1, accuracy.top5, accuracy.balanced, best, epochs)
 
 
 def train(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .draws import class_balanced, held_out
-from .knn import Accuracy, hits_of
+from .knn import Accuracy, accuracy_of, hits_of
 
 _ROWS = 65_536  # rows converted to fp64 at once
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -27,8 +27,7 @@ class Classifier:
     def accuracy(self, rows: Tensor, labels: Tensor) -> Accuracy:
         """Return the accuracy on rows [M, D]."""
         hits = [hits_of(x.to(self.weight) @ self.weight.T + self.bias, y) for x, y in _chunks(rows, labels)]
-        first, five = (sum(column) / len(rows) for column in zip(*hits, strict=True))
-        return Accuracy(first, five)
+        return accuracy_of(hits, labels)
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,20 @@ class Regression:
 
     top1: float
     top5: float
+    balanced: float
     penalty: float
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """Mean and standard deviation of top-1 accuracy over draws of a fraction of the labels."""
+    """Mean and standard deviation of top-1 accuracy, and mean balanced accuracy, over draws of labels."""
 
     fraction: float
     images: int
     draws: int
     mean: float
     std: float
+    balanced: float
 
 
 def fit(
@@ -120,7 +121,7 @@ def logistic_regression(
         top1[penalty] = classifier.accuracy(rows[tuning], labels[tuning]).top1
     best = max(top1, key=lambda penalty: (top1[penalty], penalty))
     accuracy = fit(rows, labels, best, classes=classes).accuracy(queries, query_labels)
-    return Regression(accuracy.top1, accuracy.top5, best)
+    return Regression(accuracy.top1, accuracy.top5, accuracy.balanced, best)
 
 
 def few_shot(
@@ -146,9 +147,10 @@ def few_shot(
         chosen = class_balanced(labels, fraction, seed + draw)
         few, centred = (F.normalize(x - x.mean(1, keepdim=True), dim=1) for x in (rows[chosen], queries))
         classifier = fit(few, labels[chosen], penalty / len(few), classes=classes, bias=False)
-        accuracies.append(classifier.accuracy(centred, query_labels).top1)
-    top1 = torch.tensor(accuracies, dtype=torch.float64)
-    return FewShot(fraction, len(chosen), draws, float(top1.mean()), float(top1.std(correction=0)))
+        accuracies.append(classifier.accuracy(centred, query_labels))
+    top1 = torch.tensor([accuracy.top1 for accuracy in accuracies], dtype=torch.float64)
+    balanced = sum(accuracy.balanced for accuracy in accuracies) / draws
+    return FewShot(fraction, len(chosen), draws, float(top1.mean()), float(top1.std(correction=0)), balanced)
 
 
 def _chunks(rows: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:

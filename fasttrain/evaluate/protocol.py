@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
-from ..pipelines import Source, Splits, Subset, View, ViewRecipe, evaluation_view
+from ..pipelines import Splits, View, ViewRecipe, evaluation_view
 from ..pretrained import Backbone
 from .alignment import alignment, uniformity
 from .cache import FeatureCache
+from .draws import spaced
 from .features import Features
 from .knn import knn
 from .linear import linear_probe
@@ -80,7 +81,7 @@ def evaluate(
     val = cache.views(splits.val, clean) if labelled and splits.val is not None else None
     views = None
     if "views" in metrics:
-        few = _spaced(splits.train, protocol.lidar_images)
+        few = spaced(splits.train, protocol.lidar_images)
         random = augmented_view(pixels, size, protocol.lidar_views)
         views = cache.views(few, random, seed=protocol.seed)
     if not cache.is_main:
@@ -146,12 +147,6 @@ def _spectrum(train: Features) -> dict[str, Any]:
 
 def _clean(one_view: Features) -> Features:
     return Features(one_view.features[:, 0], one_view.labels)
-
-
-def _spaced(source: Source, count: int) -> Source:
-    """Return ``count`` evenly spaced images, so that all classes are included."""
-    count = min(count, len(source))
-    return Subset(source, [k * len(source) // count for k in range(count)])
 
 
 def _missing(splits: Splits) -> str | None:

@@ -6,6 +6,7 @@ step either: the engine calls ``forward``, steps the optimizer, and calls ``end_
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,24 @@ class Objective(NamedTuple):
 
 
 @dataclass(frozen=True)
+class PerImages:
+    """A setting that small data needs smaller: one unit per ``images`` images, a power of two in a range."""
+
+    images: int
+    least: int
+    most: int
+
+    def value(self, count: int) -> int:
+        """Return the setting for ``count`` images."""
+        return min(max(power_of_two_below(count / self.images), self.least), self.most)
+
+
+def power_of_two_below(number: float) -> int:
+    """Return the largest power of two that is at most ``number``, and at least 1."""
+    return 1 << max(math.floor(math.log2(max(number, 1))), 0)
+
+
+@dataclass(frozen=True)
 class NoSettings:
     """The settings of a method without any."""
 
@@ -108,6 +127,8 @@ class Method(nn.Module):
     """Whether ``teacher`` follows the student and is evaluated and exported."""
     recipes: ClassVar[str | None] = None
     """A built-in method whose recipes (views, schedule) this one uses; None for a method with recipes of its own."""
+    sized: ClassVar[Mapping[str, PerImages]] = MappingProxyType({})
+    """Settings, such as the number of prototypes, that recipes for one's own photographs derive from the data."""
     global_views_needed: int = 2
     """The smallest number of global views that the method works with."""
     synchronised_batch_norm: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from ..kernels import prototype_entropy, row_logsumexp
 from ..kernels.collectives import mean_over_ranks
 from ..losses.base import gather_detached
 from ..models.heads import projection_mlp
-from .base import Objective, Step, Task
+from .base import Objective, PerImages, Step, Task
 from .bound import PrototypeMethod
 from .branch import Branch, Network, slice_views, width_of
 from .kmeans import SCORES, spherical_kmeans
@@ -50,6 +50,7 @@ class DeepCluster(PrototypeMethod):
 
     Settings = DeepClusterSettings
     settings: DeepClusterSettings
+    sized = MappingProxyType({"nmb_prototypes": PerImages(128, 16, 2048)})
     family = "clustering"
     zero_init_residual = False
     global_views_needed = 1

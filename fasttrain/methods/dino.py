@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..flags import Count, Fraction, NonNegative, Positive, Several, flag
 from ..losses import DINOLoss
 from ..models.heads import Prototypes, projection_mlp, trunc_normal_linears
 from ..models.teacher import make_teacher
-from .base import Objective, Step, Task
+from .base import Objective, PerImages, Step, Task
 from .bound import PrototypeMethod, in_product_dtype
 from .branch import Branch, Network, slice_views, width_of
 from .registry import register
@@ -47,6 +48,7 @@ class DINO(PrototypeMethod):
 
     Settings = DINOSettings
     settings: DINOSettings
+    sized = MappingProxyType({"out_dim": PerImages(8, 256, 65_536)})
     family = "distillation"
     has_teacher = True
     zero_init_residual = False

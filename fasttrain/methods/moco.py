@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +17,7 @@ from ..losses.base import gather_detached
 from ..models.batchnorm import broadcast_statistics
 from ..models.heads import projection_mlp
 from ..models.teacher import make_teacher
-from .base import Objective, Step, Task, check_queue
+from .base import Objective, PerImages, Step, Task, check_queue
 from .bound import SphereMethod, SphereSettings
 from .branch import Branch, Network, slice_views, width_of
 from .registry import register
@@ -46,6 +47,7 @@ class MoCo(SphereMethod):
 
     Settings: ClassVar[type[MoCoSettings]] = MoCoSettings
     settings: MoCoSettings
+    sized = MappingProxyType({"queue_length": PerImages(4, 256, 65_536)})
     family = "contrastive"
     has_teacher = True
     synchronised_batch_norm = False

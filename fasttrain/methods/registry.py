@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TypeVar
 
 from ..errors import ConfigError
+from ..flags import user_path
 from .base import Method
 
 BUILT_IN = ("byol", "cmc", "deepcluster", "dino", "infomin", "moco", "mocov3", "simclr", "simsiam", "swav")
@@ -89,12 +90,12 @@ def name_of(method: str | type[Method]) -> str:
     return name
 
 
-def load_plugin(path: Path) -> None:
+def load_plugin(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers methods. The file runs with the rights of the user.
 
     Raise ConfigError if it cannot be run or registers nothing.
     """
-    before = dict(_registered)
+    path, before = user_path(path), dict(_registered)
     module_name = f"fasttrain_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..flags import Count, Natural, NonNegative, Positive, Several, flag
 from ..losses import SwaVLoss
 from ..losses.base import gather_detached
 from ..models.heads import Prototypes, projection_mlp
-from .base import Objective, Step, Task, check_queue
+from .base import Objective, PerImages, Step, Task, check_queue
 from .bound import PrototypeMethod, in_product_dtype
 from .branch import Branch, Network, width_of
 from .registry import register
@@ -46,6 +47,7 @@ class SwAV(PrototypeMethod):
 
     Settings = SwAVSettings
     settings: SwAVSettings
+    sized = MappingProxyType({"nmb_prototypes": PerImages(32, 64, 2048)})
     family = "clustering"
     zero_init_residual = False
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import methods
+from ..config.fit import fit_to_data
 from ..config.resolve import Config
 from ..config.settings import TrainConfig
 from ..engine.build import build_method
@@ -93,6 +94,7 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
     Raise ConfigError for a configuration that :func:`build_method` refuses, for a batch larger than the data, for fp16
     with a ZeRO stage, and for one image per GPU if BatchNorm needs two.
     """
+    config = fit_to_data(config, images).config
     t, world = config.train, cluster.world
     precision = "bf16" if t.precision == "auto" else t.precision
     largest = images // (world * t.gradient_accumulation_steps)

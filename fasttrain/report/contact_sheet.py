@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..config.fit import fit_to_data
 from ..config.resolve import Config
 from ..errors import ConfigError
 from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source
@@ -30,6 +31,7 @@ def contact_sheet(config: Config, count: int) -> Image.Image:
     ConfigError if the data has fewer images, and DataError if it cannot be read.
     """
     source = open_source(config.train.data_path, config.train.val_path).train
+    config = fit_to_data(config, len(source)).config
     if count > len(source):
         raise ConfigError(f"--images: must be at most the {len(source)} images of the data, got {count}.")
     shown = in_rgb(config.views)

@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint.card import Card, newest, read_card
 from ..config.resolve import Config, read_yaml, resolve
 from ..errors import ConfigError
+from ..flags import user_path
 from ..training.records import is_number, read_lines, read_summary
 
 _DIGITS = "the embedded digits"
@@ -84,7 +85,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
     Raise ConfigError for a folder without a run, and if no run has logged a step.
     """
-    folders = list(dict.fromkeys(path.expanduser().resolve() for path in paths))
+    folders = list(dict.fromkeys(user_path(path).resolve() for path in paths))
     runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     if not any(run.lines for run in runs):
         raise ConfigError(

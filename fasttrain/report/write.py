@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
+from ..flags import user_path
 from ..pipelines import Splits
 from ..training.display import DataNotes
 from .page import Pictures, images_of, pictures, render, warnings
@@ -34,7 +35,7 @@ def write_report(
     count = images_of(len(described), images)
     drawn = [_pictures(run, count, splits) for run in described] if images else []
     page = render(described, drawn).encode(errors="backslashreplace")  # a file's name may not be UTF-8
-    path = described[0].path / "report.html" if output is None else output.expanduser()
+    path = described[0].path / "report.html" if output is None else user_path(output)
     try:
         path.write_bytes(page)
     except OSError as error:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.settings import TrainConfig
 from ..distributed.lockstep import in_step
-from ..distributed.signals import Signals, stop_signal
+from ..distributed.signals import Signals, Stopped, stop_signal
 from ..distributed.watchdog import Watchdog
+from ..distributed.world import all_gather_object
 from ..engine.engine import Engine
 from ..errors import Collapsed
-from ..evaluate.evaluator import Evaluation
+from ..evaluate.evaluator import Evaluation, ShowProgress
 from ..pipelines import Batch, Loader
 from .display import Display
 from .guard import Finding, Guard
@@ -48,8 +50,9 @@ class Progress:
 class Loop:
     """Makes the steps of a run.
 
-    ``evaluate`` measures the backbone. ``save`` receives the finished steps, whether an epoch ended, and the signal
-    that stops the run, if any. ``advice`` says what to change against a collapse.
+    ``evaluate`` measures the backbone; None without k-NN. ``progress`` shows the images of a first pass. ``save``
+    receives the finished steps, whether an epoch ended, and the signal that stops the run, if any. ``advice`` says what
+    to change against a collapse.
     """
 
     def __init__(
@@ -60,12 +63,13 @@ class Loop:
         guard: Guard,
         watchdog: Watchdog,
         *,
-        evaluate: Callable[[int], Evaluation],
+        evaluate: Callable[[int], Evaluation] | None,
+        progress: ShowProgress,
         save: Callable[[int, bool, signal.Signals | None], None],
         advice: str,
     ) -> None:
         self.train, self.engine, self.loader, self.guard, self.watchdog = train, engine, loader, guard, watchdog
-        self.evaluate, self.save, self.advice = evaluate, save, advice
+        self.evaluate, self.progress, self.save, self.advice = evaluate, progress, save, advice
         self.collapse, self.spikes = CollapseMonitor(engine.steps_per_epoch), SpikeMonitor()
 
     def run(
@@ -74,12 +78,40 @@ class Loop:
         """Make the steps after ``done`` up to ``last``; return the newest line of metrics.jsonl."""
         engine = self.engine
         if not done and engine.method.needs_first_pass:
-            engine.first_pass(in_step(self.loader, _FIRST_PASS))
+            with signals.raising() if engine.world.size == 1 else nullcontext():
+                engine.first_pass(self._first_pass())
         progress = Progress.resumed(done, recorder.past if recorder else [], engine.steps_per_epoch)
         self.watchdog.step_done()
+        self._finish_last_line(progress, last, recorder)
+        if display:
+            display.begin(done)
         while progress.done < last:
             self._epoch(progress, last, signals, recorder, display)
         return progress.logged
+
+    def _finish_last_line(self, progress: Progress, last: int, recorder: Recorder | None) -> None:
+        """Make the evaluation that a signal ended before this process resumed the run. Collective."""
+        epoch, offset = divmod(progress.done, self.engine.steps_per_epoch)
+        due = not offset and 0 < progress.done < last and self._evaluates_after(epoch - 1)
+        line = progress.logged
+        lacking = due and line.get("step") == progress.done and "knn_top1" not in line
+        if self.evaluate and all_gather_object(self.engine.world, lacking)[0]:
+            progress.logged = line | self._evaluation(progress.done)
+            if recorder:
+                recorder.replace_last(progress.logged)
+
+    def _evaluation(self, done: int) -> dict[str, Any]:
+        assert self.evaluate is not None
+        evaluation = self.evaluate(done)
+        return {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
+
+    def _first_pass(self) -> Iterator[Batch]:
+        """Yield every image once, with its progress."""
+        done, total = 0, self.loader.steps_per_epoch * self.loader.batch_size * self.loader.world_size
+        for batch in in_step(self.loader, _FIRST_PASS):
+            yield batch
+            done += self.loader.batch_size * self.loader.world_size
+            self.progress("first pass", done, total)
 
     def _epoch(
         self, progress: Progress, last: int, signals: Signals, recorder: Recorder | None, display: Display | None
@@ -93,19 +125,23 @@ class Loop:
         for index in range(offset, engine.steps_per_epoch):
             ends_epoch = index + 1 == engine.steps_per_epoch
             evaluates = ends_epoch and self._evaluates_after(epoch) and progress.done + 1 < last
-            logs = self._logs(progress.done, last) or evaluates
+            only_line = ends_epoch and engine.steps_per_epoch < self.train.log_every
+            logs = self._logs(progress.done, last) or evaluates or only_line
             step = engine.step_at(progress.done, measure=logs)
             micro_batches = (self._next(batches, progress.meter) for _ in range(micro_steps))
             objective, finding = self.guard.step(micro_batches, step, signals)
             progress.done += 1
             self.watchdog.step_done()
+            stop = finding.stop
             if logs:
                 line = metrics_line(engine, step, objective, finding, self.guard.skipped, progress.meter)
                 if finding.fault is None:
                     progress.epoch_lines.append(line)
-                if evaluates and not self.guard.consecutive:
-                    evaluation = self.evaluate(progress.done)
-                    line = line | {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
+                if evaluates and self.evaluate and not self.guard.consecutive:
+                    try:
+                        line = line | self._evaluation(progress.done)
+                    except Stopped as error:  # the checkpoint below ends the run, which measures it when it resumes
+                        stop = error.number
                 progress.logged, progress.meter = line, Meter()
                 if recorder:
                     recorder.step(line)
@@ -114,7 +150,9 @@ class Loop:
             self._monitor(progress, finding, display, logged=logs)
             if ends_epoch and recorder:
                 recorder.epoch(epoch_line(epoch, progress.done, progress.epoch_lines))
-            self.save(progress.done, ends_epoch, finding.stop if engine.world.size > 1 else stop_signal(signals.counts))
+            if engine.world.size == 1:
+                stop = stop_signal(signals.counts)
+            self.save(progress.done, ends_epoch, stop)
             if progress.done >= last:
                 break
         progress.epoch_lines = []

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import tempfile
-import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 
 from ..config.resolve import Config
 from ..distributed.world import World
@@ -24,6 +24,7 @@ from ..files import finite, write_text
 from ..methods import Objective, Step
 from .guard import Finding
 from .monitors import spread
+from .trackers import Tracker
 
 BOUND = ("entropy", "entropy_max", "reconstruction", "information", "deficit")
 """The bound's values in a line of metrics.jsonl, in nats; null where a method has no bound."""
@@ -39,7 +40,7 @@ def output_folder(config: Config, world: World) -> Path:
     chosen = [config.train.output_dir or (_new_folder(config) if world.is_main else "")]
     if world.size > 1:
         dist.broadcast_object_list(chosen)
-    path = Path(chosen[0]).expanduser()
+    path = Path(chosen[0])
     try:
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "checkpoints"):
@@ -125,9 +126,20 @@ def metrics_line(
 
 
 class Recorder:
-    """Writes the files of one run; only rank 0 has one. Each line is flushed when it is written."""
+    """Writes the files of one run; only rank 0 has one. Each line is flushed when it is written.
 
-    def __init__(self, folder: Path, *, resumed_at: int = 0) -> None:
+    ``trackers`` get the numbers as well. A tracker that fails during the run is left out from then on: its values are
+    in metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resumed_at: int = 0,
+        trackers: Sequence[Tracker] = (),
+        note: Callable[[str], None] = print,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.past = _drop_after(folder / "metrics.jsonl", resumed_at)
@@ -135,38 +147,42 @@ class Recorder:
         _drop_after(folder / "log.txt", resumed_at)
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
         self._log = (folder / "log.txt").open("a", buffering=1)
-        self._board = SummaryWriter(str(folder), purge_step=resumed_at + 1)  # it hides that step too
-        self._hook = threading.excepthook
+        self._trackers, self._note = list(trackers), note
 
     def step(self, values: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl, and the numbers to TensorBoard."""
+        """Write a line of metrics.jsonl, and send the numbers to the trackers."""
         self._metrics.write(json.dumps(finite(values)) + "\n")
-        for name, value in values.items():
-            if name not in ("step", "epoch") and value is not None:
-                self._board.add_scalar(name, value, values["step"])
+        numbers = {name: value for name, value in values.items() if name not in ("step", "epoch") and value is not None}
+        self._each(lambda tracker: tracker.log(values["step"], numbers))
+
+    def replace_last(self, values: dict[str, Any]) -> None:
+        """Replace the newest line that an earlier part of this run wrote."""
+        size = len(json.dumps(self.past[-1])) + 1
+        self._metrics.truncate(os.fstat(self._metrics.fileno()).st_size - size)
+        self.step(values)
 
     def epoch(self, values: dict[str, Any]) -> None:
         """Write a line of log.txt, in DINO's form."""
         self._log.write(json.dumps(finite(values)) + "\n")
 
     def __enter__(self) -> Recorder:
-        threading.excepthook = self._of_a_thread
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            self._metrics.close()
-            self._log.close()
-            self._board.close()
-        finally:
-            threading.excepthook = self._hook
+        self._metrics.close()
+        self._log.close()
+        self._each(lambda tracker: tracker.close())
 
-    def _of_a_thread(self, unhandled: threading.ExceptHookArgs) -> None:
-        """Print an error of another thread, except TensorBoard's: the next ``add_scalar`` raises that one again."""
-        if not type(unhandled.thread).__module__.startswith("tensorboard."):
-            self._hook(unhandled)
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                action(tracker)
+            except tracker.failures as error:
+                self._trackers.remove(tracker)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self._note(f"--trackers {tracker.name}: stopped, the run continues without it: {reason}")
 
 
 def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
-from contextlib import ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from .. import __version__
 from ..checkpoint import store
-from ..checkpoint.card import Card, changes, check, read_card
+from ..checkpoint.card import Card, changes, check, is_complete, read_card, tag
 from ..checkpoint.provenance import changed_settings, provenance
-from ..config.resolve import Config
+from ..config.fit import Fit, fit_to_data
+from ..config.recipes import recipe_names
+from ..config.resolve import Config, read_yaml
 from ..distributed.lockstep import of_all_ranks
-from ..distributed.signals import Signals
+from ..distributed.signals import Signals, Stopped, stop_signal
 from ..distributed.watchdog import Watchdog
 from ..distributed.world import World, all_gather_object
 from ..engine.build import build_method
@@ -28,16 +31,20 @@ from ..engine.engine import Engine, global_batch
 from ..engine.zero import full_numel
 from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted
 from ..evaluate.evaluator import Evaluation, Evaluator
-from ..files import DISK_ERRORS, finite, write_text
+from ..files import DISK_ERRORS
 from ..methods import Method, Network
 from ..models.architectures import user_backbone
 from ..models.layouts import Report
 from ..models.weights import load_weights, read_weights
 from ..pipelines import Loader, Splits, open_source
-from .display import DataNotes, Display
+from .baseline import Baseline, read_baseline, write_baseline
+from .display import DataNotes, Display, new_console
 from .guard import Guard
+from .introduction import check_ranks, data_lines
+from .lock import FolderLock
 from .loop import Loop
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
+from .trackers import check_trackers, open_trackers
 
 _COLLAPSED_RANK = 2
 """RankMe below which the features of a finished run have collapsed."""
@@ -51,6 +58,8 @@ class Outcome:
     """The content of ``summary.json``."""
     output: Path
     """The folder of the run."""
+    config: Config
+    """The configuration, fitted to the data."""
     steps: int
     """Steps that this call made; 0 for a run that was finished before."""
     ignored: tuple[str, ...] = ()
@@ -76,9 +85,15 @@ def train(
         stack.enter_context(DataNotes())
         watchdog = stack.enter_context(Watchdog(world, config.train.watchdog_minutes))
         try:
-            run = _Run(config, world, splits, watchdog, network)
+            output = watchdog.folder = output_folder(config, world)
+            stack.enter_context(FolderLock(output, world))
+            data = splits or open_source(config.train.data_path, config.train.val_path, cache=output / "index")
+            fit = _fit(config, data, output, world)
+            if (summary := _finished(fit.config, output, world)) is not None:
+                return Outcome(summary, output, fit.config, 0)
+            run = _Run(fit, world, output, data, watchdog, signals, network)
             stack.callback(run.close)
-            return run.train(signals)
+            return run.train()
         except (ConfigError, DataError, Diverged, Collapsed, Interrupted):
             raise
         except Exception as error:
@@ -91,18 +106,29 @@ def train(
 class _Run:
     def __init__(
         self,
-        config: Config,
+        fit: Fit,
         world: World,
-        splits: Splits | None,
+        output: Path,
+        splits: Splits,
         watchdog: Watchdog,
+        signals: Signals,
         network: nn.Module | Network | None,
     ) -> None:
-        t = config.train
-        self.config, self.world, self.watchdog = config, world, watchdog
+        config, t = fit.config, fit.config.train
+        self.config, self.world, self.watchdog, self.signals = config, world, watchdog, signals
+        self.display: Display | None = None  # only rank 0 has one
+        if t.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch raises an error at the first product
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output = watchdog.folder = output_folder(config, world)
+        self.output, self.splits = output, splits
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
-        self.splits = splits or open_source(t.data_path, t.val_path, cache=self.output / "index")
+        check_trackers(t.trackers)
+        self.data = splits.summary
+        check_ranks(self.data, world)
+        self.console = new_console() if world.is_main else None
+        if self.console is not None:  # before the slow part
+            for line in (*data_lines(self.data, splits.damaged), *fit.reasons):
+                self.console.print(line)
         self.loader = Loader(
             self.splits.train,
             config.views,
@@ -126,8 +152,7 @@ class _Run:
         )
         self.checkpoint, self.notes = store.choose(t.resume, self.output, world)
         if t.init_from is not None and self.checkpoint is None:  # a checkpoint holds all weights
-            path = Path(t.init_from).expanduser()
-            self.notes += _start_from(method, read_weights(path), f"--init_from {path}").lines()
+            self.notes += _start_from(method, read_weights(Path(t.init_from)), f"--init_from {t.init_from}").lines()
         elif t.init_from is None and isinstance(network, nn.Module):
             _start_from(method, network.state_dict(), "model")  # a method may have initialised the copy again
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
@@ -143,7 +168,8 @@ class _Run:
             self.loader,
             self.guard,
             watchdog,
-            evaluate=self._evaluate,
+            evaluate=self._evaluate if t.knn_every else None,
+            progress=self._progress,
             save=self._save,
             advice="Lower --lr." if config.entropy else "Try --entropy, or a lower --lr.",
         )
@@ -152,7 +178,7 @@ class _Run:
     def method(self) -> Method:
         return self.engine.method
 
-    def train(self, signals: Signals) -> Outcome:
+    def train(self) -> Outcome:
         t, main = self.config.train, self.world.is_main
         checkpoint, notes = self.checkpoint, self.notes
         if checkpoint is not None:  # before any work: the card shows whether the checkpoint fits
@@ -162,45 +188,66 @@ class _Run:
             self.rollback_source = t.resume
             self.last = max(self.last, card.step)
             if card.step == self.last and (summary := self._finished_summary()) is not None:
-                return Outcome(summary, self.output, 0, tuple(changed))
+                return Outcome(summary, self.output, self.config, 0, tuple(changed))
             notes += [f"changed setting {line}" for line in changed]
-        baseline = self._baseline(resumed=checkpoint is not None)
-        done = 0 if checkpoint is None else self._restore(checkpoint)
-        display = Display(self.last, done) if main else None
+        done = first = 0 if checkpoint is None else card.step
         with ExitStack() as stack:
             if main:
                 (self.output / "config.yaml").write_text(self.config.with_absolute_paths().to_yaml())
-            if display:
-                self._introduce(display, done, baseline)
-                for line in notes:
-                    display.note(line)
-                stack.enter_context(display)
-            started = time.perf_counter()
-            logged = self._train_with_rollbacks(done, signals, display)
-            seconds = time.perf_counter() - started
-            evaluation = self._evaluate(self.last)
-            summary = self._summary(logged, evaluation, baseline, seconds, self.last - done)
+                self.display = stack.enter_context(
+                    Display(self.last, done, console=self.console, too_long=self._too_long())
+                )
+                self._introduce(self.display, done, notes)
+            try:
+                baseline = self._baseline(resumed=checkpoint is not None)
+                if checkpoint is not None:
+                    self._restore(checkpoint)
+                started = time.perf_counter()
+                logged = self._train_with_rollbacks(done)
+                seconds = time.perf_counter() - started
+                evaluation = self._evaluate(done := self.last) if t.knn_every else None
+            except Stopped as error:
+                raise Interrupted(error.number, done, self.output) from None
+            summary = self._summary(logged, evaluation, baseline, seconds, self.last - first)
             if main:
                 write_summary(self.output, summary)
-        return Outcome(summary, self.output, self.last - done)
+        return Outcome(summary, self.output, self.config, self.last - first)
+
+    def _too_long(self) -> str | None:
+        """Return the advice for a run of more than a day."""
+        if self.engine.device.type != "cpu" or "photos-small" not in recipe_names(self.config.method):
+            return None
+        return "A run on the CPU that long needs a smaller network: --recipe photos-small takes minutes."
 
     def _finished_summary(self) -> dict[str, Any] | None:
         """Return the summary of a run that was finished before, so that its times stay as they are."""
         summary = read_summary(self.output)
         return summary if summary and summary.get("steps") == self.last else None
 
-    def _baseline(self, *, resumed: bool) -> dict[str, float | None]:
+    def _baseline(self, *, resumed: bool) -> Baseline:
         """Return the k-NN accuracy of the untrained network and of raw pixels. Measure it once per run. Collective."""
+        if not self.config.train.knn_every:
+            return Baseline()
         path = self.output / "baseline.json"
-        stored = _read_baseline(path) if resumed and self.world.is_main else None
-        stored = all_gather_object(self.world, stored)[0]
-        if stored is not None:
-            return stored
-        untrained = self.evaluator.backbone(self.method.backbone).knn_top1
-        baseline = {"knn_top1_untrained": untrained, "knn_top1_pixels": self.evaluator.pixels()}
-        if self.world.is_main:
-            write_text(path, json.dumps(finite(baseline)) + "\n")
+        stored = read_baseline(path, self.config, resumed=resumed) if self.world.is_main else None
+        baseline = all_gather_object(self.world, stored)[0]
+        if baseline is None:
+            with self._interruptible():
+                network = self.evaluator.backbone(self.method.backbone, self._progress, "k-NN of the untrained network")
+                baseline = Baseline(network.knn_top1, self.evaluator.pixels(self._progress))
+            if self.world.is_main:
+                write_baseline(path, baseline, self.config)
+        if self.display:
+            self.display.note(self._describe(baseline))
         return baseline
+
+    def _describe(self, baseline: Baseline) -> str:
+        if baseline.untrained is None:
+            return f"no k-NN accuracy: the data has no {self.splits.missing_for_knn}"
+        train, val = self.evaluator.images
+        raw = "skipped: more than 2 GiB" if baseline.pixels is None else f"{baseline.pixels:.3f}"
+        used = f"{train:,} training and {val:,} held-out images"
+        return f"k-NN before training, {used}: untrained network {baseline.untrained:.3f}, raw pixels {raw}"
 
     def _restore(self, checkpoint: Path) -> int:
         """Restore a checkpoint, the guard's count and the order of the data; return its step."""
@@ -215,12 +262,12 @@ class _Run:
         self.rollbacks = rollbacks
         self.loader.seed = (self.config.train.seed + rollbacks) % 2**63
 
-    def _train_with_rollbacks(self, done: int, signals: Signals, display: Display | None) -> dict[str, Any]:
+    def _train_with_rollbacks(self, done: int) -> dict[str, Any]:
         """Run the loop. After a divergence, run it again from the last checkpoint with another order of the data."""
         while True:
             try:
-                with Recorder(self.output, resumed_at=done) if self.world.is_main else nullcontext() as recorder:
-                    return self.loop.run(done, self.last, signals, recorder, display)
+                with self._recorder(done) if self.world.is_main else nullcontext() as recorder:
+                    return self.loop.run(done, self.last, self.signals, recorder, self.display)
             except Diverged as error:
                 limit = self.config.train.rollback
                 if self.rollbacks >= limit:
@@ -231,16 +278,42 @@ class _Run:
                 rollbacks = self.rollbacks + 1
                 done = self._restore(checkpoint)
                 self._set_order(rollbacks)
-                if display:
+                if self.display:
                     for line in (*notes, f"{error} Rolled back to step {done} ({rollbacks} of {limit})."):
-                        display.note(line)
+                        self.display.note(line)
+
+    def _recorder(self, done: int) -> Recorder:
+        settings = self.config.with_absolute_paths().to_yaml()
+        trackers = open_trackers(self.config.train.trackers, self.output, settings, done)
+        note = print if self.display is None else self.display.note
+        return Recorder(self.output, resumed_at=done, trackers=trackers, note=note)
 
     def _evaluate(self, done: int) -> Evaluation:
-        with self.watchdog.suspended():
-            evaluation = self.evaluator.backbone(self.method.backbone)
+        """Measure the backbone. Raise Stopped if a signal arrives. Collective."""
+        with self._interruptible():
+            evaluation = self.evaluator.backbone(self.method.backbone, self._progress)
         if not evaluation.finite:
             raise Diverged(f"the weights are not finite after step {done}. Lower --lr or set --clip_grad.")
         return evaluation
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Return a context in which a signal ends the work at once. With several ranks, :meth:`_progress` ends it."""
+        self.watchdog.step_done()
+        return self.signals.raising() if self.world.size == 1 else nullcontext()
+
+    def _progress(self, name: str, done: int, total: int) -> None:
+        """Show the progress of work between steps, and raise Stopped on all ranks if a signal arrived on any of them.
+
+        Collective.
+        """
+        self.watchdog.step_done()
+        if self.display:
+            self.display.work(name, done, total)
+        if self.world.size > 1:
+            counts = torch.tensor(self.signals.counts, device=self.engine.device)
+            dist.all_reduce(counts)
+            if number := stop_signal(counts.tolist()):
+                raise Stopped(number)
 
     def _save(self, done: int, ends_epoch: bool, stop: signal.Signals | None) -> None:
         """Save a checkpoint after every epoch, every N steps, at the end, or after a signal on any rank.
@@ -273,28 +346,24 @@ class _Run:
             origin=self.origin,
             skipped_steps=self.guard.skipped,
             rollbacks=self.rollbacks,
+            images=len(self.splits.train),
+            data=self.data.train.digest,
         )
 
-    def _introduce(self, display: Display, done: int, baseline: dict[str, float | None]) -> None:
+    def _introduce(self, display: Display, done: int, notes: Sequence[str]) -> None:
         c, t, engine = self.config, self.config.train, self.engine
         parameters = sum(full_numel(p) for p in self.method.student.parameters())
-        display.note(f"{c.title}  {t.arch}, {parameters / 1e6:.2f} M parameters, on {self.splits.name}")
+        display.note(f"{c.title}  {t.arch}, {parameters / 1e6:.2f} M parameters, recipe {c.recipe}")
         display.note(
-            f"{len(self.splits.train):,} images, {self.last:,} steps of {global_batch(t, self.world)}, "
-            f"{self.world.size} x {engine.device.type}, {engine.precision}, ZeRO {engine.stage}, into {self.output}"
+            f"{self.last:,} steps of {global_batch(t, self.world)} images, {self.world.size} x {engine.device.type}, "
+            f"{engine.precision}, ZeRO {engine.stage}, into {self.output}"
         )
         if done:
             display.note(f"resumed after step {done}")
-        for name, damage in self.splits.damaged.items():
-            display.note(f"{name}: {damage}")
         for line in self.method.warnings_for(len(self.splits.train), engine.rows):
             display.note(line)
-        untrained, pixels = baseline["knn_top1_untrained"], baseline["knn_top1_pixels"]
-        if untrained is None:
-            display.note(f"no k-NN accuracy: the data has no {self.splits.missing_for_knn}")
-        else:
-            raw = "skipped: more than 2 GiB" if pixels is None else f"{pixels:.3f}"
-            display.note(f"k-NN before training: untrained network {untrained:.3f}, raw pixels {raw}")
+        for line in notes:
+            display.note(line)
 
     def _unreadable(self) -> int:
         """Return the number of unreadable images and damaged shards over all ranks."""
@@ -303,8 +372,8 @@ class _Run:
     def _summary(
         self,
         logged: dict[str, Any],
-        evaluation: Evaluation,
-        baseline: dict[str, float | None],
+        evaluation: Evaluation | None,
+        baseline: Baseline,
         seconds: float,
         steps: int,
     ) -> dict[str, Any]:
@@ -322,13 +391,17 @@ class _Run:
             "images_per_s": steps * global_batch(t, self.world) / seconds,
             "world_size": self.world.size,
             "gpu_peak_bytes": torch.cuda.max_memory_allocated() if self.engine.device.type == "cuda" else None,
-            "knn_top1": evaluation.knn_top1,
-            **baseline,
-            "rankme": evaluation.rankme,
+            "knn_top1": evaluation and evaluation.knn_top1,
+            "knn_top1_untrained": baseline.untrained,
+            "knn_top1_pixels": baseline.pixels,
+            "knn_train_images": evaluation and self.evaluator.images[0],
+            "knn_val_images": evaluation and self.evaluator.images[1],
+            "rankme": evaluation and evaluation.rankme,
             **{name: logged.get(name) for name in BOUND},
             "skipped_steps": self.guard.skipped,
             "rollbacks": self.rollbacks,
-            "collapsed": self.loop.collapse.collapsed or evaluation.rankme < _COLLAPSED_RANK,
+            "collapsed": self.loop.collapse.collapsed
+            or (evaluation is not None and evaluation.rankme < _COLLAPSED_RANK),
         }
 
     def close(self) -> None:
@@ -355,9 +428,23 @@ def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -
     return load_weights(method.student.backbone, tensors, origin)
 
 
-def _read_baseline(path: Path) -> dict[str, float | None] | None:
-    try:
-        content = json.loads(path.read_text())
-        return {name: content[name] for name in ("knn_top1_untrained", "knn_top1_pixels")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _fit(config: Config, data: Splits, output: Path, world: World) -> Fit:
+    """Fit the configuration to the data, or to the run in the folder that it continues. Collective."""
+    former: dict[str, Any] = {}
+    if world.is_main and config.train.resume == "auto" and (output / "config.yaml").is_file():
+        former = read_yaml(output / "config.yaml")
+    return fit_to_data(config, len(data.train), all_gather_object(world, former)[0])
+
+
+def _finished(config: Config, output: Path, world: World) -> dict[str, Any] | None:
+    """Return the summary of a run that ended with exactly this configuration, or None. Collective."""
+    summary, settings = read_summary(output) if world.is_main else None, output / "config.yaml"
+    if summary is not None and (
+        config.train.resume != "auto"
+        or summary.get("world_size") != world.size
+        or not settings.is_file()
+        or settings.read_text() != config.with_absolute_paths().to_yaml()
+        or not is_complete(output / "checkpoints" / tag(summary["steps"]))
+    ):
+        summary = None
+    return all_gather_object(world, summary)[0]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DataError
+from .listing import Listing, digest_of, label_digest, sampled_digest, split_like
+from .scan import SUFFIXES, Scan, check_folder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's held-out images lie in one folder, with their classes in a file
 log = logging.getLogger("fasttrain.data")
-_TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # names of TensorFlow's scripts
 
 
 class Source(Protocol):
@@ -55,9 +56,10 @@ class Source(Protocol):
 class FolderSource:
     """Image files under ``root`` and its sub-folders, which are the classes.
 
-    Labels are None if images lie in ``root`` itself, or if there is a single sub-folder. ``classes`` fixes the class
-    names, which a validation folder needs. Raises DataError if there is no image, if a sub-folder is not in
-    ``classes``, or if there are shards.
+    Labels are None if images lie in ``root`` itself, or if there is a single sub-folder. A file ``val_annotations.txt``
+    gives the classes instead, by a line ``name<tab>class`` per image. ``classes`` fixes the class names, which a
+    validation folder needs. Raises DataError if there is no image, if a class is not in ``classes``, or if there are
+    shards.
     """
 
     channels = 3
@@ -67,25 +69,53 @@ class FolderSource:
         top = Path(root)
         check_folder(top)
         self.name = top.resolve().name
-        shards: list[str] = []
-        loose, folders = list_folder(str(top), set(), shards)
+        self._scan = scan = Scan(str(top))
+        loose, folders = scan.top()
         self.paths = _Paths(str(top), loose)
-        counts = {name: self.paths.add(walk(os.path.join(top, name), set(), shards)) for name in folders}
+        counts = {name: self.paths.add(scan.files(os.path.join(top, name))) for name in folders}
         counts = {name: count for name, count in counts.items() if count}
-        if shards:
-            raise _shards_among(top, shards[0], len(self.paths))
+        if scan.shards:
+            raise _shards_among(top, scan.shards[0], len(self.paths))
         if not len(self.paths):
-            raise DataError(f"{top}: no image found; looked for files ending in {' '.join(SUFFIXES)}, in any case")
-        labelled = not loose and (len(counts) > 1 if classes is None else len(classes) > 0)
-        self.classes = (tuple(counts) if classes is None else tuple(classes)) if labelled else ()
-        self.labels = self._number(top, counts) if labelled else None
+            raise _no_image(top, scan)
+        self._labels_from, self._unlabelled = "sub-folders", ""
+        names, repeats = list(counts), list(counts.values())
+        if (top / ANNOTATIONS).is_file() and (loose or (len(counts) == 1 and names[0] not in (classes or ()))):
+            self._labels_from = ANNOTATIONS
+            names, self._unlabelled = _annotated(top / ANNOTATIONS, self.paths)
+            repeats = [1] * len(names)
+        elif loose:
+            self._unlabelled = "images lie directly in the folder"
+        elif classes is None and len(counts) == 1:
+            self._unlabelled = f"there is one sub-folder, {names[0]}"
+        if classes is not None and not classes:
+            self._unlabelled = "the training images have no labels"
+        labelled = not self._unlabelled
+        self.classes = (tuple(sorted(set(names))) if classes is None else tuple(classes)) if labelled else ()
+        self.labels = self._number(top, names, repeats) if labelled else None
 
-    def _number(self, top: Path, counts: dict[str, int]) -> NDArray[np.int64]:
+    def _number(self, top: Path, names: list[str], repeats: list[int]) -> NDArray[np.int64]:
         numbers = {name: k for k, name in enumerate(self.classes)}
-        for name in counts:
+        for name in names:
             if name not in numbers:
                 raise DataError(f"{top / name}: class {name!r} is not among the training classes; remove or rename it")
-        return np.repeat([numbers[name] for name in counts], list(counts.values())).astype(np.int64)
+        return np.repeat([numbers[name] for name in names], repeats).astype(np.int64)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The findings about the folder."""
+        scan, labelled = self._scan, self.labels is not None
+        return Listing(
+            len(self.paths),
+            self.classes,
+            labels_from=self._labels_from if labelled else "",
+            unlabelled=self._unlabelled,
+            left_out=scan.left_out.extensions,
+            special=scan.left_out.special,
+            split_like=split_like(self.classes) if labelled and self._labels_from != ANNOTATIONS else (),
+            links_back=tuple(scan.links_back),
+            digest=digest_of(label_digest(self), self.paths.packed()),
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,6 +155,12 @@ class ArraySource:
         self.name, self.images, self.channels = name, images, int(images.shape[-1])
         self.labels = None if labels is None else class_numbers(labels, len(images), name)
         self.classes = tuple(classes)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The findings about the arrays."""
+        origin, reason = ("", "no labels were given") if self.labels is None else ("the array of labels", "")
+        return Listing(len(self), self.classes, origin, reason, digest=sampled_digest(self))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -194,54 +230,6 @@ def content_stamp(content: NDArray[np.uint8]) -> str:
     return f"{content.shape} {hashlib.sha256(content.tobytes()).hexdigest()}"
 
 
-def shard_kind(name: str) -> str | None:
-    """Return ``"tar"`` or ``"tfrecord"`` for the name of a shard, and None for any other file."""
-    name = name.lower()
-    return "tar" if name.endswith(".tar") else "tfrecord" if _TFRECORD.search(name) else None
-
-
-def check_folder(root: Path) -> None:
-    """Raise DataError unless ``root`` is a folder."""
-    if not root.exists():
-        raise DataError(f"{root}: no such folder; check the data path")
-    if not root.is_dir():
-        raise DataError(f"{root}: not a folder; give the folder that holds the images")
-
-
-def walk(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> Iterator[str]:
-    """Yield the image files under ``folder``, depth first and sorted. Add shards to ``shards``."""
-    files, folders = list_folder(folder, seen, shards)
-    yield from files
-    for name in folders:
-        yield from walk(os.path.join(folder, name), seen, shards)
-
-
-def list_folder(folder: str, seen: set[tuple[int, int]], shards: list[str]) -> tuple[list[str], list[str]]:
-    """Return the sorted paths of the image files and the sorted names of the sub-folders.
-
-    A folder that is in ``seen`` counts as empty, because links may be circular. Shards are added to ``shards``.
-    """
-    files, folders = [], []
-    try:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return [], []
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    files.append(entry.path)
-                elif shard_kind(entry.name):
-                    shards.append(entry.path)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    return sorted(files), sorted(folders)
-
-
 def mixed(root: Path, shard: str) -> DataError:
     """Return the error for images and shards in one place. One of them would silently be left out."""
     return DataError(f"{root}: holds images and shards ({shard}); give the folder or the glob of one of them")
@@ -251,6 +239,25 @@ def _shards_among(root: Path, shard: str, images: int) -> DataError:
     if images:
         return mixed(root, shard)
     return DataError(f"{root}: its shards are in sub-folders; give {os.path.dirname(shard)} or a glob")
+
+
+def _no_image(root: Path, scan: Scan) -> DataError:
+    common = sorted(scan.left_out.extensions.items(), key=lambda item: -item[1])[:3]
+    others = "; found " + ", ".join(f"{count} {name or 'without one'}" for name, count in common) if common else ""
+    return DataError(f"{root}: no image found; looked for files ending in {' '.join(SUFFIXES)}, in any case{others}")
+
+
+def _annotated(file: Path, paths: _Paths) -> tuple[list[str], str]:
+    """Return the class of each image by a file of annotations, and why it cannot be used. One of both is empty."""
+    rows = [line.split("\t") for line in file.read_text(errors="replace").splitlines()]
+    classes = {row[0]: row[1] for row in rows if len(row) > 1}
+    names = []
+    for i in range(len(paths)):
+        name = os.path.basename(paths[i])
+        if name not in classes:
+            return [], f"{file.name} has no line for {name}"
+        names.append(classes[name])
+    return names, ""
 
 
 class _Paths:
@@ -271,6 +278,10 @@ class _Paths:
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def packed(self) -> bytes:
+        """Return all paths below the root as bytes that are the same on another machine."""
+        return bytes(self._names) + self._ends.tobytes()
 
     def __getitem__(self, i: int) -> str:
         if not 0 <= i < len(self):

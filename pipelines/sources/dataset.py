@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DataError
 from .base import class_numbers, content_stamp
+from .listing import Listing, sampled_digest
 
 _FORMS = "a PIL image, encoded bytes, a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W]"
 log = logging.getLogger("fasttrain.data")
@@ -35,6 +37,12 @@ class DatasetSource:
         content = _content(first, self.describe(0))
         self.encoded = content.ndim == 1
         self.channels = 3 if self.encoded else int(content.shape[-1])
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The findings about the data set."""
+        origin, reason = ("", "it has no labels") if self.labels is None else ("the data set", "")
+        return Listing(len(self), self.classes, origin, reason, digest=sampled_digest(self))
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError
-from .base import SUFFIXES, ArraySource, FolderSource, Source, check_folder, list_folder, mixed, shard_kind, walk
+from .base import ArraySource, FolderSource, Source, mixed
+from .listing import Summary, listing_of
+from .scan import SUFFIXES, Scan, check_folder, shard_kind, special_kind
 from .shards import ShardFormat, ShardSource
 from .tfrecord import TFRECORD
 from .webdataset import TAR
@@ -32,6 +34,13 @@ class Splits:
     train: Source
     val: Source | None
     damaged: Mapping[str, str] = field(default_factory=dict)  # shards that are used in part, and why
+    unused: tuple[str, ...] = ()  # content next to train/ that is not read, such as test/
+
+    @property
+    def summary(self) -> Summary:
+        """The findings about the data set, for a first message and for ranks to compare."""
+        val = None if self.val is None else listing_of(self.val)
+        return Summary(self.name, listing_of(self.train), val, self.unused)
 
     @property
     def missing_for_knn(self) -> str:
@@ -76,7 +85,17 @@ def open_source(data_path: str | None, val_path: str | None = None, *, cache: Pa
     name = root.resolve().name if root.is_dir() else train.name
     shards = [source for source in (train, val) if isinstance(source, ShardSource)]
     damaged = {path: reason for source in shards for path, reason in source.damaged.items()}
-    return Splits(name, train, val, damaged)
+    return Splits(name, train, val, damaged, _unused(root, train_root, val_root))
+
+
+def _unused(root: Path, train_root: Path, val_root: Path | None) -> tuple[str, ...]:
+    """Return the folders and the number of images next to ``train/`` that are in neither split."""
+    if train_root == root:
+        return ()
+    images, folders = Scan(str(root)).top()
+    read = {path.resolve() for path in (train_root, val_root) if path is not None}
+    unused = [f"{name}/" for name in folders if (root / name).resolve() not in read]
+    return (*unused, *([f"{len(images)} image(s)"] if images else []))
 
 
 def _held_out(root: Path) -> list[Path]:
@@ -86,8 +105,10 @@ def _held_out(root: Path) -> list[Path]:
 
 def _train_alone(root: Path) -> bool:
     """Return whether ``train/`` is the only content. As a class folder, it would hide the classes in it."""
-    shards: list[str] = []
-    return (root / "train").is_dir() and list_folder(str(root), set(), shards) == ([], ["train"]) and not shards
+    if not (root / "train").is_dir():
+        return False
+    scan = Scan(str(root))
+    return scan.top() == ([], ["train"]) and not scan.shards
 
 
 def _open(path: Path, classes: Sequence[str] | None, cache: Path | None) -> Source:
@@ -96,23 +117,26 @@ def _open(path: Path, classes: Sequence[str] | None, cache: Path | None) -> Sour
     if path.is_file():
         return _open_shards([str(path)], path, classes, cache)
     check_folder(path)
-    shards: list[str] = []
-    images, folders = list_folder(str(path), set(), shards)
-    if not shards:
+    scan = Scan(str(path))
+    images, folders = scan.top()
+    if not scan.shards:
         return FolderSource(path, classes)
-    nested: list[str] = []
-    nested_images = (image for name in folders for image in walk(str(path / name), set(), nested))
-    if images or any(True for _ in nested_images):
+    shards, scan.shards = sorted(scan.shards), []
+    if images or any(True for name in folders for _ in scan.files(str(path / name))):
         raise mixed(path, shards[0])
-    if nested:
-        raise DataError(f"{path}: shards here and in sub-folders ({shards[0]}, {nested[0]}); give a pattern for some")
-    return _open_shards(sorted(shards), path, classes, cache)
+    if scan.shards:
+        raise DataError(
+            f"{path}: shards here and in sub-folders ({shards[0]}, {scan.shards[0]}); give a pattern for some"
+        )
+    return _open_shards(shards, path, classes, cache)
 
 
 def _open_shards(paths: list[str], root: Path, classes: Sequence[str] | None, cache: Path | None) -> ShardSource:
     names = {path: os.path.basename(path).lower() for path in paths}
     kinds = {path: shard_kind(name) for path, name in names.items()}
     for path, kind in kinds.items():
+        if special := special_kind(path):
+            raise DataError(f"{path}: is a {special}, not a shard; leave it out")
         if kind is None:
             image = path.lower().endswith(SUFFIXES)
             fix = (

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,11 +23,13 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from .base import file_stamp
+from .listing import Listing, digest_of, label_digest
+from .scan import LeftOut
 
 UNLABELLED = -(2**63)
 _WINDOW = 4096  # bytes read at a time by the index: a page holds a header and the labels near it
 _THREADS = 8  # shards indexed at a time: on network storage, most of the time is waiting
-_FORMAT = "1"  # version of the cached index; a new number makes old ones invalid
+_FORMAT = "2"  # version of the cached index; a new number makes old ones invalid
 log = logging.getLogger("fasttrain.data")
 T = TypeVar("T")
 
@@ -42,6 +46,8 @@ class ShardIndex:
     sizes: NDArray[np.int64]  # [n] bytes
     labels: NDArray[np.int64]  # [n]; UNLABELLED for an image without a label
     damage: str = ""  # why the rest of the shard cannot be used
+    left_out: LeftOut = field(default_factory=LeftOut)
+    dotted: int = 0  # images whose names have further dots, as in cam.0031.jpg
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,20 @@ class ShardFormat:
     content: str  # for messages: the images that the index looks for
     index: Callable[[Window], ShardIndex]
     name: Callable[[Window, int], str]  # the name of the image at an offset
+    labels: str  # the place of the labels
 
 
-def shard_index(images: array[int], damage: str) -> ShardIndex:
+def shard_index(images: array[int], damage: str, left_out: LeftOut | None = None, dotted: int = 0) -> ShardIndex:
     """Return an index from the offset, size and label of each image, one after another."""
     offsets, sizes, labels = np.array(images, np.int64).reshape(-1, 3).T.copy()
-    return ShardIndex(offsets, sizes, labels, damage)
+    return ShardIndex(offsets, sizes, labels, damage, left_out or LeftOut(), dotted)
 
 
 class Window:
     """A file that is read at any offset through a small buffer, for headers that lie close together."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
         self.file = open(path, "rb", buffering=_WINDOW)  # noqa: SIM115
         self.length = os.fstat(self.file.fileno()).st_size
         self._start, self._data = 0, b""
@@ -107,7 +115,13 @@ class ShardSource:
     ) -> None:
         self.name, self.paths, self._kind = name, list(paths), kind
         index, counts, damage = _cached(self.paths, kind, cache)
-        self.offsets, self.sizes = index.offsets, index.sizes
+        self.offsets, self.sizes, self._left_out, self._dotted = (
+            index.offsets,
+            index.sizes,
+            index.left_out,
+            index.dotted,
+        )
+        self._unlabelled = ""
         self.damaged = {path: text for path, text in zip(self.paths, damage, strict=True) if text}
         if not len(self.offsets):
             reason = next((f"; {path}: {damage}" for path, damage in self.damaged.items()), "")
@@ -124,18 +138,39 @@ class ShardSource:
             if len(missing) < len(values):
                 line = "%s: %d of %d images have no label, the first is %s; all labels are left out"
                 log.warning(line, self.name, len(missing), len(values), self.describe(int(missing[0])))
+            self._unlabelled = f"{len(missing)} of {len(values)} images have none in the shards"
             return (), None
         distinct, numbers = np.unique(values, return_inverse=True)
         names = [str(value) for value in distinct]
         if classes is None:
-            return (tuple(names), numbers.astype(np.int64)) if len(names) > 1 else ((), None)
+            if len(names) > 1:
+                return tuple(names), numbers.astype(np.int64)
+            self._unlabelled = f"all images have the label {names[0]}"
+            return (), None
         if not classes:
+            self._unlabelled = "the training images have no labels"
             return (), None
         positions = {name: k for k, name in enumerate(classes)}
         for name in names:
             if name not in positions:
                 raise DataError(f"{self.name}: class {name!r} is not among the training classes; leave its images out")
         return tuple(classes), np.array([positions[name] for name in names], np.int64)[numbers]
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The findings about the shards."""
+        names = [f"{os.path.basename(path)} {end}" for path, end in zip(self.paths, self._ends.tolist(), strict=True)]
+        dotted = f"{self._dotted:,} images have further dots in their names, as in cam.0031.jpg; each is an image"
+        return Listing(
+            len(self),
+            self.classes,
+            labels_from="" if self.labels is None else self._kind.labels,
+            unlabelled=self._unlabelled,
+            left_out=self._left_out.extensions,
+            special=self._left_out.special,
+            notes=(dotted,) if self._dotted else (),
+            digest=digest_of(label_digest(self), names, self.offsets.tobytes(), self.sizes.tobytes()),
+        )
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -177,7 +212,9 @@ def _cached(paths: list[str], kind: ShardFormat, folder: Path | None) -> Shards:
     cached = folder / f"{_fingerprint(paths)}.npz"
     try:
         with np.load(cached, allow_pickle=False) as arrays:
-            index = ShardIndex(arrays["offsets"], arrays["sizes"], arrays["labels"])
+            rest = json.loads(str(arrays["rest"]))
+            left_out, dotted = LeftOut.of(rest["left_out"]), int(rest["dotted"])
+            index = ShardIndex(arrays["offsets"], arrays["sizes"], arrays["labels"], "", left_out, dotted)
             return index, arrays["counts"], [str(text) for text in arrays["damage"]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         index, counts, damage = _index(paths, kind)
@@ -191,6 +228,7 @@ def _cached(paths: list[str], kind: ShardFormat, folder: Path | None) -> Shards:
             labels=index.labels,
             counts=counts,
             damage=np.array(damage, np.str_),
+            rest=np.array(json.dumps({"left_out": index.left_out.plain(), "dotted": index.dotted})),
         )
         part.replace(cached)
     except OSError as error:
@@ -213,10 +251,15 @@ def _index(paths: list[str], kind: ShardFormat) -> Shards:
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="fasttrain-index") as pool:
         each = list(pool.map(lambda path: _readable(path, index), paths))
+    left_out = LeftOut()
+    for shard in each:
+        left_out.add(shard.left_out)
     whole = ShardIndex(
         np.concatenate([shard.offsets for shard in each]),
         np.concatenate([shard.sizes for shard in each]),
         np.concatenate([shard.labels for shard in each]),
+        left_out=left_out,
+        dotted=sum(shard.dotted for shard in each),
     )
     return whole, np.array([len(shard.offsets) for shard in each], np.int64), [shard.damage for shard in each]
 

@@ -9,10 +9,12 @@ does not check the checksum of the data.
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 from collections.abc import Iterator
 
+from .scan import LeftOut
 from .shards import UNLABELLED, Damaged, ShardFormat, ShardIndex, Window, shard_index
 
 _IMAGE, _LABEL = (b"image/encoded", b"image"), (b"image/class/label", b"label")
@@ -25,7 +27,7 @@ Span = tuple[int, int]  # start and end in the file
 
 def index(window: Window) -> ShardIndex:
     """Index a TFRecord file. If it is truncated or corrupt, index the complete records."""
-    images, damage = array("q"), []  # offset, size, label of each image
+    images, damage, left_out = array("q"), [], LeftOut()  # offset, size, label of each image
     try:
         for number, record in enumerate(_records(window)):
             try:
@@ -35,9 +37,11 @@ def index(window: Window) -> ShardIndex:
                 continue
             if image is not None:
                 images.extend((image[0], image[1] - image[0], label))
+            else:
+                left_out.kind("record without an image", f"{os.path.basename(window.path)}: record {number}")
     except Damaged as error:
         damage.append(f"{error}; the {len(images) // 3} image(s) before it are used")
-    return shard_index(images, "; ".join(damage))
+    return shard_index(images, "; ".join(damage), left_out)
 
 
 def record_name(window: Window, offset: int) -> str:
@@ -46,7 +50,12 @@ def record_name(window: Window, offset: int) -> str:
     return "" if number is None else f"record {number}"
 
 
-TFRECORD = ShardFormat("a tf.train.Example with bytes under image/encoded or image", index, record_name)
+TFRECORD = ShardFormat(
+    "a tf.train.Example with bytes under image/encoded or image",
+    index,
+    record_name,
+    "image/class/label or label of the records",
+)
 
 
 def _records(window: Window) -> Iterator[Span]:

@@ -75,5 +75,10 @@ def test_changes_of_ranks_and_batch_are_reported():
     assert changes(replace(now, world_size=2, zero_stage=3), now) == [
         "resharded the checkpoint from 2 ranks (ZeRO 3) to 1 rank (ZeRO 0)"
     ]
+    known = replace(now, images=50, data="a")
+    assert changes(known, known) == []
+    for other, expected in ((replace(known, images=60, data="b"), "60 in"), (replace(known, data="b"), "others")):
+        (line,) = changes(other, known)
+        assert expected in line
     (line,) = changes(replace(now, batch=128), now)
     assert re.match("a step has 64 images, 128 in the checkpoint", line)

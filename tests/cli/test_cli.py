@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 _ROOT = Path(__file__).parents[2]
 _WITHOUT_PYDANTIC = "import sys; sys.modules['pydantic'] = None; from fasttrain.cli import main; sys.exit(main())"
+_LOADING = "fasttrain: loading torch and DeepSpeed\n"
 _NEEDED = {"train": ["--method", "dino"], "plan": ["--method", "dino"], "views": ["--method", "dino"]}
 
 
@@ -115,7 +116,7 @@ def test_missing_package_is_named_with_the_way_to_install_it(command):
         [sys.executable, "-c", _WITHOUT_PYDANTIC, command], cwd=_ROOT, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2
-    assert done.stdout == ""
+    assert done.stdout in ("", _LOADING)
     (line,) = done.stderr.splitlines()
     assert f"fasttrain {command} needs pydantic" in line
     assert "pip install 'fasttrain[train]'" in line
@@ -171,6 +172,28 @@ def test_unknown_flag_from_the_shell_prints_one_line():
     process = start(["train", "--method", "simclr", "--epoch", "3"], *program)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert out == ""
+    assert out == _LOADING
     assert "--epochs" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["views", "--method", "dino", "--output", "~/views.png"], "views.png"),
+        (["export", "--timm", "test_vit", "--format", "timm", "--output", "~/net.safetensors"], "net.safetensors"),
+        (["plan", "--method", "dino", "--output", "~/plan.json"], "plan.json"),
+    ],
+)
+def test_home_folder_is_expanded_in_outputs(arguments, written, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(arguments) == 0
+    assert (tmp_path / written).is_file()
+
+
+def test_first_line_is_printed_before_torch_is_imported():
+    """A new user saw nothing for as long as the imports took."""
+    code = "import sys; sys.modules['torch'] = None; from fasttrain.cli import main; main(['train', *sys.argv[1:]])"
+    for arguments, expected in (("--method dino", _LOADING), ("--help", "")):
+        out = subprocess.run([sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True).stdout
+        assert out == expected

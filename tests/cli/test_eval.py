@@ -159,3 +159,22 @@ def test_eval_writes_null_for_figures_that_are_not_finite(simclr_run, evaluated,
     monkeypatch.setattr("fasttrain.evaluate.table.table", lambda *_: "")
     content = evaluated(simclr_run)
     assert (content["rankme"], content["knn"]) == (None, {"10": None})
+
+
+def test_unequal_classes_have_a_balanced_accuracy(simclr_run, images, tmp_path, capsys):
+    fewer = shutil.copytree(images, tmp_path / "images")
+    for image in sorted((fewer / "val" / "cat").iterdir())[1:]:
+        image.unlink()
+    for path, expected in ((images, False), (fewer, True)):
+        arguments = ["eval", simclr_run, "--data_path", path, "--metrics", "knn", "--cache", "none"]
+        assert main([str(argument) for argument in arguments]) == 0
+        assert ("balanced" in capsys.readouterr().out) == expected
+
+
+def test_ctrl_c_during_eval_ends_with_one_line(simclr_run, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fasttrain.evaluate.cache.extract_views", interrupted)
+    assert main(["eval", str(simclr_run), "--cache", "none"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "fasttrain: stopped by SIGINT"

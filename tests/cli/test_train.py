@@ -60,6 +60,8 @@ _SUMMARY = {
     "skipped_steps",
     "rollbacks",
     "collapsed",
+    "knn_train_images",
+    "knn_val_images",
 }
 
 
@@ -167,7 +169,7 @@ def test_images_without_labels_have_no_knn(images, tmp_path, capsys):
     assert main(arguments) == 0
     assert "no labels" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert [v for k, v in summary.items() if k.startswith("knn")] == [None, None, None]
+    assert [v for k, v in summary.items() if k.startswith("knn_top1")] == [None, None, None]
     assert summary["rankme"] > 1
     assert summary["images"] == 16
 

@@ -229,3 +229,22 @@ def test_every_recipe_states_its_source_and_published_result():
         assert row.source
         assert row.published
         assert row.epochs == resolve(row.method, {"recipe": row.recipe, "data_path": "x"}).train.epochs
+
+
+def test_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
+    """``--output_dir=~/x`` trained into ``./~/x``; ``fasttrain.train`` lost the result of the whole training."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("output_dir", "data_path", "val_path", "init_from", "resume")
+    train = resolve("dino", dict.fromkeys(names, "~/x")).train
+    assert {getattr(train, name) for name in names} == {str(tmp_path / "x")}
+    assert resolve("dino", {"output_dir": "~nobody-has-this-name/x"}).train.output_dir == "~nobody-has-this-name/x"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("batch_size", "batch_size_per_gpu"), ("max_epochs", "epochs"), ("optim.base_lr", "lr"), ("model", "arch")],
+)
+def test_names_of_other_trainers_suggest_the_setting_here(name, ours):
+    """--batch_size suggested --patch_size."""
+    with pytest.raises(ConfigError, match=f"did you mean {ours}"):
+        resolve("dino", {name: 1})

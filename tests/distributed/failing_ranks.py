@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fasttrain.distributed.world import World, initialise, prepare_environment
+from fasttrain.evaluate import evaluator
 from fasttrain.run import main
 from fasttrain.training.guard import Guard
 from tests.small_runs import flags
@@ -59,6 +60,21 @@ def stopped(data, output, world):
     return {"status": [status, main([*arguments, "--limit_steps", "4"])], "latest": latest}
 
 
+def stopped_in_knn(data, output, world):
+    """Send a signal to rank 1 only, while both extract the features of the untrained network."""
+    extract = evaluator.extract
+
+    def interrupted(*arguments, **options):
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return extract(*arguments, **options)
+
+    evaluator.extract = interrupted
+    status = main(flags(data, output))
+    evaluator.extract = extract
+    return {"status": status, "evaluated": (output / "baseline.json").exists()}
+
+
 def crash(data, output, world):
     """Fail in rank 1 only."""
 
@@ -74,6 +90,7 @@ def run(data, folder):
     initialise(world)
     results = {"bad_steps": {stage: bad_steps(stage, world) for stage in STAGES}}
     results["signal"] = stopped(data, folder / "signal", world)
+    results["signal_in_knn"] = stopped_in_knn(data, folder / "knn", world)
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(results))
     return crash(data, folder / "crash", world)
 

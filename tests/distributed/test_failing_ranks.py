@@ -44,12 +44,18 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(ended):
     assert [line["step"] for line in lines(folder / "signal" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_a_signal_to_one_rank_ends_the_knn_of_both(ended):
+    _, done, ranks = ended
+    assert [rank["signal_in_knn"] for rank in ranks] == [{"status": 143, "evaluated": False}] * 2
+    assert "fasttrain: stopped by SIGTERM at step 0; start the run again\n" in done.stderr
+
+
 def test_a_rank_that_fails_ends_the_other_with_one_line(ended):
     folder, done, _ = ended
     assert done.returncode == 1
     log = folder / "crash" / "rank-1.log"
     printed = [line for line in done.stderr.splitlines() if line.startswith("fasttrain: ")]
-    assert printed[1:] == [f"fasttrain: rank 1 failed: RuntimeError: a bug in the step; its traceback is in {log}"]
+    assert printed[2:] == [f"fasttrain: rank 1 failed: RuntimeError: a bug in the step; its traceback is in {log}"]
     assert 'raise RuntimeError("a bug in the step")' in log.read_text()
     assert not (folder / "crash" / "rank-0.log").exists()
     assert [line["step"] for line in lines(folder / "crash" / "metrics.jsonl")] == [1, 2]

@@ -2,15 +2,18 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
 from fasttrain.distributed import signals as signals_module
-from fasttrain.distributed.signals import STOPPING, Signals, stop_signal
+from fasttrain.distributed.signals import STOPPING, Signals, Stopped, stop_signal
 from fasttrain.errors import Interrupted
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+@pytest.mark.parametrize(
+    ("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138), ("SIGUSR2", 140), ("SIGHUP", 129)]
+)
 def test_each_signal_is_counted_once_and_has_its_status(tmp_path, name, status):
     number = signal.Signals[name]
     before = signal.getsignal(number)
@@ -27,8 +30,8 @@ def test_each_signal_is_counted_once_and_has_its_status(tmp_path, name, status):
 
 
 def test_all_ranks_choose_the_same_signal():
-    assert stop_signal([0, 0, 2]) is signal.SIGUSR1
-    assert stop_signal([1, 0, 1]) is signal.SIGTERM
+    assert stop_signal([0, 0, 2, 0, 0]) is signal.SIGUSR1
+    assert stop_signal([1, 0, 1, 0, 0]) is signal.SIGTERM
     assert stop_signal([0.0] * len(STOPPING)) is None
 
 
@@ -44,3 +47,39 @@ def test_a_second_ctrl_c_a_second_later_raises(monkeypatch):
         now[0] += 1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_raising_ends_work_at_any_signal(early):
+    with Signals() as signals, pytest.raises(Stopped) as error:  # noqa: PT012
+        if early:
+            signal.raise_signal(signal.SIGUSR2)
+        with signals.raising():
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("the work continued")
+    assert error.value.number is (signal.SIGUSR2 if early else signal.SIGTERM)
+
+
+def test_signals_in_another_thread_change_no_handler():
+    """``fasttrain.train`` in a thread ended with a ValueError of the signal module."""
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run():
+        with Signals() as signals:
+            seen.append((signals.counts, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [([0.0] * len(STOPPING), before)]
+
+
+def test_nohup_keeps_a_run_alive_when_its_terminal_closes():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop_signal(signals.counts) is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,16 +1,24 @@
 """The environment that launchers set, and the environment that torch and DeepSpeed read."""
 
 import ctypes
+import json
 import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from torch import distributed as dist
 
+from fasttrain.distributed import cpus
 from fasttrain.distributed import world as world_module
 from fasttrain.distributed.world import World, all_gather_object, initialise, keep_freed_memory, prepare_environment
 from fasttrain.errors import ConfigError
+from tests.small_runs import flags
 
+_ROOT = Path(__file__).parents[2]
 _NAMES = """
 RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE OMP_NUM_THREADS OMP_WAIT_POLICY DS_ACCELERATOR
 TRITON_DEFAULT_FP_FUSION DEEPSPEED_LOG_LEVEL TORCH_CPP_LOG_LEVEL MALLOC_TRIM_THRESHOLD_
@@ -24,6 +32,7 @@ def launch(monkeypatch):
         monkeypatch.setenv(name, "")  # makes monkeypatch restore the variable, even if it is not set now
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(cpus, "_folders", lambda: iter(()))
     monkeypatch.setattr(world_module, "has_nvidia_device", lambda: False)
     return lambda **values: [monkeypatch.setenv(name, value) for name, value in values.items()]
 
@@ -50,6 +59,7 @@ def test_variable_that_is_no_number_is_one_line(launch, name, value, read):
 @pytest.mark.parametrize(("cores", "ranks", "threads"), [(8, 1, 8), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
 def test_ranks_share_the_cores(monkeypatch, cores, ranks, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(cpus, "_folders", lambda: iter(()))
     assert World(0, ranks, 0, ranks).threads == threads
 
 
@@ -68,6 +78,7 @@ def test_ranks_share_the_cores(monkeypatch, cores, ranks, threads):
 )
 def test_prepare_environment_sets_only_missing_variables(launch, monkeypatch, values, gpu, expected):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("changed the process's memory"))
+    monkeypatch.setattr(cpus, "_folders", lambda: iter(()))
     monkeypatch.setattr(world_module, "has_nvidia_device", lambda: gpu)
     launch(**values)
     prepare_environment()
@@ -99,3 +110,20 @@ def test_initialise_makes_a_group_of_one_and_may_be_repeated():
     assert os.environ["MASTER_ADDR"] == "127.0.0.1"
     assert "MASTER_PORT" not in os.environ  # a command started from this process would listen on the same port
     assert all_gather_object(world, "value") == ["value"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher", [["deepspeed", "--num_accelerators", "2"], [sys.executable]], ids=["deepspeed", "python"]
+)
+def test_taken_port_of_the_launcher_is_replaced(images, tmp_path, launcher):
+    """A second run on a machine ended with EADDRINUSE, because both had deepspeed's default port."""
+    with socket.socket() as taken:
+        taken.bind(("", 29500))
+        taken.listen()
+        command = [*launcher, "fasttrain/run.py", *flags(images, tmp_path, "--limit_steps", 1, "--knn_every", 0)]
+        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+        environment |= {"MASTER_PORT": "29500", "PYTHONPATH": "."}
+        done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["world_size"] == (2 if "deepspeed" in launcher else 1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from fasttrain.evaluate.knn import knn, knn_accuracy
@@ -28,6 +29,8 @@ def test_knn_matches_scikit_learn_for_every_k(chunk):
         shares = reference.predict_proba(unit[1])
         five = np.where(np.sort(shares, axis=1)[:, -5:] > 0, np.argsort(shares, axis=1)[:, -5:], -1)
         assert accuracy.top5 == pytest.approx((five == expected.numpy()[:, None]).any(1).mean(), abs=1e-9)
+        balanced = balanced_accuracy_score(expected.numpy(), reference.predict(unit[1]))
+        assert accuracy.balanced == pytest.approx(balanced, abs=1e-9)
         assert 0.3 < accuracy.top1 < accuracy.top5 < 1
     assert knn_accuracy(bank, labels, queries, expected) == accuracies[20].top1
 

@@ -8,9 +8,9 @@ import torch
 
 from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError
-from fasttrain.evaluate import protocol
 from fasttrain.evaluate.alignment import alignment, uniformity
 from fasttrain.evaluate.cache import FeatureCache
+from fasttrain.evaluate.draws import spaced
 from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.evaluate.protocol import LABELLED, METRICS, Protocol, augmented_view, evaluate
 from fasttrain.evaluate.spectrum import lidar, rankme
@@ -46,8 +46,8 @@ def test_evaluate_measures_clean_and_augmented_features(backbone):
     splits = Splits("noise", _source(60), _source(30, seed=1))
     figures, cache, _ = _evaluate(backbone, splits)
     assert cache.extracted == 60 + 30 + 6
-    assert set(figures["linear"]) == {"top1", "top5", "lr", "epochs"}
-    assert set(figures["logistic"]) == {"top1", "top5", "penalty"}
+    assert set(figures["linear"]) == {"top1", "top5", "balanced", "lr", "epochs"}
+    assert set(figures["logistic"]) == {"top1", "top5", "balanced", "penalty"}
     assert [(few["fraction"], few["images"], few["draws"]) for few in figures["few_shot"]] == [
         (0.01, 3, 2),
         (0.1, 6, 2),
@@ -71,9 +71,9 @@ def test_evaluate_measures_clean_and_augmented_features(backbone):
 
 
 def test_spaced_images_are_from_the_whole_data():
-    few = protocol._spaced(_source(59), 30)
+    few = spaced(_source(59), 30)
     assert [len(few), few.describe(0), few.describe(29)] == [30, "array 0", "array 57"]
-    assert len(protocol._spaced(_source(5), 30)) == 5
+    assert len(spaced(_source(5), 30)) == 5
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ def clock(monkeypatch):
 
 def _display(total, done=0, *, terminal=False, **options):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, highlight=False, color_system=None)
-    return Display(total, done, console=console, **options)
+    display = Display(total, done, console=console, **options)
+    display.begin(done)
+    return display
 
 
 def _out(display):
@@ -41,7 +43,8 @@ def test_lines_are_printed_at_intervals_and_at_the_end(clock):
         for step in range(1, 101):
             clock.now += 1
             display.step(step, _VALUES)
-    shown = [int(line.split()[1].partition("/")[0]) for line in _out(display).splitlines()]
+    lines = [line for line in _out(display).splitlines() if line.startswith("step")]
+    shown = [int(line.split()[1].partition("/")[0]) for line in lines]
     assert shown == [*range(1, 101, 10), 100]
 
 
@@ -67,7 +70,52 @@ def test_time_left_counts_steps_of_this_process(clock):
         display.step(1050, _VALUES)
         clock.now += 3599
         display.step(1099, _VALUES)
-    assert [line.split("  ")[-1] for line in _out(display).splitlines()] == ["1:00:00 left", "0:01:12 left"]
+    lines = [line.split("  ")[-1] for line in _out(display).splitlines()]
+    assert lines[1:] == ["1:00:00 left", "0:01:12 left"]
+
+
+@pytest.mark.parametrize(
+    ("total", "seconds", "expected"),
+    [(50, 1, None), (600, 1, "10 min"), (100, 60, "1 h 40 min"), (10_000, 60, "6 days 22 h")],
+)
+def test_duration_of_the_run_is_printed_after_the_first_steps(clock, total, seconds, expected):
+    with _display(total, interval=1e9, too_long="use another") as display:
+        clock.now += 1000  # the first step compiles
+        for step in range(1, 30):
+            display.step(step)
+            clock.now += seconds
+    shown = _out(display).splitlines()
+    assert [line.rpartition("take ")[2] for line in shown[:1]] == ([expected] if expected else [])
+    assert shown[1:] == (["use another"] if expected and "days" in expected else [])
+
+
+def test_work_between_steps_has_lines_with_the_time_left(clock):
+    with _display(100, interval=10) as display:
+        for done in range(0, 1001, 10):
+            display.work("k-NN", done, 1000)
+            clock.now += 0.5
+        display.work("pixels", 1000, 1000)  # quick work prints nothing
+    lines = _out(display).splitlines()
+    assert lines == [f"k-NN: {done}/1,000 images  0:00:{(1000 - done) // 20:02d} left" for done in (200, 400, 600, 800)]
+
+
+def test_work_between_steps_has_a_bar_in_a_terminal():
+    with _display(4, terminal=True) as display:
+        display.work("k-NN", 50, 100)
+        assert "50/100 images, k-NN" in _bar_text(display)
+        display.work("k-NN", 100, 100)
+        assert "k-NN" not in _bar_text(display)
+
+
+def _bar_text(display):
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(display._bar.get_renderable())
+    return console.file.getvalue()
+
+
+def test_brackets_in_a_path_are_printed_as_they_are(capsys):
+    Display(1).note("into runs[/a] and [bold]b[/bold]")
+    assert capsys.readouterr().out == "into runs[/a] and [bold]b[/bold]\n"
 
 
 def test_terminal_shows_a_bar_with_the_figures():
@@ -152,6 +200,7 @@ def test_file_name_that_is_not_utf8_is_printed(monkeypatch):
 
 def test_notebook_shows_one_moving_bar(monkeypatch):
     display, shown, widget = _notebook(monkeypatch, widgets=True)
+    display.begin(0)
     with display:
         display.note("hello")
         for step in range(1, 4):

@@ -5,6 +5,7 @@ one method per kind of state is enough here: a queue, memories with k-means, and
 """
 
 import json
+import shutil
 
 import pytest
 
@@ -60,3 +61,18 @@ def test_collapse_is_reported_recorded_and_stops_on_request(data, tmp_path, caps
     assert err.startswith("fasttrain: collapsed: ")
     assert "--entropy" in err
     assert len(lines(tmp_path / "stop" / "metrics.jsonl")) < 48
+
+
+def test_other_number_of_images_is_reported_on_resume(data, tmp_path, capsys):
+    """The epoch jumped back in silence, and DeepCluster's memory was a size mismatch without a reason."""
+    fewer = shutil.copytree(data, tmp_path / "images")
+    for image in sorted((fewer / "train" / "cat").iterdir())[:8]:
+        image.unlink()
+    for method in ("moco", "deepcluster"):
+        assert _run(method, data, tmp_path / method, "--limit_steps", 4) == 0
+        capsys.readouterr()
+        status = _run(method, fewer, tmp_path / method)
+        out, err = capsys.readouterr()
+        assert status == (0 if method == "moco" else 2)
+        assert "24 images, 32 in the checkpoint" in out
+        assert ("a row per image: the data had 32 images, 24 now" in err) == (method == "deepcluster")

@@ -10,6 +10,7 @@ import pytest
 
 from fasttrain.checkpoint import store
 from fasttrain.distributed import signals
+from fasttrain.evaluate import evaluator
 from fasttrain.run import main
 from fasttrain.training.records import Recorder
 from tests.small_runs import assert_same_run, flags, lines, start, when_logged
@@ -141,3 +142,38 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(images, tmp_path, 
     monkeypatch.undo()
     assert main([*arguments, "--limit_steps", "5"]) == 0
     assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def _signal_during(monkeypatch, number, evaluation):
+    """Send a signal in the middle of the N-th extraction of features, which must not continue after it."""
+    calls, extract = [], evaluator.extract
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) != evaluation:
+            return extract(*arguments, **options)
+        os.kill(os.getpid(), signal.Signals[number])
+        raise AssertionError("the extraction continued after the signal")
+
+    monkeypatch.setattr(evaluator, "extract", interrupted)
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_signal_during_the_first_knn_ends_it_at_once(images, tmp_path, monkeypatch, capsys, number, status):
+    """SIGTERM during the k-NN of an untrained ResNet-50 was ignored for 24 minutes."""
+    with monkeypatch.context() as patch:
+        _signal_during(patch, number, 1)
+        assert main(flags(images, tmp_path)) == status
+    assert capsys.readouterr().err == f"fasttrain: stopped by {number} at step 0; start the run again\n"
+    assert not (tmp_path / "checkpoints").exists()
+    assert main(flags(images, tmp_path, "--limit_steps", 1)) == 0
+
+
+def test_signal_during_a_later_knn_saves_and_resumes_the_same(straight, images, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        _signal_during(patch, "SIGTERM", 6)  # after two loaders of the network and of the pixels: held-out images
+        assert main(flags(images, tmp_path, "--knn_every", 1)) == 143
+    assert capsys.readouterr().err.startswith("fasttrain: stopped by SIGTERM at step 4; resume with ")
+    assert "knn_top1" not in lines(tmp_path / "metrics.jsonl")[-1]
+    assert main(flags(images, tmp_path, "--knn_every", 1)) == 0
+    assert_same_run(tmp_path, straight[0])

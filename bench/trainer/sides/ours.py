@@ -19,6 +19,7 @@ from fasttrain.engine.zero import quiet_deepspeed
 from fasttrain.methods.branch import slice_views
 from fasttrain.pipelines import Batch, Loader, open_source
 from fasttrain.training.records import Recorder
+from fasttrain.training.trackers import open_trackers
 
 from .clock import Side
 
@@ -43,7 +44,8 @@ class Ours(Side):
         self.log_every = t.log_every
         folder = tempfile.TemporaryDirectory()
         atexit.register(folder.cleanup)
-        self.recorder = Recorder(Path(folder.name))
+        output = Path(folder.name)
+        self.recorder = Recorder(output, trackers=open_trackers(["tensorboard"], output, "", 0))
         self.epoch = 0
         self.index = self.loader.steps_per_epoch * int(t.warmup_epochs + 1)  # past warm-up and frozen prototypes
         self.cached: Batch | None = None

@@ -1,7 +1,8 @@
 """Published and tested values as YAML: ``<recipe>/<method>.yaml``, merged over the paper's, ``imagenet/<method>.yaml``.
 
 Besides settings, a file has ``source`` (the origin of the values), ``published`` (the results they reached there) and,
-if the twin needs other values, ``with_entropy``.
+if the twin needs other values, ``with_entropy``. ``<recipe>/common.yaml`` has the values that all methods share; its
+``base`` names another recipe to merge over.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import yaml
 
 PAPER = "imagenet"
 """The recipe that all others are merged over."""
+_COMMON = "common"
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,13 @@ class Entry:
 
 
 def recipe_names(method: str) -> list[str]:
-    """Return the recipes that have a file for this method."""
-    return sorted(folder.name for folder in _folders() if (folder / f"{method}.yaml").is_file())
+    """Return the recipes that have values for this method."""
+    paper = (_folder(PAPER) / f"{method}.yaml").is_file()
+    return sorted(
+        folder.name
+        for folder in _folders()
+        if (folder / f"{method}.yaml").is_file() or (paper and (folder / f"{_COMMON}.yaml").is_file())
+    )
 
 
 def recipe_layers(recipe: str, method: str, entropy: bool, *, like: str | None = None) -> list[dict[str, Any]]:
@@ -43,12 +50,12 @@ def recipe_layers(recipe: str, method: str, entropy: bool, *, like: str | None =
     if recipe not in known:
         raise ValueError(f"--recipe: {recipe!r} is unknown for {method}. Choose one of {', '.join(known)}.")
     layers = []
-    for name in dict.fromkeys((PAPER, recipe)):
+    for name in dict.fromkeys((PAPER, *_bases(recipe), recipe)):
         values = _read(name, source)
         twin = values.pop("with_entropy", {})
         for key in ("source", "published"):
             values.pop(key, None)
-        layers += [values, twin] if entropy and name == recipe else [values]
+        layers += [values, twin] if entropy and (name != PAPER or recipe == PAPER) else [values]
     return layers
 
 
@@ -56,18 +63,44 @@ def entries() -> list[Entry]:
     """Return all recipes, sorted by method."""
     rows = []
     for folder in _folders():
-        for method in (file.stem for file in folder.glob("*.yaml")):
+        for method in _methods(folder):
             merged: dict[str, Any] = {"arch": "vit_small", "epochs": 100}
-            merged |= _read(PAPER, method) | _read(folder.name, method)
+            for name in (PAPER, *_bases(folder.name), folder.name):
+                merged |= _read(name, method)
             fields = {name: merged[name] for name in ("arch", "epochs", "source", "published")}
             rows.append(Entry(folder.name, method, **fields))
     return sorted(rows, key=lambda entry: (entry.method, entry.recipe))
+
+
+def _folder(recipe: str) -> Path:
+    return Path(__file__).parent / recipe
 
 
 def _folders() -> list[Path]:
     return [path for path in Path(__file__).parent.iterdir() if path.is_dir() and not path.name.startswith("_")]
 
 
+def _methods(folder: Path) -> list[str]:
+    """Return the methods of a recipe: all of the paper's if it has values that all methods share."""
+    shared = (folder / f"{_COMMON}.yaml").is_file()
+    return [file.stem for file in (_folder(PAPER) if shared else folder).glob("*.yaml")]
+
+
+def _bases(recipe: str) -> list[str]:
+    """Return the recipes, other than the paper's, that a recipe is merged over."""
+    base = _load(_folder(recipe) / f"{_COMMON}.yaml").get("base")
+    return [] if base is None else [*_bases(base), base]
+
+
 def _read(recipe: str, method: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / recipe / f"{method}.yaml").read_text())
+    """Return a recipe's values for a method: the shared ones, replaced by its own."""
+    values = _load(_folder(recipe) / f"{_COMMON}.yaml") | _load(_folder(recipe) / f"{method}.yaml")
+    values.pop("base", None)
+    return values
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content

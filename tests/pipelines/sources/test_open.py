@@ -82,7 +82,7 @@ def data(tmp_path_factory):
         ("nowhere", None, "nowhere: no such folder"),
         ("images", "nowhere", "nowhere: no such folder"),
         ("images/*.png", None, "a.png: not a folder and not a shard"),
-        ("packed", None, "no image found; looked for files ending in .jpg .jpeg .png"),
+        ("packed", None, "no image found; looked for files ending in .jpg .jpeg .jfif .png"),
         ("classes", None, "class 'x' is not among the training classes"),
         ("two", None, "holds two held-out splits ("),
         ("train", "images", "holds images and shards ("),

@@ -24,9 +24,10 @@ def test_images_and_labels_are_indexed(tmp_path, tar_format, label):
 @pytest.mark.parametrize("tar_format", FORMATS)
 def test_members_of_one_key_are_a_sample(tmp_path, tar_format):
     members = [
-        ("a/1.seg.png", b"one"),  # the key ends at the first dot
+        ("a/1.seg.png", b"a mask: the sample has an image without a column"),
         ("a/1.cls", b" 4\n"),
-        ("a/1.jpg", b"a second image of the same sample"),
+        ("a/1.jpg", b"one"),
+        ("a/1.png", b"a second image without a column"),
         ("b/1.CLS", b"5"),  # another folder is another sample
         ("b/1.JPEG", b"two"),
         ("._mac.jpg", b"no image"),
@@ -36,10 +37,50 @@ def test_members_of_one_key_are_a_sample(tmp_path, tar_format):
         ("x" * 90 + "/" + "y" * 80 + ".cls", b"-6"),
         ("no.tiff", b"five"),
         ("no.cls", b"cat"),
+        ("no.gif", b"another format"),
     ]
     path = write_tar(tmp_path / "a.tar", members, tar_format)
     assert contents(TAR, path) == [b"one", b"two", b"three", b"four", b"five"]
-    assert index_of(TAR, path).labels.tolist() == [4, 5, UNLABELLED, -6, UNLABELLED]
+    index = index_of(TAR, path)
+    assert index.labels.tolist() == [4, 5, UNLABELLED, -6, UNLABELLED]
+    assert (index.dotted, index.left_out.extensions) == (0, {".seg.png": 1, ".png": 1, ".gif": 1})
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "labels", "left_out"),
+    [
+        # Regression: all frames of a camera were one image.
+        ([f"{cam}.{k:04}.jpg" for cam in ("cam1", "cam2") for k in range(16)], 32, [], {}),
+        (["a.left.jpg", "a.right.JFIF", "a.cls=3", "b.left.jpg", "b.right.JFIF", "b.cls=4"], 4, [3, 3, 4, 4], {}),
+        (["a.1.jpg", "a.1.cls=7", "a.2.json=8", "a.2.jpg", "a.3.jpg", "a.cls=9"], 3, [7, 8, 9], {}),
+        (["v1.0/a.jpg", "v1.0/a.1.jpg", "v1.0/a.beach.jpg", "v1.0/b.2024-01-31.12_30.PNG"], 3, [], {".beach.jpg": 1}),
+    ],
+)
+def test_image_with_dots_in_its_name_is_not_lost(tmp_path, names, images, labels, left_out):
+    texts = {".json": '{{"label": {}}}', ".cls": "{}"}
+    members = []
+    for name, _, label in (name.partition("=") for name in names):
+        members.append((name, texts[name[name.rindex(".") :]].format(label).encode() if label else name.encode()))
+    path = write_tar(tmp_path / "a.tar", members)
+    index = index_of(TAR, path)
+    assert (len(index.offsets), index.labels.tolist()) == (images, labels or [UNLABELLED] * images)
+    assert index.left_out.extensions == left_out
+    read = [content.decode() for content in contents(TAR, path)]
+    assert read == [name for name in names if "=" not in name and ".beach" not in name]
+    assert index.dotted == sum(name.rpartition("/")[2].count(".") > 1 for name in read)
+
+
+def test_special_members_are_counted_and_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.FIFOTYPE), ("c", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            tar.addfile(info)
+    special = index_of(TAR, tmp_path / "a.tar").left_out.special
+    assert {kind: (count, name.rpartition(": ")[2]) for kind, (count, name) in special.items()} == {
+        "link in a tar": (1, "a.jpg"),
+        "FIFO": (1, "b.jpg"),
+    }
 
 
 @pytest.mark.parametrize("tar_format", FORMATS)
@@ -96,12 +137,13 @@ _NAMES = st.text("abc./", min_size=1, max_size=12).filter(lambda n: n.strip("./"
 def test_samples_follow_from_the_names(tmp_path, members, tar_format):
     members = [(name + ".png", content) for name, content in members]
     path = write_tar(tmp_path / "a.tar", members, tar_format)
-    expected, last = [], None
+    samples = []
     with tarfile.open(path) as tar:
         for member in tar.getmembers():
             folder, slash, file = member.name.rpartition("/")
-            key = (folder + slash, file.partition(".")[0])
-            if key != last and key[1]:
-                expected.append(tar.extractfile(member).read())
-            last = key
-    assert contents(TAR, path) == expected
+            stem, *columns = file.split(".")[:-1]
+            if not samples or samples[-1][0] != folder + slash + stem:
+                samples.append((folder + slash + stem, [], []))
+            if stem:
+                samples[-1][1 + bool(".".join(columns))].append(tar.extractfile(member).read())
+    assert contents(TAR, path) == [image for _, plain, dotted in samples for image in (plain[:1] or dotted)]
