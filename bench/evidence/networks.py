@@ -134,7 +134,8 @@ def main() -> None:
     failed = {family: lines for family, row in rows.items() if (lines := failures(row))}
     for family, lines in failed.items():
         print(family, rows[family]["arch"], *lines, sep="\n  ")
-    print(f"{len(rows) - len(failed)} of {len(rows)} families work")
+    measured = sum("train" in row for row in rows.values())
+    print(f"{measured - len(failed)} of {measured} measured families work, {len(rows) - measured} are not measured")
 
 
 if __name__ == "__main__":
