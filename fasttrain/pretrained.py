@@ -120,6 +120,8 @@ class Backbone:
     config: Config | None = None
     """The configuration of the run that trained it."""
     checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
+    """The report of the weights of another project: what was mapped, resampled and dropped."""
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
@@ -187,14 +189,16 @@ def from_timm(name: str, *, pretrained: Path | None = None, size: Size | None = 
             interpolation="linear" if data["interpolation"] == "bilinear" else "cubic",
         ),
     )
+    notes: list[str] = []
     if pretrained is not None:
         pretrained = user_path(pretrained)
-        load_weights(network, read_weights(pretrained), str(pretrained))
+        notes = load_weights(network, read_weights(pretrained), str(pretrained)).lines()
         if values := read_metadata(pretrained):
             ours = Blueprint.read(values, pretrained).pixels
             pixels = replace(blueprint.pixels, mean=ours.mean, std=ours.std, interpolation=ours.interpolation)
             blueprint = replace(blueprint, pixels=pixels)
-    return Backbone(network, blueprint, f"timm {name}, {pretrained.name if pretrained else f'random, seed {seed}'}")
+    origin = pretrained.name if pretrained else f"random, seed {seed}"
+    return Backbone(network, blueprint, f"timm {name}, {origin}", notes=tuple(notes))
 
 
 def _stock(name: str, size: Size | None) -> nn.Module:

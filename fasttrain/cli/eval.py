@@ -73,9 +73,9 @@ def main(arguments: Sequence[str]) -> int:
     if world.size > 1:
         initialise(world)
     console = Console(stderr=True, highlight=False, markup=False, quiet=not world.is_main, soft_wrap=True)
-    console.print(f"{backbone.name} on {splits.name}, {size_text(size)} pixels")
-    for line in lines:
+    for line in (*backbone.notes, *lines):
         console.print(line)
+    console.print(f"{backbone.name} on {splits.name}, {size_text(size)} pixels")
     display = Display(0, console=console)
     cache = _cache(backbone, options, world, display)
     with DataNotes(), display:

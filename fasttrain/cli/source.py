@@ -18,7 +18,7 @@ class SourceOptions:
     """The network that a command uses."""
 
     timm: str | None = flag(None, "a timm model instead; random weights without --pretrained")
-    pretrained: FilePath | None = flag(None, "weights for --timm: a file of timm, lightly or DINO")
+    pretrained: FilePath | None = flag(None, "weights for --timm, in any layout that --init_from reads")
     which: Literal["teacher", "student"] | None = flag(None, "branch of a run; default: the teacher, if any")
     size: Sides | None = flag(None, "side of the images in pixels, or their HEIGHT WIDTH; default: the network's own")
     seed: Seed = flag(0, "seed of random weights and draws")

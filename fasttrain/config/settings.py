@@ -58,7 +58,7 @@ class TrainConfig:
     deterministic: bool = flag(False, "use deterministic kernels only")
 
     init_from: PathText | None = flag(
-        None, "start the backbone from this file of weights: timm, lightly, DINO or an export"
+        None, "start the backbone from weights of another project or an export; docs/export.md lists the layouts"
     )
     resume: PathText = flag(
         "auto", "auto (newest checkpoint in output_dir), never, or the folder of a run or a checkpoint"

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import Tensor
 
+from ..models.weights import save_tensors
 from ..pipelines import Size, evaluation_view, sides
 from ..pretrained import Backbone, Blueprint, timm_arguments
 from .check import check_same
@@ -168,8 +169,7 @@ def model_card(backbone: Backbone) -> str:
 def _write_timm(backbone: Backbone, path: Path) -> str:
     name, options = timm_arguments(backbone.blueprint)
     network = timm.create_model(name, num_classes=0, **options)
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in backbone.network.state_dict().items()}
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(backbone.network, path / "model.safetensors", {"format": "pt"})
     _write_json(path / "config.json", timm_config(network, name, options, backbone.blueprint))
     (path / "README.md").write_text(model_card(backbone))
     check_same(backbone, timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval(), "timm")

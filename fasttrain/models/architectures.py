@@ -119,13 +119,19 @@ def vit_options(patch_size: int | None, num_heads: int | None) -> dict[str, int]
 
 
 def create_timm(name: str, **options: Any) -> nn.Module:
-    """Return ``timm.create_model`` without a classifier. Raise ValueError with one line for any error of timm."""
+    """Return ``timm.create_model`` without a classifier, with ``num_features`` set to the width of its output.
+
+    Raise ValueError with one line for any error of timm.
+    """
     try:
         network: nn.Module = timm.create_model(name, num_classes=0, **options)
     except Exception as error:  # no drop path, heads that do not divide the width: each network raises other errors
         heads = options.get("num_heads")
         fix = "Choose another." if heads is None else f"--num_heads {heads} must divide its width."
         raise ValueError(f"--arch: {name!r} cannot be built: {_first_line(error)}. {fix}") from error
+    width = getattr(network, "head_hidden_size", None)  # some networks widen the features after their last stage
+    if width is not None and width != network.num_features:
+        network.num_features = width
     return network
 
 
@@ -189,8 +195,8 @@ def checkpoint_activations(network: nn.Module) -> None:
 def check_crops(network: nn.Module, sizes: Iterable[Size], channels: int = 3, *, flag: str | None = None) -> None:
     """Raise ValueError if a network does not accept images of one of these sizes, in pixels.
 
-    A ViT's patch size must divide them. Networks that may be built for one size are tried with an image of each size.
-    The error names ``flag``, or else the flag of the network.
+    A ViT's patch size must divide them. Other networks are tried with an image of each size: they may be built for one
+    size, or return no features [B, num_features]. The error names ``flag``, or else the flag of the network.
     """
     patches = getattr(network, "patch_embed", None)
     for size in sizes:
@@ -203,7 +209,13 @@ def check_crops(network: nn.Module, sizes: Iterable[Size], channels: int = 3, *,
     vit = isinstance(network, VisionTransformer | Eva) and isinstance(patches, PatchEmbed) and network.dynamic_img_size
     if not (vit or isinstance(network, ConvSmall | ResNet)):
         for size in sorted(set(sizes), key=sides):
-            _try(network, size, channels, flag or "--arch")
+            features = _try(network, size, channels, flag or "--arch")
+            if getattr(features, "shape", None) != (1, network.num_features):
+                shape = [*features.shape] if isinstance(features, Tensor) else type(features).__name__
+                raise ValueError(
+                    f"{flag or '--arch'}: {type(network).__name__} must return features [1, {network.num_features}], "
+                    f"got {shape}. Choose another network."
+                )
 
 
 @torch.no_grad()

@@ -118,7 +118,15 @@ def drop_values(module: nn.Module) -> None:
     def like(x: Tensor) -> Tensor:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
 
-    module._apply(like)  # type: ignore[no-untyped-call]
+    replaced: dict[nn.Parameter, nn.Parameter] = {}  # several modules may share a parameter
+    for layer in module.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None:
+                empty = nn.Parameter(like(parameter), parameter.requires_grad)
+                layer._parameters[name] = replaced.setdefault(parameter, empty)
+        for name, buffer in layer._buffers.items():
+            if buffer is not None:
+                layer._buffers[name] = like(buffer)
 
 
 def _drop_gradient(parameter: Tensor) -> None:
