@@ -132,7 +132,18 @@ def create_timm(name: str, **options: Any) -> nn.Module:
     width = getattr(network, "head_hidden_size", None)  # some networks widen the features after their last stage
     if width is not None and width != network.num_features:
         network.num_features = width
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) != layer.stride:
+            layer.register_forward_pre_hook(_contiguous)
     return network
+
+
+def _contiguous(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Copy channels-last images before a strided 1x1 convolution, whose backward pass oneDNN of torch 2.14 crashes in.
+
+    The loader's views are channels-last. FastViT begins with such a convolution.
+    """
+    return (inputs[0].contiguous(),) if inputs[0].shape[1] <= 4 else inputs
 
 
 def _of_every_size(name: str, size: Size, options: dict[str, Any]) -> nn.Module:

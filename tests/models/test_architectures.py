@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -41,6 +44,14 @@ def test_gives_features_at_every_crop_size(arch, options, sizes):
     for size in sizes:
         features = network(torch.randn(2, options.get("in_chans", 3), size, size))
         assert features.shape == (2, network.num_features)
+
+
+def test_strided_1x1_convolution_of_channels_last_images_trains():
+    """The process ended with a segmentation fault in oneDNN."""
+    code = "import torch; from fasttrain.models.architectures import create_backbone; "
+    code += "n = create_backbone('fastvit_t8'); x = torch.rand(4, 256, 256, 3).permute(0, 3, 1, 2); "
+    code += "n.stem[0](x).square().sum().backward()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 
 def test_width_of_the_features_is_measured():
