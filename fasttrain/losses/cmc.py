@@ -105,7 +105,7 @@ class CMCMemoryLoss(Loss):
         It is a scalar. Raise ValueError if the number of views is not the number of banks, or for shapes or dtypes
         that do not match.
         """
-        if any(view.requires_grad for view in views):
+        if torch.is_grad_enabled() and any(view.requires_grad for view in views):
             self._compare_batches(index, *views[:1])
         z = _unit_views(views)
         if len(z) != len(self.memory.bank):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..kernels import info_nce, nt_xent
@@ -56,7 +57,7 @@ class NTXentLoss(Loss):
 
         Raise ValueError if they differ in shape, dtype or device, or if D differs from the bank's.
         """
-        if not self.memory_bank.size[0] or out0.requires_grad:
+        if not self.memory_bank.size[0] or (out0.requires_grad and torch.is_grad_enabled()):
             self._compare_batches(out0, out1)
         out0, out1 = unit_pair(out0, out1, "out0", "out1")
         _, bank = self.memory_bank(out1)

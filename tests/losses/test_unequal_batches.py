@@ -69,6 +69,19 @@ def test_a_compiled_loss_refuses_unequal_batches(ranks):
 
 
 @pytest.mark.slow
+def test_batches_on_a_device_are_compared_on_the_cpu(ranks):
+    for rank in ranks:
+        assert "(6, 16) float32 on rank 1" in rank["device"]
+
+
+@pytest.mark.slow
+def test_unequal_batches_pass_where_no_row_crosses(ranks):
+    for rank in ranks:
+        assert rank["queries"]
+        assert rank["without gradient"] == [None, None]
+
+
+@pytest.mark.slow
 def test_sinkhorn_balances_unequal_batches_like_one_process(ranks):
     for rank in ranks:
         assert rank["sinkhorn"] == pytest.approx({"cpu": 0, "eager": 0}, abs=1e-6)

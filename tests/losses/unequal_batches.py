@@ -206,8 +206,32 @@ def compiled():
     return {"close": close, "message": refusal(lambda: function(*batches(*kind)))}
 
 
+def on_device():
+    """Return the message for tensors that are not on the CPU, of a group whose backend is."""
+    rows = torch.empty(6 if dist.get_rank() else ROWS, DIM, device="meta")
+    return refusal(lambda: collectives.check_equal_batches("on a device", dist.group.WORLD, rows))
+
+
+def queries_differ():
+    """Return whether row_logsumexp accepts other numbers of queries x, against columns that get no gradient."""
+    x, y = batches(6 if dist.get_rank() else ROWS, DIM, torch.float32)[0], batches(*USUAL)[1].detach()
+    value = kernels.row_logsumexp(x, y, scale=2.0, group=dist.group.WORLD)
+    value.sum().backward()
+    columns = collectives.gather_rows(y, dist.group.WORLD)
+    return torch.allclose(value, (2 * x @ columns.T).logsumexp(1)) and x.grad.abs().sum().item() > 0
+
+
+def without_gradient():
+    """Return the messages of losses that write a bank only if there is a gradient."""
+    kind = FAULTS["rows"] if dist.get_rank() else USUAL
+    with torch.no_grad():
+        return [
+            refusal(lambda n=name: call(n, *batches(*kind))) for name in ("NTXentLoss with a bank", "CMCMemoryLoss")
+        ]
+
+
 def sinkhorn_differences():
-    """Return the largest difference between the codes of unequal batches and those of one process, by backend."""
+    """Return the largest difference between the codes of unequal batches and of one process, by backend."""
     scores = torch.rand(14, 6, generator=torch.Generator().manual_seed(0))
     own = slice(8, 14) if dist.get_rank() else slice(0, 8)
     differences = {}
@@ -243,6 +267,9 @@ def main(folder):
         "unequal": {name: unequal(name) for name in (*KERNELS, *LOSSES)},
         "equal": {name: equal(name, comparisons) for name in (*KERNELS, *LOSSES)},
         "compiled": compiled(),
+        "device": on_device(),
+        "queries": queries_differ(),
+        "without gradient": without_gradient(),
         "sinkhorn": sinkhorn_differences(),
         "methods": comparing_methods(comparisons),
     }
