@@ -202,13 +202,15 @@ def views() -> str:
 
 
 def _view_cells(view: Any, recipe: Any) -> list[str]:
+    from fasttrain.pipelines import size_text
+
     more = ["local"] * view.local + [f"jigsaw {view.jigsaw} x {view.jigsaw}"] * bool(view.jigsaw)
     more += [f"RandAugment {view.rand_augment}"] * bool(view.rand_augment)
     more += [recipe.color_space] * (recipe.color_space != "rgb") + [recipe.interpolation]
     area = f"{100 * view.scale[0]:g} to {100 * view.scale[1]:g} %"
     jitter = " ".join(f"{s:g}" for s in view.jitter) if any(view.jitter) else ""
     chances = [f"{p:g}" if p else "" for p in (view.grey, view.blur, view.solarize)]
-    return [str(view.size), area, jitter, *chances, ", ".join(more)]
+    return [size_text(view.size), area, jitter, *chances, ", ".join(more)]
 
 
 # Trainings

@@ -73,8 +73,9 @@ def train(
     config: str | os.PathLike[str] | None = None,
     plugin: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
-    data_path: str | os.PathLike[str] | None = None,
-    val_path: str | os.PathLike[str] | None = None,
+    data_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    val_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    data_weights: Sequence[float] | None = None,
     arch: str | None = None,
     patch_size: int | None = None,
     num_heads: int | None = None,
@@ -117,11 +118,13 @@ def train(
     knn_every: int | None = None,
     knn_train_images: int | None = None,
     knn_val_images: int | None = None,
-    global_crops_size: int | None = None,
+    global_crops_size: int | tuple[int, int] | None = None,
     global_crops_scale: tuple[float, float] | None = None,
     local_crops_number: int | None = None,
-    local_crops_size: int | None = None,
+    local_crops_size: int | tuple[int, int] | None = None,
     local_crops_scale: tuple[float, float] | None = None,
+    channels: int | None = None,
+    pixel_range: Sequence[float] | None = None,
     **method_settings: Any,
 ) -> Result:
     """Train as ``fasttrain train --method METHOD`` does, with a live display in terminals and notebooks.
@@ -130,7 +133,8 @@ def train(
         method: the name of a method, or a class registered with :func:`fasttrain.methods.register`.
         entropy: train the entropy-reconstruction twin of the method.
         data: like ``--data_path`` (None: the embedded digits), a map-style data set
-            (:func:`fasttrain.pipelines.source_from_dataset`), a source, or ``Splits`` of both.
+            (:func:`fasttrain.pipelines.source_from_dataset`), a ``datasets.Dataset`` or ``DatasetDict`` of Hugging
+            Face, a source, or ``Splits`` of both. A list of these is a mixture, with the shares ``data_weights``.
         val: the same for held-out images, which are used for k-NN only.
         model: a backbone to train instead of ``arch``: a module that returns features [B, D], which is copied, or a
             function that builds one for a number of input channels. Training starts from the module's weights.
@@ -140,8 +144,8 @@ def train(
         data_path, val_path: other names of ``data`` and ``val``, for paths.
         **method_settings: the method's own settings, such as ``temperature``.
 
-    All other arguments are the settings of :class:`fasttrain.config.settings.TrainConfig` and the view flags; None
-    leaves the recipe's value. Arguments override ``config``, which overrides the recipe.
+    All other arguments are the settings of :class:`fasttrain.config.settings.TrainConfig` and the view and pixel flags;
+    None leaves the recipe's value. Arguments override ``config``, which overrides the recipe.
 
     Under ``torchrun`` or ``deepspeed`` every rank calls it and gets the same result.
 
@@ -162,12 +166,13 @@ def train(
     prepare_environment()
     try:
         from .config.resolve import read_yaml, resolve
-        from .config.settings import IN_MEMORY, MODULE, TrainConfig, ViewFlags
+        from .config.settings import IN_MEMORY, MODULE, PixelFlags, TrainConfig, ViewFlags
         from .distributed.watchdog import starting
         from .engine.zero import quiet_deepspeed
         from .methods import load_plugin
         from .methods.registry import name_of
         from .pipelines import open_source
+        from .pipelines.sources.in_memory import as_paths, in_memory_splits
         from .pretrained import from_run
         from .report.write import write_report
         from .training.records import output_folder
@@ -183,16 +188,17 @@ def train(
         if not isinstance(plugin, str | os.PathLike):
             raise ConfigError(f"plugin: must be the path of a Python file, got {plugin!r}.")
         load_plugin(plugin)
-    names = {field.name for cls in (TrainConfig, ViewFlags) for field in dataclasses.fields(cls)} | {
+    names = {field.name for cls in (TrainConfig, ViewFlags, PixelFlags) for field in dataclasses.fields(cls)} | {
         "recipe",
         "entropy",
     }
     values: dict[str, Any] = {name: arguments[name] for name in names} | method_settings
-    splits = _splits(data if data is not None else data_path, val if val is not None else val_path)
+    data, val = data if data is not None else data_path, val if val is not None else val_path
+    splits = in_memory_splits(data, val, data_weights or ())
     if splits is not None:
         values["data_path"] = IN_MEMORY + splits.name
     else:
-        values |= {"data_path": data_path if data is None else data, "val_path": val_path if val is None else val}
+        values |= {"data_path": as_paths(data), "val_path": as_paths(val)}
     if model is not None:
         values["arch"] = MODULE + getattr(type(model), "__name__", "model")
     values = {
@@ -207,7 +213,7 @@ def train(
     output = output_folder(settings, world)
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, output_dir=str(output)))
     t = settings.train
-    splits = splits or open_source(t.data_path, t.val_path, cache=output / "index")
+    splits = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
     outcome = run(settings, world, splits, network=model)
     if world.is_main and outcome.steps:
         write_report([output], images=0)
@@ -224,29 +230,3 @@ def _untrained(model: nn.Module | Callable[[int], nn.Module] | None, config: Con
     from .models.architectures import user_backbone
 
     return user_backbone(model, config.views.channels, config.views.views[0].size)
-
-
-def _splits(data: Any, val: Any) -> Splits | None:
-    """Return images without a path, or None if the configuration has the paths. Raise ConfigError for a mixture."""
-    from .pipelines import Splits, source_from_dataset
-
-    if data is None or isinstance(data, str | os.PathLike):
-        if not (val is None or isinstance(val, str | os.PathLike)):
-            raise ConfigError("val: is a data set in memory, but data is not. Give both as paths or as data sets.")
-        return None
-    if val is not None and isinstance(val, str | os.PathLike | Splits):
-        raise ConfigError(f"val: must be a data set, because data is in memory, got {val!r}.")
-    if isinstance(data, Splits):
-        if val is not None:
-            raise ConfigError("val: data has its own held-out images. Leave val out.")
-        return data
-    for name, images in (("data", data), ("val", val)):
-        readable = hasattr(images, "__len__") and (hasattr(images, "__getitem__") or hasattr(images, "read"))
-        if images is not None and not readable:
-            kind = type(images).__name__
-            raise ConfigError(f"{name}: must be a path, a map-style data set or a source, got {kind}.")
-    train, held_out = (
-        images if images is None or hasattr(images, "read") else source_from_dataset(images) for images in (data, val)
-    )
-    assert train is not None
-    return Splits(train.name, train, held_out)

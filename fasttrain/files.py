@@ -91,12 +91,17 @@ def load_tensors(path: Path, classes: Sequence[Any] = ()) -> Any:
 
 def describe_load_error(error: Exception) -> str:
     """Return the problem of a file whose loading raised ``error``, for a message that starts with the file."""
-    if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+    text = str(error)
+    if foreign := re.search(r"GLOBAL (\S+)", text):
         return (
-            f"holds more than tensors ({foreign[1]}) and is not loaded: opening it could run code. If you trust it, "
-            "save its tensors again yourself (torch.load(..., weights_only=False), torch.save)."
+            f"holds more than tensors ({foreign[1]}) and is not loaded: opening it could run code. Save its tensors "
+            "alone, as .safetensors or as a state_dict."
         )
-    first = next(iter(str(error).splitlines()), type(error).__name__)
+    if "TorchScript" in text:
+        return "is a TorchScript program and is not loaded. Save its state_dict."
+    if reason := re.search(r"WeightsUnpickler error: ([^.\n]*)", text):  # torch advises to load it without protection
+        return f"is no file of tensors, or is damaged ({reason[1]})."
+    first = next(iter(text.splitlines()), type(error).__name__)
     return f"is damaged ({'no ' if isinstance(error, KeyError) else ''}{first})."
 
 

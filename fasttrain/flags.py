@@ -11,7 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 
@@ -32,17 +32,29 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """An integer from 0 to 2**63 - 1."""
 
+Sides = Annotated[
+    tuple[Count, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int) else v), Field(min_length=1, max_length=2)
+]
+"""A side in pixels, or height and width."""
+
 
 def user_path(path: str | os.PathLike[str]) -> Path:
     """Return a path with ``~`` and ``~name`` expanded, as the shell does it. An unknown user's name stays as it is."""
     return Path(os.path.expanduser(path))
 
 
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
 FilePath = Annotated[Path, AfterValidator(user_path)]
 """A path on this machine, with ``~`` expanded."""
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """The same as text, for settings that are stored in YAML or that also take a word."""
+Paths = Annotated[PathText | tuple[PathText, ...], BeforeValidator(_single)]
+"""A path, or several. A list of one is that path."""
 
+_TYPES = ("constrained-", "function-", "tuple[")  # parts of a place that pydantic adds for a union
 _RANGES = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
@@ -52,6 +64,13 @@ _RANGES = {
 }
 
 Settings = TypeVar("Settings")
+
+
+def size_of(values: tuple[int, ...] | None) -> int | tuple[int, int] | None:
+    """Return the value of a ``Sides`` flag as the size of a view: a side, (height, width) or None."""
+    if values is None or len(values) == 1:
+        return values and values[0]
+    return values[0], values[1]
 
 
 def flag(default: Any, help: str) -> Any:
@@ -65,7 +84,10 @@ def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         settings: Settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-")))
+        place = [str(part) for part in first["loc"] if not str(part).startswith(_TYPES)]
+        if first["type"] in _RANGES and place[-1].isdigit():  # a number of several, which the message shows
+            place.pop()
+        name = ".".join(place)
         text = _RANGES.get(first["type"])
         reason = first["msg"].lower() if text is None else text.format(**first.get("ctx", {}))
         if not name:  # the check of several values together, which names them itself

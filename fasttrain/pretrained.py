@@ -23,7 +23,7 @@ from .flags import user_path
 from .models.architectures import create_backbone, create_timm, has_cifar_stem, has_one_size, timm_name, vit_options
 from .models.sensors import Sensors
 from .models.weights import load_weights, read_metadata, read_weights
-from .pipelines import Pixels, View, ViewRecipe
+from .pipelines import Pixels, Size, View, ViewRecipe, sides, size_text
 
 Branch = Literal["teacher", "student"]
 
@@ -33,8 +33,8 @@ class Blueprint:
     """How to build a backbone, and its pixel format. An exported file carries it."""
 
     arch: str
-    size: int
-    """Side of an image in pixels."""
+    size: Size
+    """Side of an image in pixels, or its height and width."""
     stock: bool = False
     """Whether it is the network of ``timm.create_model(arch)``, unchanged."""
     encoders: tuple[int, ...] = (3,)
@@ -120,6 +120,8 @@ class Backbone:
     config: Config | None = None
     """The configuration of the run that trained it."""
     checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
+    """The report of the weights of another project: what was mapped, resampled and dropped."""
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
@@ -164,12 +166,13 @@ def from_file(path: str | Path) -> Backbone:
     return Backbone(network, blueprint, path.name)
 
 
-def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = None, seed: int = 0) -> Backbone:
+def from_timm(name: str, *, pretrained: Path | None = None, size: Size | None = None, seed: int = 0) -> Backbone:
     """Return a timm model, unchanged, with the weights of a file or random ones. Nothing is downloaded.
 
-    ``size`` is the side of the images in pixels, if it differs from timm's for the model. Images are normalised as a
-    file of ours says, else as timm says for the name: ``vit_small_patch16_224.dino`` is normalised for DINO's weights,
-    ``vit_small_patch16_224`` for others. Raise ConfigError for an unknown name and for weights of another network.
+    ``size`` is the side of the images in pixels, or their height and width, if it differs from timm's for the model.
+    Images are normalised as a file of ours says, else as timm says for the name: ``vit_small_patch16_224.dino`` is
+    normalised for DINO's weights, ``vit_small_patch16_224`` for others. Raise ConfigError for an unknown name and for
+    weights of another network.
     """
     if not timm.is_model(name):
         raise ConfigError(unknown_name(f"timm model {name!r}", name, timm.list_models()))
@@ -178,7 +181,7 @@ def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = N
     data = resolve_model_data_config(network)
     blueprint = Blueprint(
         arch=name,
-        size=size or data["input_size"][1],
+        size=size or View(tuple(data["input_size"][1:])).size,
         stock=True,
         pixels=Pixels(
             mean=tuple(data["mean"]),
@@ -186,25 +189,28 @@ def from_timm(name: str, *, pretrained: Path | None = None, size: int | None = N
             interpolation="linear" if data["interpolation"] == "bilinear" else "cubic",
         ),
     )
+    notes: list[str] = []
     if pretrained is not None:
         pretrained = user_path(pretrained)
-        load_weights(network, read_weights(pretrained), str(pretrained))
+        notes = load_weights(network, read_weights(pretrained), str(pretrained)).lines()
         if values := read_metadata(pretrained):
             ours = Blueprint.read(values, pretrained).pixels
             pixels = replace(blueprint.pixels, mean=ours.mean, std=ours.std, interpolation=ours.interpolation)
             blueprint = replace(blueprint, pixels=pixels)
-    return Backbone(network, blueprint, f"timm {name}, {pretrained.name if pretrained else f'random, seed {seed}'}")
+    origin = pretrained.name if pretrained else f"random, seed {seed}"
+    return Backbone(network, blueprint, f"timm {name}, {origin}", notes=tuple(notes))
 
 
-def _stock(name: str, size: int | None) -> nn.Module:
+def _stock(name: str, size: Size | None) -> nn.Module:
     """Return ``timm.create_model`` without a classifier, built for the size if the model has a fixed one."""
     try:
         network = create_timm(name)
-        if size not in (None, resolve_model_data_config(network)["input_size"][1]) and has_one_size(name):
+        default = tuple(resolve_model_data_config(network)["input_size"][1:])
+        if size is not None and sides(size) != default and has_one_size(name):
             network = create_timm(name, img_size=size)
         return network
     except ValueError as error:
-        raise ConfigError(str(error) if size is None else f"{error} (for images of {size} pixels)") from None
+        raise ConfigError(str(error) if size is None else f"{error} (for images of {size_text(size)} pixels)") from None
 
 
 def timm_arguments(blueprint: Blueprint) -> tuple[str, dict[str, Any]]:
@@ -217,8 +223,8 @@ def timm_arguments(blueprint: Blueprint) -> tuple[str, dict[str, Any]]:
     if len(b.encoders) > 1:
         network = f"CMC's pair of {b.arch}"
     elif name is not None and b.stock:
-        default = resolve_model_data_config(create_timm(name))["input_size"][1]
-        return name, {"img_size": b.size} if has_one_size(name) and b.size != default else {}
+        default = tuple(resolve_model_data_config(create_timm(name))["input_size"][1:])
+        return name, {"img_size": b.size} if has_one_size(name) and sides(b.size) != default else {}
     elif name is not None:
         built = b.build()
         if not has_cifar_stem(built):
@@ -229,5 +235,5 @@ def timm_arguments(blueprint: Blueprint) -> tuple[str, dict[str, Any]]:
             if vit:
                 options |= vit_options(b.patch_size, b.num_heads)
             return name, options
-        network = f"{b.arch} with CIFAR's stem, for images of {b.size} pixels,"
+        network = f"{b.arch} with CIFAR's stem, for images of {size_text(b.size)} pixels,"
     raise ConfigError(f"--format: {network} is not one of timm's networks. Use --format safetensors or onnx.")

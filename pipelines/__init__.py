@@ -5,9 +5,11 @@ from .loader import Batch, Loader
 from .sources.base import ArraySource, FolderSource, Source, Subset
 from .sources.dataset import source_from_dataset
 from .sources.listing import Listing, Summary
+from .sources.measure import measured
+from .sources.mixture import MixtureSource
 from .sources.open import Splits, open_source
 from .views.draw import Parameters, draw_parameters
-from .views.recipe import Pixels, View, ViewRecipe, evaluation_view
+from .views.recipe import Pixels, Size, View, ViewRecipe, evaluation_view, sides, size_text
 
 __all__ = [
     "ArraySource",
@@ -16,8 +18,10 @@ __all__ = [
     "FolderSource",
     "Listing",
     "Loader",
+    "MixtureSource",
     "Parameters",
     "Pixels",
+    "Size",
     "Source",
     "Splits",
     "Subset",
@@ -26,6 +30,9 @@ __all__ = [
     "ViewRecipe",
     "draw_parameters",
     "evaluation_view",
+    "measured",
     "open_source",
+    "sides",
+    "size_text",
     "source_from_dataset",
 ]

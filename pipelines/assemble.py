@@ -18,7 +18,7 @@ from .photometric import cpu
 from .photometric.draws import Draws, Look, draws
 from .views.crops import crop
 from .views.draw import Parameters
-from .views.recipe import View, ViewRecipe
+from .views.recipe import View, ViewRecipe, sides
 
 
 def make_views(
@@ -30,13 +30,13 @@ def make_views(
     pool: Executor | None = None,
     parts: int = 1,
 ) -> tuple[Tensor, ...]:
-    """Return the resolution groups, float32 [V_g, B, size, size, C], from the outputs of ``dali.build``'s pipeline.
+    """Return the resolution groups, float32 [V_g, B, H, W, C], from the outputs of ``dali.build``'s pipeline.
 
     On the CPU, the images of each view are split into ``parts``, which the ``pool`` works on if there is one. The
     result does not depend on the split.
     """
     count = parameters.flip.shape[1]
-    shapes = [(views, count, size, size, recipe.channels) for size, views in recipe.groups]
+    shapes = [(views, count, *sides(size), recipe.channels) for size, views in recipe.groups]
     groups = tuple(torch.empty(shape, device=device) for shape in shapes)
     views = [view for group in groups for view in group]
     steps = [draws(view, recipe.channels, parameters, number) for number, view in enumerate(recipe.each)]
@@ -88,7 +88,7 @@ class _View:
         self.images, self.cropped, self.start, self.end = images, cropped, start, end
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Write the pixels of the images ``rows`` to ``out`` [n, S, S, C]."""
+        """Write the pixels of the images ``rows`` to ``out`` [n, H, W, C]."""
         if self.cropped is not None:
             np.take(self.cropped, rows, 0, out=out)
             return
@@ -100,7 +100,7 @@ def _make(view: _View, draws: Draws, pieces: list[NDArray[np.int64]], out: NDArr
     """Make the views of the images in these pieces. Runs in a thread."""
     scratch = cpu.Scratch()
     for rows in pieces:
-        shape = (len(rows), view.size, view.size, view.channels)
+        shape = (len(rows), *sides(view.size), view.channels)
         pixels, result = scratch("pixels", shape, np.uint8), scratch("views", shape, np.float32)
         view.read(rows, pixels)
         cpu.finish(pixels, draws.of(rows), view.look, result, scratch)

@@ -26,7 +26,7 @@ from .photometric.draws import color_matrix, colored, radius
 from .views import rand_augment
 from .views.color import luma
 from .views.draw import Parameters
-from .views.recipe import View, ViewRecipe
+from .views.recipe import View, ViewRecipe, sides
 
 _SMALL = 48  # pixels: up to this size, one call of torch per crop costs more than DALI's work on the pixels
 Feed = list[Any]  # the images, then one array [B, ...] per argument, in the order of `arguments`
@@ -35,7 +35,7 @@ Feed = list[Any]  # the images, then one array [B, ...] per argument, in the ord
 def in_graph(view: View, device: str) -> bool:
     """Return whether the graph crops a view. Other views are cropped from the decoded images."""
     needs_dali = view.rotate > 0 or view.rand_augment > 0 or view.jigsaw > 0  # a jigsaw cuts between pixels
-    return device != "cpu" or view.size <= _SMALL or needs_dali
+    return device != "cpu" or max(sides(view.size)) <= _SMALL or needs_dali
 
 
 def arguments(recipe: ViewRecipe, device: str) -> list[tuple[int, str]]:
@@ -63,7 +63,7 @@ def build(
 ) -> Any:
     """Build the pipeline of a recipe.
 
-    Its outputs are uint8: each view that the graph crops, [B, size, size, C]. If there are other views, the last
+    Its outputs are uint8: each view that the graph crops, [B, H, W, C]. If there are other views, the last
     output is the B decoded images.
 
     ``source`` returns the feed of the next batch of at most ``batch_size`` images, or raises StopIteration. The images
@@ -188,7 +188,7 @@ def _array(view: View, parameters: Parameters, number: int, name: str) -> NDArra
             array = share if name == "mean_share" else gain[:, 0, 0]
         case _:
             operation, strength = parameters.operation[number], parameters.strength[number]
-            array = rand_augment.array(name, operation, strength, parameters.flip[number], view.size)
+            array = rand_augment.array(name, operation, strength, parameters.flip[number], *sides(view.size))
     return array
 
 
@@ -197,7 +197,7 @@ def _view(recipe: ViewRecipe, view: View, images: Any, nodes: dict[str, Any]) ->
     from nvidia.dali import fn, types
 
     kind = types.INTERP_CUBIC if recipe.interpolation == "cubic" else types.INTERP_LINEAR
-    size = [view.size, view.size]
+    size = list(sides(view.size))
     # Anti-aliased like PIL. Without it, users of DALI lost 1 to 1.5 % accuracy (DALI issues 1507, 2559).
     resized = {"size": size, "interp_type": kind, "antialias": True}
     if view.jigsaw:  # its boxes end between pixels
@@ -212,14 +212,16 @@ def _view(recipe: ViewRecipe, view: View, images: Any, nodes: dict[str, Any]) ->
         x = _mix(x, nodes, recipe.channels)
     if "sigma" in nodes:
         x = fn.gaussian_blur(x, sigma=nodes["sigma"], window_size=nodes["window"])
-    return rand_augment.graph(x, nodes, view.rand_augment, view.size, recipe.channels)
+    return rand_augment.graph(x, nodes, view.rand_augment, *sides(view.size), recipe.channels)
 
 
 def _mix(x: Any, nodes: dict[str, Any], channels: int) -> Any:
     """Change brightness, contrast and saturation of 8-bit pixels, see ``photometric.draws.color_matrix``."""
     from nvidia.dali import fn, types
 
-    grey = fn.coord_transform(x, M=[float(weight) for weight in luma(channels)], dtype=types.FLOAT)
+    grey = x  # without RGB, each channel is its own grey
+    if channels in (1, 3):
+        grey = fn.coord_transform(x, M=[float(weight) for weight in luma(channels)], dtype=types.FLOAT)
     mean = fn.reductions.mean(grey, axis_names="HW", keep_dims=True)
     gain = {"brightness": nodes["gain"], "dtype": types.FLOAT}
     if "saturation" in nodes:

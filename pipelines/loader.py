@@ -26,11 +26,12 @@ from . import dali
 from .assemble import make_views
 from .sources.bad_images import BadImages
 from .sources.base import Source
+from .sources.decode import as_raster, decode, is_plain, pnm, to_pixels
 from .sources.headers import BadImageError, decodable, image_size
+from .sources.mixture import MixtureSource
 from .views.draw import Parameters, draw_parameters, epoch_order
 from .views.recipe import ViewRecipe
 
-_LUMA = np.array([0.299, 0.587, 0.114])
 Indices = NDArray[np.int64]
 
 
@@ -47,8 +48,8 @@ class Batch:
 class _Prepared:
     """A batch that is ready for the graph. ``actual`` differs from ``requested`` where a file is bad."""
 
-    requested: Indices  # [B]; in an evaluation some rows may be padding
-    actual: Indices  # [B]
+    requested: Indices  # [B] samples, see ``Loader._order``; in an evaluation some rows may be padding
+    actual: Indices  # [B] images
     valid: NDArray[np.bool_]  # [B] rows that the caller gets
     parameters: Parameters
     feed: dali.Feed
@@ -109,6 +110,7 @@ class Loader:
             )
         dali.require_dali()
         self.source, self.recipe, self.batch_size = source, recipe, batch_size
+        self._encoded = source.encoded and recipe.channels in (1, 3)  # DALI's decoder knows grey and RGB
         self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, str(device)
         self.threads, self.prefetch, self.shuffle, self.drop_last = threads, prefetch, shuffle, drop_last
         self.steps_per_epoch = self._steps_from(0)
@@ -193,6 +195,7 @@ class Loader:
         source = self.source
         digest = hashlib.sha256(repr((source.channels, source.encoded, source.classes)).encode())
         digest.update(b"" if source.labels is None else source.labels.tobytes())
+        digest.update(repr(source.quotas).encode() if isinstance(source, MixtureSource) else b"")
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -227,10 +230,20 @@ class Loader:
 
     def _plan(self, epoch: int, position: int) -> list[Indices]:
         """List the images of this rank at each step."""
-        count, total = len(self.source), self.batch_size * self.world_size
-        order = (epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count))[position:]
+        total = self.batch_size * self.world_size
+        order = self._order(epoch)[position:]
         steps = [order[step * total : (step + 1) * total] for step in range(self._steps_from(position))]
         return [np.array_split(step, self.world_size)[self.rank] for step in steps]
+
+    def _order(self, epoch: int) -> Indices:
+        """Return the samples of an epoch. Sample ``i + r * N`` is image ``i`` of N after it came ``r`` times before."""
+        count = len(self.source)
+        if not self.shuffle:
+            return np.arange(count)
+        if isinstance(self.source, MixtureSource):
+            order = self.source.order(self.seed, epoch)
+            return order.images + order.rounds * count
+        return epoch_order(self.seed, epoch, count)
 
     def _take(self, left: int) -> Batch:
         """Return the next batch of the ``left`` remaining ones, and have others made meanwhile."""
@@ -271,7 +284,7 @@ class Loader:
             self.recipe,
             self.batch_size,
             self._feed,
-            encoded=self.source.encoded,
+            encoded=self._encoded,
             device=self.device,
             threads=self.threads,
             prefetch=self.prefetch,
@@ -299,12 +312,14 @@ class Loader:
 
     def _prepare(self, epoch: int, requested: Indices) -> _Prepared:
         """Read the images and draw their parameters. Runs in a thread."""
-        padded = requested if len(requested) else np.zeros(1, np.int64)  # the graph needs at least one image
+        samples = requested if len(requested) else np.zeros(1, np.int64)  # the graph needs at least one image
+        rounds, padded = np.divmod(samples, len(self.source))
         indices, images, sizes = zip(*(self._read_good(int(i)) for i in padded), strict=True)
         actual = np.array(indices, np.int64)
         valid = np.full(len(actual), True) if self.drop_last else (actual == padded) & (len(requested) > 0)
         heights, widths = np.array(sizes).T
-        parameters = draw_parameters(self.recipe, self.seed, epoch, actual, heights, widths)
+        drawn = actual + rounds * len(self.source)  # an image that comes again has other views
+        parameters = draw_parameters(self.recipe, self.seed, epoch, drawn, heights, widths)
         return _Prepared(requested, actual, valid, parameters, dali.feed(self.recipe, images, parameters, self.device))
 
     def _read_good(self, i: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:
@@ -318,19 +333,21 @@ class Loader:
 
     def _read(self, i: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         data = self.source.read(i)
-        if self.source.encoded:
-            content = data.tobytes()
+        content = data.tobytes() if self.source.encoded else b""
+        if self._encoded and is_plain(content):
             size = image_size(content)
             usable = decodable(content)
             return data if usable is content else np.frombuffer(usable, np.uint8), size
-        return _with_channels(data, self.recipe.channels), (data.shape[0], data.shape[1])
+        raster = decode(content) if self.source.encoded else as_raster(data)
+        pixels = to_pixels(raster, self.recipe.channels, self.recipe.pixel_range)
+        return pnm(pixels) if self._encoded else pixels, (pixels.shape[0], pixels.shape[1])
 
     def _recover(self, error: RuntimeError) -> None:
         """Identify the files that the decoder rejected, and run the batches of the failed graph in a new one."""
         running = list(self._running)
         self._running.clear()
         self._pipeline = None
-        if not (self.source.encoded and any(self._mark_rejected(prepared) for _, prepared in running)):
+        if not (self._encoded and any(self._mark_rejected(prepared) for _, prepared in running)):
             raise error
         again = [(epoch, self._pool.submit(self._prepare, epoch, prepared.requested)) for epoch, prepared in running]
         self._ahead.extendleft(reversed(again))
@@ -386,13 +403,3 @@ class Loader:
         if self._active is not None:
             self._active.close()
         self._active = None
-
-
-def _with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Convert pixels [H, W, C] between grey and RGB."""
-    if image.shape[-1] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=-1)
-    grey: NDArray[np.uint8] = np.rint(image @ _LUMA)[..., None].astype(np.uint8)
-    return grey

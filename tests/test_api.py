@@ -12,7 +12,7 @@ import torch
 
 import fasttrain
 from fasttrain.cli import main
-from fasttrain.config.settings import TrainConfig, ViewFlags
+from fasttrain.config.settings import PixelFlags, TrainConfig, ViewFlags
 from fasttrain.errors import ConfigError
 from fasttrain.evaluate.knn import knn_accuracy
 from fasttrain.pipelines import ArraySource, DataError, Loader, Splits, evaluation_view
@@ -119,10 +119,12 @@ def test_invalid_argument_is_refused_by_name(arguments, error, names, tmp_path):
 def test_signature_has_every_setting_with_its_type():
     """An IDE completes and checks the settings: the signature must not fall behind the settings classes."""
     parameters = inspect.signature(fasttrain.train).parameters
-    hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(ViewFlags)
+    hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(ViewFlags) | typing.get_type_hints(PixelFlags)
     others = {"method", "entropy", "data", "val", "model", "config", "plugin", "recipe", "method_settings"}
     assert set(parameters) == set(hints) | others
-    widened = {"lr_drops": "Sequence[float]"} | dict.fromkeys(("data_path", "val_path", "output_dir", "init_from"))
+    widened = dict.fromkeys(("lr_drops", "pixel_range", "data_weights"), "Sequence[float]")
+    widened |= dict.fromkeys(("global_crops_size", "local_crops_size"), "int | tuple[int, int]")
+    widened |= dict.fromkeys(("data_path", "val_path", "output_dir", "init_from"))
     for name, hint in hints.items():
         annotation = parameters[name].annotation
         expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("'", '"')

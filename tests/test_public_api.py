@@ -11,7 +11,7 @@ from pathlib import Path
 from fasttrain import methods
 from fasttrain.cli import _COMMANDS, eval, export, plan, report, source, views
 from fasttrain.config import arguments
-from fasttrain.config.settings import TrainConfig, ViewFlags
+from fasttrain.config.settings import PixelFlags, TrainConfig, ViewFlags
 
 _SNAPSHOT = Path(__file__).with_name("public_api.txt")
 _MODULES = (
@@ -30,7 +30,7 @@ _OPTIONS = {
     "plan": (plan.PlanOptions,),
     "report": (report.ReportOptions,),
     "views": (views.ViewsOptions,),
-    "train": (TrainConfig, ViewFlags),
+    "train": (TrainConfig, ViewFlags, PixelFlags),
 }
 _UPDATE = "python -m tests.test_public_api"
 

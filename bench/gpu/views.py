@@ -12,6 +12,7 @@ views of a batch. Its roofline is the time of its bytes at the data sheet's band
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -210,12 +211,13 @@ def roofline_seconds(case: Case, chip: Any) -> float | None:
     Per value, a byte is read and fp32 written. Hue and blur write and read a byte, the mean for contrast reads one.
     """
     from bench.kernels.aot_photometric import BANDWIDTH
+    from fasttrain.pipelines.views.recipe import sides
 
     if chip is None:
         return None
     views = recipe(case).each
     between = [2 * (view.jitter[3] > 0) + any(view.jitter) + 2 * (view.blur > 0) for view in views]
-    moved = sum(3 * view.size**2 * (5 + more) for view, more in zip(views, between, strict=True))
+    moved = sum(3 * math.prod(sides(view.size)) * (5 + more) for view, more in zip(views, between, strict=True))
     return float(case.batch * moved / BANDWIDTH[chip.name])
 
 
@@ -224,11 +226,12 @@ def kernel_seconds(case: Case) -> float:
     from fasttrain.pipelines.photometric.draws import Look, draws
     from fasttrain.pipelines.photometric.launch import finish
     from fasttrain.pipelines.views.draw import draw_parameters
+    from fasttrain.pipelines.views.recipe import sides
 
     own, sizes = recipe(case), (np.full(case.batch, case.height), np.full(case.batch, case.width))
     drawn, look = draw_parameters(own, 0, 0, np.arange(case.batch), *sizes), Look.of(own)
     todo = [draws(view, 3, drawn, number) for number, view in enumerate(own.each)]
-    shapes = [(case.batch, view.size, view.size, 3) for view in own.each]
+    shapes = [(case.batch, *sides(view.size), 3) for view in own.each]
     pixels = [torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda") for shape in shapes]
     out = [torch.empty(shape, device="cuda") for shape in shapes]
 

@@ -48,10 +48,11 @@ def compile_use(name: str, chip: Chip) -> dict[str, Any]:
     """Compile one use for one chip, and return its resources."""
     constants, kind = USES[name]
     kernel = turn_kernel if name == "hue" else finish_kernel
-    types = {"p_pixels": "*u8", "p_draws": "*fp32", "p_out": f"*{kind}", "size": "i32"}
+    types = {"p_pixels": "*u8", "p_draws": "*fp32", "p_out": f"*{kind}", "height": "i32", "width": "i32"}
     names = list(kernel.arg_names)
     signature = {n: "constexpr" if n in constants else types.get(n, "fp32") for n in names}
-    divisible = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.startswith("p_") or n == "size"}
+    multiples = [i for i, n in enumerate(names) if n.startswith("p_") or n in ("height", "width")]
+    divisible = {(i,): [["tt.divisibility", 16]] for i in multiples}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     compiled = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options={"num_warps": WARPS})
     registers, spilled = resources(compiled.asm["cubin"])

@@ -92,7 +92,7 @@ def measure(one: Case, sent: Sent) -> dict[str, Any]:
     from fasttrain.distributed.world import World, initialise
     from fasttrain.engine.build import build_method
     from fasttrain.engine.engine import Engine
-    from fasttrain.pipelines import Batch
+    from fasttrain.pipelines import Batch, sides
     from fasttrain.plan.ledger import Kept
 
     world = World.from_environment()
@@ -123,7 +123,7 @@ def measure(one: Case, sent: Sent) -> dict[str, Any]:
     for index in range(3):
         sent.bytes.clear()
         for _ in range(config.train.gradient_accumulation_steps):
-            images = [torch.randn(n, BATCH, config.views.channels, size, size) for size, n in config.views.groups]
+            images = [torch.randn(n, BATCH, config.views.channels, *sides(size)) for size, n in config.views.groups]
             batch = Batch(tuple(images), None, torch.arange(BATCH) + BATCH * world.rank)
             step = engine.step_at(index, measure=False)
             sent.moment = "forward"

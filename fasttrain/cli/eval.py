@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from rich.console import Console
 from .. import __version__
 from ..config.arguments import Parser
 from ..distributed.world import World, initialise
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..evaluate import protocol, table
 from ..evaluate.cache import FeatureCache, default_folder
 from ..evaluate.protocol import METRICS, Metric, Protocol
 from ..files import finite
-from ..flags import Count, FilePath, PathText, Several, flag
+from ..flags import Count, FilePath, Paths, PathText, Several, flag, size_of
 from ..models.architectures import check_crops
-from ..pipelines import Splits, open_source
+from ..pipelines import Size, Splits, measured, open_source, size_text
 from ..pretrained import Backbone
 from ..training.display import DataNotes, Display
 from .output import write_json
@@ -33,8 +33,11 @@ _DEFAULTS = Protocol()
 class EvalOptions:
     """The data and the figures of an evaluation."""
 
-    data_path: PathText | None = flag(None, "training images; default: the run's own, else the embedded digits")
-    val_path: PathText | None = flag(None, "held-out images, if data_path has no train/ and val/")
+    data_path: Paths | None = flag(None, "training images; default: the run's own, else the embedded digits")
+    val_path: Paths | None = flag(None, "held-out images, if data_path has no train/ and val/")
+    pixel_range: tuple[float, ...] | None = flag(
+        None, "MIN MAX of values that are not 8-bit; default: the run's own, else measured and printed"
+    )
     metrics: tuple[Metric, ...] = flag(METRICS, "figures to measure: " + ", ".join(METRICS))
     knn_k: tuple[Count, ...] = flag(_DEFAULTS.ks, "numbers of neighbours")
     linear_epochs: Count = flag(_DEFAULTS.linear_epochs, "epochs of the linear probe")
@@ -54,21 +57,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("eval", "Evaluate a network's features on images.")
     add_source(parser)
     parser.add_settings("evaluation", EvalOptions)
-    namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions)
+    positional = None if any(argument.startswith("--timm") for argument in arguments) else "source"
+    namespace, (source, options) = parser.options(arguments, SourceOptions, EvalOptions, positional=positional)
     if options.output and options.output.is_dir():
         raise ConfigError(f"--output {options.output}: is a folder. Give a file in it.")
     world = World.from_environment()
     backbone = open_backbone(namespace, source)
-    size = source.size or backbone.blueprint.size
+    size = size_of(source.size) or backbone.blueprint.size
     try:
         check_crops(backbone.network, [size], backbone.blueprint.pixels.channels, flag="--size")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     splits = _splits(backbone, options)
+    backbone, lines = _with_range(backbone, splits, options)
     if world.size > 1:
         initialise(world)
     console = Console(stderr=True, highlight=False, markup=False, quiet=not world.is_main, soft_wrap=True)
-    console.print(f"{backbone.name} on {splits.name}, {size} pixels")
+    for line in (*backbone.notes, *lines):
+        console.print(line)
+    console.print(f"{backbone.name} on {splits.name}, {size_text(size)} pixels")
     display = Display(0, console=console)
     cache = _cache(backbone, options, world, display)
     with DataNotes(), display:
@@ -93,6 +100,23 @@ def _splits(backbone: Backbone, options: EvalOptions) -> Splits:
             raise ConfigError("--data_path: is needed, because the run's images were in memory and have no path.")
         data_path, val_path = train.data_path, val_path or train.val_path
     return open_source(data_path, val_path)
+
+
+def _with_range(backbone: Backbone, splits: Splits, options: EvalOptions) -> tuple[Backbone, list[str]]:
+    """Return the network with the range of values that are not 8-bit, and lines that report it.
+
+    The flag decides, else the range that the network was trained with, else a sample of the images.
+    """
+    pixels = backbone.blueprint.pixels
+    try:
+        if options.pixel_range is not None:
+            pixels = replace(pixels, pixel_range=options.pixel_range)
+        pixels, lines = measured(splits.train, pixels, ("channels", "mean", "std"))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
+    return replace(backbone, blueprint=replace(backbone.blueprint, pixels=pixels)), lines
 
 
 def _cache(backbone: Backbone, options: EvalOptions, world: World, display: Display) -> FeatureCache:
@@ -120,13 +144,13 @@ def _protocol(options: EvalOptions, seed: int) -> Protocol:
     )
 
 
-def _about(backbone: Backbone, splits: Splits, cache: FeatureCache, size: int, seed: int) -> dict[str, Any]:
+def _about(backbone: Backbone, splits: Splits, cache: FeatureCache, size: Size, seed: int) -> dict[str, Any]:
     return {
         "network": backbone.name,
         "arch": backbone.blueprint.arch,
         "checkpoint": None if backbone.checkpoint is None else str(backbone.checkpoint),
         "weights": cache.digest,
-        "size": size,
+        "size": size if isinstance(size, int) else list(size),
         "dataset": splits.name,
         "images": len(splits.train),
         "images_val": None if splits.val is None else len(splits.val),

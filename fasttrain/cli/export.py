@@ -37,5 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     check_target(options.output, options.format)
     backbone = open_backbone(namespace, source)
     line = write_export(backbone, options.output, options.format)
+    for note in backbone.notes:
+        print(note)
     print(f"{backbone.name}: {options.format} in {options.output}\n  {line}")
     return 0

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..config.arguments import Parser
 from ..errors import ConfigError
-from ..flags import Count, FilePath, Seed, flag, user_path
+from ..flags import FilePath, Seed, Sides, flag, size_of, user_path
 from ..methods import load_plugin
 from ..pretrained import Backbone, from_file, from_run, from_timm
 
@@ -18,9 +18,9 @@ class SourceOptions:
     """The network that a command uses."""
 
     timm: str | None = flag(None, "a timm model instead; random weights without --pretrained")
-    pretrained: FilePath | None = flag(None, "weights for --timm: a file of timm, lightly or DINO")
+    pretrained: FilePath | None = flag(None, "weights for --timm, in any layout that --init_from reads")
     which: Literal["teacher", "student"] | None = flag(None, "branch of a run; default: the teacher, if any")
-    size: Count | None = flag(None, "side of the images in pixels; default: the network's own")
+    size: Sides | None = flag(None, "side of the images in pixels, or their HEIGHT WIDTH; default: the network's own")
     seed: Seed = flag(0, "seed of random weights and draws")
     plugin: FilePath | None = flag(None, "Python file that registers the run's method; it is run")
 
@@ -41,7 +41,7 @@ def open_backbone(namespace: Namespace, options: SourceOptions) -> Backbone:
     if options.timm is not None:
         if options.which is not None:
             raise ConfigError("--which: applies to runs only. Leave it out with --timm.")
-        return from_timm(options.timm, pretrained=options.pretrained, size=options.size, seed=options.seed)
+        return from_timm(options.timm, pretrained=options.pretrained, size=size_of(options.size), seed=options.seed)
     path = user_path(source)
     if options.pretrained is not None:
         raise ConfigError("--pretrained: needs --timm NAME.")

@@ -13,7 +13,7 @@ from .. import methods
 from ..errors import ConfigError, unknown_name
 from ..flags import Settings, validated
 from .resolve import COMMAND_FLAGS, Config, load_method, read_yaml, resolve
-from .settings import TrainConfig, ViewFlags
+from .settings import PixelFlags, TrainConfig, ViewFlags
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
@@ -79,13 +79,19 @@ class Parser(argparse.ArgumentParser):
         self.print_help()
         raise SystemExit(0)
 
-    def options(self, arguments: Sequence[str], *classes: type[Any]) -> tuple[argparse.Namespace, list[Any]]:
+    def options(
+        self, arguments: Sequence[str], *classes: type[Any], positional: str | None = None
+    ) -> tuple[argparse.Namespace, list[Any]]:
         """Parse the arguments of a command and check them against its settings classes.
 
-        Return the namespace, for positional arguments, and an instance of each class. Raise ConfigError for anything
-        invalid.
+        Return the namespace, for positional arguments, and an instance of each class. ``positional`` may follow a flag
+        of several paths, which takes it first: ``--data_path A B RUN``. Raise ConfigError for anything invalid.
         """
         namespace = self.parse_args([underscored(argument) for argument in arguments])
+        if positional is not None and getattr(namespace, positional) is None:
+            taken = [v for k, v in vars(namespace).items() if k.endswith("_path") and isinstance(v, list) and v[1:]]
+            if len(taken) == 1:
+                setattr(namespace, positional, taken[0].pop())
         return namespace, [settings_from(namespace, cls) for cls in classes]
 
     def known_options(self, arguments: Sequence[str], cls: type[Settings]) -> tuple[Settings, list[str]]:
@@ -128,6 +134,7 @@ def _parser(method: type[methods.Method] | None) -> Parser:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # launchers add it; the environment has it too
     parser.add_settings("trainer", TrainConfig)
     parser.add_settings("views", ViewFlags)
+    parser.add_settings("pixels", PixelFlags)
     if method is not None:
         parser.add_settings(method.__name__, method.Settings)
     return parser
@@ -142,16 +149,19 @@ def _options(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
         return options | {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
     if typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
-        count: int | str = ("+" if field.default else "*") if Ellipsis in items else len(items)
+        count: int | str = ("*" if field.default == () else "+") if Ellipsis in items else len(items)
         return options | {"nargs": count, "type": {int: int, float: float}.get(items[0], str), "metavar": "X"}
     options["metavar"] = field.name.rpartition("_")[2].upper()
+    if any(typing.get_origin(inner) is tuple for inner in typing.get_args(kind)):  # one or several
+        return options | {"nargs": "+"}
     options["type"] = {int: int, float: float}.get(kind, _literal if typing.get_origin(kind) else str)
     return options
 
 
 def _without_none(hint: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter if the type is annotated
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else hint
     return hint
 
 

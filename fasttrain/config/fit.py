@@ -66,7 +66,9 @@ def fit_to_data(config: Config, images: int, former: Mapping[str, Any] | None = 
     return Fit(replace(merged, train=train), tuple(reasons))
 
 
-def _recipe(config: Config, requested: Mapping[str, Any], images: int, former: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _recipe(
+    config: Config, requested: Mapping[str, Any], images: int, former: Mapping[str, Any]
+) -> tuple[str, list[str]]:
     """Return the recipe for a number of images, with the reason if nobody gave it."""
     if "recipe" in requested or requested.get("data_path") is None:
         return config.recipe, []

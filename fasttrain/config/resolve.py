@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from shlex import quote
 from typing import Any
@@ -13,11 +13,13 @@ import yaml
 
 from .. import methods
 from ..errors import ConfigError, unknown_name
-from ..flags import user_path, validated
+from ..flags import size_of, user_path, validated
 from ..optim.optimizers import NAMES as OPTIMIZERS
-from ..pipelines.views.recipe import Pixels, View, ViewRecipe
+from ..pipelines.sources.hugging_face import PREFIX as HUGGING_FACE
+from ..pipelines.sources.mixture import check_weights
+from ..pipelines.views.recipe import MOST_CHANNELS, Pixels, View, ViewRecipe
 from .recipes import recipe_layers, recipe_names
-from .settings import TrainConfig, ViewFlags
+from .settings import PixelFlags, TrainConfig, ViewFlags
 
 COMMAND_FLAGS = ("method", "config", "plugin", "print_config", "local_rank", "help")
 """Flags of ``fasttrain train`` that are no settings of the run."""
@@ -29,6 +31,14 @@ class Request:
 
     values: Mapping[str, Any]
     file: Mapping[str, Any]
+
+    @property
+    def pixels(self) -> frozenset[str]:
+        """Fields of the pixel format among them. The images may decide the others."""
+        stated = {**self.file, **self.values}
+        ends = stated.get("pixel_range")
+        per_channel = isinstance(ends, list | tuple) and len(ends) > 2  # MIN MAX of each
+        return frozenset(_names(Pixels) & stated.keys()) | ({"channels"} if per_channel else set())
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,16 @@ class Config:
         """Return the configuration with absolute paths of the images, which are valid in every folder."""
         if self.train.in_memory:
             return self
-        paths = {name: getattr(self.train, name) for name in ("data_path", "val_path")}
-        absolute = {name: os.path.abspath(path) for name, path in paths.items() if path}
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, **absolute))
+        t = self.train
+        paths = dataclasses.replace(t, data_path=_absolute(t.data_path), val_path=_absolute(t.val_path))
+        return dataclasses.replace(self, train=paths)
+
+
+def _absolute(path: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    if not isinstance(path, str):
+        return None if path is None else tuple(str(_absolute(one)) for one in path)
+    prefix = HUGGING_FACE if path.startswith(HUGGING_FACE) else ""
+    return path and prefix + os.path.abspath(os.path.expanduser(path.removeprefix(prefix)))
 
 
 @dataclass(frozen=True)
@@ -110,9 +127,19 @@ def resolve(
     for key in ("recipe", "entropy"):
         merged.pop(key, None)
     _check_names(merged, known)
-    train, view_flags, settings, pixels, views = (
-        validated(cls, {key: merged[key] for key in names if key in merged}) for cls, names in sections.items()
-    )
+    request = Request(dict(values), file)
+    if "channels" in request.pixels:
+        if not {"channels"} & {*file, *values}:
+            merged["channels"] = len(merged["pixel_range"]) // 2
+        merged |= _moments_to_measure(merged, request.pixels)
+    try:
+        train, view_flags, settings, pixels, views = (
+            validated(cls, {key: merged[key] for key in names if key in merged}) for cls, names in sections.items()
+        )
+    except ConfigError as error:
+        if str(error).partition(":")[0] in _names(PixelFlags):
+            raise ConfigError(f"--{error}") from None
+        raise
     _check_combinations(train)
     try:
         view_recipe = ViewRecipe(_with_view_flags(views.views, view_flags), pixels=pixels)
@@ -120,8 +147,23 @@ def resolve(
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    request = Request(dict(values), file)
     return Config(name, entropy, recipe, train, settings, view_recipe, plugin or recorded, request)
+
+
+def _moments_to_measure(merged: Mapping[str, Any], stated: Collection[str]) -> dict[str, Any]:
+    """Return mean and standard deviation for a stated number of channels, if the recipe has them for another number.
+
+    They are the middle of the range and half of the distance to its ends, until the images are measured.
+    """
+    channels = merged["channels"]
+    if not (isinstance(channels, int) and 1 <= channels <= MOST_CHANNELS):
+        return {}  # the check of the pixel format reports it
+    usual = {"mean": (Pixels.mean, 0.5), "std": (Pixels.std, 0.25)}
+    return {
+        name: (value,) * channels
+        for name, (default, value) in usual.items()
+        if name not in stated and len(merged.get(name, default)) != channels
+    }
 
 
 def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.Method]:
@@ -169,7 +211,7 @@ def _check_names(merged: Mapping[str, Any], known: set[str]) -> None:
 
 def _with_view_flags(views: tuple[View, ...], flags: ViewFlags) -> tuple[View, ...]:
     """Apply DINO's five view flags to a recipe's views."""
-    size = {False: flags.global_crops_size, True: flags.local_crops_size}
+    size = {False: size_of(flags.global_crops_size), True: size_of(flags.local_crops_size)}
     scale = {False: flags.global_crops_scale, True: flags.local_crops_scale}
     changed = []
     for view in views:
@@ -186,6 +228,8 @@ def _with_view_flags(views: tuple[View, ...], flags: ViewFlags) -> tuple[View, .
 
 
 def _check_combinations(train: TrainConfig) -> None:
+    if not train.in_memory:
+        check_weights(train.data_weights, max(len(train.data_paths), 1))
     if train.optimizer not in OPTIMIZERS:
         raise ConfigError(unknown_name(f"optimizer {train.optimizer!r}", train.optimizer, list(OPTIMIZERS)))
     if train.zero_stage == 0 and (train.offload_optimizer or train.overlap_comm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..flags import Count, Fraction, Natural, NonNegative, PathText, Seed, flag
+from ..flags import Count, Fraction, Natural, NonNegative, Paths, PathText, Positive, Seed, Sides, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
 
 IN_MEMORY = "in memory: "
@@ -19,7 +19,7 @@ MODULE = "module: "
 class TrainConfig:
     """The settings of the trainer. Names and defaults follow facebookresearch/dino where it has the setting."""
 
-    arch: str = flag("vit_small", "network: conv_small, vit_tiny|small|base|large, or any timm model")
+    arch: str = flag("vit_small", "network: conv_small or conv_medium, vit_tiny|small|base|large, or any timm model")
     patch_size: Count | None = flag(
         None, "patch size of a ViT in pixels; default: from the name, 16 for vit_small etc."
     )
@@ -41,8 +41,11 @@ class TrainConfig:
     batch_size_per_gpu: Count = flag(64, "images per rank and micro-step")
     gradient_accumulation_steps: Count = flag(1, "micro-steps per optimizer step")
 
-    data_path: PathText | None = flag(None, "folder or shards of images (docs/data.md); default: the embedded digits")
-    val_path: PathText | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
+    data_path: Paths | None = flag(
+        None, "folders or shards of images, or hf:PATH (docs/data.md); default: the embedded digits"
+    )
+    val_path: Paths | None = flag(None, "held-out images for k-NN, if data_path has no train/ and val/")
+    data_weights: tuple[Positive, ...] = flag((), "share of each data path in an epoch; default: every image once")
     output_dir: PathText | None = flag(None, "folder of the run; default: runs/<method>[-er]-<time>")
     num_workers: Natural | None = flag(None, "threads that decode and augment; default: this rank's share of the cores")
     max_bad_fraction: Fraction = flag(0.1, "stop with exit status 2 if a larger fraction of the images is unreadable")
@@ -55,7 +58,7 @@ class TrainConfig:
     deterministic: bool = flag(False, "use deterministic kernels only")
 
     init_from: PathText | None = flag(
-        None, "start the backbone from this file of weights: timm, lightly, DINO or an export"
+        None, "start the backbone from weights of another project or an export; docs/export.md lists the layouts"
     )
     resume: PathText = flag(
         "auto", "auto (newest checkpoint in output_dir), never, or the folder of a run or a checkpoint"
@@ -79,15 +82,41 @@ class TrainConfig:
     @property
     def in_memory(self) -> bool:
         """Whether the images came as a data set from Python and so have no path."""
-        return (self.data_path or "").startswith(IN_MEMORY)
+        return isinstance(self.data_path, str) and self.data_path.startswith(IN_MEMORY)
+
+    @property
+    def data_paths(self) -> tuple[str, ...]:
+        """The data paths: none, one or several."""
+        return _several(self.data_path)
+
+    @property
+    def val_paths(self) -> tuple[str, ...]:
+        """The paths of the held-out images."""
+        return _several(self.val_path)
+
+
+def _several(paths: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if paths is None else (paths,) if isinstance(paths, str) else paths
 
 
 @dataclass(frozen=True)
 class ViewFlags:
     """DINO's five view flags. They change a recipe's views and are not stored."""
 
-    global_crops_size: Count | None = flag(None, "side of a global view in pixels")
+    global_crops_size: Sides | None = flag(None, "side of a global view in pixels, or its HEIGHT WIDTH")
     global_crops_scale: tuple[float, float] | None = flag(None, "area of a global crop as a fraction: MIN MAX")
     local_crops_number: Natural | None = flag(None, "number of local views")
-    local_crops_size: Count | None = flag(None, "side of a local view in pixels")
+    local_crops_size: Sides | None = flag(None, "side of a local view in pixels, or its HEIGHT WIDTH")
     local_crops_scale: tuple[float, float] | None = flag(None, "area of a local crop as a fraction: MIN MAX")
+
+
+@dataclass(frozen=True)
+class PixelFlags:
+    """The flags of the pixel format. They are fields of ``Pixels``, and the images decide the others."""
+
+    channels: Count | None = flag(
+        None, "channels of the images, 1 to 16; default: 3, or the images' own if they have more"
+    )
+    pixel_range: tuple[float, ...] | None = flag(
+        None, "MIN MAX of values that are not 8-bit, for all channels or for each; default: measured and printed"
+    )

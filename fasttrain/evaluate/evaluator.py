@@ -12,7 +12,7 @@ from torch import nn
 
 from ..config.resolve import Config
 from ..distributed.world import World
-from ..pipelines import Loader, Source, Splits, Subset, ViewRecipe, evaluation_view
+from ..pipelines import Loader, Size, Source, Splits, Subset, ViewRecipe, evaluation_view, sides
 from .draws import spaced
 from .features import Features, extract
 from .knn import knn_accuracy
@@ -65,7 +65,7 @@ class Evaluator:
         else:  # only the spectrum needs images, and it needs these
             self._train = Subset(self._train, range(0, len(self._train), spectrum_stride(len(self._train))))
         self._batch = t.batch_size_per_gpu
-        self._pixel_views = evaluation_view(recipe, min(size, _PIXEL_SIDE))
+        self._pixel_views = evaluation_view(recipe, _reduced(size))
         views = evaluation_view(recipe, size)
         self._loaders = [self._loader(source, views) for source in (self._train, self._val) if source is not None]
         self._bad_pixels: dict[str, str] = {}
@@ -93,7 +93,10 @@ class Evaluator:
         Return None without k-NN, or if the training images' pixels take more than 2 GiB.
         """
         view = self._pixel_views.views[0]
-        if self._val is None or len(self._train) * view.size**2 * self._pixel_views.channels * 4 > _PIXEL_BYTES:
+        if (
+            self._val is None
+            or len(self._train) * math.prod(sides(view.size)) * self._pixel_views.channels * 4 > _PIXEL_BYTES
+        ):
             return None
         loaders = [self._loader(source, self._pixel_views) for source in (self._train, self._val)]
         try:
@@ -126,6 +129,13 @@ class Evaluator:
         """Free the loaders."""
         for loader in self._loaders:
             loader.close()
+
+
+def _reduced(size: Size) -> Size:
+    """Return a size of the same shape whose longer side has at most 32 pixels."""
+    height, width = sides(size)
+    scale = min(1, _PIXEL_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _knn(features: list[Features]) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
-from ..pipelines import Splits, View, ViewRecipe, evaluation_view
+from ..pipelines import Size, Splits, View, ViewRecipe, evaluation_view, sides
 from ..pretrained import Backbone
 from .alignment import alignment, uniformity
 from .cache import FeatureCache
@@ -39,7 +39,7 @@ class Protocol:
     seed: int = 0
 
 
-def augmented_view(recipe: ViewRecipe, size: int, count: int) -> ViewRecipe:
+def augmented_view(recipe: ViewRecipe, size: Size, count: int) -> ViewRecipe:
     """Return a recipe of ``count`` random views in MoCo v2's style, so that LiDAR and alignment of networks compare.
 
     It has crops of 20 to 100 % of the area, flips, colour jitter of 0.4 (hue 0.1), grey with probability 0.2, and
@@ -52,7 +52,7 @@ def augmented_view(recipe: ViewRecipe, size: int, count: int) -> ViewRecipe:
         scale=(0.2, 1.0),
         jitter=(0.4, 0.4, 0.4, 0.1) if colour else (0.4, 0.4, 0.0, 0.0),
         grey=0.2 if colour else 0.0,
-        blur=0.5 if size > _SMALL else 0.0,
+        blur=0.5 if max(sides(size)) > _SMALL else 0.0,
     )
     return dataclasses.replace(recipe, views=(view,))
 
@@ -63,7 +63,7 @@ def evaluate(
     cache: FeatureCache,
     protocol: Protocol,
     *,
-    size: int,
+    size: Size,
     note: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
     """Return all figures by name, or None on ranks other than 0. Collective. Nothing is fitted on held-out images.

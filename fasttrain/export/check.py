@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..pipelines import sides
 from ..pretrained import Backbone, Blueprint
 
 _BATCHES = (1, 2, 5)
 
 
 def random_images(blueprint: Blueprint, batch: int) -> Tensor:
-    """Return images [batch, C, size, size] of normal noise, the same in every call."""
+    """Return images [batch, C, H, W] of normal noise, the same in every call."""
     generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, blueprint.pixels.channels, blueprint.size, blueprint.size, generator=generator)
+    return torch.randn(batch, blueprint.pixels.channels, *sides(blueprint.size), generator=generator)
 
 
 @torch.no_grad()

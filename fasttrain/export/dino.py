@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checkpoint.state import whole_tensors
 from ..errors import ConfigError
 from ..models.weights import load_weights, read_weights
+from ..pipelines import size_text
 from ..pretrained import Backbone
 from .check import check_same
 from .vit import plain_vit
@@ -34,6 +35,9 @@ def write_dino(backbone: Backbone, path: Path) -> str:
     if plain_vit(backbone.network) is None:
         arch = backbone.blueprint.arch
         raise ConfigError(f"--format: dino needs a plain ViT, got {arch}. Use timm, hf, onnx or safetensors.")
+    size = backbone.blueprint.size
+    if not isinstance(size, int):
+        raise ConfigError(f"--format: dino needs square images, got {size_text(size)}. Use timm, hf or onnx.")
     arch = _their_arch(backbone)
     own = _prefixed(backbone.network.state_dict(), "backbone.")
     branches = {"student": own, "teacher": own}
@@ -49,7 +53,6 @@ def write_dino(backbone: Backbone, path: Path) -> str:
     vit: Any = backbone.blueprint.build().eval()
     load_weights(vit, read_weights(path), str(path))
     check_same(backbone, vit, "facebookresearch/dino")
-    size = backbone.blueprint.size
     channels = vit.patch_embed.proj.in_channels
     others = [f"img_size=[{size}]"] * (size != _THEIR_SIZE) + [f"in_chans={channels}"] * (channels != 3)
     theirs = f"its scripts assume {_THEIR_SIZE} pixels and 3 channels"

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from ..pipelines import evaluation_view
+from ..models.weights import save_tensors
+from ..pipelines import Size, evaluation_view, sides
 from ..pretrained import Backbone, Blueprint, timm_arguments
 from .check import check_same
 from .vit import plain_vit
@@ -45,7 +46,8 @@ def write_hf(backbone: Backbone, path: Path) -> str:
     b = backbone.blueprint
     save_file(vit_model_tensors(vit), path / "model.safetensors", metadata={"format": "pt"})
     _write_json(path / "config.json", vit_model_config(vit, b.size, b.encoders[0]))
-    if b.pixels.channels == 3 and b.pixels.color_space == "rgb":
+    (path / "README.md").write_text(model_card(backbone))
+    if b.pixels.color_space == "rgb" and isinstance(b.size, int):
         _write_json(path / "preprocessor_config.json", vit_processor_config(b))
     line = f"transformers.ViTModel.from_pretrained({path.name!r}, add_pooling_layer=False)"
     try:
@@ -70,7 +72,7 @@ def vit_model_tensors(vit: VisionTransformer) -> dict[str, Tensor]:
     return tensors
 
 
-def vit_model_config(vit: VisionTransformer, size: int, channels: int) -> dict[str, Any]:
+def vit_model_config(vit: VisionTransformer, size: Size, channels: int) -> dict[str, Any]:
     """Return the content of config.json for ``transformers.ViTModel``."""
     block = vit.blocks[0]
     return {
@@ -84,7 +86,7 @@ def vit_model_config(vit: VisionTransformer, size: int, channels: int) -> dict[s
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": vit.norm.eps,
-        "image_size": size,
+        "image_size": size if isinstance(size, int) else list(size),
         "patch_size": vit.patch_embed.patch_size[0],
         "num_channels": channels,
         "qkv_bias": True,
@@ -99,19 +101,20 @@ def vit_processor_config(blueprint: Blueprint) -> dict[str, Any]:
     """
     b = blueprint
     whole = evaluation_view(b.recipe, b.size).views[0].scale[0]
+    height, width = sides(b.size)
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": round(b.size / whole)},
+        "size": {"shortest_edge": round(min(height, width) / whole)},
         "resample": {"linear": 2, "cubic": 3}[b.pixels.interpolation],
         "do_center_crop": True,
-        "crop_size": {"height": b.size, "width": b.size},
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(b.pixels.mean),
         "image_std": list(b.pixels.std),
-        "do_convert_rgb": True,
+        "do_convert_rgb": b.pixels.channels == 3,
     }
 
 
@@ -127,7 +130,7 @@ def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blu
         "model_args": options,
         "pretrained_cfg": noted
         | {
-            "input_size": [b.encoders[0], b.size, b.size],
+            "input_size": [b.encoders[0], *sides(b.size)],
             "interpolation": {"linear": "bilinear", "cubic": "bicubic"}[b.pixels.interpolation],
             "crop_pct": evaluation_view(b.recipe, b.size).views[0].scale[0],
             "crop_mode": "center",
@@ -138,12 +141,37 @@ def timm_config(network: Any, name: str, options: dict[str, Any], blueprint: Blu
     }
 
 
+def model_card(backbone: Backbone) -> str:
+    """Return the content of README.md: the network, and how its input is made from the values of an image."""
+    b = backbone.blueprint
+    height, width = sides(b.size)
+    space = f", {b.pixels.color_space}" if b.pixels.channels == 3 else ""
+    lines = [
+        "---",
+        f"library_name: {'transformers' if plain_vit(backbone.network) is not None else 'timm'}",
+        "tags: [self-supervised, image-feature-extraction]",
+        "---",
+        f"# {backbone.name}",
+        "",
+        f"Features of {b.arch}, trained without labels by fasttrain.",
+        "",
+        f"- input: float32 [batch, {b.pixels.channels}, {height}, {width}]{space}",
+        f"- mean: {list(b.pixels.mean)}",
+        f"- standard deviation: {list(b.pixels.std)}",
+    ]
+    if b.pixels.pixel_range is not None:
+        lines.append(
+            f"- range that becomes 0 to 1 before: {list(b.pixels.pixel_range)} (MIN MAX, for all channels or each)"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _write_timm(backbone: Backbone, path: Path) -> str:
     name, options = timm_arguments(backbone.blueprint)
     network = timm.create_model(name, num_classes=0, **options)
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in backbone.network.state_dict().items()}
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(backbone.network, path / "model.safetensors", {"format": "pt"})
     _write_json(path / "config.json", timm_config(network, name, options, backbone.blueprint))
+    (path / "README.md").write_text(model_card(backbone))
     check_same(backbone, timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval(), "timm")
     return f"timm.create_model('local-dir:{path.name}', pretrained=True, num_classes=0)"
 

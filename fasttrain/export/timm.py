@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import timm
-from safetensors.torch import save_file
 
-from ..models.weights import metadata
+from ..models.weights import metadata, save_tensors
 from ..pretrained import Backbone, from_file, timm_arguments
 from .check import check_same
 
@@ -33,5 +32,4 @@ def write_safetensors(backbone: Backbone, path: Path) -> str:
 
 
 def _write(backbone: Backbone, path: Path) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone.network.state_dict().items()}
-    save_file(tensors, path, metadata=metadata(backbone.blueprint.as_dict()))
+    save_tensors(backbone.network, path, metadata(backbone.blueprint.as_dict()))

@@ -16,6 +16,8 @@ from timm.models import Eva, ResNet, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..pipelines.views.recipe import Size, sides, size_text
+
 _DINO_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 _SMALL_IMAGE = 64
 
@@ -27,8 +29,8 @@ class ConvSmall(nn.Module):
     million products per image of 28 pixels. Its last layer sees almost the whole image.
     """
 
-    widths = (16, 32, 64, 64, 128)
-    strides = (2, 1, 2, 1, 1)
+    widths: tuple[int, ...] = (16, 32, 64, 64, 128)
+    strides: tuple[int, ...] = (2, 1, 2, 1, 1)
 
     def __init__(self, in_chans: int = 3) -> None:
         super().__init__()
@@ -47,22 +49,33 @@ class ConvSmall(nn.Module):
         return features
 
 
-_OURS = {"conv_small": ConvSmall}
+class ConvMedium(ConvSmall):
+    """One more convolution, and channels up to 256: a network of the same kind for images of 64 to 96 pixels.
+
+    It has 0.43 M parameters and computes 43 million products per image of 64 pixels. Its last layer sees 43 pixels.
+    """
+
+    widths = (16, 32, 64, 64, 128, 256)
+    strides = (2, 1, 2, 1, 2, 1)
+
+
+_OURS = {"conv_small": ConvSmall, "conv_medium": ConvMedium}
 
 
 def create_backbone(
     arch: str,
     *,
     in_chans: int = 3,
-    img_size: int = 224,
+    img_size: Size = 224,
     patch_size: int | None = None,
     num_heads: int | None = None,
     drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """Return a network without a classifier whose forward pass gives features [B, num_features].
 
-    ``arch`` is ``conv_small``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, with
-    patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of a ViT's name.
+    ``arch`` is ``conv_small``, ``conv_medium``, one of DINO's names (``vit_tiny``, ``vit_small``, ``vit_base``,
+    ``vit_large``, with patches of 16 pixels) or any timm model. ``patch_size`` and ``num_heads`` replace the values of
+    the name of a ViT.
 
     ViTs accept crops of every size. For images of up to 64 pixels, a ResNet's 7x7 stem is replaced by CIFAR's.
 
@@ -81,13 +94,14 @@ def create_backbone(
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
     if name.startswith("vit_"):
-        if patch_size and img_size % patch_size:
+        if patch_size and any(side % patch_size for side in sides(img_size)):
             raise ValueError(
-                f"--patch_size: must divide the image of {img_size} pixels, got {patch_size}. Choose a divisor."
+                f"--patch_size: must divide the image of {size_text(img_size)} pixels, got {patch_size}. "
+                "Choose a divisor."
             )
         options |= {"img_size": img_size} | vit_options(patch_size, num_heads)
     network = _of_every_size(name, img_size, options)
-    if name.startswith("resnet") and img_size <= _SMALL_IMAGE:
+    if name.startswith("resnet") and max(sides(img_size)) <= _SMALL_IMAGE:
         _cifar_stem(network, in_chans)
     return network
 
@@ -105,17 +119,23 @@ def vit_options(patch_size: int | None, num_heads: int | None) -> dict[str, int]
 
 
 def create_timm(name: str, **options: Any) -> nn.Module:
-    """Return ``timm.create_model`` without a classifier. Raise ValueError with one line for any error of timm."""
+    """Return ``timm.create_model`` without a classifier, with ``num_features`` set to the width of its output.
+
+    Raise ValueError with one line for any error of timm.
+    """
     try:
         network: nn.Module = timm.create_model(name, num_classes=0, **options)
     except Exception as error:  # no drop path, heads that do not divide the width: each network raises other errors
         heads = options.get("num_heads")
         fix = "Choose another." if heads is None else f"--num_heads {heads} must divide its width."
         raise ValueError(f"--arch: {name!r} cannot be built: {_first_line(error)}. {fix}") from error
+    width = getattr(network, "head_hidden_size", None)  # some networks widen the features after their last stage
+    if width is not None and width != network.num_features:
+        network.num_features = width
     return network
 
 
-def _of_every_size(name: str, size: int, options: dict[str, Any]) -> nn.Module:
+def _of_every_size(name: str, size: Size, options: dict[str, Any]) -> nn.Module:
     """Return timm's network for images of every size if it supports that, else for this size."""
     try:
         return create_timm(name, **options | {"img_size": size, "dynamic_img_size": True})
@@ -172,38 +192,49 @@ def checkpoint_activations(network: nn.Module) -> None:
     network.set_grad_checkpointing()  # type: ignore[operator]
 
 
-def check_crops(network: nn.Module, sizes: Iterable[int], channels: int = 3, *, flag: str | None = None) -> None:
-    """Raise ValueError if a network does not accept square images of one of these sizes, in pixels.
+def check_crops(network: nn.Module, sizes: Iterable[Size], channels: int = 3, *, flag: str | None = None) -> None:
+    """Raise ValueError if a network does not accept images of one of these sizes, in pixels.
 
-    A ViT's patch size must divide them. Networks that may be built for one size are tried with an image of each size.
-    The error names ``flag``, or else the flag of the network.
+    A ViT's patch size must divide them. Other networks are tried with an image of each size: they may be built for one
+    size, or return no features [B, num_features]. The error names ``flag``, or else the flag of the network.
     """
     patches = getattr(network, "patch_embed", None)
     for size in sizes:
-        if isinstance(patches, PatchEmbed) and size % patches.patch_size[0]:
+        divides = isinstance(patches, PatchEmbed) and all(map(_divides, patches.patch_size, sides(size)))
+        if isinstance(patches, PatchEmbed) and not divides:
             raise ValueError(
-                f"{flag or '--patch_size'}: a view of {size} pixels has no whole number of patches of "
+                f"{flag or '--patch_size'}: a view of {size_text(size)} pixels has no whole number of patches of "
                 f"{patches.patch_size[0]} pixels. Choose another size of the views or patches."
             )
     vit = isinstance(network, VisionTransformer | Eva) and isinstance(patches, PatchEmbed) and network.dynamic_img_size
     if not (vit or isinstance(network, ConvSmall | ResNet)):
-        for size in sorted(set(sizes)):
-            _try(network, size, channels, flag or "--arch")
+        for size in sorted(set(sizes), key=sides):
+            features = _try(network, size, channels, flag or "--arch")
+            if getattr(features, "shape", None) != (1, network.num_features):
+                shape = [*features.shape] if isinstance(features, Tensor) else type(features).__name__
+                raise ValueError(
+                    f"{flag or '--arch'}: {type(network).__name__} must return features [1, {network.num_features}], "
+                    f"got {shape}. Choose another network."
+                )
 
 
 @torch.no_grad()
-def _try(network: nn.Module, size: int, channels: int, flag: str) -> Any:
+def _try(network: nn.Module, size: Size, channels: int, flag: str) -> Any:
     training = network.training
     network.eval()  # updates no statistics and draws no random numbers
     try:
-        return network(torch.zeros(1, channels, size, size, device=next(network.parameters()).device))
+        return network(torch.zeros(1, channels, *sides(size), device=next(network.parameters()).device))
     except Exception as error:  # each network raises its own error
         raise ValueError(
-            f"{flag}: {type(network).__name__} does not accept a view of {size} pixels ({_first_line(error)}). "
-            "Choose other views, or a ViT or ResNet."
+            f"{flag}: {type(network).__name__} does not accept a view of {size_text(size)} pixels "
+            f"({_first_line(error)}). Choose other views, or a ViT or ResNet."
         ) from error
     finally:
         network.train(training)
+
+
+def _divides(part: int, whole: int) -> bool:
+    return whole % part == 0
 
 
 def _first_line(error: Exception) -> str:
@@ -258,10 +289,10 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
-def user_backbone(network: nn.Module | Callable[[int], nn.Module], channels: int, size: int) -> nn.Module:
+def user_backbone(network: nn.Module | Callable[[int], nn.Module], channels: int, size: Size) -> nn.Module:
     """Return a copy of a user's backbone, or the result of a user's function, with ``num_features`` set.
 
-    The backbone must return features [B, D] for images [B, channels, size, size]. Raise ValueError otherwise.
+    The backbone must return features [B, D] for images [B, channels, H, W] of this size. Raise ValueError otherwise.
     """
     made = copy.deepcopy(network) if isinstance(network, nn.Module) else network(channels)
     features = _try(made, size, channels, "model")

@@ -1,28 +1,36 @@
-"""Read weights from files: our exports, timm's, lightly's and facebookresearch/dino's. Nothing is unpickled."""
+"""Read weights from files, and load them into a network, whatever project wrote them. Nothing is unpickled."""
 
 from __future__ import annotations
 
 import json
+import re
+import warnings
+import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.layers import resample_abs_pos_embed
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..files import describe_load_error
+from .layouts import Report, map_weights
 
-# The first one in a file counts: DINO's teacher before its student; then lightly's, Lightning's and timm's checkpoints.
-_PARTS = ("teacher", "student", "state_dict_ema", "state_dict", "model_ema", "model")
-_WRAPPERS = ("module.", "_orig_mod.")
-_BACKBONES = ("teacher_backbone.", "backbone.", "student_backbone.")
-# torchvision's ResNet as lightly's examples have it: nn.Sequential(*list(resnet.children())[:-1]).
-_SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _KEY = "fasttrain"
+_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""Files of a folder that transformers wrote, in order of preference."""
+_SETTINGS = re.compile(
+    r"GLOBAL ((?:argparse|classy_vision|collections|easydict|fvcore|hydra|(?:pytorch_)?lightning|mmengine|numpy"
+    r"|omegaconf|pathlib|vissl|yacs)\.\S+)"
+)
+"""Classes of the settings that training programs store next to their weights."""
+_MOST_CLASSES = 100
+_PLAIN = (bool, bytes, complex, dict, float, frozenset, int, list, set, slice, str, tuple)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
@@ -42,91 +50,125 @@ def metadata(about: Mapping[str, Any]) -> dict[str, str]:
     return {"format": "pt", _KEY: json.dumps(about)}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the backbone's tensors in a file, under timm's names, without projection heads.
+def save_tensors(network: nn.Module, path: Path, header: Mapping[str, str]) -> None:
+    """Write a network's tensors as .safetensors. A tensor with several names is stored under each of them."""
+    stored: set[int] = set()
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        whole = tensor.detach().cpu().contiguous()
+        tensors[name] = whole.clone() if whole.data_ptr() in stored else whole
+        stored.add(whole.data_ptr())
+    save_file(tensors, path, metadata=dict(header))
 
-    Supported are .safetensors and torch files of timm and torchvision (their own names), lightly (``backbone.`` in a
-    Lightning checkpoint or a state_dict, ResNets in an nn.Sequential, ViTs in timm's wrapper) and facebookresearch/dino
-    (``teacher``, ``backbone.``). Raise ConfigError for a missing or corrupt file, and for one with code in it.
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return every tensor in a file of weights, with dots between the keys of nested dictionaries.
+
+    Supported are .safetensors files, torch files, and folders that transformers wrote. Raise ConfigError for a missing
+    or corrupt file, and for one with code in it.
     """
-    tensors = _tensors(_load(path))
+    tensors = dict(_flat(_load(path)))
     if not tensors:
-        raise ConfigError(f"{path}: holds no weights. Give a state_dict, or a checkpoint of lightly or DINO.")
-    for prefix in _WRAPPERS:
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    for prefix in _BACKBONES:
-        if any(name.startswith(prefix) for name in tensors):
-            tensors = _below(tensors, prefix)
-            break
-    if "vit.cls_token" in tensors:  # next to a mask token
-        tensors = _below(tensors, "vit.")
-    if "0.weight" in tensors and any(name.startswith("4.0.conv1.") for name in tensors):
-        split = {name: name.partition(".") for name in tensors}
-        tensors = {f"{_SEQUENTIAL.get(n, n)}.{rest}": tensors[name] for name, (n, _, rest) in split.items()}
+        raise ConfigError(f"{path}: holds no weights. Give a state_dict, or a checkpoint that holds one.")
     return tensors
 
 
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Load tensors into a network. Names and shapes must match, with two exceptions.
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> Report:
+    """Load the tensors of a file into a network, and return the report of :func:`.layouts.map_weights`.
 
-    A classifier that the network does not have is ignored, and a ViT's positions for images of another size are
-    interpolated with timm. Raise ConfigError, which names ``origin``, if anything else is missing, superfluous or of
-    another shape.
+    Raise ConfigError, which names ``origin``, if a tensor of the network is missing, superfluous or of another shape.
+    The network is unchanged then.
     """
     expected = network.state_dict()
-    classifier = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
-    heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
-    loaded = {name: tensor for name, tensor in tensors.items() if name in expected or not name.startswith(heads)}
-    if "pos_embed" in loaded and "pos_embed" in expected:
-        loaded["pos_embed"] = _positions(loaded["pos_embed"], network)
+    loaded, report = map_weights(tensors, network)
     for name in [n for n in expected if n.endswith("num_batches_tracked") and n not in loaded]:
         loaded[name] = expected[name]
+    if not report.mapped:
+        first = ", ".join(sorted(tensors)[:2])
+        raise _foreign(origin, network, f"none of its names ({first}, ...) is the network's")
+    if (depth := _depth(loaded)) != (own := _depth(expected)) and depth and own:
+        raise _foreign(origin, network, f"it has {depth} blocks, not {own}")
+    missing = [name for name in expected if name not in loaded]
+    if missing:
+        count = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise _foreign(origin, network, f"it has no {missing[0]!r}{count}")
     for name, tensor in expected.items():
-        if name not in loaded:
-            raise _foreign(origin, network, f"it has no {name!r}")
         if loaded[name].shape != tensor.shape:
             raise _foreign(origin, network, f"{name!r} is {[*loaded[name].shape]}, not {[*tensor.shape]}")
     if left := sorted(loaded.keys() - expected.keys()):
         raise _foreign(origin, network, f"it has {left[0]!r}, which the network does not have")
     network.load_state_dict(loaded)
+    return report
 
 
-def _positions(positions: Tensor, vit: nn.Module) -> Tensor:
-    patches: Any = getattr(vit, "patch_embed", None)
-    own: Any = vit.pos_embed
-    if patches is None or positions.ndim != 3 or own.shape == positions.shape or own.shape[-1] != positions.shape[-1]:
-        return positions
-    prefix = own.shape[1] - patches.num_patches
-    resampled: Tensor = resample_abs_pos_embed(positions.float(), list(patches.grid_size), num_prefix_tokens=prefix)
-    return resampled
+def _depth(names: Mapping[str, Tensor]) -> int:
+    """Return the number of blocks of a ViT."""
+    return max((int(m[1]) + 1 for name in names if (m := re.match(r"blocks\.(\d+)\.", name))), default=0)
+
+
+class _Settings:
+    """Replaces every object of a training program's settings. It keeps nothing, and its methods do nothing."""
+
+    def __new__(cls, *arguments: Any) -> _Settings:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Dictionary:
+    """Replaces a dictionary of another class by a plain one with the same items."""
+
+    def __new__(cls, *arguments: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
 
 
 def _load(path: Path) -> Any:
+    if path.is_dir():
+        path = next((path / name for name in _FOLDER if (path / name).is_file()), path)
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder without {', '.join(_FOLDER)}. Give a file, or export a run first.")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file. Give a file of weights.")
     try:
+        if path.suffix == ".json":
+            shards = sorted({*json.loads(path.read_text())["weight_map"].values()})
+            return {name: tensor for shard in shards for name, tensor in _load(path.parent / shard).items()}
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        # DINO's checkpoints hold their arguments, in a class that only has attributes.
-        with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_torch(path)
+    except ConfigError:
+        raise
     except Exception as error:  # torch raises any error for a corrupt file
         raise _unreadable(path, error) from None
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """Return the state_dict in a file's content."""
-    if not isinstance(content, Mapping):
-        return {}
-    for part in _PARTS:
-        if isinstance(content.get(part), Mapping):
-            return _tensors(content[part])
-    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+def _load_torch(path: Path) -> Any:
+    """Return the content of a torch file. Objects of a training program's settings are replaced by empty ones."""
+    inert: list[Any] = [Namespace, *_PLAIN]
+    while True:
+        try:
+            with torch.serialization.safe_globals(inert), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about other versions of pickle
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except Exception as error:
+            settings = _SETTINGS.search(str(error))
+            if settings is None or len(inert) > _MOST_CLASSES:
+                raise
+            inert.append((_Dictionary if settings[1].lower().endswith("dict") else _Settings, settings[1]))
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{key}", value
+            else:
+                yield from _flat(value, f"{prefix}{key}.")
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
@@ -134,4 +176,7 @@ def _unreadable(path: Path, error: Exception) -> ConfigError:
 
 
 def _foreign(origin: str, network: nn.Module, why: str) -> ConfigError:
-    return ConfigError(f"{origin}: has the weights of another network than {type(network).__name__}: {why}.")
+    return ConfigError(
+        f"{origin}: has the weights of another network than {type(network).__name__}: {why}. "
+        "Choose the file's network, or another file."
+    )

@@ -18,7 +18,7 @@ from ..kernels.collectives import start_gather
 from ..methods import Method
 from ..methods.base import Step
 from ..models.batchnorm import synchronise
-from ..pipelines import ViewRecipe
+from ..pipelines import ViewRecipe, sides
 from .group import Message, PlannedGroup, planned_group
 from .ledger import Kept, Ledger, Work
 from .linear import linear_of_zero3
@@ -81,7 +81,7 @@ def trace(
                 _exchange_statistics(method, group)
             elif method.synchronised_batch_norm:
                 synchronise(method, group)
-        images = [torch.empty(n, batch, views.channels, size, size) for size, n in views.groups]
+        images = [torch.empty(n, batch, views.channels, *sides(size)) for size, n in views.groups]
         indices = torch.arange(batch)
         for parameter in method.parameters():  # memory.gradient_bytes counts the gradients
             if parameter.requires_grad:
@@ -118,7 +118,15 @@ def drop_values(module: nn.Module) -> None:
     def like(x: Tensor) -> Tensor:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
 
-    module._apply(like)  # type: ignore[no-untyped-call]
+    replaced: dict[nn.Parameter, nn.Parameter] = {}  # several modules may share a parameter
+    for layer in module.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None:
+                empty = nn.Parameter(like(parameter), parameter.requires_grad)
+                layer._parameters[name] = replaced.setdefault(parameter, empty)
+        for name, buffer in layer._buffers.items():
+            if buffer is not None:
+                layer._buffers[name] = like(buffer)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

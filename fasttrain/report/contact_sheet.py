@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from ..config.fit import fit_to_data
 from ..config.resolve import Config
 from ..errors import ConfigError
-from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source
+from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source, sides, size_text
+from ..pipelines.sources.decode import decode, is_plain
 from ..pipelines.sources.headers import image_size
 from ..pipelines.views.draw import Parameters, draw_parameters
 from ..pipelines.views.rand_augment import OPERATIONS
+from ..training.pixels import settled
 from .pictures import in_rgb, to_image
 
 _CELL = 168  # side of a picture in pixels
@@ -24,18 +26,22 @@ _LINES = 6  # lines of text below a picture
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
-def contact_sheet(config: Config, count: int) -> Image.Image:
+def contact_sheet(config: Config, count: int, note: Callable[[str], None] = print) -> Image.Image:
     """Draw a row per image: the evaluation's view, then every view of epoch 0 with its parameters.
 
-    The pixels are the network's inputs before normalisation, in RGB. The headline names another colour space. Raise
-    ConfigError if the data has fewer images, and DataError if it cannot be read.
+    The pixels are the network's inputs before normalisation, in RGB. The headline names another colour space. ``note``
+    gets lines about a measured pixel format. Raise ConfigError if the data has fewer images, and DataError if it cannot
+    be read.
     """
-    source = open_source(config.train.data_path, config.train.val_path).train
-    config = fit_to_data(config, len(source)).config
+    t = config.train
+    source = open_source(t.data_path, t.val_path, weights=t.data_weights).train
+    config, lines = settled(fit_to_data(config, len(source)).config, source)
+    for line in lines:
+        note(line)
     if count > len(source):
         raise ConfigError(f"--images: must be at most the {len(source)} images of the data, got {count}.")
     shown = in_rgb(config.views)
-    whole = evaluation_view(shown, max(view.size for view in shown.views))
+    whole = evaluation_view(shown, max((view.size for view in shown.views), key=sides))
     seed = config.train.seed
     loader = Loader(source, shown, count, seed=seed, threads=1)
     batch = next(loader.epoch(0))
@@ -61,7 +67,7 @@ def describe(view: View, drawn: Parameters, v: int, b: int, size: tuple[int, int
     """Return a few lines with the parameters of view ``v`` of image ``b``, whose (height, width) is ``size``."""
     (y0, x0), (y1, x1) = drawn.start[v, b].tolist(), drawn.end[v, b].tolist()
     area = (y1 - y0) * (x1 - x0) / (size[0] * size[1])
-    lines = [f"{'local' if view.local else 'global'} {view.size} px, {100 * area:.0f} % of the area"]
+    lines = [f"{'local' if view.local else 'global'} {size_text(view.size)} px, {100 * area:.0f} % of the area"]
     lines.append(f"{x1 - x0:.0f} x {y1 - y0:.0f} at ({x0:.0f}, {y0:.0f}){', flipped' if drawn.flip[v, b] else ''}")
     brightness, contrast, saturation, hue = drawn.color[v, b].tolist()
     if (brightness, contrast, hue) != (1, 1, 0) or saturation not in (0, 1):
@@ -77,14 +83,19 @@ def describe(view: View, drawn: Parameters, v: int, b: int, size: tuple[int, int
 
 def _size(source: Source, index: int) -> tuple[int, int]:
     data = source.read(index)
-    return image_size(data.tobytes()) if source.encoded else (data.shape[0], data.shape[1])
+    if not source.encoded:
+        return data.shape[0], data.shape[1]
+    content = data.tobytes()
+    height, width = image_size(content) if is_plain(content) else decode(content).values.shape[:2]
+    return height, width
 
 
 def _enlarged(view: NDArray[np.float32]) -> Image.Image:
     """Return a picture of [C, H, W] in 0..1. Small views are enlarged without smoothing, so every pixel is visible."""
     picture = to_image(view)
-    how = Image.Resampling.NEAREST if picture.width <= _CELL else Image.Resampling.LANCZOS
-    return picture.resize((_CELL, _CELL), how)
+    longer = max(picture.size)
+    how = Image.Resampling.NEAREST if longer <= _CELL else Image.Resampling.LANCZOS
+    return picture.resize([max(1, round(side * _CELL / longer)) for side in picture.size], how)
 
 
 def _draw(title: str, rows: Sequence[Sequence[tuple[Image.Image, list[str]]]]) -> Image.Image:

@@ -23,7 +23,12 @@ def in_rgb(recipe: ViewRecipe) -> ViewRecipe:
 
 
 def to_image(view: NDArray[np.float32]) -> Image.Image:
-    """Return the picture of a view [C, H, W] of values in 0..1, with one channel or three."""
+    """Return the picture of a view [C, H, W] of values in 0..1.
+
+    Without RGB, it is in grey: the only channel, or the mean of all channels.
+    """
+    if len(view) not in (1, 3):
+        view = view.mean(0, keepdims=True)
     pixels = np.rint(view.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
 
@@ -37,10 +42,11 @@ def heat(values: NDArray[np.float32]) -> Image.Image:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """Return the picture as ``data:image/webp;base64,...``, at most 96 pixels wide; small pictures are lossless."""
-    small = picture.width <= _SIDE
+    """Return the picture as ``data:image/webp;base64,...``, at most 96 pixels a side; small pictures are lossless."""
+    small = max(picture.size) <= _SIDE
     if not small:
-        picture = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        longer = max(picture.size)
+        picture = picture.resize([round(side * _SIDE / longer) for side in picture.size], Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "WEBP", lossless=small and picture.width <= _SIDE // 2, quality=80)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

@@ -13,7 +13,7 @@ import yaml
 from ..config.arguments import parse
 from ..config.resolve import Config, resolve
 from ..errors import ConfigError
-from ..pipelines import ViewRecipe
+from ..pipelines import ViewRecipe, size_text
 from .charts import NOTHING
 from .runs import Run
 
@@ -50,7 +50,7 @@ def _flags(config: Config) -> list[str] | None:
     words += [] if config.plugin is None else ["--plugin", config.plugin]
     if resolve(config.method, {} if t.data_path is None else {"data_path": t.data_path}).recipe != config.recipe:
         words += ["--recipe", config.recipe]
-    words += [] if t.data_path is None else ["--data_path", t.data_path]
+    words += ["--data_path", *t.data_paths] if t.data_paths else []
     for ours, usual in ((config.train, base.train), (config.settings, base.settings)):
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)
@@ -108,9 +108,13 @@ def _flat(config: Config) -> dict[str, Any]:
     """Return every setting by name, with one entry per field of each view, without the output folder."""
     flat: dict[str, Any] = yaml.safe_load(config.to_yaml())
     views = flat.pop("views")
-    flat["views"] = ", ".join(f"{view['count']} of {view['size']} px" for view in views)
+    flat["views"] = ", ".join(f"{view['count']} of {_size(view['size'])} px" for view in views)
     flat |= {f"views[{i}].{name}": value for i, view in enumerate(views) for name, value in view.items()}
     return {name: value for name, value in flat.items() if name not in _PER_RUN}
+
+
+def _size(size: int | list[int]) -> str:
+    return size_text(size if isinstance(size, int) else (size[0], size[1]))
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

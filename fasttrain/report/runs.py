@@ -76,8 +76,8 @@ class Run:
         if self.config is None:
             return str((self.summary or {}).get("dataset", "unknown data"))
         t = self.config.train
-        held_out = f", {t.val_path} held out" if t.val_path else ""
-        return (t.data_path or _DIGITS) + held_out
+        held_out = f", {' + '.join(t.val_paths)} held out" if t.val_paths else ""
+        return (" + ".join(t.data_paths) or _DIGITS) + held_out
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -114,7 +114,7 @@ def _open(run: Run) -> Splits:
     if t.in_memory:
         name = str(t.data_path).removeprefix(IN_MEMORY)
         raise DataError(f"its data, {name}, was in memory and has no path. Use Result.report() in Python.")
-    splits = open_source(t.data_path, t.val_path, cache=index if index.is_dir() else None)
+    splits = open_source(t.data_path, t.val_path, weights=t.data_weights, cache=index if index.is_dir() else None)
     trained_on = (run.summary or {}).get("dataset", splits.name)
     if trained_on != splits.name:
         raise DataError(f"its data was {trained_on}, but its path now has {splits.name}")

@@ -21,7 +21,7 @@ from ..files import write_text
 Name = Literal["tensorboard", "wandb", "mlflow", "none"]
 _IDS = "trackers.json"
 """The file with the identity of the run in each tracker, which a resumed run continues."""
-_PARAMETERS = 100  # MLflow takes at most so many at a time
+_PARAMETERS = 100  # MLflow takes at most this number at a time
 _PROJECT = "fasttrain"
 
 

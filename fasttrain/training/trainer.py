@@ -34,6 +34,7 @@ from ..evaluate.evaluator import Evaluation, Evaluator
 from ..files import DISK_ERRORS
 from ..methods import Method, Network
 from ..models.architectures import user_backbone
+from ..models.layouts import Report
 from ..models.weights import load_weights, read_weights
 from ..pipelines import Loader, Splits, open_source
 from .baseline import Baseline, read_baseline, write_baseline
@@ -42,6 +43,7 @@ from .guard import Guard
 from .introduction import check_ranks, data_lines
 from .lock import FolderLock
 from .loop import Loop
+from .pixels import settled_on_every_rank
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
 from .trackers import check_trackers, open_trackers
 
@@ -58,7 +60,7 @@ class Outcome:
     output: Path
     """The folder of the run."""
     config: Config
-    """The configuration, fitted to the data."""
+    """The configuration, fitted to the data, with the measured pixel format."""
     steps: int
     """Steps that this call made; 0 for a run that was finished before."""
     ignored: tuple[str, ...] = ()
@@ -86,10 +88,12 @@ def train(
         try:
             output = watchdog.folder = output_folder(config, world)
             stack.enter_context(FolderLock(output, world))
-            data = splits or open_source(config.train.data_path, config.train.val_path, cache=output / "index")
+            t = config.train
+            data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
             fit = _fit(config, data, output, world)
             if (summary := _finished(fit.config, output, world)) is not None:
-                return Outcome(summary, output, fit.config, 0)
+                config, _ = settled_on_every_rank(fit.config, data.train, world, resumed=output)
+                return Outcome(summary, output, config, 0)
             run = _Run(fit, world, output, data, watchdog, signals, network)
             stack.callback(run.close)
             return run.train()
@@ -113,21 +117,23 @@ class _Run:
         signals: Signals,
         network: nn.Module | Network | None,
     ) -> None:
-        config, t = fit.config, fit.config.train
-        self.config, self.world, self.watchdog, self.signals = config, world, watchdog, signals
+        t = fit.config.train
+        self.world, self.watchdog, self.signals, self.output, self.splits = world, watchdog, signals, output, splits
+        self.console = new_console() if world.is_main else None
         self.display: Display | None = None  # only rank 0 has one
         if t.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch raises an error at the first product
         torch.use_deterministic_algorithms(t.deterministic)
-        self.output, self.splits = output, splits
-        self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
         check_trackers(t.trackers)
         self.data = splits.summary
         check_ranks(self.data, world)
-        self.console = new_console() if world.is_main else None
-        if self.console is not None:  # before the slow part
-            for line in (*data_lines(self.data, splits.damaged), *fit.reasons):
-                self.console.print(line)
+        self._print(*data_lines(self.data, splits.damaged), *fit.reasons)  # before the slow part
+        self.checkpoint, self.notes = store.choose(t.resume, output, world)
+        resumed = None if self.checkpoint is None else self.checkpoint.parent.parent
+        config, lines = settled_on_every_rank(fit.config, splits.train, world, resumed=resumed)
+        self._print(*lines)
+        self.config = config
+        self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
         self.loader = Loader(
             self.splits.train,
             config.views,
@@ -149,9 +155,9 @@ class _Run:
         method = build_method(
             config, images=len(self.splits.train), world_size=world.size, network=_factory(network, config)
         )
-        if t.init_from is not None:
-            _start_from(method, read_weights(Path(t.init_from)), f"--init_from {t.init_from}")
-        elif isinstance(network, nn.Module):
+        if t.init_from is not None and self.checkpoint is None:  # a checkpoint holds all weights
+            self.notes += _start_from(method, read_weights(Path(t.init_from)), f"--init_from {t.init_from}").lines()
+        elif t.init_from is None and isinstance(network, nn.Module):
             _start_from(method, network.state_dict(), "model")  # a method may have initialised the copy again
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.guard = Guard(self.engine, t.max_skipped_steps)
@@ -176,9 +182,14 @@ class _Run:
     def method(self) -> Method:
         return self.engine.method
 
+    def _print(self, *lines: str) -> None:
+        if self.console is not None:
+            for line in lines:
+                self.console.print(line)
+
     def train(self) -> Outcome:
         t, main = self.config.train, self.world.is_main
-        checkpoint, notes = store.choose(t.resume, self.output, self.world)
+        checkpoint, notes = self.checkpoint, self.notes
         if checkpoint is not None:  # before any work: the card shows whether the checkpoint fits
             card = check(checkpoint, self._card(0))
             notes += changes(card, self._card(0))
@@ -416,14 +427,14 @@ def _factory(network: nn.Module | Network | None, config: Config) -> Network | N
     return lambda channels: user_backbone(network, channels, size)
 
 
-def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Load weights into a method's backbone, and into the teacher's. Heads keep their random start.
+def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -> Report:
+    """Load weights into a method's backbone, and into the teacher's, and report them. Heads keep their random start.
 
     Raise ConfigError if the weights are of another network.
     """
-    for branch in (method.student, method.teacher):
-        if branch is not None:
-            load_weights(branch.backbone, tensors, origin)
+    if method.teacher is not None:
+        load_weights(method.teacher.backbone, tensors, origin)
+    return load_weights(method.student.backbone, tensors, origin)
 
 
 def _fit(config: Config, data: Splits, output: Path, world: World) -> Fit:

@@ -12,6 +12,7 @@ blur in fp32 took 8 to 14. torch.compile's C++ took 1.7 and 3.4, after 5 to 18 s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..views.color import INTERCEPT, KNEE, RELATIVE_XYZ, SLOPE, YCBCR, YCBCR_OFFSET, linear_light, luma
+from ..views.recipe import Size, sides
 from .draws import Draws, Look, radius
 
 _PIXELS = 160_000  # per piece: fewer calls and handovers between threads gain more than the second-level cache
 _LIGHT = linear_light()
 _BLACK = np.float32(0)
 _WHITE = np.float32(255.5)  # becomes 255 when the fraction is dropped
-Planes = NDArray[np.uint16]  # [C, n, S * S], values of 8 bits
+Planes = NDArray[np.uint16]  # [3, n, H * W] of RGB, else [1, n * C, H * W]; values of 8 bits
 Floats = NDArray[np.float32]
 
 
@@ -44,37 +46,46 @@ class Scratch:
         return buffer[:size].reshape(shape)
 
 
-def pieces(draws: Draws, size: int) -> Iterator[NDArray[np.int64]]:
+def pieces(draws: Draws, size: Size) -> Iterator[NDArray[np.int64]]:
     """Yield the rows of images that are processed together. They have the same window, solarisation and flip."""
     kind = 4 * radius(draws.sigma) + 2 * draws.solarize + draws.flip
-    most = max(1, _PIXELS // size**2)
+    most = max(1, _PIXELS // math.prod(sides(size)))
     for one in np.unique(kind):
         rows = np.flatnonzero(kind == one)
         yield from np.split(rows, range(most, len(rows), most))
 
 
 def finish(pixels: NDArray[np.uint8], draws: Draws, look: Look, out: Floats, scratch: Scratch) -> None:
-    """Write the views of ``pixels`` [n, S, S, C], the images of one piece, to ``out`` [n, S, S, C]."""
-    n, size, _, channels = pixels.shape
-    planes: Planes = scratch("planes", (channels, n, size * size), np.uint16)
+    """Write the views of ``pixels`` [n, H, W, C], the images of one piece, to ``out`` [n, H, W, C].
+
+    If they are not RGB, their channels are processed like grey images with the same steps.
+    """
+    n, height, width, channels = pixels.shape
+    rgb, area = channels == 3, height * width
+    axis, shape = (0, (3, n, area)) if rgb else (1, (n, channels, area))
+    planes: Planes = scratch("planes", shape, np.uint16)
+    planes[...] = np.moveaxis(pixels.reshape(n, area, channels), -1, axis)
+    if not rgb:
+        planes, draws = planes.reshape(1, -1, area), draws.per_channel(channels)
     light: Floats = scratch("light", planes.shape, np.float32)
-    planes[...] = np.moveaxis(pixels.reshape(n, size * size, channels), -1, 0)
     if draws.hue.any():
         _turn(planes.view(np.int16), draws.hue, scratch)
     if draws.matrix is not None and draws.mean_share is not None:
         light[...] = planes
         offset = draws.mean_share * _mean_grey(light) + np.float32(0.5)
-        _mix(light, draws.matrix, np.repeat(offset[:, None], channels, 1), planes, scratch)
+        _mix(light, draws.matrix, np.repeat(offset[:, None], len(planes), 1), planes, scratch)
     reach = int(radius(draws.sigma[0]))
     if reach:
-        planes = _blur(planes, draws.sigma, reach, size, scratch)
+        planes = _blur(planes, draws.sigma, reach, height, width, scratch)
     if draws.solarize[0]:
         np.minimum(planes, np.subtract(255, planes, out=scratch("inverse", planes.shape, np.uint16)), out=planes)
     _convert(planes, light, look, scratch)
-    light *= look.scale[:, None, None]
     columns = slice(None, None, -1 if draws.flip[0] else 1)
-    views = np.moveaxis(out, -1, 0)
-    np.add(light.reshape(views.shape)[..., columns], look.shift[:, None, None, None], out=views)
+    views = np.moveaxis(out, -1, axis)
+    light = light.reshape(views.shape)
+    scale, shift = (values.reshape(-1, *(1,) * (3 - axis)) for values in (look.scale, look.shift))
+    light *= scale
+    np.add(light[..., columns], shift, out=views)
 
 
 def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
@@ -114,7 +125,7 @@ def _turn(planes: NDArray[np.int16], hue: Floats, scratch: Scratch) -> None:
 
 
 def _mean_grey(light: Floats) -> Floats:
-    """Return the mean luma [n] of planes [C, n, S * S]. Up to 256 pixels it is exact: sums fit the 24 bits of fp32."""
+    """Return the mean luma [n] of planes [C, n, H * W]. Up to 256 pixels it is exact: sums fit the 24 bits of fp32."""
     means = np.einsum("cnp->cn", light) / np.float32(light.shape[-1])  # a third of the time of sum(-1)
     grey: Floats = sum(weight * mean for weight, mean in zip(luma(len(light)), means, strict=True))
     return grey
@@ -132,23 +143,30 @@ def _mix(light: Floats, matrix: Floats, offset: Floats, planes: Planes, scratch:
         np.copyto(plane, total, casting="unsafe")
 
 
-def _blur(planes: Planes, sigma: Floats, reach: int, size: int, scratch: Scratch) -> Planes:
+def _blur(planes: Planes, sigma: Floats, reach: int, height: int, width: int, scratch: Scratch) -> Planes:
     """Blur with a Gaussian, first down the columns, then along the rows. The picture is reflected at its edges."""
-    w, reflected = weights(sigma, reach), np.pad(np.arange(size), reach, mode="reflect")
-    before, after = reflected[:reach], reflected[size + reach :]
-    lines = planes.reshape(-1, planes.shape[1], size, size)
-    tall = scratch("padded", (*lines.shape[:2], size + 2 * reach, size), np.uint16)
+    w = weights(sigma, reach)
+    lines = planes.reshape(-1, planes.shape[1], height, width)
+    before, after = _reflected(height, reach)
+    tall = scratch("padded", (*lines.shape[:2], height + 2 * reach, width), np.uint16)
     tall[:, :, reach:-reach] = lines
     tall[:, :, :reach], tall[:, :, -reach:] = lines[:, :, before], lines[:, :, after]
     blurred = scratch("blurred", lines.shape, np.uint16)
-    _filter(tall, blurred, w, size, scratch)
-    wide = scratch("padded", (*lines.shape[:2], size, size + 2 * reach), np.uint16)
+    _filter(tall, blurred, w, width, scratch)
+    before, after = _reflected(width, reach)
+    wide = scratch("padded", (*lines.shape[:2], height, width + 2 * reach), np.uint16)
     wide[..., reach:-reach] = blurred
     wide[..., :reach], wide[..., -reach:] = blurred[..., before], blurred[..., after]
     result = scratch("result", wide.shape, np.uint16)  # the values after the last column are meaningless
     _filter(wide, result, w, 1, scratch)
-    lines[...] = result[..., :size]
+    lines[...] = result[..., :width]
     return planes
+
+
+def _reflected(size: int, reach: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pixel numbers that continue a line before its start and after its end."""
+    reflected = np.pad(np.arange(size), reach, mode="reflect")
+    return reflected[:reach], reflected[size + reach :]
 
 
 def _filter(padded: NDArray[np.uint16], out: NDArray[np.uint16], w: NDArray[np.uint16], step: int, scratch: Scratch

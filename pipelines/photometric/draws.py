@@ -18,7 +18,7 @@ class Draws:
     """The steps for the B images of a view, in order. The flip commutes with the others. Hue: ``reference.turn``."""
 
     hue: NDArray[np.float32]  # [B] turns; 0 for no change
-    matrix: NDArray[np.float32] | None  # [B, C, C] maps 8-bit pixels, as matrix @ pixel; None for no change
+    matrix: NDArray[np.float32] | None  # [B, C, C] maps 8-bit pixels, as matrix @ pixel; [B, 1, 1] without RGB
     mean_share: NDArray[np.float32] | None  # [B] fraction of the view's mean grey that is added to the product
     sigma: NDArray[np.float32]  # [B] of the Gaussian, pixels; 0 for no blur
     solarize: NDArray[np.bool_]  # [B] value v becomes min(v, 255 - v): values from 128 up are inverted
@@ -30,6 +30,10 @@ class Draws:
         share = None if self.mean_share is None else self.mean_share[rows]
         return Draws(self.hue[rows], matrix, share, self.sigma[rows], self.solarize[rows], self.flip[rows])
 
+    def per_channel(self, channels: int) -> Draws:
+        """Return the steps of B ``channels`` grey images: the channels of B images that are not RGB."""
+        return self.of(np.repeat(np.arange(len(self.flip)), channels))
+
 
 @dataclass(frozen=True)
 class Look:
@@ -38,6 +42,11 @@ class Look:
     color_space: ColorSpace
     scale: NDArray[np.float32]  # [C]
     shift: NDArray[np.float32]  # [C]
+
+    @classmethod
+    def unchanged(cls) -> Look:
+        """Return the look that leaves the values of a single channel as they are."""
+        return cls("rgb", np.ones(1, np.float32), np.zeros(1, np.float32))
 
     @classmethod
     def of(cls, recipe: ViewRecipe) -> Look:
@@ -69,10 +78,12 @@ def color_matrix(color: NDArray[np.float32], channels: int) -> tuple[NDArray[np.
 
         x -> b (c (s x + (1 - s) l(x) - m) + m) = matrix x + share m
 
-    with brightness b, contrast c, saturation s, luma l, and m the mean of l over the view. Saturation 0 is grey. A
-    single channel has no saturation. Saturation keeps luma, and b scales m with x. So any order of the three gives
-    this result, except for values that torchvision clips in between.
+    with brightness b, contrast c, saturation s, luma l, and m the mean of l over the view. Saturation 0 is grey.
+    Without RGB there is no saturation, the matrix is [B, 1, 1], and each channel has its own m. Saturation keeps luma,
+    and b scales m with x. So any order of the three gives this result, except for values that torchvision clips in
+    between.
     """
+    channels = 3 if channels == 3 else 1
     brightness, contrast, saturation, _ = color.astype(np.float64).T[:, :, None, None]
     grey = np.tile(luma(channels), (channels, 1))
     matrix = brightness * contrast * (saturation * np.eye(channels) + (1 - saturation) * grey)

@@ -19,10 +19,13 @@ _SPACES = {"rgb": RGB, "ycbcr": YCBCR, "lab": LAB}
 
 
 def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
-    """Write the views of 8-bit ``pixels`` [B, S, S, C] to ``out`` of the same shape, in its floating-point type.
+    """Write the views of 8-bit ``pixels`` [B, H, W, C] to ``out`` of the same shape, in its floating-point type.
 
     The result equals ``reference.finish`` up to the rounding of fp32 sums. Both tensors are contiguous and on the GPU.
     """
+    if pixels.shape[-1] not in (1, 3):
+        _finish_channels(pixels, draws, look, out)
+        return
     packed_draws = torch.from_numpy(packed(draws, pixels.shape[-1])).to(pixels.device, non_blocking=True)
     color, space = draws.matrix is not None, _SPACES[look.color_space]
     if draws.hue.any():
@@ -37,11 +40,21 @@ def finish(pixels: Tensor, draws: Draws, look: Look, *, out: Tensor) -> None:
     _launch(halfway, packed_draws, out, look, COLOR=False, BLUR=True, DOWN=False, FINISH=True, SPACE=space)
 
 
+def _finish_channels(pixels: Tensor, draws: Draws, look: Look, out: Tensor) -> None:
+    """Process the channels of images that are not RGB like grey images with the same steps, then normalise them."""
+    count, height, width, channels = pixels.shape
+    grey = pixels.permute(0, 3, 1, 2).reshape(count * channels, height, width, 1)
+    values = torch.empty_like(grey, dtype=torch.float32)
+    finish(grey, draws.per_channel(channels), Look.unchanged(), out=values)
+    scale, shift = (torch.from_numpy(part).to(out.device) for part in (look.scale, look.shift))
+    out.copy_(values.view(count, channels, height, width).permute(0, 2, 3, 1) * scale + shift)
+
+
 def _turned(pixels: Tensor, packed_draws: Tensor) -> Tensor:
     turned = torch.empty_like(pixels)
-    count, size = pixels.shape[:2]
-    grid = (triton.cdiv(size * size, BLOCK), count)
-    turn_kernel[grid](pixels, packed_draws, turned, size, BLOCK=BLOCK, num_warps=WARPS)
+    count, height, width, _ = pixels.shape
+    grid = (triton.cdiv(height * width, BLOCK), count)
+    turn_kernel[grid](pixels, packed_draws, turned, height, width, BLOCK=BLOCK, num_warps=WARPS)
     return turned
 
 
@@ -62,9 +75,9 @@ def _mean_grey(pixels: Tensor) -> Tensor:
 
 
 def _launch(pixels: Tensor, packed_draws: Tensor, out: Tensor, look: Look, **switches: Any) -> None:
-    count, size, _, channels = pixels.shape
+    count, height, width, channels = pixels.shape
     scale, shift = ([float(v) for v in np.resize(values, 3)] for values in (look.scale, look.shift))
-    grid = (triton.cdiv(size * size, BLOCK), count)
+    grid = (triton.cdiv(height * width, BLOCK), count)
     finish_kernel[grid](
-        pixels, packed_draws, out, size, *scale, *shift, C=channels, BLOCK=BLOCK, num_warps=WARPS, **switches
+        pixels, packed_draws, out, height, width, *scale, *shift, C=channels, BLOCK=BLOCK, num_warps=WARPS, **switches
     )  # fmt: skip

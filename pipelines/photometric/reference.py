@@ -10,13 +10,17 @@ from .draws import Draws, Look, radius
 
 
 def finish(pixels: Tensor, draws: Draws, look: Look) -> Tensor:
-    """Return views [B, S, S, C] in fp64 from 8-bit pixels [B, S, S, C]. Each step rounds to 8 bits again."""
+    """Return views [B, H, W, C] in fp64 from 8-bit pixels [B, H, W, C]. Each step rounds to 8 bits again."""
     views = []
     for i, image in enumerate(pixels.double()):
         x = _bits(turn(image, float(draws.hue[i]))) if draws.hue[i] else image
         if draws.matrix is not None and draws.mean_share is not None:
-            grey = (x @ torch.from_numpy(luma(x.shape[-1])).double()).mean()
-            x = _bits(x @ torch.from_numpy(draws.matrix[i]).double().T + float(draws.mean_share[i]) * grey)
+            matrix = torch.from_numpy(draws.matrix[i]).double()
+            if x.shape[-1] == 3:
+                grey = (x @ torch.from_numpy(luma(3)).double()).mean()
+                x = _bits(x @ matrix.T + float(draws.mean_share[i]) * grey)
+            else:  # each channel is its own grey
+                x = _bits(x * matrix + float(draws.mean_share[i]) * x.mean((0, 1)))
         reach = int(radius(draws.sigma[i]))
         if reach:
             for _ in range(2):  # down the columns, then along the rows

@@ -17,20 +17,20 @@ RGB, YCBCR, LAB = 0, 1, 2
 
 @triton.jit
 def finish_kernel(
-    p_pixels,  # uint8 [B, S, S, C]
+    p_pixels,  # uint8 [B, H, W, C]
     p_draws,  # fp32 [B, 5 + C C], see launch.packed
-    p_out,  # uint8, or with FINISH floating point, [B, S, S, C]
-    size, scale0, scale1, scale2, shift0, shift1, shift2,
+    p_out,  # uint8, or with FINISH floating point, [B, H, W, C]
+    height, width, scale0, scale1, scale2, shift0, shift1, shift2,
     C: tl.constexpr, COLOR: tl.constexpr, BLUR: tl.constexpr, DOWN: tl.constexpr, FINISH: tl.constexpr,
     SPACE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Change colours, blur in one direction, and finish. Each step runs only if its switch is on."""
     image = tl.program_id(1).to(tl.int64)
-    first = image * size * size * C
+    first = image * height * width * C
     own = p_draws + image * (5 + C * C)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < size * size
-    y, x = places // size, places % size
+    inside = places < height * width
+    y, x = places // width, places % width
     if BLUR:
         sigma = tl.load(own + 2)
         reach = tl.ceil(3 * sigma).to(tl.int32)
@@ -41,9 +41,9 @@ def finish_kernel(
         total = 0.0
         for k in range(-reach, reach + 1):
             if DOWN:
-                at = _mirrored(y + k, size) * size + x
+                at = _mirrored(y + k, height) * width + x
             else:
-                at = y * size + _mirrored(x + k, size)
+                at = y * width + _mirrored(x + k, width)
             weight = tl.exp2(-steep * (k * k))
             r1, g1, b1 = _pixel(p_pixels + first, own, at, inside, C, COLOR)
             r += weight * r1
@@ -58,7 +58,7 @@ def finish_kernel(
             r, g, b = tl.minimum(r, 255 - r), tl.minimum(g, 255 - g), tl.minimum(b, 255 - b)
         r, g, b = _convert(r, g, b, SPACE)
         r, g, b = r * scale0 + shift0, g * scale1 + shift1, b * scale2 + shift2
-        places = y * size + tl.where(tl.load(own + 1) > 0, size - 1 - x, x)
+        places = y * width + tl.where(tl.load(own + 1) > 0, width - 1 - x, x)
     to = p_out + first + places * C
     kind = p_out.dtype.element_ty
     tl.store(to, r.to(kind), mask=inside)
@@ -68,12 +68,12 @@ def finish_kernel(
 
 
 @triton.jit
-def turn_kernel(p_pixels, p_draws, p_out, size, BLOCK: tl.constexpr):
-    """Turn the hue of uint8 [B, S, S, 3] as ``reference.turn`` does, by the hue in p_draws, fp32 [B, 14]."""
+def turn_kernel(p_pixels, p_draws, p_out, height, width, BLOCK: tl.constexpr):
+    """Turn the hue of uint8 [B, H, W, 3] as ``reference.turn`` does, by the hue in p_draws, fp32 [B, 14]."""
     image = tl.program_id(1).to(tl.int64)
-    first, own = image * size * size * 3, p_draws + image * 14
+    first, own = image * height * width * 3, p_draws + image * 14
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < size * size
+    inside = places < height * width
     r, g, b = _pixel(p_pixels + first, own, places, inside, 3, False)
     high = tl.maximum(tl.maximum(r, g), b)
     chroma = high - tl.minimum(tl.minimum(r, g), b)

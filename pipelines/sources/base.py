@@ -13,14 +13,15 @@ from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DataError
+from ..views.recipe import MOST_CHANNELS
 from .listing import Listing, digest_of, label_digest, sampled_digest, split_like
-from .scan import SUFFIXES, Scan, check_folder
+from .scan import NUMPY, SUFFIXES, Scan, check_folder
 
 ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's held-out images lie in one folder, with their classes in a file
 log = logging.getLogger("fasttrain.data")
@@ -33,11 +34,11 @@ class Source(Protocol):
     labels: NDArray[np.int64] | None  # [N] class numbers
     classes: tuple[str, ...]  # names of the classes; empty without labels
     channels: int  # natural number of channels: 1 for digits, 3 for image files
-    encoded: bool  # True: read() returns a file's bytes, uint8 [length]; False: pixels, uint8 [H, W, C]
+    encoded: bool  # True: read() returns a file's bytes, uint8 [length]; False: pixels [H, W, C] of any real type
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the bytes or pixels of image ``i``. Raise OSError if it cannot be read."""
         ...
 
@@ -69,14 +70,17 @@ class FolderSource:
         top = Path(root)
         check_folder(top)
         self.name = top.resolve().name
-        self._scan = scan = Scan(str(top))
-        loose, folders = scan.top()
-        self.paths = _Paths(str(top), loose)
-        counts = {name: self.paths.add(scan.files(os.path.join(top, name))) for name in folders}
-        counts = {name: count for name, count in counts.items() if count}
-        if scan.shards:
-            raise _shards_among(top, scan.shards[0], len(self.paths))
-        if not len(self.paths):
+        for suffixes in (SUFFIXES, (NUMPY,)):
+            self._scan = scan = Scan(str(top), suffixes)
+            loose, folders = scan.top()
+            self.paths = _Paths(str(top), loose)
+            counts = {name: self.paths.add(scan.files(os.path.join(top, name))) for name in folders}
+            counts = {name: count for name, count in counts.items() if count}
+            if scan.shards:
+                raise _shards_among(top, scan.shards[0], len(self.paths))
+            if counts or loose:
+                break
+        else:
             raise _no_image(top, scan)
         self._labels_from, self._unlabelled = "sub-folders", ""
         names, repeats = list(counts), list(counts.values())
@@ -135,7 +139,9 @@ class FolderSource:
 
 
 class ArraySource:
-    """Images in memory, uint8 [N, H, W, C] with 1 or 3 channels, and optional class numbers [N].
+    """Images in memory, [N, H, W, C] of a real type with 1 to 16 channels, and optional class numbers [N].
+
+    Values that are not 8-bit need the ``pixel_range`` of the recipe's pixels.
 
     Raises DataError for arrays of another type or shape.
     """
@@ -144,14 +150,16 @@ class ArraySource:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         labels: ArrayLike | None = None,
         classes: Sequence[str] = (),
         name: str = "array",
     ) -> None:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
+        real = images.dtype.kind in "buif"
+        if not real or images.ndim != 4 or not 1 <= images.shape[-1] <= MOST_CHANNELS or images.size == 0:
             shape = f"{images.dtype} {list(images.shape)}"
-            raise DataError(f"{name}: images are {shape}; give uint8 [N, H, W, C] with N >= 1 and 1 or 3 channels")
+            form = f"real numbers [N, H, W, C] with N >= 1 and 1 to {MOST_CHANNELS} channels"
+            raise DataError(f"{name}: images are {shape}; give {form}")
         self.name, self.images, self.channels = name, images, int(images.shape[-1])
         self.labels = None if labels is None else class_numbers(labels, len(images), name)
         self.classes = tuple(classes)
@@ -165,9 +173,9 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the pixels of image ``i`` [H, W, C]."""
-        image: NDArray[np.uint8] = self.images[i]
+        image: NDArray[Any] = self.images[i]
         return image
 
     def describe(self, i: int) -> str:
@@ -191,7 +199,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the bytes or pixels of image ``i``. Raise OSError if it cannot be read."""
         return self._source.read(self._indices[i])
 
@@ -225,9 +233,10 @@ def file_stamp(path: str) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def content_stamp(content: NDArray[np.uint8]) -> str:
+def content_stamp(content: NDArray[Any]) -> str:
     """Return a hash of an image's bytes or pixels and their shape."""
-    return f"{content.shape} {hashlib.sha256(content.tobytes()).hexdigest()}"
+    kind = "" if content.dtype == np.uint8 else f"{content.dtype} "
+    return f"{kind}{content.shape} {hashlib.sha256(content.tobytes()).hexdigest()}"
 
 
 def mixed(root: Path, shard: str) -> DataError:
@@ -244,7 +253,10 @@ def _shards_among(root: Path, shard: str, images: int) -> DataError:
 def _no_image(root: Path, scan: Scan) -> DataError:
     common = sorted(scan.left_out.extensions.items(), key=lambda item: -item[1])[:3]
     others = "; found " + ", ".join(f"{count} {name or 'without one'}" for name, count in common) if common else ""
-    return DataError(f"{root}: no image found; looked for files ending in {' '.join(SUFFIXES)}, in any case{others}")
+    if not scan.left_out.extensions.keys().isdisjoint((".arrow", ".parquet")):
+        return DataError(f"{root}: holds a data set of Hugging Face, not image files; give hf:{root}")
+    known = " ".join((*SUFFIXES, NUMPY))
+    return DataError(f"{root}: no image found; looked for files ending in {known}, in any case{others}")
 
 
 def _annotated(file: Path, paths: _Paths) -> tuple[list[str], str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,9 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DataError
 from .base import class_numbers, content_stamp
+from .decode import as_raster, from_pil
+from .headers import BadImageError
+from .hugging_face import HuggingFaceSource, is_hugging_face
+from .labels import IMAGE_NAMES, LABEL_NAMES, Labels, given_labels, labels_of_values, no_label
 from .listing import Listing, sampled_digest
 
-_FORMS = "a PIL image, encoded bytes, a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W]"
+_FORMS = "a PIL image, encoded bytes, a NumPy array [H, W, C] or [H, W], or a tensor [C, H, W], of 1 to 16 channels"
 log = logging.getLogger("fasttrain.data")
 
 
@@ -28,28 +33,28 @@ class MapDataset(Protocol):
 
 
 class DatasetSource:
-    """See ``source_from_dataset``. ``first`` is an image that all others must resemble."""
+    """See ``source_from_dataset``. ``first`` is an item that all others must resemble."""
 
-    def __init__(
-        self, dataset: MapDataset, first: Any, labels: NDArray[np.int64] | None, classes: Sequence[str], name: str
-    ) -> None:
-        self.dataset, self.labels, self.classes, self.name = dataset, labels, tuple(classes), name
-        content = _content(first, self.describe(0))
+    def __init__(self, dataset: MapDataset, first: Any, labels: Labels, name: str) -> None:
+        self.dataset, self.name = dataset, name
+        self.labels, self.classes, self._reason = labels.numbers, labels.names, labels.reason
+        self._place = _image_place(first)
+        content = _content(self._image(first, 0), self.describe(0))
         self.encoded = content.ndim == 1
         self.channels = 3 if self.encoded else int(content.shape[-1])
 
     @cached_property
     def listing(self) -> Listing:
         """The findings about the data set."""
-        origin, reason = ("", "it has no labels") if self.labels is None else ("the data set", "")
-        return Listing(len(self), self.classes, origin, reason, digest=sampled_digest(self))
+        origin = "" if self.labels is None else "the data set"
+        return Listing(len(self), self.classes, origin, self._reason, digest=sampled_digest(self))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, i: int) -> NDArray[np.uint8]:
+    def read(self, i: int) -> NDArray[Any]:
         """Return the bytes or pixels of item ``i``. Raise OSError if the data set raises one."""
-        content = _content(_image(self.dataset[i]), self.describe(i))
+        content = _content(self._image(self.dataset[i], i), self.describe(i))
         if (content.ndim == 1) != self.encoded:
             raise DataError(f"{self.describe(i)}: some items are bytes, others pixels; make all of them the same")
         return content
@@ -62,6 +67,12 @@ class DatasetSource:
         """Return a hash of the content of item ``i``."""
         return content_stamp(self.read(i))
 
+    def _image(self, item: Any, i: int) -> Any:
+        try:
+            return item if self._place is None else item[self._place]
+        except (KeyError, IndexError, TypeError):
+            raise DataError(f"{self.describe(i)}: has no {self._place!r}, unlike the first item") from None
+
 
 def source_from_dataset(
     dataset: MapDataset,
@@ -70,28 +81,39 @@ def source_from_dataset(
     labelled: bool = True,
     classes: Sequence[str] = (),
     name: str | None = None,
-) -> DatasetSource:
-    """Return a source of the images of a map-style data set. Its items are ``image`` or ``(image, label, ...)``.
+) -> DatasetSource | HuggingFaceSource:
+    """Return a source of the images of a map-style data set, such as a ``torch.utils.data.Dataset``.
 
-    An image has one of these forms. Sizes may differ:
+    An item is an image, a tuple ``(image, label, ...)``, or a dict with the image under ``image``, ``img`` or a similar
+    key and the label under ``label`` or ``target``. A ``datasets.Dataset`` of Hugging Face has its columns by type, see
+    :mod:`fasttrain.pipelines.sources.hugging_face`. An image has one of these forms. Sizes may differ:
 
-    - a PIL image. Its EXIF orientation is ignored. Modes other than grey and RGB become RGB, without alpha;
-    - the bytes of an image file, which DALI decodes;
-    - pixels: a NumPy array uint8 [H, W, C] or [H, W], or a tensor uint8 [C, H, W] or [H, W]. C is 1, 3 or 4, and the
-      fourth channel is dropped.
+    - a PIL image. Its EXIF orientation is ignored. Modes other than grey and RGB become RGB, without alpha, but 16-bit,
+      32-bit and float modes keep their values;
+    - the bytes of an image file;
+    - pixels: a NumPy array [H, W, C] or [H, W], or a tensor [C, H, W] or [H, W], of any real type. C is 1 to 16.
 
-    ``labels`` are class numbers [N]. Without them the data set's ``targets`` or ``labels`` are used, also through
-    ``Subset`` and ``ConcatDataset``. If it has none and its items are pairs, every item is read once for its label, and
-    a warning reports this; ``labelled=False`` skips it. Several threads read items at the same time. Items must not be
+    Values that are not 8-bit need the ``pixel_range`` of the recipe's pixels.
+
+    ``labels`` are class numbers or names [N]. Without them the data set's ``targets`` or ``labels`` are used, also
+    through ``Subset`` and ``ConcatDataset``. If it has none and its items have a label, every item is read once for it,
+    and a warning reports this; ``labelled=False`` skips it. Boxes, vectors, dicts and None are no labels: the source
+    then has none, and a warning gives the reason. Several threads read items at the same time. Items must not be
     random, or a run cannot be repeated: the view recipe does the augmentation. Raises DataError if no item can be
-    read, an image has another form, or the labels do not fit.
+    read, an image has another form, or given ``labels`` do not fit.
     """
     name = name or type(dataset).__name__
+    if is_hugging_face(dataset):
+        rows = HuggingFaceSource(dataset, name, labels=labels, labelled=labelled)
+        rows.classes = tuple(classes) or rows.classes
+        return rows
     first = _first_item(dataset, name)
-    if labels is None and labelled:
-        labels = _labels(dataset, first, name)
-    numbers = None if labels is None else class_numbers(labels, len(dataset), name)
-    return DatasetSource(dataset, _image(first), numbers, classes, name)
+    if labels is not None:
+        own = given_labels(labels, len(dataset), name)
+    else:
+        own = _labels(dataset, first, name) if labelled else Labels(reason="labelled=False leaves them out")
+    names = tuple(classes) or own.names or (_class_names(dataset, own.numbers) if labels is None else ())
+    return DatasetSource(dataset, first, dataclasses.replace(own, names=names), name)
 
 
 def _first_item(dataset: MapDataset, name: str) -> Any:
@@ -105,59 +127,101 @@ def _first_item(dataset: MapDataset, name: str) -> Any:
     raise DataError(f"{name}: {reason}")
 
 
-def _image(item: Any) -> Any:
-    return item[0] if isinstance(item, tuple | list) else item
+def _image_place(item: Any) -> Any:
+    """Return the key or the position of an item's image. None is the item itself."""
+    if isinstance(item, Mapping):
+        named = [key for key in IMAGE_NAMES if key in item]
+        return next(iter([*named, *(key for key, value in item.items() if _may_be_image(value))]), "image")
+    if isinstance(item, tuple | list):
+        return next((k for k, part in enumerate(item) if _may_be_image(part)), 0)
+    return None
 
 
-def _labels(dataset: MapDataset, first: Any, name: str) -> NDArray[Any] | None:
+def _label_place(item: Any, image: Any) -> Any:
+    """Return the key or the position of an item's label, or None if it has none."""
+    if isinstance(item, Mapping):
+        return next((key for key in LABEL_NAMES if key in item and key != image), None)
+    after = 0 if image is None else image + 1
+    return after if isinstance(item, tuple | list) and after < len(item) else None
+
+
+def _may_be_image(value: Any) -> bool:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim > 0
+    return isinstance(value, bytes | bytearray | memoryview) or (hasattr(value, "convert") and hasattr(value, "mode"))
+
+
+def _labels(dataset: MapDataset, first: Any, name: str) -> Labels:
+    """Return the labels of the attributes or of the items. A warning gives the reason if they are no classes."""
+    place = _label_place(first, _image_place(first))
     known = _known_labels(dataset)
-    if known is not None or not isinstance(first, tuple | list) or len(first) < 2:
-        return known
-    log.warning("%s: has no targets and no labels; reading all %d items once for their labels", name, len(dataset))
-    return np.array([_label(dataset, i) for i in range(len(dataset))])
+    if known is None and place is None:
+        return Labels(reason="its items have no label")
+    if known is not None:
+        labels = labels_of_values(known, len(dataset))
+    elif reason := no_label(first[place]):
+        labels = Labels(reason=reason)
+    else:
+        log.warning("%s: has no targets and no labels; reading all %d items once for their labels", name, len(dataset))
+        labels = labels_of_values([_label(dataset, i, place, first) for i in range(len(dataset))], len(dataset))
+    if labels.reason:
+        log.warning("%s: %s; training without labels", name, labels.reason)
+        return labels
+    numbers = class_numbers(labels.numbers, len(dataset), name) if labels.numbers is not None else None
+    return dataclasses.replace(labels, numbers=numbers, reason="some are negative" if numbers is None else "")
 
 
-def _label(dataset: MapDataset, i: int) -> int:
+def _label(dataset: MapDataset, i: int, place: Any, first: Any) -> Any:
     try:
-        return int(dataset[i][1])
-    except OSError:
-        return 0  # unused: an item that cannot be read is left out
+        return dataset[i][place]
+    except OSError:  # unused: an item that cannot be read is left out
+        return first[place] if isinstance(first[place], str) else 0
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
-def _known_labels(dataset: Any) -> NDArray[Any] | None:
+def _known_labels(dataset: Any) -> Any:
     """Return the labels that a data set has without reading its items, or None."""
     if isinstance(dataset, torch.utils.data.Subset):
         whole = _known_labels(dataset.dataset)
-        return None if whole is None else whole[np.asarray(dataset.indices)]
+        return None if whole is None else [whole[int(i)] for i in dataset.indices]
     if isinstance(dataset, torch.utils.data.ConcatDataset):
         parts = [_known_labels(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else np.concatenate(parts)  # type: ignore[arg-type]
-    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    return None if labels is None or callable(labels) else np.asarray(labels)
+        return None if any(part is None for part in parts) else [label for part in parts for label in part]
+    for attribute in ("targets", "labels"):
+        labels: Any = getattr(dataset, attribute, None)
+        if hasattr(labels, "__len__") and len(labels) == len(dataset) and not isinstance(labels, str | Mapping):
+            column = getattr(labels, "shape", ()) == (len(dataset), 1)
+            labels = labels.reshape(-1) if column else labels
+            return labels.tolist() if hasattr(labels, "tolist") else labels
+    return None
 
 
-def _content(image: Any, name: str) -> NDArray[np.uint8]:
-    """Return the encoded bytes [length] or pixels [H, W, 1 or 3] of an item's image."""
+def _class_names(dataset: Any, numbers: NDArray[np.int64] | None) -> tuple[str, ...]:
+    """Return the data set's own names of its classes, if it has one for every label."""
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    if numbers is None or not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names) if numbers.max(initial=-1) < len(names) else ()
+
+
+def _content(image: Any, name: str) -> NDArray[Any]:
+    """Return the encoded bytes [length] or pixels [H, W, C] of an item's image."""
     if isinstance(image, bytes | bytearray | memoryview):
         return np.frombuffer(image, np.uint8)
     pixels = image
     if isinstance(image, torch.Tensor):
         pixels = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy(force=True)
     elif hasattr(image, "convert") and hasattr(image, "mode"):
-        pixels = _from_pil(image, name)
+        raster = from_pil(image)
+        pixels = raster.values[..., : raster.channels]
     if not isinstance(pixels, np.ndarray):
         raise DataError(f"{name}: the image is a {type(image).__name__}; give {_FORMS}")
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    wrong = pixels.dtype != np.uint8 or (pixels.ndim, pixels.size and pixels.shape[-1]) not in ((3, 1), (3, 3), (3, 4))
-    if wrong and not (pixels.ndim == 1 and pixels.dtype == np.uint8):
-        raise DataError(f"{name}: the image is {image.dtype} {list(image.shape)}; give {_FORMS}")
-    return np.ascontiguousarray(pixels[..., :3] if pixels.ndim == 3 else pixels)
-
-
-def _from_pil(image: Any, name: str) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16"):  # PIL's own conversion would clip at 255
-        return np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
-    if image.mode in ("I", "F"):
-        raise DataError(f"{name}: a PIL image of mode {image.mode!r} has no known range; convert it to 'L' or 'RGB'")
-    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    if pixels.ndim == 1 and pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    try:
+        return np.ascontiguousarray(as_raster(pixels).values)
+    except BadImageError:
+        raise DataError(f"{name}: the image is {image.dtype} {list(image.shape)}; give {_FORMS}") from None

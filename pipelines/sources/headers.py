@@ -3,20 +3,22 @@
 The crop needs the size of the image before it is decoded. Files that are truncated or would fill the memory are
 rejected here by name, not by the decoder in the middle of a batch. The content decides, not the file's suffix.
 
-DALI 2.4 decodes CMYK (with Adobe's inverted values too), palettes, grey, alpha (which it drops), and 1, 8 and 16 bits
-as PIL does. It turns JPEG, PNG, WebP and TIFF by their EXIF orientation. The tests check all of this. DALI does not
-decode one kind of WebP, see ``decodable``.
+DALI 2.4 decodes CMYK (with Adobe's inverted values too), palettes, grey, alpha (which it drops), and 1 and 8 bits as
+PIL does. It turns JPEG, PNG, WebP and TIFF by their EXIF orientation. The tests check all of this. DALI does not decode
+one kind of WebP, see ``decodable``. ``decode.py`` decodes 16 bits, floats and other numbers of channels.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 
 _ORIENTATION = 0x112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02  # flags of an extended WebP file
+_PNM = re.compile(rb"P([56]) (\d{1,9}) (\d{1,9}) 255\n")  # arrays in a mixture with files, and nobody else's
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of a frame header (SOF0 to SOF15)
 # As RGB, this is 300 MB for one image of a batch. Photographs of 100 megapixels just pass. PIL warns above 89 million.
 MOST_PIXELS = 100_000_000
@@ -38,6 +40,8 @@ def image_size(data: bytes) -> tuple[int, int]:
             height, width = _jpeg_size(data)
         elif data[:8] == b"\x89PNG\r\n\x1a\n":
             height, width = _png_size(data)
+        elif match := _PNM.match(data):
+            height, width = _pnm_size(data, match)
         else:
             height, width = _pil_size(data)
     except (struct.error, IndexError):
@@ -115,6 +119,13 @@ def _png_size(data: bytes) -> tuple[int, int]:
     if data.rfind(b"IEND") < 0:
         raise BadImageError("truncated: a PNG without its end chunk")
     return _pil_size(data) if b"eXIf" in data else (height, width)
+
+
+def _pnm_size(data: bytes, header: re.Match[bytes]) -> tuple[int, int]:
+    width, height = int(header[2]), int(header[3])
+    if len(data) < header.end() + width * height * (3 if header[1] == b"6" else 1):
+        raise BadImageError("truncated: a PNM without all of its pixels")
+    return height, width
 
 
 def _exif_orientation(block: bytes) -> int:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...errors import DataError
 from .scan import SUFFIXES
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Listing:
     special: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """FIFOs, sockets, devices and circular links: the number, and the first path, by kind."""
     split_like: tuple[str, ...] = ()
-    """Folders that were taken as classes although most of their names are those of splits, such as Training."""
+    """Class folders named like splits, such as Training, if at least half of the classes are."""
     links_back: tuple[str, ...] = ()
     """Links to a folder that is above or was listed already. They are not followed."""
     notes: tuple[str, ...] = ()
@@ -122,11 +123,11 @@ def label_digest(source: Source) -> str:
 
 def sampled_digest(source: Source) -> str:
     """Return a hash of labels, classes and the content of a few images, for images without names."""
-    stamps = []
+    contents = []
     for i in range(0, len(source), max(1, len(source) // _SAMPLED)):
-        with suppress(OSError):  # an unreadable image has no content
-            stamps.append(source.stamp(i))
-    return digest_of(label_digest(source), stamps)
+        with suppress(OSError, DataError):  # an unreadable image has no content
+            contents.append(digest_of(source.read(i).tobytes()))
+    return digest_of(label_digest(source), contents)
 
 
 def _last(extension: str) -> str:

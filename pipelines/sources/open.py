@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -13,7 +14,9 @@ import numpy as np
 
 from ...errors import DataError
 from .base import ArraySource, FolderSource, Source, mixed
+from .hugging_face import is_path, name_of, open_held_out, open_splits
 from .listing import Summary, listing_of
+from .mixture import MixtureSource, check_weights
 from .scan import SUFFIXES, Scan, check_folder, shard_kind, special_kind
 from .shards import ShardFormat, ShardSource
 from .tfrecord import TFRECORD
@@ -46,54 +49,107 @@ class Splits:
     def missing_for_knn(self) -> str:
         """The data that k-NN needs but the data set does not have. Empty if nothing is missing."""
         if self.train.labels is None:
-            return "labels (class sub-folders, or labels in every shard)"
+            reason = listing_of(self.train).unlabelled
+            return f"labels ({reason or 'class sub-folders, or labels in every shard'})"
         if self.val is None:
             return "held-out images (val_path)"
         return "labels for its held-out images" if self.val.labels is None else ""
 
 
-def open_source(data_path: str | None, val_path: str | None = None, *, cache: Path | None = None) -> Splits:
+def open_source(
+    data_path: str | Sequence[str] | None,
+    val_path: str | Sequence[str] | None = None,
+    *,
+    weights: Sequence[float] = (),
+    cache: Path | None = None,
+) -> Splits:
     """Open the data set at ``data_path``. None is the embedded digits.
 
     A path is one of these:
 
     - a folder of images;
     - a folder of ``.tar`` (WebDataset) or TFRecord shards;
-    - a shard, or a pattern of shards with ``*``, ``?``, ``[...]`` and ``{000..146}``.
+    - a shard, or a pattern of shards with ``*``, ``?``, ``[...]`` and ``{000..146}``;
+    - ``hf:PATH``: a folder that ``datasets.Dataset.save_to_disk`` wrote, or Parquet files.
 
     A folder that contains ``train/`` and ``val/``, ``valid/`` or ``validation/`` (or else ``test/``) is a data set with
     a split. Other folders are training data only, in ``train/`` if it contains nothing else. ``val_path`` names the
-    held-out images, in any of these forms. ``cache`` is a folder for the index of the shards. Raises DataError if a
-    path is unusable or ambiguous.
+    held-out images, in any of these forms. Several paths are a mixture, see :class:`MixtureSource`, in which source k
+    has the weight ``weights[k]``. The held-out images of all paths are merged. ``cache`` is a folder for the index of
+    the shards. Raises DataError if a path is unusable or ambiguous, and ConfigError for invalid weights.
     """
-    if data_path is None:
-        if val_path is not None:
-            raise DataError(f"a validation folder {val_path} without training data; give data_path as well")
+    paths = [data_path] if data_path is None or isinstance(data_path, str) else list(data_path)
+    val_paths = [] if val_path is None else [val_path] if isinstance(val_path, str) else list(val_path)
+    if paths == [None]:
+        if val_paths:
+            raise DataError(f"a validation folder {val_paths[0]} without training data; give data_path as well")
+        check_weights(weights, 1)
         return _digits()
-    for name, path in (("data path", data_path), ("val path", val_path)):
-        if path is not None and not path.strip():
+    for name, path in (*(("data path", path) for path in paths), *(("val path", path) for path in val_paths)):
+        if not (path or "").strip():
             raise DataError(f"the {name} is empty; give a folder or shards (an unset variable, perhaps)")
+    splits = mixed_splits([_open_splits(str(path), val_paths, cache) for path in paths], weights)
+    if not val_paths:
+        return splits
+    held_out = [_open_val(path, splits.train.classes, cache) for path in val_paths]
+    val = held_out[0] if len(held_out) == 1 else MixtureSource(held_out, classes=splits.train.classes)
+    damaged = {path: reason for source in held_out for path, reason in _damaged(source).items()}
+    return dataclasses.replace(splits, val=val, damaged={**splits.damaged, **damaged})
+
+
+def mixed_splits(splits: Sequence[Splits], weights: Sequence[float] = ()) -> Splits:
+    """Return several data sets as one. Labels and held-out images are merged by the names of the classes."""
+    if len(splits) == 1:
+        check_weights(weights, 1)
+        return splits[0]
+    names = [one.name for one in splits]
+    train = MixtureSource([one.train for one in splits], weights, names=names)
+    held_out = [(one.name, one.val) for one in splits if one.val is not None]
+    val = MixtureSource([val for _, val in held_out], (), train.classes, [n for n, _ in held_out]) if held_out else None
+    return Splits(
+        train.name,
+        train,
+        val,
+        {path: reason for one in splits for path, reason in one.damaged.items()},
+        tuple(f"{one.name}: {name}" for one in splits for name in one.unused),
+    )
+
+
+def _open_splits(data_path: str, val_paths: Sequence[str], cache: Path | None) -> Splits:
+    """Open the data set at one path. Its own held-out images are not opened if there are val paths."""
+    if is_path(data_path):
+        rows, held_out_rows, others = open_splits(data_path)
+        return Splits(name_of(data_path), rows, None if val_paths else held_out_rows, unused=others)
     root = Path(data_path).expanduser()
     held_out = _held_out(root)
-    if val_path is None and len([path for path in held_out if path.name in _VALIDATION]) > 1:
+    if not val_paths and len([path for path in held_out if path.name in _VALIDATION]) > 1:
         both = f"{held_out[0]}, {held_out[1]}"
         raise DataError(f"{root}: holds two held-out splits ({both}); give one of them as val path")
     train_root = root / "train" if held_out or _train_alone(root) else root
-    val_root = Path(val_path).expanduser() if val_path is not None else held_out[0] if held_out else None
+    val_root = held_out[0] if held_out and not val_paths else None
     train = _open(train_root, None, cache)
     val = None if val_root is None else _open(val_root, train.classes, cache)
     name = root.resolve().name if root.is_dir() else train.name
-    shards = [source for source in (train, val) if isinstance(source, ShardSource)]
-    damaged = {path: reason for source in shards for path, reason in source.damaged.items()}
-    return Splits(name, train, val, damaged, _unused(root, train_root, val_root))
+    damaged = {path: reason for source in (train, val) for path, reason in _damaged(source).items()}
+    return Splits(name, train, val, damaged, _unused(root, train_root, [val_root or train_root, *val_paths]))
 
 
-def _unused(root: Path, train_root: Path, val_root: Path | None) -> tuple[str, ...]:
+def _open_val(path: str, classes: Sequence[str], cache: Path | None) -> Source:
+    if is_path(path):
+        return open_held_out(path, classes)
+    return _open(Path(path).expanduser(), classes, cache)
+
+
+def _damaged(source: Source | None) -> Mapping[str, str]:
+    return source.damaged if isinstance(source, ShardSource) else {}
+
+
+def _unused(root: Path, train_root: Path, held_out: Sequence[str | Path]) -> tuple[str, ...]:
     """Return the folders and the number of images next to ``train/`` that are in neither split."""
     if train_root == root:
         return ()
     images, folders = Scan(str(root)).top()
-    read = {path.resolve() for path in (train_root, val_root) if path is not None}
+    read = {Path(path).expanduser().resolve() for path in (train_root, *held_out)}
     unused = [f"{name}/" for name in folders if (root / name).resolve() not in read]
     return (*unused, *([f"{len(images)} image(s)"] if images else []))
 

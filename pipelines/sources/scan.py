@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+NUMPY = ".npy"  # an image only where there is no other: such a file next to images may hold anything
 _TFRECORD = re.compile(r"\.(tfrecords?|tfrec)(-\d+-of-\d+)?$|-\d{5}-of-\d{5}$")  # names of TensorFlow's scripts
 _EXTENSION = re.compile(r"\.[a-z][a-z0-9]{0,9}$")  # not the number of 0031 in cam.0031
 _KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
@@ -57,7 +58,7 @@ class LeftOut:
     def kind(self, kind: str, path: str) -> None:
         """Count a FIFO, a device or a link by its kind."""
         count, first = self.special.get(kind, (0, path))
-        self.special[kind] = count + 1, first
+        self.special[kind] = count + 1, min(first, path)  # a folder has no order
 
     def add(self, other: LeftOut) -> None:
         """Add the files of another count."""
@@ -76,13 +77,14 @@ class LeftOut:
 
 
 class Scan:
-    """One walk over the folder ``root``. ``shards``, ``left_out`` and ``links_back`` grow with it.
+    """One walk over the folder ``root``, for files that end in ``suffixes``.
 
+    ``shards``, ``left_out`` and ``links_back`` grow with it.
     ``links_back`` are links to a folder that is above or was listed already. They are not followed.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, suffixes: tuple[str, ...] = SUFFIXES) -> None:
+        self.root, self._suffixes = root, suffixes
         self.shards: list[str] = []
         self.left_out = LeftOut()
         self.links_back: list[str] = []
@@ -120,7 +122,7 @@ class Scan:
                         folders.append(entry.name)
                     elif kind:
                         self.left_out.kind(kind, entry.path)
-                    elif entry.name.lower().endswith(SUFFIXES):
+                    elif entry.name.lower().endswith(self._suffixes):
                         files.append(entry.path)
                     elif shard_kind(entry.name):
                         self.shards.append(entry.path)

@@ -7,6 +7,7 @@ the first and the last dot is the column: ``seg`` in ``1.seg.png``. The images o
 - ``cam.0031.jpg``, whose column is a number: each is an image, because cameras name their frames like this.
 - ``1.left.jpg`` and ``1.right.jpg``: each is an image if the sample has no image without a column. Otherwise they are
   left out as its masks or thumbnails.
+- ``1.npy`` is an image in the same way, but only if the sample has no other file of an image.
 
 Files that are left out are counted by their column and extension. The index reads headers and labels only. ``.cls``
 holds a number as text, and ``.json`` an object with a whole number under ``label``. A label without a column counts for
@@ -22,7 +23,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .scan import SUFFIXES, LeftOut
+from .scan import NUMPY, SUFFIXES, LeftOut
 from .shards import UNLABELLED, Damaged, ShardFormat, ShardIndex, Window, shard_index
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -70,9 +71,14 @@ class _Sample:
 
     def move_to(self, images: array[int], left_out: LeftOut) -> int:
         """Append offset, size and label of the sample's images. Return the number of those with a column."""
-        plain = next((image for image in self._images if not image.column), None)
+        others = [image for image in self._images if not image.kind.endswith(NUMPY)]
+        chosen = others or self._images
+        plain = next((image for image in chosen if not image.column), None)
         dotted = 0
         for image in self._images:
+            if others and image.kind.endswith(NUMPY):
+                left_out.extensions[image.kind] += 1
+                continue
             if image is plain or (image.column and (plain is None or _NUMBER.fullmatch(image.column))):
                 label = self.label if image.label == UNLABELLED else image.label
                 images.extend((image.offset, image.size, label))
@@ -92,7 +98,7 @@ def index(window: Window) -> ShardIndex:
             if key != sample.key:
                 dotted += sample.move_to(images, left_out)
                 sample = _Sample(key)
-            if extension in SUFFIXES:
+            if extension in (*SUFFIXES, NUMPY):
                 sample.add_image(
                     column, f".{column}{extension}" if column else extension, member.offset_data, member.size
                 )
@@ -120,7 +126,7 @@ def member_name(window: Window, offset: int) -> str:
 
 
 TAR = ShardFormat(
-    f"members ending in {' '.join(SUFFIXES)}, in any case", index, member_name, "the .cls or .json members"
+    f"members ending in {' '.join((*SUFFIXES, NUMPY))}, in any case", index, member_name, "the .cls or .json members"
 )
 
 

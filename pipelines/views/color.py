@@ -42,7 +42,7 @@ def normalisation(color_space: ColorSpace, mean: tuple[float, ...], std: tuple[f
 
 
 def luma(channels: int) -> Floats:
-    """Return the weights [C] of the channels in a pixel's grey: BT.601's weights, or 1 for a single channel."""
+    """Return the weights of the channels in a pixel's grey: BT.601's weights for RGB, or 1 for a single channel."""
     return _LUMA if channels == 3 else np.ones(1, np.float32)
 
 

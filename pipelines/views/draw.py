@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import rand_augment
-from .recipe import View, ViewRecipe
+from .recipe import View, ViewRecipe, sides
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries ten boxes before it falls back to the centre
 _PARAMETERS = 64  # hash counters per view: more than needed, so that a new parameter does not change the others
@@ -87,7 +87,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _draw_view(view: View, copy: int, u: Floats, height: Floats, width: Floats) -> dict[str, NDArray[np.generic]]:
     """Return the parameters of one copy of a view from its uniform numbers ``u`` [_PARAMETERS, B]."""
     if view.center:
-        box = _central_square(view.scale[0], height, width)
+        box = _central_box(view.scale[0], _aspect(view), height, width)
     else:
         box = _random_box(view, u[: 2 * _ATTEMPTS + 2], height, width)
     u = u[2 * _ATTEMPTS + 2 :]
@@ -112,7 +112,8 @@ def _draw_view(view: View, copy: int, u: Floats, height: Floats, width: Floats) 
 def _random_box(view: View, u: Floats, height: Floats, width: Floats) -> Box:
     """Return the box of torchvision's RandomResizedCrop: the first of ten that fits, else a central one."""
     area = height * width * _between(*view.scale, u[:_ATTEMPTS])
-    ratio = np.exp(_between(math.log(view.ratio[0]), math.log(view.ratio[1]), u[_ATTEMPTS : 2 * _ATTEMPTS]))
+    aspect = _aspect(view)
+    ratio = np.exp(_between(math.log(view.ratio[0]), math.log(view.ratio[1]), u[_ATTEMPTS : 2 * _ATTEMPTS])) * aspect
     w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first, any_fits = fits.argmax(0), fits.any(0)
@@ -120,15 +121,23 @@ def _random_box(view: View, u: Floats, height: Floats, width: Floats) -> Box:
     w, h = w[first, columns], h[first, columns]
     # One draw of the corner serves all attempts: it is independent of which attempt succeeded.
     y, x = np.floor(u[-2] * (height - h + 1)), np.floor(u[-1] * (width - w + 1))
-    w0 = np.where(width / height > view.ratio[1], np.rint(height * view.ratio[1]), width)
-    h0 = np.where(width / height < view.ratio[0], np.rint(width / view.ratio[0]), height)
+    narrowest, widest = view.ratio[0] * aspect, view.ratio[1] * aspect
+    w0 = np.where(width / height > widest, np.rint(height * widest), width)
+    h0 = np.where(width / height < narrowest, np.rint(width / narrowest), height)
     y0, x0 = (height - h0) // 2, (width - w0) // 2
     return np.where(any_fits, y, y0), np.where(any_fits, x, x0), np.where(any_fits, h, h0), np.where(any_fits, w, w0)
 
 
-def _central_square(fraction: float, height: Floats, width: Floats) -> Box:
-    side = np.maximum(np.rint(fraction * np.minimum(height, width)), 1)
-    return (height - side) // 2, (width - side) // 2, side, side
+def _aspect(view: View) -> float:
+    """Return width / height of a view. Its crops have this shape, up to ``view.ratio``."""
+    height, width = sides(view.size)
+    return width / height
+
+
+def _central_box(fraction: float, aspect: float, height: Floats, width: Floats) -> Box:
+    side = fraction * np.minimum(height, width / aspect)
+    h, w = np.maximum(np.rint(side), 1), np.maximum(np.rint(side * aspect), 1)
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _patch(side: int, cell: int, box: Box, flip: NDArray[np.bool_], u: Floats) -> Box:

@@ -41,7 +41,8 @@ class _Context:
 
     amount: Any  # node, float32 []
     matrix: Any  # node, float32 [2, 3]
-    size: int
+    height: int
+    width: int
     channels: int
 
 
@@ -76,9 +77,10 @@ def array(
     operation: NDArray[np.int32],
     strength: NDArray[np.float32],
     flip: NDArray[np.bool_],
-    size: int,
+    height: int,
+    width: int,
 ) -> NDArray[Any]:
-    """Return one argument [B, ...] of the graph for a view of ``size`` pixels.
+    """Return one argument [B, ...] of the graph for a view of ``height`` x ``width`` pixels.
 
     ``operation`` and ``strength`` [B, MOST] come from :func:`draw`. RandAugment is defined on flipped images, but the
     graph flips last. So the movement of the images in ``flip`` is mirrored.
@@ -90,14 +92,14 @@ def array(
     if kind == "amount":  # Posterize gets the mask of the bits to keep
         bits = number == _number("Posterize")
         return np.where(bits, 256 - 2 ** (8 - np.where(bits, value, 8)), value).astype(np.float32)
-    return _matrix(number, value.astype(np.float64), flip, size)
+    return _matrix(number, value.astype(np.float64), flip, height, width)
 
 
-def graph(x: Any, nodes: dict[str, Any], count: int, size: int, channels: int) -> Any:
-    """Apply ``count`` operations to 8-bit pixels [size, size, C], in a pipeline with conditionals."""
+def graph(x: Any, nodes: dict[str, Any], count: int, height: int, width: int, channels: int) -> Any:
+    """Apply ``count`` operations to 8-bit pixels [height, width, C], in a pipeline with conditionals."""
     for k in range(count):
         branch = nodes[f"branch{k}"]
-        context = _Context(nodes[f"amount{k}"], nodes[f"matrix{k}"], size, channels)
+        context = _Context(nodes[f"amount{k}"], nodes[f"matrix{k}"], height, width, channels)
         if branch != 0:
             x = _choose(branch, 1, len(_APPLY), x, context)
     return x
@@ -115,19 +117,22 @@ def _choose(branch: Any, low: int, high: int, x: Any, context: _Context) -> Any:
     return x
 
 
-def _matrix(number: NDArray[np.int32], strength: Floats, flip: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
+def _matrix(
+    number: NDArray[np.int32], strength: Floats, flip: NDArray[np.bool_], height: int, width: int
+) -> NDArray[np.float32]:
     """Return the affine map [B, 2, 3] from (x, y, 1) in the result to (x, y) in the image. Corners are whole."""
     rotate, shear_x, shear_y, shift_x, shift_y = (
         np.where(number == _number(name), strength, 0)
         for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
     )
-    cosine, sine, half = np.cos(np.radians(rotate)), np.sin(np.radians(rotate)), size / 2
+    cosine, sine = np.cos(np.radians(rotate)), np.sin(np.radians(rotate))
     a, b = cosine, shear_x - sine
     d, e = shear_y + sine, cosine
-    c = half * (1 - cosine + sine) + size * shift_x  # rotated about the middle, sheared about the corner
-    f = half * (1 - cosine - sine) + size * shift_y
-    # Mirroring maps x to size - x before and after.
-    c, f = np.where(flip, size * (1 - a) - c, c), np.where(flip, f + size * d, f)
+    # rotated about the middle, sheared about the corner
+    c = width / 2 * (1 - cosine + sine * (height / width)) + width * shift_x
+    f = height / 2 * (1 - cosine - sine * (width / height)) + height * shift_y
+    # Mirroring maps x to width - x before and after.
+    c, f = np.where(flip, width * (1 - a) - c, c), np.where(flip, f + width * d, f)
     b, d = np.where(flip, -b, b), np.where(flip, -d, d)
     return np.stack([a, b, c, d, e, f], -1).reshape(-1, 2, 3).astype(np.float32)
 
@@ -172,7 +177,7 @@ def _brightness(x: Any, context: _Context) -> Any:
 
 
 def _color(x: Any, context: _Context) -> Any:
-    if context.channels == 1:
+    if context.channels != 3:  # only RGB has saturation
         return x
     return _blend(_grey(x, context.channels), x, to_device_of(x, context.amount))
 
@@ -189,7 +194,7 @@ def _sharpness(x: Any, context: _Context) -> Any:
     """Blend with the smoothed image. The outermost pixels have no smooth value and stay unchanged."""
     from nvidia.dali import fn, types
 
-    inner = np.zeros((context.size, context.size, 1), np.float32)
+    inner = np.zeros((context.height, context.width, 1), np.float32)
     inner[1:-1, 1:-1] = 1
     smooth = fn.filter(x, types.Constant(_SMOOTH, device=x.device))
     factor = types.Constant(inner, device=x.device) * (to_device_of(x, context.amount) - 1.0) + 1.0
@@ -219,10 +224,10 @@ def _equalize(x: Any, context: _Context) -> Any:
 
 
 def _grey(x: Any, channels: int) -> Any:
-    """Return luma [H, W, 1] in 8 bits."""
+    """Return luma [H, W, 1] in 8 bits. Without RGB, each channel is its own grey."""
     from nvidia.dali import fn, types
 
-    return x if channels == 1 else fn.coord_transform(x, M=_LUMA, dtype=types.UINT8)
+    return x if channels != 3 else fn.coord_transform(x, M=_LUMA, dtype=types.UINT8)
 
 
 def _blend(base: Any, x: Any, factor: Any) -> Any:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
+
+import numpy as np
 
 from . import rand_augment
 from .color import COLOR_SPACES, ColorSpace
 
+MOST_CHANNELS = 16
 _SMALL = 64  # pixels: an evaluation sees all of an image up to this size, because small images are framed tightly
 Interpolation = Literal["linear", "cubic"]
+Size = int | tuple[int, int]
+"""Side of a square in pixels, or its (height, width)."""
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Return height and width of a view in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_text(size: Size) -> str:
+    """Return ``224`` for a square view, and ``224 x 112`` for a view of 224 rows and 112 columns."""
+    return str(size) if isinstance(size, int) else f"{size[0]} x {size[1]}"
 
 
 @dataclass(frozen=True)
@@ -21,10 +36,10 @@ class View:
     Raises ValueError if a value is out of range.
     """
 
-    size: int  # pixels; views are square
+    size: Size  # pixels: the side of a square view, or (height, width)
     count: int = 1
     scale: tuple[float, float] = (0.08, 1.0)  # crop area as a fraction of the image's area, uniform
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height, log-uniform
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height, relative to the view's own; log-uniform
     rotate: float = 0.0  # degrees, uniform in +-rotate, after the crop; the corners become black
     flip: float = 0.5  # probability of a left-right flip
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue strengths
@@ -40,7 +55,9 @@ class View:
     jigsaw: int = 0  # PIRL: the copies are patches of one crop; copy i is from cell i of a jigsaw x jigsaw grid
 
     def __post_init__(self) -> None:
-        _require(self.size >= 1, f"size: must be at least 1 pixel, got {self.size}")
+        _require(min(sides(self.size)) >= 1, f"size: must be at least 1 pixel, got {self.size}")
+        height, width = sides(self.size)
+        object.__setattr__(self, "size", height if height == width else (height, width))  # one form per size
         _require(self.count >= 1, f"count: must be at least 1, got {self.count}. To drop the view, remove it.")
         low, high = self.scale
         _require(0 < low <= high <= 1, f"scale: must be two area fractions, 0 < low <= high <= 1, got {self.scale}")
@@ -73,6 +90,10 @@ class Pixels:
 
     ``mean`` and ``std`` have one value per channel. They refer to pixel values in [0, 1]. For "lab" they are in Lab's
     own units. ``interpolation`` is the resampling of the crops. Raises ValueError if the values do not fit together.
+
+    ``pixel_range`` maps values that are not 8-bit to 0..255: MIN MAX for all channels, or MIN MAX for each channel.
+    Values outside of it are clipped, and NaN becomes MIN. It has no effect on 8-bit images. Without it, other images
+    are rejected.
     """
 
     channels: int = 3
@@ -80,9 +101,17 @@ class Pixels:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "cubic"
     color_space: ColorSpace = "rgb"
+    pixel_range: tuple[float, ...] | None = field(default=None, repr=False)  # see __repr__
+
+    def __repr__(self) -> str:
+        """Return all fields. Digests of views contain this text, so a field without a value adds nothing to it."""
+        names = [f.name for f in dataclasses.fields(self) if f.repr or getattr(self, f.name) is not None]
+        return f"Pixels({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __post_init__(self) -> None:
-        _require(self.channels in (1, 3), f"channels: must be 1 (grey) or 3 (RGB), got {self.channels}")
+        _require(
+            1 <= self.channels <= MOST_CHANNELS, f"channels: must be from 1 to {MOST_CHANNELS}, got {self.channels}"
+        )
         for name in ("mean", "std"):
             count = len(getattr(self, name))
             _require(count == self.channels, f"{name}: must have {self.channels} values, one per channel, got {count}")
@@ -91,17 +120,26 @@ class Pixels:
         _require(known, f"interpolation: must be 'linear' or 'cubic', got {self.interpolation!r}")
         known = self.color_space in COLOR_SPACES
         _require(known, f"color_space: must be 'rgb', 'lab' or 'ycbcr', got {self.color_space!r}")
-        grey = self.channels == 1 and self.color_space != "rgb"
-        _require(not grey, f"color_space: must be 'rgb' for 1 channel, got {self.color_space!r}. Or set channels to 3.")
+        other = self.channels != 3 and self.color_space != "rgb"
+        text = f"{self.channels} channel{'s' if self.channels > 1 else ''}"
+        _require(not other, f"color_space: must be 'rgb' for {text}, got {self.color_space!r}. Or set channels to 3.")
+        if self.pixel_range is not None:
+            ends = np.array(self.pixel_range, np.float64)
+            _require(
+                len(ends) in (2, 2 * self.channels),
+                f"pixel_range: must be MIN MAX, or MIN MAX for each of {text}, got {len(ends)} numbers",
+            )
+            increasing = bool(np.isfinite(ends).all() and (ends[::2] < ends[1::2]).all())
+            _require(increasing, f"pixel_range: must be finite with MIN below MAX, got {self.pixel_range}")
 
 
 @dataclass(frozen=True, init=False)
 class ViewRecipe:
     """All views of an image and their pixel format. Global views come first, then local views.
 
-    The pixel format is given as ``pixels``, or as its fields ``channels``, ``mean``, ``std``, ``interpolation`` and
-    ``color_space``, which are also attributes. A field that is given replaces the field of ``pixels``. Raises
-    ValueError if the views or the pixel format are invalid.
+    The pixel format is given as ``pixels``, or as its fields ``channels``, ``mean``, ``std``, ``interpolation``,
+    ``color_space`` and ``pixel_range``, which are also attributes. A field that is given replaces the field of
+    ``pixels``. Raises ValueError if the views or the pixel format are invalid.
     """
 
     views: tuple[View, ...]
@@ -116,6 +154,7 @@ class ViewRecipe:
         interpolation: Interpolation | None = None,
         color_space: ColorSpace | None = None,
         *,
+        pixel_range: tuple[float, ...] | None = None,
         pixels: Pixels | None = None,
     ) -> None:
         fields: dict[str, Any] = {
@@ -124,6 +163,7 @@ class ViewRecipe:
             "std": std,
             "interpolation": interpolation,
             "color_space": color_space,
+            "pixel_range": pixel_range,
         }
         changes = {name: value for name, value in fields.items() if value is not None}
         object.__setattr__(self, "views", views)
@@ -135,7 +175,7 @@ class ViewRecipe:
 
     @property
     def channels(self) -> int:
-        """Channels of a view: 1 or 3."""
+        """Channels of a view, 1 to 16."""
         return self.pixels.channels
 
     @property
@@ -159,6 +199,11 @@ class ViewRecipe:
         return self.pixels.color_space
 
     @property
+    def pixel_range(self) -> tuple[float, ...] | None:
+        """Range of values that are not 8-bit, see :class:`Pixels`."""
+        return self.pixels.pixel_range
+
+    @property
     def each(self) -> tuple[View, ...]:
         """The views one by one, with their copies, in the order of their numbers."""
         return tuple(view for view in self.views for _ in range(view.count))
@@ -174,17 +219,18 @@ class ViewRecipe:
         return sum(not view.local for view in self.each)
 
     @property
-    def groups(self) -> tuple[tuple[int, int], ...]:
+    def groups(self) -> tuple[tuple[Size, int], ...]:
         """Resolution groups (size in pixels, number of views): runs of consecutive views of equal size."""
         return tuple((size, len(list(run))) for size, run in groupby(view.size for view in self.each))
 
 
-def evaluation_view(recipe: ViewRecipe, size: int) -> ViewRecipe:
+def evaluation_view(recipe: ViewRecipe, size: Size) -> ViewRecipe:
     """Return a recipe of one view without randomness, in the recipe's pixel format.
 
-    The view is the central square. It has the whole side of a small image, and 7/8 of the side for a ``size`` above 64.
+    The view is the central square, or the largest central rectangle of the view's shape. It has the whole side of a
+    small image, and 7/8 of the side for a ``size`` above 64.
     """
-    fraction = 1.0 if size <= _SMALL else 0.875
+    fraction = 1.0 if max(sides(size)) <= _SMALL else 0.875
     view = View(size=size, scale=(fraction, fraction), flip=0.0, center=True)
     return ViewRecipe((view,), pixels=recipe.pixels)
 

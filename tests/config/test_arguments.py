@@ -6,7 +6,7 @@ import pytest
 
 from fasttrain import methods
 from fasttrain.config.arguments import parse
-from fasttrain.config.settings import TrainConfig, ViewFlags
+from fasttrain.config.settings import PixelFlags, TrainConfig, ViewFlags
 from fasttrain.errors import ConfigError
 from fasttrain.methods.registry import BUILT_IN
 
@@ -20,10 +20,10 @@ def test_every_setting_is_a_flag_with_dashes_or_underscores(capsys, method):
     with pytest.raises(SystemExit):
         _parse("--method", method, "--help")
     page = capsys.readouterr().out
-    for cls in (TrainConfig, ViewFlags, methods.load(method).Settings):
+    for cls in (TrainConfig, ViewFlags, PixelFlags, methods.load(method).Settings):
         for field in dataclasses.fields(cls):
             assert f"--{field.name}" in page
-            if field.type not in ("bool", "bool | None", "tuple[float, ...]"):
+            if field.type not in ("bool", "bool | None", "tuple[float, ...]", "tuple[Positive, ...]"):
                 for spelling in (field.name, field.name.replace("_", "-")):
                     with pytest.raises(ConfigError, match=f"--{field.name}: expected "):
                         _parse("--method", method, f"--{spelling}")
@@ -46,6 +46,9 @@ def test_every_setting_is_a_flag_with_dashes_or_underscores(capsys, method):
         (["--lr", "1", "--lr", "2"], "lr", 2.0),
         (["--lr_drops", "120", "160"], "lr_drops", (120.0, 160.0)),
         (["--lr_drops"], "lr_drops", ()),
+        (["--data_path", "a", "b", "--data_weights", "3", "0.5"], "data_path", ("a", "b")),
+        (["--data_weights", "3", "0.5", "--data-path", "a", "b"], "data_weights", (3.0, 0.5)),
+        (["--val_path=a"], "val_path", "a"),
     ],
 )
 def test_flag_sets_the_value_in_its_type(arguments, name, value):

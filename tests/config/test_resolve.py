@@ -104,6 +104,20 @@ def test_view_flags_change_the_views_of_their_kind_only():
     assert none.n_views == none.n_global == 2
 
 
+def test_two_numbers_are_height_and_width(tmp_path):
+    flags = ("--global_crops_size", 224, 112, "--local_crops_size", 96, 96)
+    config = _parse("--method", "dino", "--recipe", "imagenet", *flags)
+    assert [view.size for view in config.views.views] == [(224, 112), (224, 112), 96]
+    again = _parse("--config", _file(tmp_path, config.to_yaml()))
+    assert again == config
+
+
+def test_stated_channels_leave_mean_and_std_to_the_images():
+    config = _parse("--method", "dino", "--channels", 13)
+    assert (config.views.channels, len(config.views.mean), config.request.pixels) == (13, 13, {"channels"})
+    assert _parse("--method", "dino", "--pixel_range", *[0, 9] * 13).views.channels == 13
+
+
 def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
     config = _parse("--config", _file(tmp_path, "method: dino\nlr: 2e-3\nwarmup_epochs: 3\n"))  # YAML 1.1: text
     assert (config.train.lr, config.train.warmup_epochs) == (0.002, 3.0)
@@ -138,7 +152,9 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
         ("views: [3]", "--views.0: .*3"),
         ("views: [{size: 28, flip: 2}]", "--views.0: .*flip.*2.0"),
         ("views: [{size: 28, local: true}]", "views.*local"),
-        ("channels: 2", "channels: .*2"),
+        ("channels: 17", "^--channels: .*17"),
+        ("global_crops_size: [8, 8, 8]", "--global_crops_size: "),
+        ("pixel_range: [1, 0]", "^--pixel_range: .*1"),
         ("mean: [0.5]\nchannels: 3", "mean.*3.*1"),
     ],
 )

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fasttrain.errors import ConfigError
-from fasttrain.export.hf import vit_model_tensors, vit_processor_config
+from fasttrain.export.hf import model_card, vit_model_tensors, vit_processor_config
 from fasttrain.export.write import write_export
 from fasttrain.pipelines import Loader, Pixels, evaluation_view, open_source
-from fasttrain.pretrained import Blueprint, from_run, from_timm
+from fasttrain.pretrained import Backbone, Blueprint, from_run, from_timm
 
 _PACKAGE = Path(__file__).parents[2] / "fasttrain"
 _CODE = """
@@ -141,3 +141,11 @@ def test_hf_of_an_own_network_is_refused(simclr_run, tmp_path):
     with pytest.raises(ConfigError, match="--format: .*conv_small"):
         write_export(from_run(simclr_run), tmp_path / "own", "hf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_model_card_has_the_shape_and_the_pixel_format():
+    pixels = Pixels(4, (0.1,) * 4, (0.2,) * 4, pixel_range=(0.0, 4095.0))
+    blueprint = Blueprint("vit_tiny", (32, 16), encoders=(4,), pixels=pixels)
+    card = model_card(Backbone(blueprint.build(), blueprint, "dino teacher, step 5"))
+    for text in ("[batch, 4, 32, 16]", "[0.1, 0.1, 0.1, 0.1]", "[0.2, 0.2, 0.2, 0.2]", "[0.0, 4095.0]"):
+        assert text in card

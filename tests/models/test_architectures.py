@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fasttrain.cli import main
 from fasttrain.models.architectures import (
     check_crops,
     checkpoint_activations,
@@ -9,6 +10,8 @@ from fasttrain.models.architectures import (
     is_vit,
     sincos_positions,
 )
+from fasttrain.pretrained import from_run
+from tests.small_runs import train_few_steps
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,10 @@ from fasttrain.models.architectures import (
         ("xcit_nano_12_p16_224", {"img_size": 96}, (96, 64)),
         ("gmlp_ti16_224", {"img_size": 96}, (96,)),
         ("cait_xxs24_224", {"img_size": 32, "drop_path_rate": 0.1}, (32,)),
+        ("mobilenetv4_conv_small_035", {"img_size": 64}, (64, 32)),
+        ("test_mambaout", {"img_size": 64}, (64,)),
+        ("efficientvit_b0", {"img_size": 64}, (64,)),
+        ("ghostnet_050", {"in_chans": 1, "img_size": 64}, (64,)),
     ],
 )
 def test_gives_features_at_every_crop_size(arch, options, sizes):
@@ -34,6 +41,24 @@ def test_gives_features_at_every_crop_size(arch, options, sizes):
     for size in sizes:
         features = network(torch.randn(2, options.get("in_chans", 3), size, size))
         assert features.shape == (2, network.num_features)
+
+
+def test_width_of_the_features_is_measured():
+    network = create_backbone("ghostnet_050", img_size=64)
+    network.num_features += 1
+    with pytest.raises(ValueError, match=r"--arch: GhostNet must return features \[1, 1281\]"):
+        check_crops(network, [64])
+
+
+@pytest.mark.slow
+def test_widened_network_trains_and_is_planned_and_exported(images, tmp_path):
+    """timm's num_features is the width of the last stage, before this network widens it from 64 to 256."""
+    run = train_few_steps(images, tmp_path / "run", "--arch", "test_mambaout")
+    assert from_run(run).network.num_features == 256
+    plan = ("--method", "simclr", "--recipe", "cifar", "--arch", "test_mambaout", "--gpus_per_node", "1")
+    assert main(["plan", *plan, "--batch_size_per_gpu", "8"]) == 0
+    for form in ("timm", "safetensors"):
+        assert main(["export", str(run), "--format", form, "--output", str(tmp_path / f"{form}.safetensors")]) == 0
 
 
 def test_resnet_stem_keeps_the_resolution_of_small_images():
@@ -177,3 +202,20 @@ def test_batch_norm_is_not_recomputed(arch):
 def test_a_network_that_keeps_all_activations_is_refused():
     with pytest.raises(ValueError, match="--activation_checkpointing: Linear"):
         checkpoint_activations(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("arch", "size"), [("vit_tiny", (64, 32)), ("resnet18", (48, 24)), ("conv_small", (30, 20))])
+def test_networks_take_bands_and_two_sides(arch, size):
+    network = create_backbone(arch, in_chans=13, img_size=size).eval()
+    check_crops(network, [size, 32], 13)
+    assert network(torch.randn(2, 13, *size)).shape == (2, network.num_features)
+    if arch == "vit_tiny":
+        assert network.patch_embed.grid_size == (4, 2)
+        with pytest.raises(ValueError, match="--patch_size: .*32 x 20") as error:
+            check_crops(network, [(32, 20)], 13)
+        assert "\n" not in str(error.value)
+
+
+def test_patch_size_must_divide_both_sides():
+    with pytest.raises(ValueError, match="--patch_size: .*32 x 20"):
+        create_backbone("vit_tiny", img_size=(32, 20), patch_size=8)

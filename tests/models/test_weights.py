@@ -6,12 +6,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import adapt_input_conv
 from torch import nn
 
 from fasttrain.cli import main
 from fasttrain.errors import ConfigError
 from fasttrain.models.architectures import create_backbone
-from fasttrain.models.weights import load_weights, metadata, read_metadata, read_weights
+from fasttrain.models.weights import load_weights, metadata, read_metadata, read_weights, save_tensors
 from fasttrain.pretrained import from_run
 from tests.small_runs import flags, train_few_steps
 
@@ -151,6 +152,35 @@ def test_a_run_starts_from_an_export(dino_run, images, tmp_path, kind):
         _equal(from_run(run, which).network, from_run(dino_run).network)
 
 
+def test_resumed_run_does_not_read_its_first_weights(images, dino_run, tmp_path, capsys):
+    file, output = tmp_path / "vit.safetensors", tmp_path / "run"
+    assert main(["export", str(dino_run), "--format", "timm", "--output", str(file)]) == 0
+    vit = ("--arch", "vit_tiny", "--local_crops_number", 0, "--init_from", file)
+    train_few_steps(images, output, *vit, method="dino")
+    assert "in the layout of timm" in capsys.readouterr().out
+    file.unlink()
+    train_few_steps(images, output, *vit, "--limit_steps", 3, method="dino")
+    assert "resumed after step 2" in capsys.readouterr().out
+
+
+def test_eval_reports_weights_of_another_project(images, resnet, tmp_path, capsys):
+    path = _saved({"state_dict": _prefixed(resnet, "module.encoder_q.")}, tmp_path / "moco.pth")
+    command = ["eval", "--timm", "resnet18", "--pretrained", str(path), "--data_path", str(images), "--size", "32"]
+    assert main([*command, "--metrics", "knn", "--knn_k", "1", "--cache", "none", "--num_workers", "1"]) == 0
+    err = capsys.readouterr().err
+    assert "MoCo" in err
+    assert "dropped fc (2)" in err
+
+
+def test_tensors_with_several_names_are_stored(tmp_path):
+    layer = nn.Linear(2, 2)
+    shared = nn.ModuleDict({"a": layer, "b": layer})
+    save_tensors(shared, tmp_path / "s.safetensors", {})
+    other = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    load_weights(other, read_weights(tmp_path / "s.safetensors"), "it")
+    _equal(other, shared)
+
+
 def test_a_run_does_not_start_from_another_network(images, dino_run, tmp_path, capsys):
     file = tmp_path / "vit.safetensors"
     assert main(["export", str(dino_run), "--format", "timm", "--output", str(file)]) == 0
@@ -173,9 +203,20 @@ class _Touches:
 
 def test_code_is_refused(tmp_path):
     path = _saved({"teacher": _Touches(tmp_path / "marker")}, tmp_path / "c.pth")
-    with pytest.raises(ConfigError, match=r"c.pth: holds more than tensors \(.*open\) and is not loaded"):
+    with pytest.raises(ConfigError, match=r"c.pth: holds more than tensors \(.*open\) and is not loaded") as error:
         read_weights(path)
+    assert "weights_only" not in str(error.value)
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("content", [b"not a pickle", b"\x80\x02cbuiltins\ngetattr\n.", b"\x80\x04\x95"])
+def test_foreign_bytes_are_refused_without_torchs_advice(content, tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x.pth: ") as error:
+        read_weights(path)
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["half.pth", "half.safetensors"])
@@ -191,6 +232,8 @@ def test_half_a_file_is_an_error(resnet, tmp_path, name):
 
 
 def test_nothing_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"is a folder without model.safetensors"):
+        read_weights(tmp_path)
     with pytest.raises(ConfigError, match=r"none.pth: no such file"):
         read_weights(tmp_path / "none.pth")
     with pytest.raises(ConfigError, match="holds no weights"):
@@ -206,3 +249,10 @@ def test_metadata_is_read_back(tmp_path):
     assert read_metadata(tmp_path / "a.safetensors") == about
     assert read_metadata(tmp_path / "b.safetensors") is None
     assert read_metadata(tmp_path / "c.pth") is None
+
+
+def test_first_convolution_is_adapted_as_timm_does():
+    weights = timm.create_model("resnet18", num_classes=0).state_dict()
+    network = timm.create_model("resnet18", num_classes=0, in_chans=13)
+    load_weights(network, weights, "file")
+    assert torch.equal(network.conv1.weight, adapt_input_conv(13, weights["conv1.weight"]))

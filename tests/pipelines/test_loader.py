@@ -1,5 +1,6 @@
 """Order, ranks, restarts and state of the loader's batches, for every kind of source."""
 
+import io
 import itertools
 import json
 import threading
@@ -24,7 +25,16 @@ from fasttrain.pipelines import (
 )
 
 from .loading import COLOR, GREY, RAW, assert_same, seen
-from .sources.shard_files import encode, imagenet_records, picture, samples, write_folder, write_tar, write_tfrecord
+from .sources.shard_files import (
+    encode,
+    example,
+    imagenet_records,
+    picture,
+    samples,
+    write_folder,
+    write_tar,
+    write_tfrecord,
+)
 
 COUNT = 18
 LARGE = ViewRecipe(  # made outside of the graph; the blur windows differ, so images are grouped differently
@@ -263,3 +273,48 @@ def test_state_of_another_loader_is_an_error(open_loader, source, recipe, option
     del state["position"]
     with pytest.raises(ValueError, match="position"):
         loader.load_state_dict(state)
+
+
+DEEP = np.random.default_rng(0).integers(0, 4096, (6, 44, 40, 5)).astype(np.uint16)
+LOOK = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "blur": 0.6, "solarize": 0.3}
+
+
+def banded(view, channels):
+    return ViewRecipe((view,), channels, (0.5,) * channels, (0.25,) * channels, pixel_range=(0.0, 4095.0))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [View((56, 24), **LOOK), View((16, 20), 2, **LOOK), View(24, rotate=20), View((20, 32), rand_augment=3, **LOOK)],
+)
+def test_channels_are_augmented_like_grey_images(open_loader, view):
+    (whole,) = open_loader(ArraySource(DEEP), banded(view, 5), 6)
+    for k in range(5):
+        (one,) = open_loader(ArraySource(DEEP[..., k : k + 1]), banded(view, 1), 6)
+        assert torch.equal(one.views[0][:, :, 0], whole.views[0][:, :, k])
+
+
+def test_channels_are_read_alike_from_every_kind_of_source(open_loader, tmp_path):
+    files = []
+    for image in DEEP:
+        file = io.BytesIO()
+        np.save(file, image)
+        files.append(file.getvalue())
+    (tmp_path / "folder").mkdir()
+    for k, content in enumerate(files):
+        (tmp_path / "folder" / f"{k}.npy").write_bytes(content)
+    write_tar(tmp_path / "tar" / "a.tar", [(f"{k}.npy", content) for k, content in enumerate(files)])
+    write_tfrecord(tmp_path / "records" / "a.tfrecord", [example(image=content) for content in files])
+    tensors = [torch.from_numpy(image.astype(np.int32)).permute(2, 0, 1) for image in DEEP]
+    sources = [open_source(str(tmp_path / name)).train for name in ("folder", "tar", "records")]
+    sources += [source_from_dataset(tensors, labelled=False)]
+    batches = [next(iter(open_loader(source, banded(View((30, 20)), 5), 6))) for source in sources]
+    expected = next(iter(open_loader(ArraySource(DEEP), banded(View((30, 20)), 5), 6)))
+    for batch in batches:
+        assert torch.equal(batch.views[0], expected.views[0])
+
+
+def test_deep_image_without_a_range_is_a_bad_image(open_loader):
+    loader = open_loader(ArraySource(DEEP[..., :3]), ViewRecipe((View(16),)), 6)
+    with pytest.raises(DataError, match="--pixel_range"):
+        next(iter(loader))

@@ -38,7 +38,7 @@ def check(open_loader, tmp_path):
     """Compare the central squares with PIL's. Its conversion of 16 bits would clip at 255, so they are divided."""
 
     def compare(channels=3):
-        recipe = ViewRecipe((View(16),), channels, (0.0,) * channels, (1.0,) * channels)
+        recipe = ViewRecipe((View(16),), channels, (0.0,) * channels, (1.0,) * channels, pixel_range=(0, 65535))
         source = FolderSource(tmp_path)
         loader = open_loader(source, evaluation_view(recipe, SIDE), len(source), shuffle=False)
         (batch,) = loader.epoch(0)

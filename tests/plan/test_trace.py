@@ -4,12 +4,12 @@ import gc
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fasttrain import methods
 from fasttrain.methods.base import Step
 from fasttrain.plan.ledger import Kept
-from fasttrain.plan.trace import trace
+from fasttrain.plan.trace import drop_values, trace
 
 from .small import IMAGES, built, configured
 
@@ -42,6 +42,16 @@ def test_trace_saves_what_a_real_step_saves(name, arch, precision):
     assert traced.kept + traced.kept_by_loss + traced.weight_copies == pytest.approx(real, rel=tolerance)
     assert traced.flops > 0
     assert traced.messages == ()
+
+
+def test_trace_replaces_a_shared_parameter_once():
+    layer = torch.nn.Conv2d(2, 2, 3)
+    shared = torch.nn.Sequential(torch.nn.Sequential(layer), torch.nn.Sequential(layer), torch.nn.BatchNorm2d(2))
+    with FakeTensorMode():
+        drop_values(shared)
+        assert len(list(shared.parameters())) == 4
+        assert all(isinstance(x, FakeTensor) for x in shared.state_dict().values())
+        assert shared(torch.empty(1, 2, 8, 8)).shape == (1, 2, 4, 4)
 
 
 def test_trace_depends_on_precision_and_stage_3():

@@ -5,6 +5,7 @@ from PIL import Image
 
 from fasttrain.pipelines.photometric.draws import Draws, Look, color_matrix
 from fasttrain.pipelines.views.color import normalisation
+from fasttrain.pipelines.views.recipe import sides
 
 # CMC's recipe.
 LAB_MEAN = (50.0, 6.025, -6.6895)
@@ -24,12 +25,13 @@ def normalised():
 def pixels(count, size, channels=3, seed=0):
     """Return smooth pictures, with noise in every third place."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    height, width = sides(size)
+    images = rng.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
     for k in range(count):
-        if k % 3 and size > 5:
-            coarse = Image.fromarray(images[k, :5, :5].squeeze())
-            smooth = coarse.resize((size, size), Image.Resampling.BICUBIC)
-            images[k] = np.array(smooth).reshape(images[k].shape)
+        if k % 3 and height > 5:
+            planes = [Image.fromarray(plane) for plane in images[k, :5, :5].transpose(2, 0, 1)]
+            smooth = [np.array(plane.resize((width, height), Image.Resampling.BICUBIC)) for plane in planes]
+            images[k] = np.stack(smooth, -1)
     return images
 
 

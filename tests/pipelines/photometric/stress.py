@@ -6,7 +6,7 @@ from fasttrain.pipelines.photometric import reference
 from fasttrain.pipelines.photometric.launch import finish
 from tests.pipelines.photometric import cases
 
-USES = ("everything", "colours", "blur", "neither", "grey", "lab", "ycbcr")
+USES = ("everything", "colours", "blur", "neither", "grey", "bands", "lab", "ycbcr")
 
 
 def by_kernel(pixels, draws, look, dtype, device):
@@ -19,7 +19,7 @@ def by_kernel(pixels, draws, look, dtype, device):
 
 def inputs(use, count, size):
     """Return pixels, draws and look of a use."""
-    channels, space = 1 if use == "grey" else 3, use if use in ("lab", "ycbcr") else "rgb"
+    channels, space = {"grey": 1, "bands": 5}.get(use, 3), use if use in ("lab", "ycbcr") else "rgb"
     colored, blurred = use not in ("blur", "neither"), use not in ("colours", "neither")
     draws = cases.draws(count, channels, colored=colored, blurred=blurred)
     return cases.pixels(count, size, channels), draws, cases.look(space, channels)

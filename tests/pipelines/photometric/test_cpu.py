@@ -12,7 +12,7 @@ from tests.pipelines.photometric import cases
 def by_cpu(pixels, draws, look):
     out = np.full(pixels.shape, np.nan, np.float32)
     scratch = cpu.Scratch()
-    for rows in cpu.pieces(draws, pixels.shape[1]):
+    for rows in cpu.pieces(draws, pixels.shape[1:3]):
         result = np.empty(pixels[rows].shape, np.float32)
         cpu.finish(pixels[rows], draws.of(rows), look, result, scratch)
         out[rows] = result
@@ -23,12 +23,12 @@ def difference(pixels, draws, look):
     return (by_cpu(pixels, draws, look) - reference.finish(torch.from_numpy(pixels), draws, look)).abs()
 
 
-@pytest.mark.parametrize("size", [1, 3, 17, 32, 96])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [1, 3, 17, (32, 20), 96])
+@pytest.mark.parametrize("channels", [1, 3, 5])
 def test_views_equal_the_reference(size, channels):
     levels = difference(cases.pixels(9, size, channels), cases.draws(9, channels), cases.look(channels=channels))
     assert levels.mean() < 0.4  # of 255: weights are 256ths, and columns are rounded before rows
-    assert levels.max() < 4
+    assert levels.max() < 6
 
 
 @pytest.mark.parametrize("space", ["rgb", "lab", "ycbcr"])

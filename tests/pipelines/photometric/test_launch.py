@@ -21,7 +21,7 @@ def by_kernel(pixels, draws, look, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("use", "size"), [*(("everything", size) for size in (1, 3, 17, 32)), *((use, 20) for use in stress.USES)]
+    ("use", "size"), [*(("everything", size) for size in (1, 3, 17, (32, 20))), *((use, 20) for use in stress.USES)]
 )
 def test_every_use_equals_the_reference(use, size):
     stress.check(use, 5, size, torch.float32, DEVICE)

@@ -20,18 +20,26 @@ def names(source):
 
 
 def test_folder_takes_sub_folders_as_classes(tmp_path):
-    images = ("dog/b.PNG", "dog/a.jpg", "cat/deep/er/c.JPEG", "cat/d.bmp", "cat/e.webp", "cat/f.Tif", "cat/g.tiff")
+    images = ("dog/b.PNG", "dog/a.jpg", "cat/v1.0/er/c.0031.JPEG", "cat/d.bmp", "cat/e.webp", "cat/f.Tif", "cat/g.tiff")
     write(tmp_path, *images, "dog/.hidden.jpg", ".git/a.jpg")
     for ignored in ("dog/notes.txt", "empty/readme.md"):
         (tmp_path / ignored).parent.mkdir(exist_ok=True)
         (tmp_path / ignored).write_text("no image")
     source = FolderSource(tmp_path)
     assert source.classes == ("cat", "dog")
-    assert names(source) == ["d.bmp", "e.webp", "f.Tif", "g.tiff", "c.JPEG", "a.jpg", "b.PNG"]
+    assert names(source) == ["d.bmp", "e.webp", "f.Tif", "g.tiff", "c.0031.JPEG", "a.jpg", "b.PNG"]
     assert source.labels.tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert source.labels.dtype == np.int64
     assert source.read(5).tobytes() == (tmp_path / "dog/a.jpg").read_bytes()
     assert (source.encoded, source.channels, source.name) == (True, 3, tmp_path.name)
+
+
+def test_numpy_files_are_images_only_without_others(tmp_path):
+    write(tmp_path, "cat/a.npy", "dog/b.NPY")
+    assert names(FolderSource(tmp_path)) == ["a.npy", "b.NPY"]
+    write(tmp_path, "cat/c.png", "dog/d.png", "labels.npy")
+    source = FolderSource(tmp_path)
+    assert (names(source), source.labels.tolist()) == (["c.png", "d.png"], [0, 1])
 
 
 @pytest.mark.parametrize("files", [("b.jpg", "a.png", "more/c.jpg"), ("images/a.jpg",)])
@@ -50,7 +58,7 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "labels"),
-    [((2, 4, 4, 3), float, 2), ((2, 4, 4), np.uint8, 2), ((2, 4, 4, 2), np.uint8, 2), ((2, 4, 4, 3), np.uint8, 3)],
+    [((2, 4, 4, 3), complex, 2), ((2, 4, 4), np.uint8, 2), ((2, 4, 4, 17), np.uint8, 2), ((2, 4, 4, 3), np.uint8, 3)],
 )
 def test_array_of_another_shape_is_an_error(shape, dtype, labels):
     with pytest.raises(DataError, match=r"^thing: (images|labels) are .*; give "):

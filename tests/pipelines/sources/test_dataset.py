@@ -30,6 +30,7 @@ class Items(Dataset):
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
 ALPHA = np.dstack([RGB, GREY])
+DEEP = np.dstack([RGB] * 4 + [GREY]).astype(np.uint16) * 16  # 13 channels
 
 
 @pytest.mark.parametrize(
@@ -38,14 +39,18 @@ ALPHA = np.dstack([RGB, GREY])
         (RGB, RGB),
         (GREY, GREY[..., None]),
         (GREY[..., None], GREY[..., None]),
-        (ALPHA, RGB),
+        (ALPHA, ALPHA),
+        (DEEP, DEEP),
+        (torch.from_numpy(DEEP).permute(2, 0, 1), DEEP),
+        (torch.from_numpy(DEEP / 2).permute(2, 0, 1), DEEP / 2),
         (torch.from_numpy(RGB).permute(2, 0, 1), RGB),
         (torch.from_numpy(GREY), GREY[..., None]),
         (Image.fromarray(RGB), RGB),
         (Image.fromarray(GREY), GREY[..., None]),
         (Image.fromarray(ALPHA), RGB),
         (Image.fromarray(GREY > 99), (255 * (GREY > 99))[..., None]),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), GREY[..., None]),
+        (Image.fromarray(DEEP[..., 0]), DEEP[..., :1]),
+        (Image.fromarray(DEEP[..., 0].astype(np.float32)), DEEP[..., :1]),
         (Image.fromarray(RGB).convert("CMYK"), RGB),
         (Image.fromarray(RGB).quantize(64), np.array(Image.fromarray(RGB).quantize(64).convert("RGB"))),
     ],
@@ -100,7 +105,82 @@ def test_items_without_labels_give_none(caplog):
     assert (source_from_dataset(Items([RGB])).labels, caplog.records) == (None, [])
 
 
-@pytest.mark.parametrize("labels", [[1, 2], [[1], [2], [3]], [0.5, 1.5, 2.5], ["a", "b", "c"]])
+BOXES = {"boxes": torch.zeros(2, 4), "labels": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        ([BOXES] * 3, "dict"),
+        ([[BOXES]] * 3, "list"),
+        ([torch.zeros(40, dtype=torch.int64)] * 3, r"array int64 \[40\]"),
+        ([None] * 3, "None"),
+        ([0, None, 1], "None"),
+        ([0.5, 1.0, 2.0], "fraction"),
+        ([torch.tensor(0.5)] * 3, "array float32"),
+        ([("cat", "dog")] * 3, "tuple"),
+        ([Image.fromarray(GREY)] * 3, "Image"),
+    ],
+)
+@pytest.mark.parametrize("attribute", [False, True])
+def test_targets_that_are_no_classes_train_without_labels(targets, reason, attribute, caplog):
+    """Regression: boxes, attributes and None ended the training."""
+    data = Items([(RGB, target) for target in targets])
+    if attribute:
+        data.targets = targets
+    source = source_from_dataset(data)
+    assert (source.labels, source.classes, source.read(2).shape) == (None, (), RGB.shape)
+    assert re.search(reason, source.listing.unlabelled)
+    (line,) = [message for message in caplog.messages if "without labels" in message]
+    assert re.search(f"^Items: .*{reason}", line)
+
+
+@pytest.mark.parametrize(
+    ("items", "labels", "classes"),
+    [
+        ([(RGB, "dog"), (RGB, "cat"), (RGB, "dog")], [1, 0, 1], ("cat", "dog")),
+        ([(RGB, "dog", {"id": 3}, 0.5), (RGB, "cat", None, 1)], [1, 0], ("cat", "dog")),
+        ([(RGB, torch.tensor([4])), (RGB, np.array([2]))], [4, 2], ()),
+        ([(17, RGB, 1), (18, RGB, 0)], [1, 0], ()),
+        ([{"image": RGB, "label": 1, "id": 5}, {"image": RGB, "label": 0, "id": 6}], [1, 0], ()),
+        ([{"id": 5, "scan": RGB, "target": "x"}, {"id": 6, "scan": RGB, "target": "y"}], [0, 1], ("x", "y")),
+        ([{"img": RGB}, {"img": RGB}], None, ()),
+        ([(RGB,), (RGB,)], None, ()),
+    ],
+)
+def test_items_of_every_shape_are_read(items, labels, classes):
+    source = source_from_dataset(Items(items))
+    assert source.read(1).tolist() == RGB.tolist()
+    assert (None if source.labels is None else source.labels.tolist()) == labels
+    assert source.classes == classes
+
+
+def test_attributes_give_names_of_classes():
+    data = Items([(RGB, k) for k in range(4)])
+    data.targets = np.array([["b"], ["a"], ["b"], ["c"]])  # [N, 1]
+    source = source_from_dataset(Subset(data, torch.tensor([0, 1, 3])))
+    assert (source.labels.tolist(), source.classes) == ([1, 0, 2], ("a", "b", "c"))
+    data.targets, data.classes = torch.tensor([2, 0, 1, 2]), ["x", "y", "z"]
+    source = source_from_dataset(data)
+    assert (source.labels.tolist(), source.classes) == ([2, 0, 1, 2], ("x", "y", "z"))
+    data.targets = ["x", "y"]  # the names of the classes, not the labels of the images
+    assert source_from_dataset(data).labels.tolist() == [0, 1, 2, 3]
+
+
+def test_names_that_are_all_different_are_no_classes():
+    """torchvision's VOCDetection has the paths of its annotations as targets."""
+    data = Items([(RGB, {})] * 200)
+    data.targets = [f"{k}.xml" for k in range(200)]
+    assert "0.xml" in source_from_dataset(data).listing.unlabelled
+
+
+def test_item_of_another_shape_is_an_error():
+    source = source_from_dataset(Items([{"image": RGB}, {"scan": RGB}]))
+    with pytest.raises(DataError, match="Items 1: has no 'image'"):
+        source.read(1)
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [[1], [2], [3]], [0.5, 1.5, 2.5], ["a", None, "c"]])
 def test_labels_of_another_kind_are_an_error(labels):
     with pytest.raises(DataError, match=r"^Items: labels are .* each of the 3 images"):
         source_from_dataset(Items([RGB] * 3), labels=labels)
@@ -109,11 +189,10 @@ def test_labels_of_another_kind_are_an_error(labels):
 @pytest.mark.parametrize(
     ("image", "kind"),
     [
-        (torch.zeros(3, 5, 7), "torch.float32 [3, 5, 7]"),
-        (torch.from_numpy(RGB), "torch.uint8 [5, 7, 3]"),
+        (torch.zeros(3, 5, 7, dtype=torch.complex64), "torch.complex64 [3, 5, 7]"),
+        (torch.zeros(20, 20, 3), "torch.float32 [20, 20, 3]"),
         (np.zeros((0, 7, 3), np.uint8), "uint8 [0, 7, 3]"),
         ("a.jpg", "a str"),
-        (Image.fromarray(RGB[..., 0].astype(np.float32)), "mode 'F'"),
     ],
 )
 def test_image_of_another_kind_is_an_error(image, kind):

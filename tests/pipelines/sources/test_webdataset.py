@@ -83,6 +83,13 @@ def test_special_members_are_counted_and_named(tmp_path):
     }
 
 
+def test_numpy_member_is_the_image_only_without_another(tmp_path):
+    members = [("a.cls", b"1"), ("a.npy", b"one"), ("b.npy", b"an embedding"), ("b.png", b"two"), ("b.cls", b"2")]
+    path = write_tar(tmp_path / "a.tar", members)
+    assert contents(TAR, path) == [b"one", b"two"]
+    assert index_of(TAR, path).labels.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("tar_format", FORMATS)
 def test_truncated_shard_keeps_the_complete_samples(tmp_path, tar_format):
     prefix = "" if tar_format == tarfile.USTAR_FORMAT else "ü" * 60  # a name that needs an extended header

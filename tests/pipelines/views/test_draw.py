@@ -212,3 +212,29 @@ def test_evaluation_takes_the_central_square(size, height, width, start, end):
     p = draw_parameters(recipe, 3, 4, [0], [height], [width])
     assert (p.start.tolist(), p.end.tolist(), p.color.tolist()) == ([[start]], [[end]], [[[1, 1, 1, 0]]])
     assert (p.flip.any(), p.sigma.any()) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "width", "start", "end"),
+    [
+        ((32, 16), 20, 50, [0, 20], [20, 30]),
+        ((32, 16), 100, 20, [30, 0], [70, 20]),
+        ((16, 32), 30, 60, [0, 0], [30, 60]),
+        ((224, 112), 256, 128, [16, 8], [240, 120]),
+    ],
+)
+def test_evaluation_takes_the_central_box_of_its_shape(size, height, width, start, end):
+    recipe = evaluation_view(ViewRecipe((View(224),)), size)
+    p = draw_parameters(recipe, 3, 4, [0], [height], [width])
+    assert (p.start.tolist(), p.end.tolist()) == ([[start]], [[end]])
+
+
+@pytest.mark.parametrize("size", [(224, 112), (60, 240)])
+def test_crops_keep_the_shape_of_their_view(size):
+    """A crop of another shape would squeeze the picture by more than ``ratio``."""
+    height, width = np.full(N, 500), np.full(N, 500)
+    p = draw_parameters(ViewRecipe((View(size, scale=(0.02, 0.1)),)), 0, 0, np.arange(N), height, width)
+    h, w = (p.end - p.start)[0].astype(float).T
+    ratio = w / h * size[0] / size[1]
+    assert 0.7 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.43

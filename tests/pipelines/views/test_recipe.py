@@ -41,7 +41,8 @@ BAD_VIEW = {
 }
 BAD_RECIPE = {
     "views": ((), (View(8, local=True), View(8)), (View(8, local=True),)),
-    "channels": (2,),
+    "channels": (0, 17),
+    "pixel_range": ((1.0,), (1.0, 1.0), (0.0, float("inf")), (0.0, 1.0, 0.0, 1.0)),
     "mean": ((0.5,),),
     "std": ((0.5, 0.0, 0.5),),
     "interpolation": ("area",),
