@@ -95,25 +95,27 @@ def check_equal_batches(name: str, group: Group | None, *rows: Tensor) -> None:
     if group is None or not rows or isinstance(rows[0], FakeTensor):  # a group of fake tensors sends nothing
         return
     batches = _batches_of_all_ranks(rows, group)
-    if len(set(batches)) > 1:
-        sizes = ", ".join(f"{batch} on {_ranks_with(batch, batches)}" for batch in dict.fromkeys(batches))
+    if any(batch != batches[0] for batch in batches):
+        described = [" and ".join(_describe(*code) for code in batch) for batch in batches]
+        sizes = ", ".join(f"{batch} on {_ranks_with(batch, described)}" for batch in dict.fromkeys(described))
         raise ValueError(
             f"{name}: all ranks must have batches of the same shape and type, got {sizes}. "
             "Use drop_last=True in the data loader, or a sampler that pads the last batch."
         )
 
 
-def _batches_of_all_ranks(rows: Sequence[Tensor], group: Group) -> list[str]:
-    """Return a description, such as "(8, 16) float32", of every rank's tensors."""
+def _batches_of_all_ranks(rows: Sequence[Tensor], group: Group) -> list[list[list[int]]]:
+    """Return every rank's tensors: three lengths, -1 for a missing one, and the number of the type, -1 for another."""
     codes = [(*(*x.shape, -1, -1, -1)[:3], _TYPES.index(x.dtype) if x.dtype in _TYPES else -1) for x in rows]
     device = rows[0].device
     if device.type != "cpu" and "cpu:" in dist.get_backend_config(group):
         device = torch.device("cpu")
-    gathered = start_gather(torch.tensor([codes], device=device), group)().tolist()
-    return [" and ".join(_describe(*code) for code in rank) for rank in gathered]
+    gathered: list[list[list[int]]] = start_gather(torch.tensor([codes], device=device), group)().tolist()
+    return gathered
 
 
 def _describe(*code: int) -> str:
+    """Return for example "(8, 16) float32"."""
     *shape, number = code
     dtype = str(_TYPES[number]).removeprefix("torch.") if number >= 0 else "of another type"
     return f"{tuple(length for length in shape if length >= 0)} {dtype}"
