@@ -1,7 +1,9 @@
 """Reductions for multi-view self-supervised learning: similarity log-sum-exp, entropies, prototypes, Sinkhorn.
 
 This package knows tensors only. It imports neither ``fasttrain`` nor ``fasttrain.pipelines``. Every entropy is in nats.
-``group`` is the process group of a reduction across ranks. None means that this process has the whole batch.
+``group`` is the process group of a reduction across ranks. None means that this process has the whole batch. All ranks
+must have batches of one shape and type. Otherwise every rank raises ValueError. ``check_batches=False`` skips this
+check and its exchange between the ranks, for callers that know it. :func:`sinkhorn` needs no equal batches.
 """
 
 if __name__ == "kernels":

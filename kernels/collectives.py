@@ -7,14 +7,17 @@ ranks' losses, and the average equals the gradient of one process with the whole
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Group = dist.ProcessGroup
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
+_NAMED = 8  # ranks per size that a message names
 # torch 2.14 renamed it, and warns about the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -80,3 +83,45 @@ def mean_over_ranks(x: Tensor, group: Group | None) -> Tensor:
 def first_row(x: Tensor, group: Group | None) -> int:
     """Return the index of this rank's first row in ``gather_rows(x, group)``."""
     return 0 if group is None else group.rank() * x.shape[0]
+
+
+def check_equal_batches(name: str, group: Group | None, *rows: Tensor) -> None:
+    """Raise ValueError, which names the caller ``name``, on all ranks if a tensor's shape or type differs between them.
+
+    A collective with unequal shapes would abort the process or wait for ever, and a mean over ranks would be wrong.
+    Every rank must pass the same number of tensors, of any shape. The cost is one gather of 4 numbers per tensor, which
+    the host reads. On a GPU it waits for them, unless the group has a backend for the CPU.
+    """
+    if group is None or not rows or isinstance(rows[0], FakeTensor):  # a group of fake tensors sends nothing
+        return
+    batches = _batches_of_all_ranks(rows, group)
+    if any(batch != batches[0] for batch in batches):
+        described = [" and ".join(_describe(*code) for code in batch) for batch in batches]
+        sizes = ", ".join(f"{batch} on {_ranks_with(batch, described)}" for batch in dict.fromkeys(described))
+        raise ValueError(
+            f"{name}: all ranks must have batches of the same shape and type, got {sizes}. "
+            "Use drop_last=True in the data loader, or a sampler that pads the last batch."
+        )
+
+
+def _batches_of_all_ranks(rows: Sequence[Tensor], group: Group) -> list[list[list[int]]]:
+    """Return every rank's tensors: three lengths, -1 for a missing one, and the number of the type, -1 for another."""
+    codes = [(*(*x.shape, -1, -1, -1)[:3], _TYPES.index(x.dtype) if x.dtype in _TYPES else -1) for x in rows]
+    device = rows[0].device
+    if device.type != "cpu" and "cpu:" in dist.get_backend_config(group):
+        device = torch.device("cpu")
+    gathered: list[list[list[int]]] = start_gather(torch.tensor([codes], device=device), group)().tolist()
+    return gathered
+
+
+def _describe(*code: int) -> str:
+    """Return for example "(8, 16) float32"."""
+    *shape, number = code
+    dtype = str(_TYPES[number]).removeprefix("torch.") if number >= 0 else "of another type"
+    return f"{tuple(length for length in shape if length >= 0)} {dtype}"
+
+
+def _ranks_with(batch: str, batches: Sequence[str]) -> str:
+    ranks = [str(rank) for rank, other in enumerate(batches) if other == batch]
+    more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks[:_NAMED])}{more}"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .backend import Backend
 from .checks import check_pair, check_positive
-from .collectives import Group
+from .collectives import Group, check_equal_batches
 from .precision import at_least_single
 from .similarity.logsumexp import row_logsumexp
 
@@ -19,6 +19,7 @@ def nt_xent(
     temperature: float | Tensor,
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> Tensor:
     """NT-Xent of two views' unit-norm projections z0, z1 [B, D] (SimCLR, arXiv 2002.05709, equation 1), in nats.
 
@@ -28,11 +29,22 @@ def nt_xent(
     With ``group`` the sum is over the rows of all ranks, and the mean over this rank's rows. A temperature that is a
     tensor gets a gradient. Raises ValueError if shapes or types differ, or if the temperature is not above 0.
     """
+    if check_batches:
+        check_equal_batches("nt_xent", group, z0, z1)
     check_pair(z0, z1, "z0", "z1", same_rows=True)
     check_positive(temperature, "temperature")
     scale = 1 / temperature
     rows = torch.cat([z0, z1])
-    lse = row_logsumexp(rows, rows, scale=scale, exclude_self=True, unit_norm=True, backend=backend, group=group)
+    lse = row_logsumexp(
+        rows,
+        rows,
+        scale=scale,
+        exclude_self=True,
+        unit_norm=True,
+        backend=backend,
+        group=group,
+        check_batches=False,
+    )
     return torch.sub(lse.mean(), dot_of_all(z0, z1) * scale, alpha=1 / len(z0))
 
 
@@ -45,6 +57,7 @@ def info_nce(
     in_batch: bool | None = None,
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> Tensor:
     """InfoNCE of unit-norm queries q [B, D] against their keys k [B, D] (arXiv 1807.03748, equation 4), in nats.
 
@@ -58,17 +71,19 @@ def info_nce(
 
     Raises ValueError if shapes or types differ, the temperature is not above 0, or there are no negatives.
     """
-    check_pair(q, k, "q", "k", same_rows=True)
-    check_positive(temperature, "temperature")
     if in_batch is None:
         in_batch = queue is None
+    if in_batch and check_batches:
+        check_equal_batches("info_nce", group, q, k)
+    check_pair(q, k, "q", "k", same_rows=True)
+    check_positive(temperature, "temperature")
     if queue is None and not in_batch:
         raise ValueError("in_batch: must not be False without a queue, because then there are no negatives")
     scale = 1 / temperature
     positives = scale * row_dots(q, k)
     lse = positives
     if in_batch:  # k_i is among the columns
-        lse = row_logsumexp(q, k, scale=scale, unit_norm=True, backend=backend, group=group)
+        lse = row_logsumexp(q, k, scale=scale, unit_norm=True, backend=backend, group=group, check_batches=False)
     if queue is not None:
         check_pair(q, queue, "q", "queue")
         lse = torch.logaddexp(lse, row_logsumexp(q, queue, scale=scale, unit_norm=True, backend=backend))

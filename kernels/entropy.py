@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .backend import Backend, choose_backend
 from .checks import check_pair, check_positive, check_rows
-from .collectives import Group, gather_rows, mean_over_ranks
+from .collectives import Group, check_equal_batches, gather_rows, mean_over_ranks
 from .contrastive import dot_of_all
 from .similarity.logsumexp import row_logsumexp
 from .vmf import log_vmf_normalizer, reference_log_vmf_normalizer
@@ -28,6 +28,7 @@ def vmf_entropy(
     normalizer: Normalizer = "exact",
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> Tensor:
     """Estimate H(Z) in nats from unit-norm rows z [N, D], with the von Mises-Fisher kernel.
 
@@ -42,9 +43,20 @@ def vmf_entropy(
 
     Raises ValueError if z is not [N, D >= 2], kappa is not above 0, or estimator or normalizer is unknown.
     """
+    if check_batches:
+        check_equal_batches("vmf_entropy", group, z)
     check_rows(z, "z", least_dim=2)
     check_positive(kappa, "kappa")
-    lse = row_logsumexp(z, z, scale=kappa, exclude_self=leave_one_out, unit_norm=True, backend=backend, group=group)
+    lse = row_logsumexp(
+        z,
+        z,
+        scale=kappa,
+        exclude_self=leave_one_out,
+        unit_norm=True,
+        backend=backend,
+        group=group,
+        check_batches=False,
+    )
     constant = _log_others(z, leave_one_out, group) - _log_normalizer(z.shape[1], kappa, normalizer)
     if estimator == "average":
         return constant - mean_over_ranks(lse.mean(), group)
@@ -62,6 +74,7 @@ def vmf_reconstruction(
     normalizer: Normalizer = "exact",
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> Tensor:
     """Return the reconstruction term in nats, for unit-norm z0, z1 [N, D].
 
@@ -70,6 +83,8 @@ def vmf_reconstruction(
     It is one sum of products on every ``backend``. Raises ValueError if shapes or types differ, D < 2, kappa is not
     above 0, or normalizer is unknown.
     """
+    if check_batches:
+        check_equal_batches("vmf_reconstruction", group, z0, z1)
     check_pair(z0, z1, "z0", "z1", least_dim=2, same_rows=True)
     check_positive(kappa, "kappa")
     choose_backend(backend, z0)
@@ -84,6 +99,7 @@ def gaussian_entropy(
     leave_one_out: bool = False,
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> Tensor:
     """Estimate H(Z) in nats from rows z [N, D] in R^D, with a Gaussian kernel (Joe 1989).
 
@@ -94,6 +110,8 @@ def gaussian_entropy(
     that maximises H must fix the scale by other means. Raises ValueError if z is not [N, D], or if the bandwidth is not
     above 0.
     """
+    if check_batches:
+        check_equal_batches("gaussian_entropy", group, z)
     check_rows(z, "z")
     check_positive(bandwidth, "bandwidth")
     # Distances do not depend on the origin. With the mean as origin, the squares that cancel below are smallest.
@@ -104,7 +122,15 @@ def gaussian_entropy(
     keys = torch.cat([z, -half_squares], dim=1)
     queries = torch.cat([z, torch.ones_like(half_squares)], dim=1)
     scale = bandwidth**-2
-    lse = row_logsumexp(queries, keys, scale=scale, exclude_self=leave_one_out, backend=backend, group=group)
+    lse = row_logsumexp(
+        queries,
+        keys,
+        scale=scale,
+        exclude_self=leave_one_out,
+        backend=backend,
+        group=group,
+        check_batches=False,
+    )
     lse = lse - scale * half_squares.squeeze(1)
     constant = _log_others(z, leave_one_out, group) + z.shape[1] / 2 * math.log(2 * math.pi * bandwidth**2)
     return constant - mean_over_ranks(lse.mean(), group)

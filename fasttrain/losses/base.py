@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_rows
-from ..kernels.collectives import Group, start_gather
+from ..kernels.collectives import Group, check_equal_batches, start_gather
 from ..kernels.normalize import normalize_rows
 from ..kernels.precision import at_least_single
 
@@ -17,9 +17,13 @@ class CrossRank(nn.Module):
 
     With ``gather_distributed`` it uses the default process group, if one is started and has more than one rank.
     A trainer can set ``process_group`` instead; it takes precedence.
+
+    Before rows cross ranks, all ranks raise ValueError if their batches differ in shape or type. A trainer whose
+    batches are always equal can set ``check_batches = False``, which saves an exchange between the ranks.
     """
 
     process_group: Group | None = None
+    check_batches: bool = True
 
     def __init__(self, gather_distributed: bool) -> None:
         super().__init__()
@@ -31,6 +35,11 @@ class CrossRank(nn.Module):
     def group(self) -> Group | None:
         """The process group whose rows are gathered, or None if this process holds the whole batch."""
         return self.process_group or default_group(self.gather_distributed)
+
+    def _compare_batches(self, *rows: Tensor) -> None:
+        """Raise ValueError on all ranks if they have tensors of different shapes or types."""
+        if self.check_batches:
+            check_equal_batches(type(self).__name__, self.group, *rows)
 
 
 class Loss(CrossRank):

@@ -50,6 +50,7 @@ class CMCLoss(Loss):
 
         Raise ValueError for fewer views, or for shapes or dtypes that differ.
         """
+        self._compare_batches(*views[:1])
         z = _unit_views(views)
         group = self.group
         pairs = [
@@ -96,6 +97,7 @@ class CMCMemoryLoss(Loss):
         self.graph = graph
         self.negatives = negatives
         self.memory = InstanceBank(num_images, dim, views, momentum, gather_distributed)
+        self.memory.check_batches = False  # the loss compares them
 
     def forward(self, views: Sequence[Tensor], index: Tensor) -> Tensor:
         """Return the loss of the projections of all views, each [B, D], of any norm, of the images ``index`` [B].
@@ -103,6 +105,8 @@ class CMCMemoryLoss(Loss):
         It is a scalar. Raise ValueError if the number of views is not the number of banks, or for shapes or dtypes
         that do not match.
         """
+        if torch.is_grad_enabled() and any(view.requires_grad for view in views):
+            self._compare_batches(index, *views[:1])
         z = _unit_views(views)
         if len(z) != len(self.memory.bank):
             raise ValueError(f"the memory holds {len(self.memory.bank)} views, got {len(z)}")

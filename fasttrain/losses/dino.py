@@ -66,6 +66,8 @@ class CenteredCrossEntropy(CrossRank):
         Features [S, B, D] and [T, B, D] with prototypes [K, D] each, as for
         :func:`fasttrain.kernels.prototype_terms`. The centre does not move: call :meth:`update_center` afterwards.
         """
+        if entropy:
+            self._compare_batches(student)
         return prototype_terms(
             student,
             teacher.detach(),
@@ -77,6 +79,7 @@ class CenteredCrossEntropy(CrossRank):
             entropy=entropy,
             backend=self.backend,
             group=self.group,
+            check_batches=False,
         )
 
     @torch.no_grad()
@@ -86,15 +89,19 @@ class CenteredCrossEntropy(CrossRank):
         With ``teacher_prototypes`` [K, D] the argument is features [..., D]. Their mean logit is the prototypes times
         their mean, so no logits are computed.
         """
-        if self.center is None:
-            return
+        if self.center is not None:
+            self._compare_batches(teacher_out)
+            self._move_center(self.center, teacher_out, teacher_prototypes)
+
+    @torch.no_grad()
+    def _move_center(self, center: Tensor, teacher_out: Tensor, teacher_prototypes: Tensor | None) -> None:
         dtype = torch.promote_types(teacher_out.dtype, torch.float32)
         mean = teacher_out.mean(tuple(range(teacher_out.ndim - 1)), dtype=dtype)
         mean = mean_over_ranks(mean, self.group)
         if teacher_prototypes is not None:
             with torch.autocast(mean.device.type, enabled=False):  # a product in bf16 would not reach the centre
                 mean = teacher_prototypes.to(dtype) @ mean
-        self.center.lerp_(mean.view_as(self.center).to(self.center), 1 - self.center_momentum)
+        center.lerp_(mean.view_as(center).to(center), 1 - self.center_momentum)
 
     def _loss(
         self,
@@ -120,7 +127,8 @@ class CenteredCrossEntropy(CrossRank):
             loss, _ = self.terms(
                 student, teacher, student_prototypes, teacher_prototypes, teacher_temp=teacher_temp, entropy=False
             )
-        self.update_center(teacher, teacher_prototypes=teacher_prototypes)
+        if self.center is not None:
+            self._move_center(self.center, teacher, teacher_prototypes)
         return loss
 
     def _check_prototypes(self, teacher: Tensor | None, student: Tensor | None, dim: int) -> None:
@@ -213,6 +221,8 @@ class DINOLoss(CenteredCrossEntropy):
         Raise ValueError for fewer than two views, views that differ in shape, dtype or device, a temperature that is
         not positive, or one kind of prototypes without the other.
         """
+        if self.center is not None:
+            self._compare_batches(*teacher_out[:1])
         if teacher_temp is None:
             teacher_temp = self.teacher_temp if epoch is None else self.teacher_temp_at(epoch)
         return self._loss(

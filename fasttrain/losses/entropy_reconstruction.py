@@ -115,6 +115,7 @@ class EntropyReconstructionLoss(Loss):
         return sphere_bound(entropy, reconstruction, dim=z0.shape[1], kappa=self.kappa, normalizer=normalizer)
 
     def _relative_terms(self, z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+        self._compare_batches(z0, z1)
         if self.support == "discrete":
             check_pair(z0, z1, "z0", "z1", same_rows=True)
             return discrete_terms(z0, z1, group=self.group)
@@ -147,9 +148,11 @@ def sphere_terms(
         reconstruction = mean over ``pairs`` (query [N, D], target [N, D]) of ``-kappa mean_i <q_i, t_i>``
 
     The kernels are centred on the variable's own rows or, if given, on the rows of ``support`` [Q, D], which gets no
-    gradient.
+    gradient. All ranks must have equal batches.
     """
-    reconstructions = [vmf_reconstruction(q, t, kappa=kappa, normalizer="none", group=group) for q, t in pairs]
+    reconstructions = [
+        vmf_reconstruction(q, t, kappa=kappa, normalizer="none", group=group, check_batches=False) for q, t in pairs
+    ]
     if support is None:
         entropies = [
             vmf_entropy(
@@ -160,6 +163,7 @@ def sphere_terms(
                 normalizer="none",
                 backend=backend,
                 group=group,
+                check_batches=False,
             )
             for z in variables
         ]
@@ -191,7 +195,10 @@ def sphere_bound(
 
 
 def discrete_terms(logits0: Tensor, logits1: Tensor, *, group: Group | None = None) -> tuple[Tensor, Tensor]:
-    """Return the mean entropy of the two marginals, and the symmetrised cross-entropy, of logits [N, K]."""
+    """Return the mean entropy of the two marginals, and the symmetrised cross-entropy, of logits [N, K].
+
+    All ranks must have equal batches.
+    """
     log_p = [at_least_single(logits).log_softmax(1) for logits in (logits0, logits1)]
     entropy = torch.stack([_marginal_entropy(x, group) for x in log_p]).mean()
     p0, p1 = (x.exp() for x in log_p)

@@ -64,6 +64,7 @@ class InfoNCELoss(Loss):
         ``negative_keys`` [M, D] replace the batch's other keys: every query is compared with its own key and all M.
         Raise ValueError for shapes or dtypes that differ, or for negative keys with a symmetric loss.
         """
+        self._compare_batches(query, positive_key if negative_keys is None else negative_keys)
         q, k = unit_pair(query, positive_key, "query", "positive_key")
         if self.logit_scale is not None:
             with torch.no_grad():
@@ -74,8 +75,9 @@ class InfoNCELoss(Loss):
             check_pair(query, negative_keys, "query", "negative_keys")
             negatives = gather_rows(unit_rows(negative_keys, "negative_keys"), self.group)
             return info_nce(q, k, negatives, temperature=self.temperature, backend=self.backend)
-        loss = symmetric_info_nce if self.symmetric else info_nce
-        return loss(q, k, temperature=self.temperature, backend=self.backend, group=self.group)
+        if self.symmetric:
+            return symmetric_info_nce(q, k, temperature=self.temperature, backend=self.backend, group=self.group)
+        return info_nce(q, k, temperature=self.temperature, backend=self.backend, group=self.group, check_batches=False)
 
 
 def symmetric_info_nce(
@@ -83,11 +85,11 @@ def symmetric_info_nce(
 ) -> Tensor:
     """Return the mean of InfoNCE from q to k and from k to q, unit-norm rows [B, D].
 
-    One process computes both in one pass over the scores. Raise ValueError for shapes or dtypes that differ, or a
-    temperature that is not positive.
+    One process computes both in one pass over the scores. All ranks must have equal batches. Raise ValueError for
+    shapes or dtypes that differ, or a temperature that is not positive.
     """
     if group is not None:
-        one_way = partial(info_nce, temperature=temperature, backend=backend, group=group)
+        one_way = partial(info_nce, temperature=temperature, backend=backend, group=group, check_batches=False)
         return (one_way(q, k) + one_way(k, q)) / 2
     check_pair(q, k, "q", "k", same_rows=True)
     check_positive(temperature, "temperature")

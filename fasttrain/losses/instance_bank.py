@@ -44,7 +44,11 @@ class InstanceBank(CrossRank):
 
     @torch.no_grad()
     def update(self, index: Tensor, views: Sequence[Tensor]) -> None:
-        """Move the rows of the images ``index`` [B] towards ``views``, each [B, dim]. An image must not repeat."""
+        """Move the rows of the images ``index`` [B] towards ``views``, each [B, dim]. An image must not repeat.
+
+        If gathered, raise ValueError on all ranks if their batches differ in shape or type.
+        """
+        self._compare_batches(index, *views[:1])
         index = gather_detached(index, self.group)
         z = torch.stack([gather_detached(view, self.group) for view in views]).to(self.bank)
         self.bank.index_copy_(1, index, normalize(z.lerp(self(index), self.momentum), dim=-1))

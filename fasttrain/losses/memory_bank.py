@@ -61,7 +61,11 @@ class MemoryBankModule(CrossRank):
 
     @torch.no_grad()
     def enqueue(self, batch: Tensor) -> None:
-        """Write the rows ``batch`` [B, dim] over the oldest, without gradient."""
+        """Write the rows ``batch`` [B, dim] over the oldest, without gradient.
+
+        If gathered, raise ValueError on all ranks if their batches differ in shape or type.
+        """
+        self._compare_batches(batch)
         batch = gather_detached(batch, self.group).to(self.bank)
         size, count, pointer = self.size[0], len(batch), self.bank_ptr
         # Indices stay on the device, because reading the pointer would wait for it. Rows beyond the end write the last

@@ -43,6 +43,7 @@ class MoCoLoss(Loss):
         check_positive(temperature, "temperature")
         self.temperature = temperature
         self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed, feature_dim_first=False)
+        self.memory_bank.check_batches = False  # the loss compares them
         if not self.memory_bank.size[0]:
             raise ValueError("MoCoLoss needs a queue: pass memory_bank_size=(num_keys, dim)")
 
@@ -53,10 +54,11 @@ class MoCoLoss(Loss):
         raise it for a batch (of all ranks, if gathered) that does not divide the queue's length.
         """
         if query.requires_grad:
-            self._check_batch(len(key))
+            self._compare_batches(query, key)
+            self._check_length(len(key))
         loss = self.contrast(query, key, self.queue)
         if query.requires_grad:
-            self.enqueue(key)
+            self._write(key)
         return loss
 
     @property
@@ -71,9 +73,13 @@ class MoCoLoss(Loss):
 
     def enqueue(self, key: Tensor) -> None:
         """Write the keys [B, D] over the oldest ones. If gathered, write all ranks' keys."""
+        self._compare_batches(key)
+        self._write(key)
+
+    def _write(self, key: Tensor) -> None:
         self.memory_bank.enqueue(unit_pair(key.detach(), key.detach(), "key", "key")[0])
 
-    def _check_batch(self, rows: int) -> None:
+    def _check_length(self, rows: int) -> None:
         batch = rows * (1 if self.group is None else self.group.size())
         length = self.memory_bank.size[0]
         if length % batch:
@@ -106,15 +112,19 @@ class MoCoV3Loss(Loss):
 
         It is a scalar. Raise ValueError if shapes or dtypes differ.
         """
+        self._compare_batches(key0, key1)
         q0, k1 = unit_pair(query0, key1.detach(), "query0", "key1")
         q1, k0 = unit_pair(query1, key0.detach(), "query1", "key0")
         return self._contrast(q0, k1) + self._contrast(q1, k0)
 
     def views(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return twice the mean over all pairs of different views of queries [S, B, D] and keys [T, B, D]."""
+        self._compare_batches(keys)
         pairs = other_pairs(unit_views(queries, "queries"), unit_views(keys.detach(), "keys"))
         return 2 * torch.stack([self._contrast(q, k) for q, k in pairs]).mean()
 
     def _contrast(self, query: Tensor, keys: Tensor) -> Tensor:
-        loss = info_nce(query, keys, temperature=self.temperature, backend=self.backend, group=self.group)
+        loss = info_nce(
+            query, keys, temperature=self.temperature, backend=self.backend, group=self.group, check_batches=False
+        )
         return 2 * self.temperature * loss

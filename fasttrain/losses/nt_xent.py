@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..kernels import info_nce, nt_xent
@@ -45,6 +46,7 @@ class NTXentLoss(Loss):
     ) -> None:
         super().__init__(gather_distributed, backend)
         self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
+        self.memory_bank.check_batches = False  # the loss compares them
         self.temperature = temperature
         self.eps = 1e-8
         if not temperature >= self.eps:
@@ -55,10 +57,19 @@ class NTXentLoss(Loss):
 
         Raise ValueError if they differ in shape, dtype or device, or if D differs from the bank's.
         """
+        if not self.memory_bank.size[0] or (out0.requires_grad and torch.is_grad_enabled()):
+            self._compare_batches(out0, out1)
         out0, out1 = unit_pair(out0, out1, "out0", "out1")
         _, bank = self.memory_bank(out1)
         if bank is None:
-            return nt_xent(out0, out1, temperature=self.temperature, backend=self.backend, group=self.group)
+            return nt_xent(
+                out0,
+                out1,
+                temperature=self.temperature,
+                backend=self.backend,
+                group=self.group,
+                check_batches=False,
+            )
         loss = info_nce(out0, out1, bank.T.to(out0), temperature=self.temperature, backend=self.backend)
         if out0.requires_grad:
             self.memory_bank.enqueue(out1)

@@ -78,6 +78,7 @@ class SwaVLoss(CrossRank):
         device; a number of queues other than the high-resolution views (their floating dtype may differ); or prototypes
         without iterations.
         """
+        self._compare_batches(*high_resolution_outputs[:1])
         high = stack_views(high_resolution_outputs, "high_resolution_outputs")
         views = high
         if len(low_resolution_outputs):
@@ -107,6 +108,8 @@ class SwaVLoss(CrossRank):
         ``views`` [S, B, D] predict the codes of their first T views, ``codes`` [T, B, D]. ``centers``
         [T, K] of :meth:`centers` balance the codes; with None a code is the softmax of its own scores.
         """
+        if entropy:
+            self._compare_batches(views)
         return prototype_terms(
             views,
             codes.detach(),
@@ -118,6 +121,7 @@ class SwaVLoss(CrossRank):
             entropy=entropy,
             backend=self.backend,
             group=self.group,
+            check_batches=False,
         )
 
     @torch.no_grad()

@@ -193,7 +193,10 @@ class Method(nn.Module):
 
     @property
     def group(self) -> Group | None:
-        """The process group that reductions cross, or None for one rank. Setting it also sets it in the losses."""
+        """The process group that reductions cross, or None for one rank. Setting it also sets it in the losses.
+
+        The losses then no longer compare the ranks' batches, which the loader makes equal. So the host need not wait.
+        """
         return self._group
 
     @group.setter
@@ -202,6 +205,7 @@ class Method(nn.Module):
         for module in self.modules():
             if isinstance(module, CrossRank):
                 module.process_group = group
+                module.check_batches = False
 
     @property
     def batch_divisor(self) -> int:

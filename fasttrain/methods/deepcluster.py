@@ -100,7 +100,9 @@ class DeepCluster(PrototypeMethod):
     def _entropy(self, rows: Tensor) -> Tensor:
         """Return H(mean prediction) over all views and ranks, mean over heads."""
         temp = self.settings.temperature
-        marginals = [prototype_entropy(rows, c, temp=temp, group=self.group)[0] for c in self.centroids]
+        marginals = [
+            prototype_entropy(rows, c, temp=temp, group=self.group, check_batches=False)[0] for c in self.centroids
+        ]
         return torch.stack(marginals).mean()
 
     def _cross_entropy(self, rows: Tensor, centroids: Tensor, targets: Tensor) -> Tensor:

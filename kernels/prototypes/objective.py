@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backend import Backend, choose_backend
 from ..checks import check_pair, check_positive, check_rows
-from ..collectives import Group, mean_over_ranks
+from ..collectives import Group, check_equal_batches, mean_over_ranks
 from ..similarity.op import accumulation_type
 from . import reference
 from .op import prototype_terms as _terms
@@ -69,12 +69,15 @@ def prototype_terms(
     entropy: bool = True,
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return :func:`prototype_cross_entropy` and the entropy H(mean student assignment), both in nats.
 
     The mean is over all views and ranks. Both terms come from the same passes. Without ``entropy`` the second one is
     empty. For shapes and errors see :func:`prototype_cross_entropy`.
     """
+    if entropy and check_batches:
+        check_equal_batches("prototype_terms", group, student)
     pairs = _check_views(student, teacher, student_prototypes, teacher_prototypes, center)
     check_positive(student_temp, "student_temp")
     check_positive(teacher_temp, "teacher_temp")
@@ -189,6 +192,7 @@ def prototype_entropy(
     temp: float | Tensor,
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return the marginal entropy H(mean_i p_i) and the mean conditional entropy mean_i H(p_i), in nats.
 
@@ -196,6 +200,8 @@ def prototype_entropy(
     means are over the rows of all ranks. Uniform rows give log K, equal one-hot rows 0, and no result is negative.
     Memory is O((N + K) D). Raises ValueError if shapes, types or the temperature do not fit.
     """
+    if check_batches:
+        check_equal_batches("prototype_entropy", group, features)
     check_pair(features, prototypes, "features", "prototypes")
     check_positive(temp, "temp")
     chosen = choose_backend(backend, features)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..backend import Backend, choose_backend
 from ..checks import check_finite, check_pair
-from ..collectives import Group, first_row, gather_rows
+from ..collectives import Group, check_equal_batches, first_row, gather_rows
 from . import op, reference
 from .ranks import row_logsumexp_over_ranks
 
@@ -21,6 +21,7 @@ def row_logsumexp(
     unit_norm: bool = False,
     backend: Backend = "auto",
     group: Group | None = None,
+    check_batches: bool = True,
 ) -> Tensor:
     """Return ``lse_i = log sum_j exp(scale <x_i, y_j> + bias_j)`` [N] in nats, for x [N, D] and y [M, D].
 
@@ -31,16 +32,19 @@ def row_logsumexp(
     - ``exclude_self`` leaves out j = i. A row with an empty sum is -inf and has no gradient.
     - ``unit_norm`` is the caller's promise that no row is longer than 1. On a GPU it saves the running maximum if
       |scale| <= 40. On the CPU the sums are checked.
-    - With ``group`` the columns are the rows y of all ranks. ``exclude_self`` then leaves out a row's own copy.
+    - With ``group`` the columns are the rows y of all ranks, the same number on each. ``exclude_self`` then leaves out
+      a row's own copy. If y requires a gradient, all ranks must have the same number of rows x, too.
 
     Raises ValueError if shapes, types or the scale do not fit.
     """
+    if bias is not None and group is not None:
+        raise ValueError("bias does not cross ranks; leave out bias or group")
+    if check_batches:  # the backward pass for y gathers x, too
+        check_equal_batches("row_logsumexp", group, y, *([x] if y.requires_grad else []))
     check_pair(x, y, "x", "y", same_rows=exclude_self and group is not None)
     _check_scale(scale)
     if bias is not None and (bias.shape != y.shape[:1] or not bias.is_floating_point()):
         raise ValueError(f"bias must be one number per row of y, [{y.shape[0]}], got {tuple(bias.shape)} {bias.dtype}")
-    if bias is not None and group is not None:
-        raise ValueError("bias does not cross ranks; leave out bias or group")
     chosen = choose_backend(backend, x)
     if chosen == "eager":
         all_y = gather_rows(y, group)

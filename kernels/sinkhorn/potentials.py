@@ -37,9 +37,10 @@ def sinkhorn_center(
     ``softmax((scores - center) / epsilon)`` over K is the assignment itself (:func:`sinkhorn`). So a balanced target is
     a softmax with a key bias, and nothing of size B x K is rescaled. Each iteration first makes the columns sum to
     B / K, then the rows to 1 (SwAV, arXiv 2006.09882, section 3.1). With ``group`` the rows of all ranks are the batch,
-    and K floats are reduced per iteration. Scores [B, K] may have any float type. In fp16, exp(1 / 0.05) alone would
-    be infinite. The "eager" backend uses log-sum-exps (reference.py), and all others the matrix-vector products.
-    Raises ValueError if scores are not [B, K], or if epsilon or iterations are invalid.
+    and K floats are reduced per iteration. The ranks may have different numbers of rows. Scores [B, K] may have any
+    float type. In fp16, exp(1 / 0.05) alone would be infinite. The "eager" backend uses log-sum-exps (reference.py),
+    and all others the matrix-vector products. Raises ValueError if scores are not [B, K], or if epsilon or iterations
+    are invalid.
     """
     potentials = _potentials(scores, epsilon, iterations, backend, group)
     if potentials is None:
@@ -82,16 +83,17 @@ def _potentials(
         return None
     scores = scores.float()
     least, most = scores.aminmax()
-    bounds = torch.stack([-least, most])
+    bounds = torch.stack([-least, most, scores.new_full((), len(scores))])
     if group is not None:
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=group)
-    spread, top = float(bounds.sum()), float(bounds[1])
+    spread, top, most_rows = float(bounds[:2].sum()), float(bounds[1]), int(bounds[2])
     if not spread <= _RANGE * epsilon:  # true for NaN, too
         return None
     scale = math.log2(math.e) / epsilon
     e = torch.add(scores.new_tensor(-top * scale), scores, alpha=scale).exp2_()
     rows, columns = e.new_ones(e.shape[0]), e.new_empty(e.shape[1])
-    share = e.shape[0] * (1 if group is None else group.size()) / e.shape[1]
+    # Its value cancels, but it must be the same on all ranks, which may have different numbers of rows.
+    share = most_rows * (1 if group is None else group.size()) / e.shape[1]
     for iteration in range(iterations):
         if iteration:
             torch.mv(e, columns, out=rows).reciprocal_()

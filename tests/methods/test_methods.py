@@ -119,7 +119,7 @@ def test_group_reaches_every_loss_of_the_method(name):
     group = object()
     method.group = group
     losses = [module for module in method.modules() if isinstance(module, CrossRank)]
-    assert all(module.group is group for module in losses)
+    assert all(module.group is group and not module.check_batches for module in losses)
     method.group = None
     assert all(module.process_group is None for module in losses)
 

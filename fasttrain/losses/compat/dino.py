@@ -67,6 +67,7 @@ class DINOLoss(CenteredCrossEntropy):
         for :class:`fasttrain.losses.DINOLoss`. Raises ValueError for rows that are not ncrops and two views of one
         batch, an epoch outside of [0, nepochs), or one kind of prototypes without the other.
         """
+        self._compare_batches(teacher_output)
         if not 0 <= epoch < len(self.teacher_temp_schedule):
             raise ValueError(f"epoch must be from 0 to {len(self.teacher_temp_schedule) - 1}, got {epoch}")
         return self._loss(

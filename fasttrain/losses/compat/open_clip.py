@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...kernels import bidirectional_logsumexp, row_logsumexp
 from ...kernels.backend import Backend
 from ...kernels.checks import check_pair
-from ...kernels.collectives import Group, mean_over_ranks
+from ...kernels.collectives import Group, check_equal_batches, mean_over_ranks
 from ...kernels.contrastive import row_dots
 from ..base import gather_detached
 
@@ -26,7 +26,12 @@ class ClipLoss(nn.Module):
     all rows. Without ``gather_with_grad`` no gradient comes from other ranks' losses: features get 1 / ``world_size``
     of the global batch's gradient, or with ``local_loss`` only the gradient of their own rows' softmax.
     ``cache_labels`` has no effect. Raise ValueError for ``use_horovod``.
+
+    With several ranks, all of them raise ValueError if their batches differ in shape or type. A trainer whose batches
+    are always equal can set ``check_batches = False``.
     """
+
+    check_batches: bool = True
 
     def __init__(
         self,
@@ -59,9 +64,11 @@ class ClipLoss(nn.Module):
         ``logit_scale`` is 1 / temperature, a number or a scalar with gradient. A ``logit_bias``, the same for all
         logits, has no effect. Raise ValueError for shapes or dtypes that differ.
         """
+        group = dist.group.WORLD if self.world_size > 1 else None
+        if self.check_batches:
+            check_equal_batches("ClipLoss", group, image_features, text_features)
         check_pair(image_features, text_features, "image_features", "text_features", same_rows=True)
         x, y = image_features, text_features
-        group = dist.group.WORLD if self.world_size > 1 else None
         if group is None:
             rows, columns = bidirectional_logsumexp(x, y, scale=logit_scale, backend=self.backend)
             loss = (rows + columns).mean() / 2 - (logit_scale * row_dots(x, y)).mean()
@@ -77,7 +84,7 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _over_ranks(self, x: Tensor, y: Tensor, scale: float | Tensor, group: Group) -> Tensor:
-        return row_logsumexp(x, y, scale=scale, backend=self.backend, group=group)
+        return row_logsumexp(x, y, scale=scale, backend=self.backend, group=group, check_batches=False)
 
     def _against_fixed(self, x: Tensor, y: Tensor, scale: float | Tensor, group: Group) -> Tensor:
         lse = row_logsumexp(x, gather_detached(y, group), scale=scale, backend=self.backend)
