@@ -49,13 +49,14 @@ def _single(value: Any) -> Any:
 
 FilePath = Annotated[Path, AfterValidator(user_path)]
 """A path on this machine, with ``~`` expanded."""
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 """The same as text, for settings that are stored in YAML or that also take a word."""
 Paths = Annotated[PathText | tuple[PathText, ...], BeforeValidator(_single)]
 """A path, or several. A list of one is that path."""
 
 _TYPES = ("constrained-", "function-", "tuple[")  # parts of a place that pydantic adds for a union
 _RANGES = {
+    "string_too_short": "must not be empty",
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than": "must be below {lt}",

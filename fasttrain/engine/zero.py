@@ -9,6 +9,7 @@ import DeepSpeed.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -37,7 +38,8 @@ _BUCKET = 500_000_000  # most elements that are reduced at once: DeepSpeed's def
 
 
 def quiet_deepspeed() -> None:
-    """Make DeepSpeed log errors only."""
+    """Make DeepSpeed log errors only, and hide torch's warnings about functions that DeepSpeed calls."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..flags import Count, Fraction, flag
+from ..flags import Count, Fraction, Several, flag
 from ..kernels.normalize import normalize_rows
 from ..losses import BYOLLoss
 from ..losses.base import other_pairs
@@ -26,7 +26,7 @@ class BYOLSettings(SphereSettings):
     """BYOL's settings, as in its official code for ResNet-50 at batch 4096."""
 
     hidden_dim: Count = flag(4096, "width of the hidden layer of projection head and predictor")
-    out_dim: Count = flag(256, "dimension of the projection")
+    out_dim: Several = flag(256, "dimension of the projection")
     momentum_teacher: Fraction = flag(0.996, "momentum of the target network at the start")
     momentum_teacher_end: Fraction = flag(1.0, "momentum of the target network at the end (cosine schedule)")
     entropy_of: Literal["prediction", "projection"] = flag("prediction", "the variable whose entropy the twin raises")

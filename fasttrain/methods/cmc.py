@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..flags import Count, Fraction, Natural, Positive, flag
+from ..flags import Fraction, Natural, Positive, Several, flag
 from ..kernels.normalize import normalize_rows
 from ..kernels.precision import at_least_single
 from ..losses import CMCLoss, CMCMemoryLoss
@@ -28,7 +28,7 @@ class CMCSettings(SphereSettings):
     """CMC's settings, as in its official code with the softmax objective."""
 
     temperature: Positive = flag(0.07, "temperature of InfoNCE")
-    out_dim: Count = flag(128, "dimension of the projection")
+    out_dim: Several = flag(128, "dimension of the projection")
     mlp: bool = flag(False, "a head of two layers (CMC v2) instead of one")
     negatives: Natural = flag(16384, "negatives drawn from the memory; 0: the batch's other images, no memory")
     memory_momentum: Fraction = flag(0.5, "momentum of an image's row in the memory")

@@ -35,7 +35,7 @@ class DeepClusterSettings:
     cluster_heads: Count = flag(3, "clusterings per epoch")
     kmeans_iterations: Count = flag(10, "iterations of spherical k-means")
     hidden_dim: Count = flag(2048, "width of the projection head's hidden layer")
-    out_dim: Count = flag(128, "dimension of the projection")
+    out_dim: Several = flag(128, "dimension of the projection")
     temperature: Positive = flag(0.1, "temperature of the predictions")
 
 

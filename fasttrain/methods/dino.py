@@ -27,7 +27,7 @@ class DINOSettings:
 
     out_dim: Several = flag(65536, "number of prototypes")
     hidden_dim: Count = flag(2048, "width of the head's hidden layers")
-    bottleneck_dim: Count = flag(256, "dimension in which projections meet the prototypes")
+    bottleneck_dim: Several = flag(256, "dimension in which projections meet the prototypes")
     use_bn_in_head: bool = flag(False, "BatchNorm after the head's hidden layers")
     use_bn_at_bottleneck: bool = flag(False, "BatchNorm on the projection too, which keeps all its dimensions in use")
     norm_last_layer: bool = flag(True, "keep the prototypes' norm at 1")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..flags import Count, Fraction, Positive, flag
+from ..flags import Count, Fraction, Positive, Several, flag
 from ..kernels.normalize import normalize_rows
 from ..losses import MoCoLoss
 from ..losses.base import gather_detached
@@ -29,7 +29,7 @@ class MoCoSettings(SphereSettings):
 
     temperature: Positive = flag(0.2, "temperature of InfoNCE; 0.07 in v1")
     mlp: bool = flag(True, "a head of two layers (v2); false: of one (v1)")
-    out_dim: Count = flag(128, "dimension of the projection")
+    out_dim: Several = flag(128, "dimension of the projection")
     queue_length: Count = flag(65536, "past keys that serve as negatives; a multiple of the global batch")
     bn_splits: Count = flag(1, "parts of a rank's batch that BatchNorm sees separately, as on the authors' eight GPUs")
     momentum_teacher: Fraction = flag(0.999, "momentum of the key encoder at the start")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flags import Count, Fraction, Positive, flag
+from ..flags import Count, Fraction, Positive, Several, flag
 from ..kernels.normalize import normalize_rows
 from ..losses import MoCoV3Loss
 from ..losses.base import other_pairs
@@ -27,7 +27,7 @@ class MoCoV3Settings(SphereSettings):
 
     temperature: Positive = flag(1.0, "temperature; the authors use 0.2 for ViTs")
     hidden_dim: Count = flag(4096, "width of the hidden layers of projection head and predictor")
-    out_dim: Count = flag(256, "dimension of the projection")
+    out_dim: Several = flag(256, "dimension of the projection")
     stop_grad_conv1: bool = flag(True, "freeze a ViT's random patch projection, for stability")
     momentum_teacher: Fraction = flag(0.99, "momentum of the momentum encoder at the start")
     momentum_teacher_end: Fraction = flag(1.0, "momentum of the momentum encoder at the end (cosine schedule)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flags import Count, Positive, flag
+from ..flags import Count, Positive, Several, flag
 from ..kernels.normalize import normalize_rows
 from ..losses import NTXentLoss
 from ..models.heads import projection_mlp
@@ -24,7 +24,7 @@ class SimCLRSettings(SphereSettings):
 
     temperature: Positive = flag(0.1, "temperature of NT-Xent")
     hidden_dim: Count = flag(2048, "width of the projection head's hidden layer")
-    out_dim: Count = flag(128, "dimension of the projection")
+    out_dim: Several = flag(128, "dimension of the projection")
 
 
 @register("simclr")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..flags import Count, flag
+from ..flags import Count, Several, flag
 from ..kernels.normalize import normalize_rows
 from ..losses import SimSiamLoss
 from ..losses.base import other_pairs
@@ -22,7 +22,7 @@ from .registry import register
 class SimSiamSettings(SphereSettings):
     """SimSiam's settings, as in its official code for ResNet-50."""
 
-    dim: Count = flag(2048, "width of the projection head, and dimension of the projection")
+    dim: Several = flag(2048, "width of the projection head, and dimension of the projection")
     pred_dim: Count = flag(512, "width of the predictor's hidden layer")
     fix_pred_lr: bool = flag(True, "keep the predictor's learning rate at its peak")
 

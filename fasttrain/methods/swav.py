@@ -26,7 +26,7 @@ class SwAVSettings:
 
     nmb_prototypes: Several = flag(3000, "number of prototypes")
     hidden_dim: Count = flag(2048, "width of the projection head's hidden layer")
-    out_dim: Count = flag(128, "dimension of the projection")
+    out_dim: Several = flag(128, "dimension of the projection")
     temperature: Positive = flag(0.1, "temperature of the predictions")
     epsilon: Positive = flag(0.05, "temperature of the codes (Sinkhorn's regularisation)")
     sinkhorn_iterations: Natural = flag(

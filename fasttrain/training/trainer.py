@@ -103,7 +103,20 @@ def train(
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 path = os.fsdecode(error.filename or "a file of the run")  # TensorBoard's names are bytes
                 raise ConfigError(f"{path}: cannot be written: {error.strerror}. Free space, then resume.") from None
+            if _is_out_of_memory(error):
+                raise ConfigError(_TOO_LARGE) from None
             raise watchdog.crashed(error) from error
+
+
+_TOO_LARGE = (
+    "--batch_size_per_gpu: the memory is too small for a step. Lower it, or the size of the views, or choose a smaller "
+    "--arch. fasttrain plan shows what a run needs."
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed. On the CPU torch raises a plain RuntimeError, and NumPy a MemoryError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _Run:

@@ -75,6 +75,7 @@ class FolderSource:
             loose, folders = scan.top()
             self.paths = _Paths(str(top), loose)
             counts = {name: self.paths.add(scan.files(os.path.join(top, name))) for name in folders}
+            self._empty = [name for name, count in counts.items() if not count]
             counts = {name: count for name, count in counts.items() if count}
             if scan.shards:
                 raise _shards_among(top, scan.shards[0], len(self.paths))
@@ -118,6 +119,9 @@ class FolderSource:
             special=scan.left_out.special,
             split_like=split_like(self.classes) if labelled and self._labels_from != ANNOTATIONS else (),
             links_back=tuple(scan.links_back),
+            notes=tuple(f"no image in the folder {name}, so it is no class" for name in self._empty)
+            if labelled
+            else (),
             digest=digest_of(label_digest(self), self.paths.packed()),
         )
 

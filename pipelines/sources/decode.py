@@ -25,8 +25,9 @@ _BIG_ENDIAN = b"MM\0+"  # the start of a BigTIFF in this order
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", _BIG_ENDIAN)
 _EXACT_IN_PIL = {(16, 1), (16, 2), (32, 2), (32, 3)}  # bits and number format of a TIFF of one band
 _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT = 258, 262, 277, 338, 339  # tags of TIFF
-_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # samples of TIFF's colour spaces: grey, RGB, palette, CMYK, YCbCr
-_CIE_LAB, _ICC_LAB = 8, 9
+_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}  # samples of the colour spaces that DALI knows: grey, RGB, palette, YCbCr
+_CMYK, _CIE_LAB, _ICC_LAB = 5, 8, 9
+_LARGE = 1e30  # fp32 ends at 3e38
 _LUMA = np.array([0.299, 0.587, 0.114])
 _local = threading.local()
 
@@ -128,7 +129,7 @@ def pnm(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _in_8_bits(values: NDArray[Any], ends: NDArray[np.float64]) -> NDArray[np.uint8]:
     wide = values.dtype.itemsize > (4 if values.dtype.kind == "f" else 2)  # fp32 holds 24 bits
-    kind = np.float64 if wide else np.float32
+    kind = np.float64 if wide or np.abs(ends).max() > _LARGE else np.float32
     low, high = ends[::2].astype(kind), ends[1::2].astype(kind)
     scaled = (values.astype(kind) - low) * (255 / (high - low))
     np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
@@ -220,7 +221,7 @@ def _tiff(data: bytes) -> Raster:
     bits, space = tags.get(_BITS, (1,)), tags.get(_PHOTOMETRIC, 0)
     single = tags.get(_SAMPLES, 1) == 1 and tags.next == 0 and space in (0, 1)  # one band and one page
     exact = (bits[0], tags.get(_FORMAT, (1,))[0]) in _EXACT_IN_PIL
-    if (single and exact) or (space == _CIE_LAB and bits == (8, 8, 8)):
+    if (single and exact) or (space in (_CMYK, _CIE_LAB) and set(bits) == {8} and not tags.get(_EXTRA)):
         image_size(data)
         return _by_pil(data)
     return _by_tifffile(data)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import io
 import re
 import struct
+import warnings
 from collections.abc import Iterator
+from functools import cache
 
 _ORIENTATION = 0x112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
@@ -144,9 +146,18 @@ def _exif_orientation(block: bytes) -> int:
     return 1
 
 
+@cache
+def _hide_pil_warnings() -> None:
+    """Hide PIL's warning from 89 million pixels on. The limit here is checked."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 def _pil_size(data: bytes) -> tuple[int, int]:
     from PIL import Image, UnidentifiedImageError
 
+    _hide_pil_warnings()
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format not in ("PNG", "BMP", "WEBP", "TIFF"):

@@ -264,3 +264,16 @@ def test_names_of_other_trainers_suggest_the_setting_here(name, ours):
     """--batch_size suggested --patch_size."""
     with pytest.raises(ConfigError, match=f"did you mean {ours}"):
         resolve("dino", {name: 1})
+
+
+@pytest.mark.parametrize("name", ["data_path", "output_dir", "init_from", "resume"])
+def test_empty_path_is_refused(name):
+    """It is an unset variable of the shell, and the current folder was taken instead."""
+    with pytest.raises(ConfigError, match=f"--{name}: must not be empty"):
+        resolve("dino", {name: ""})
+
+
+@pytest.mark.parametrize(("method", "name"), [("simclr", "out_dim"), ("simsiam", "dim"), ("dino", "bottleneck_dim")])
+def test_projection_of_one_dimension_is_refused(method, name):
+    with pytest.raises(ConfigError, match=f"--{name}: must be at least 2"):
+        resolve(method, {name: 1})

@@ -177,3 +177,16 @@ def test_signal_during_a_later_knn_saves_and_resumes_the_same(straight, images, 
     assert "knn_top1" not in lines(tmp_path / "metrics.jsonl")[-1]
     assert main(flags(images, tmp_path, "--knn_every", 1)) == 0
     assert_same_run(tmp_path, straight[0])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_step_larger_than_the_memory_is_one_line(images, tmp_path, capsys, error):
+    def fail():
+        raise error
+
+    with when_logged(1, fail):
+        assert main(flags(images, tmp_path, "--knn_every", 0)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--batch_size_per_gpu" in line

@@ -147,3 +147,17 @@ def test_unreadable_file_is_a_bad_image(monkeypatch, data, missing, reason):
 def test_array_of_another_shape_is_a_bad_image(shape):
     with pytest.raises(BadImageError, match="channels"):
         as_raster(np.zeros(shape))
+
+
+def test_cmyk_tiff_is_decoded_on_the_host():
+    """DALI printed an error of its decoder for every image, and read it with another one."""
+    picture_in_cmyk = picture(0).convert("CMYK")
+    data = encode(picture_in_cmyk, "TIFF")
+    assert not is_plain(data)
+    assert decode(data).values.tolist() == np.asarray(picture_in_cmyk.convert("RGB")).tolist()
+
+
+def test_range_beyond_fp32_is_mapped():
+    values = np.array([[[0.0], [5e307], [1e308]]])
+    assert to_pixels(Raster(values), 1, (0.0, 1e308)).ravel().tolist() == [0, 128, 255]
+    assert to_pixels(Raster(np.uint16([[[7]]])), 1, (0.0, 1e308)).ravel().tolist() == [0]

@@ -135,3 +135,11 @@ def test_listing_of_shards_survives_the_cache(tmp_path):
     assert (tars.images, tars.pictures_left_out, len(tars.notes)) == (2, {".gif": 1}, 1)
     assert tars.unlabelled.startswith("2 of 2 images")
     assert first.listing.labels_from.startswith("image/class/label")
+
+
+def test_folder_without_images_is_no_class_and_is_named(tmp_path):
+    write(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "empty").mkdir()
+    listing = open_source(str(tmp_path)).summary.train
+    assert listing.classes == ("cat", "dog")
+    assert "empty" in listing.notes[0]
