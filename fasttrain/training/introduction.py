@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
+
+from ..config.resolve import Config
 from ..distributed.world import World, all_gather_object
 from ..errors import DataError
+from ..models.architectures import ConvSmall, is_vit
 from ..pipelines import Listing, Summary
 
 _CLASSES = 8
@@ -22,6 +26,18 @@ def data_lines(summary: Summary, damaged: Mapping[str, str]) -> list[str]:
         lines.append(f"not used, next to train/: {', '.join(summary.unused)}")
     lines += [f"{name}: {damage}" for name, damage in damaged.items()]
     return lines
+
+
+def without_effect(config: Config, network: nn.Module) -> list[str]:
+    """Return a line for each setting that the caller gave and that the network does not have."""
+    requested = {} if config.request is None else config.request.values
+    of_vits = ("patch_size", "num_heads") if not is_vit(network) else ()
+    of_blocks = ("drop_path_rate",) if isinstance(network, ConvSmall) else ()
+    return [
+        f"--{name}: has no effect on {config.train.arch}"
+        for name in (*of_vits, *of_blocks)
+        if requested.get(name) is not None
+    ]
 
 
 def check_ranks(summary: Summary, world: World) -> None:

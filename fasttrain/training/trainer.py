@@ -40,7 +40,7 @@ from ..pipelines import Loader, Splits, open_source
 from .baseline import Baseline, read_baseline, write_baseline
 from .display import DataNotes, Display, new_console
 from .guard import Guard
-from .introduction import check_ranks, data_lines
+from .introduction import check_ranks, data_lines, without_effect
 from .lock import FolderLock
 from .loop import Loop
 from .pixels import settled_on_every_rank
@@ -384,7 +384,7 @@ class _Run:
             display.note(f"resumed after step {done}")
         for line in self.method.warnings_for(len(self.splits.train), engine.rows):
             display.note(line)
-        for line in notes:
+        for line in (*without_effect(c, self.method.backbone), *notes):
             display.note(line)
 
     def _unreadable(self) -> int:

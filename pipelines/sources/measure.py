@@ -59,6 +59,8 @@ def measured(source: Source, pixels: Pixels, stated: Collection[str] = ()) -> tu
         pixel_range, line = (pixel_range, "") if pixel_range else _range(wide, channels)
         types = " and ".join(sorted({raster.values.dtype.name for raster in wide}))
         lines += [f"{types} values {_span(pixel_range)} become 0 to 255{line}"]
+    elif "pixel_range" in stated:
+        lines.append("pixel_range: has no effect, because the values are 8-bit")
     new_channels = channels != pixels.channels or "channels" in stated
     needs_mean = (bool(wide) or (channels != 3 and new_channels)) and pixels.color_space == "rgb"
     values: dict[str, Any] = {"channels": channels, "pixel_range": pixel_range}

@@ -4,11 +4,13 @@ import os
 
 import pytest
 
+from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World
 from fasttrain.errors import DataError
+from fasttrain.models.architectures import create_backbone
 from fasttrain.pipelines import open_source
 from fasttrain.training import introduction
-from fasttrain.training.introduction import check_ranks, data_lines
+from fasttrain.training.introduction import check_ranks, data_lines, without_effect
 from tests.small_runs import write_images
 
 
@@ -65,3 +67,14 @@ def test_rank_with_other_images_is_refused(images, monkeypatch):
     check_ranks(ranks[0], World(0, 2, 0, 2))
     with pytest.raises(DataError, match=r"--data_path: rank 0 and rank 2 .*32 \+ 8 and 32 \+ 0"):
         check_ranks(ranks[0], World(0, 3, 0, 3))
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"), [("conv_small", {"patch_size", "num_heads", "drop_path_rate"}), ("vit_tiny", set())]
+)
+def test_settings_without_effect_are_named(arch, expected):
+    values = {"patch_size": 16, "num_heads": 3, "drop_path_rate": 0.1}
+    config = resolve("simclr", {"recipe": "cifar", "arch": arch, **values})
+    lines = without_effect(config, create_backbone(arch))
+    assert {line.partition(":")[0] for line in lines} == {f"--{name}" for name in expected}
+    assert without_effect(resolve("simclr", {"recipe": "cifar"}), create_backbone("conv_small")) == []
