@@ -100,9 +100,10 @@ def describe_load_error(error: Exception) -> str:
     if "TorchScript" in text:
         return "is a TorchScript program and is not loaded. Save its state_dict."
     if reason := re.search(r"WeightsUnpickler error: ([^.\n]*)", text):  # torch advises to load it without protection
-        return f"is no file of tensors, or is damaged ({reason[1]})."
-    first = next(iter(text.splitlines()), type(error).__name__)
-    return f"is damaged ({'no ' if isinstance(error, KeyError) else ''}{first})."
+        return "is no file of tensors, or is damaged" + (f" ({reason[1]})." if reason[1] else ".")
+    if isinstance(error, KeyError):  # the file has other content than torch looks up in it
+        return "is no file of tensors, or is damaged."
+    return f"is damaged ({next(iter(text.splitlines()), type(error).__name__)})."
 
 
 def write_text(path: Path, text: str) -> None:

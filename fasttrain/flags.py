@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -44,6 +44,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _single(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not value:
+        raise ValueError("must not be empty")
     return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
@@ -81,6 +83,9 @@ def flag(default: Any, help: str) -> Any:
 
 def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Make a settings dataclass from values. Raise ConfigError, which names the flag, for an invalid one."""
+    for name, hint in get_type_hints(cls).items():
+        if isinstance(values.get(name), bool) and {int, float} & set(_kinds(hint)) and bool not in _kinds(hint):
+            raise ConfigError(f"--{name}: must be a number, got {values[name]}")
     try:
         settings: Settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
@@ -93,5 +98,12 @@ def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         reason = first["msg"].lower() if text is None else text.format(**first.get("ctx", {}))
         if not name:  # the check of several values together, which names them itself
             raise ConfigError(str(first.get("ctx", {}).get("error", reason))) from None
+        if own := first.get("ctx", {}).get("error"):  # a check of our own, which shows the value
+            raise ConfigError(f"--{name}: {own}") from None
         raise ConfigError(f"--{name}: {reason}, got {first['input']!r}") from None
     return settings
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a type hint allows."""
+    return (hint, *(kind for inner in get_args(hint) for kind in _kinds(inner)))

@@ -181,10 +181,20 @@ def load_method(name: str, recorded_plugin: str | None = None) -> type[methods.M
     return method
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuse a key that is written twice. YAML's own rule, that the last one wins, hides a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{repeated} is written twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the values of a YAML file. Raise ConfigError if it cannot be read or is not a mapping."""
     try:
-        content = yaml.safe_load(user_path(path).read_text())
+        content = yaml.load(user_path(path).read_text(), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

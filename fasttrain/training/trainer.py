@@ -445,6 +445,8 @@ def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -
 
     Raise ConfigError if the weights are of another network.
     """
+    if bad := next((name for name, tensor in tensors.items() if tensor.isnan().any()), None):
+        raise ConfigError(f"{origin}: {bad!r} has NaN values. Use the weights of a run that did not diverge.")
     if method.teacher is not None:
         load_weights(method.teacher.backbone, tensors, origin)
     return load_weights(method.student.backbone, tensors, origin)

@@ -159,7 +159,8 @@ def _load(path: str) -> Mapping[str, Any]:
             hint = f": python -c \"import datasets; datasets.load_dataset('{root}').save_to_disk('DIR')\", then hf:DIR"
         raise DataError(f"{path}: no such local folder or file; save the data set first{hint}")
     datasets = _library(path)
-    silent = datasets.are_progress_bars_disabled()
+    silent, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below is the only line
     datasets.disable_progress_bars()
     try:
         if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
@@ -170,9 +171,11 @@ def _load(path: str) -> Mapping[str, Any]:
         if root.is_dir() and any(root.rglob("*.parquet")):
             return dict(datasets.load_dataset(str(root)))
     except Exception as error:  # the package and Arrow raise errors of many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        cause = error.__cause__ or error  # the package's own error says only that there was one
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
         raise DataError(f"{path}: cannot be opened; {reason}") from None
     finally:
+        datasets.logging.set_verbosity(level)
         if not silent:
             datasets.enable_progress_bars()
     raise DataError(f"{path}: holds no data set; give a folder that save_to_disk wrote, or Parquet files")

@@ -15,11 +15,11 @@ from .scan import SUFFIXES
 if TYPE_CHECKING:
     from .base import Source
 
-# Pictures and videos. Other files next to images, such as texts, are no loss.
+# Pictures, videos and packed archives. Other files next to images, such as texts, are no loss.
 _PICTURES = (
     ".gif .avif .ppm .pgm .pbm .pnm .pfm .jp2 .j2k .jpx .jpf .jxl .jxr .heic .heif .hif .svg .ico .icns .tga .psd .eps "
     ".dds .exr .hdr .pcx .sgi .ras .xbm .xpm .fits .dcm .dicom .nii .mha .nrrd .svs .ndpi .czi .raw .cr2 .cr3 .nef "
-    ".arw .dng .orf .rw2 .npy .npz .mp4 .avi .mov .mkv .webm"
+    ".arw .dng .orf .rw2 .npy .npz .mp4 .avi .mov .mkv .webm .gz .tgz .bz2 .xz .zst .zip .7z .rar"
 )
 _KNOWN = frozenset((*_PICTURES.split(), *SUFFIXES))
 _SPLIT = re.compile(

@@ -156,8 +156,8 @@ def quotas(sizes: Sequence[int], weights: Sequence[float], names: Sequence[str])
     check_weights(weights, len(sizes))
     if not weights:
         return list(sizes)
-    total, images = math.fsum(weights), sum(sizes)
-    exact = [weight / total * images for weight in weights]
+    shares, images = [weight / max(weights) for weight in weights], sum(sizes)  # their sum cannot overflow
+    exact = [share / math.fsum(shares) * images for share in shares]
     counts = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda k: (counts[k] - exact[k], k))
     for k in by_remainder[: images - sum(counts)]:

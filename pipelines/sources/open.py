@@ -184,7 +184,9 @@ def _open(path: Path, classes: Sequence[str] | None, cache: Path | None) -> Sour
         raise DataError(
             f"{path}: shards here and in sub-folders ({shards[0]}, {scan.shards[0]}); give a pattern for some"
         )
-    return _open_shards(shards, path, classes, cache)
+    source = _open_shards(shards, path, classes, cache)
+    source.left_out.add(scan.left_out)
+    return source
 
 
 def _open_shards(paths: list[str], root: Path, classes: Sequence[str] | None, cache: Path | None) -> ShardSource:

@@ -115,7 +115,7 @@ class ShardSource:
     ) -> None:
         self.name, self.paths, self._kind = name, list(paths), kind
         index, counts, damage = _cached(self.paths, kind, cache)
-        self.offsets, self.sizes, self._left_out, self._dotted = (
+        self.offsets, self.sizes, self.left_out, self._dotted = (
             index.offsets,
             index.sizes,
             index.left_out,
@@ -166,8 +166,8 @@ class ShardSource:
             self.classes,
             labels_from="" if self.labels is None else self._kind.labels,
             unlabelled=self._unlabelled,
-            left_out=self._left_out.extensions,
-            special=self._left_out.special,
+            left_out=self.left_out.extensions,
+            special=self.left_out.special,
             notes=(dotted,) if self._dotted else (),
             digest=digest_of(label_digest(self), names, self.offsets.tobytes(), self.sizes.tobytes()),
         )

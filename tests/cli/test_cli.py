@@ -71,7 +71,7 @@ def test_unknown_flag_is_refused_with_the_nearest_one(command, capsys):
         (["eval", "run", "--size", "0"], "--size: .*0"),
         (["eval"], r"RUN\|FILE: .*--timm"),
         (["eval", "--timm", "resnet18", "--data_path", "/none"], "/none: no such folder"),
-        (["eval", "--timm", "resnet18", "--data_path", ""], "data path is empty"),
+        (["eval", "--timm", "resnet18", "--data_path", ""], "--data_path: must not be empty"),
         (["eval", "--timm", "resnet18", "--output", "/"], "--output /: is a folder"),
         (["eval", "--timm", "vit_tiny_patch16_224", "--size", "40"], "--size: .*16"),
         (["eval", "--timm", "vgg11", "--size", "16"], "--size: VGG .*16 pixels"),

@@ -79,9 +79,9 @@ def test_network_may_follow_several_data_paths(simclr_run, images, capsys):
     [
         (["--data_weights", "1", "2"], "--data_weights"),
         (["--data_path", "a", "b", "--data_weights", "1"], "--data_weights"),
-        (["--data_path", "a", "b", "--data_weights", "1", "0"], "--data_weights.1"),
-        (["--data_path", "a", "b", "--data_weights", "1", "-3"], "--data_weights.1"),
-        (["--data_path", "a", "b", "--data_weights", "nan", "1"], "--data_weights.0"),
+        (["--data_path", "a", "b", "--data_weights", "1", "0"], "--data_weights"),
+        (["--data_path", "a", "b", "--data_weights", "1", "-3"], "--data_weights"),
+        (["--data_path", "a", "b", "--data_weights", "nan", "1"], "--data_weights"),
         (["--data_path", "a", "b", "--data_weights", "many", "1"], "--data_weights"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fasttrain import methods
 from fasttrain.config.arguments import parse
 from fasttrain.config.recipes import entries, recipe_layers, recipe_names
-from fasttrain.config.resolve import resolve
+from fasttrain.config.resolve import read_yaml, resolve
 from fasttrain.config.settings import TrainConfig, ViewFlags
 from fasttrain.errors import ConfigError
 from fasttrain.methods.registry import BUILT_IN
@@ -273,7 +273,30 @@ def test_empty_path_is_refused(name):
         resolve("dino", {name: ""})
 
 
+def test_empty_list_of_paths_is_refused():
+    with pytest.raises(ConfigError, match="--data_path: must not be empty"):
+        resolve("dino", {"data_path": []})
+
+
 @pytest.mark.parametrize(("method", "name"), [("simclr", "out_dim"), ("simsiam", "dim"), ("dino", "bottleneck_dim")])
 def test_projection_of_one_dimension_is_refused(method, name):
     with pytest.raises(ConfigError, match=f"--{name}: must be at least 2"):
         resolve(method, {name: 1})
+
+
+def test_truth_values_are_no_numbers(tmp_path):
+    with pytest.raises(ConfigError, match="--epochs: must be a number, got True"):
+        resolve("dino", {"epochs": True})
+    assert resolve("dino", {"overlap_comm": True}).train.overlap_comm
+
+
+def test_setting_that_is_written_twice_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("lr: 0.1\nviews: [{size: 3}]\nlr: 0.2\n")
+    with pytest.raises(ConfigError, match=r"--config .*x.yaml: .*lr is written twice"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_value_of_a_view_out_of_range_is_one_sentence():
+    with pytest.raises(ConfigError) as error:
+        resolve("simclr", {"views": [{"size": 32, "flip": 3.0}]})
+    assert str(error.value) == "--views.0: flip: must be a probability between 0 and 1, got 3.0"

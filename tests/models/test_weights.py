@@ -1,6 +1,7 @@
 """Weights of timm, lightly and facebookresearch/dino are read under timm's names, whole or not at all."""
 
 import argparse
+import pickle
 
 import pytest
 import timm
@@ -256,3 +257,13 @@ def test_first_convolution_is_adapted_as_timm_does():
     network = timm.create_model("resnet18", num_classes=0, in_chans=13)
     load_weights(network, weights, "file")
     assert torch.equal(network.conv1.weight, adapt_input_conv(13, weights["conv1.weight"]))
+
+
+@pytest.mark.parametrize("content", [b"a text", pickle.dumps({"a": 1}), b""])
+def test_file_without_tensors_is_one_clear_line(tmp_path, content):
+    """The line ended with empty brackets, or named a number that torch had looked up."""
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(ConfigError, match="x.pth: is (no file of tensors, or )?(is )?(damaged|empty)") as error:
+        read_weights(tmp_path / "x.pth")
+    assert "()" not in str(error.value)
+    assert "(no " not in str(error.value)

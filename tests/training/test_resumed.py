@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fasttrain.files import fingerprint
+from fasttrain.pretrained import from_run
 from fasttrain.run import main
 from tests.small_runs import assert_same_run, flags, lines
 
@@ -183,3 +184,12 @@ def test_a_damaged_checkpoint_is_refused(straight, images, tmp_path, capsys, dam
     assert line.startswith(f"fasttrain: {file.parent}: the checkpoint is corrupt: {file.name} ")
     assert line.endswith("--resume never.")
     assert len(lines(run / "metrics.jsonl")) == 8  # nothing of the run is lost
+
+
+def test_weights_with_nan_are_refused_before_the_training(simclr_run, images, tmp_path, capsys):
+    """The run diverged, and its line advised a lower learning rate."""
+    tensors = from_run(simclr_run).network.state_dict()
+    next(iter(tensors.values()))[0] = float("nan")
+    torch.save(tensors, tmp_path / "x.pth")
+    assert main(flags(images, tmp_path / "run", "--init_from", tmp_path / "x.pth")) == 2
+    assert "NaN" in capsys.readouterr().err

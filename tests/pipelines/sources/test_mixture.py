@@ -44,6 +44,7 @@ def test_images_of_all_sources_are_numbered_in_turn():
 def test_weights_are_the_shares_of_every_epoch():
     source = mixture((3, 1, 4))
     assert source.quotas == [12, 4, 16]
+    assert mixture((1.5e308, 0.5e308, 1e308)).quotas == mixture((3, 1, 2)).quotas  # their sum is no number
     counts = np.zeros(32, int)
     for epoch in range(10):
         images, rounds = source.order(1, epoch)
