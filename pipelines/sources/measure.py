@@ -32,6 +32,10 @@ class _Image:
     raster: Raster | None  # some pixels of any other image
 
     @property
+    def channels(self) -> int:
+        return 3 if self.raster is None else self.raster.channels
+
+    @property
     def values(self) -> Raster:
         return self.raster if self.raster is not None else _thinned(decode(self.file or b""))
 
@@ -52,6 +56,8 @@ def measured(source: Source, pixels: Pixels, stated: Collection[str] = ()) -> tu
     if not images:
         return pixels, []  # the loader reports why none can be read
     channels = pixels.channels if "channels" in stated else _channels(source, images, pixels.channels)
+    if not any(_fits(image, channels) for image in images):
+        raise DataError(f"{source.name}: the images have {images[0].channels} channels, not {channels}")
     wide = [image.raster for image in images if image.raster is not None and image.raster.needs_range]
     fourth = channels == 3 and any(image.raster is not None and image.raster.channels == 4 for image in images)
     lines, pixel_range = ["the fourth channel of the images is left out"] * fourth, pixels.pixel_range
@@ -107,14 +113,20 @@ def _channels(source: Source, images: Sequence[_Image], usual: int) -> int:
     """Return the number of channels of the images, or the usual one for grey and RGB."""
     examples: dict[int, str] = {}
     for image in images:
-        own = 3 if image.raster is None else image.raster.channels
-        examples.setdefault(3 if own == 1 else own, image.name)
+        examples.setdefault(3 if image.channels == 1 else image.channels, image.name)
     if set(examples) == {3}:
         return usual
     if len(examples) > 1:
         both = ", ".join(f"{count} in {name}" for count, name in list(examples.items())[:2])
         raise DataError(f"{source.name}: the images differ in their number of channels, {both}; separate them")
     return next(iter(examples))
+
+
+def _fits(image: _Image, channels: int) -> bool:
+    """Return whether an image can have this number of channels: its own, with opacity, or grey as RGB and back."""
+    own = image.channels
+    alpha = image.raster is not None and image.raster.alpha and own + 1 == channels
+    return own == channels or alpha or {own, channels} == {1, 3} or (own, channels) == (4, 3)
 
 
 def _range(rasters: Sequence[Raster], channels: int) -> tuple[tuple[float, ...], str]:

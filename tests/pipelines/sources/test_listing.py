@@ -140,7 +140,7 @@ def test_listing_of_shards_survives_the_cache(tmp_path):
 def test_packed_archives_next_to_shards_are_named(tmp_path):
     write_tar(tmp_path / "a.tar", samples(range(2)))
     (tmp_path / "b.tar.gz").touch()
-    assert open_source(str(tmp_path)).summary.train.pictures_left_out == {".tar.gz": 1}
+    assert open_source(str(tmp_path)).summary.train.pictures_left_out == {".gz": 1}
 
 
 def test_folder_without_images_is_no_class_and_is_named(tmp_path):

@@ -83,3 +83,12 @@ def test_missing_package_is_one_line(tmp_path, monkeypatch):
 def test_stated_channels_that_no_image_has_are_an_error():
     with pytest.raises(DataError, match="13 channels, not 5"):
         measured(ArraySource(deep(13)), Pixels(5, (0.5,) * 5, (0.5,) * 5), {"channels"})
+
+
+def test_images_that_no_network_of_these_channels_takes_are_refused():
+    """An evaluation named every image as bad, a line each."""
+    source = ArraySource(np.zeros((3, 4, 4, 3), np.uint8))
+    for channels in (1, 3):
+        measured(source, Pixels(channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels), ["channels"])
+    with pytest.raises(DataError, match="the images have 3 channels, not 13"):
+        measured(source, Pixels(channels=13, mean=(0.5,) * 13, std=(0.5,) * 13), ["channels", "mean", "std"])
