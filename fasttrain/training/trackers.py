@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -130,9 +131,11 @@ class _MLflow(Tracker):
     failures = (Exception,)
 
     def __init__(self, folder: Path, settings: str, resumed_at: int) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 wait for minutes at a wrong address
         import mlflow
         from mlflow.entities import Metric, Param, RunStatus
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._metric, self._finished = Metric, RunStatus.to_string(RunStatus.FINISHED)
         self._client = mlflow.MlflowClient()
         former = _read_ids(folder).get("mlflow")
