@@ -56,7 +56,8 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser
 Paths = Annotated[PathText | tuple[PathText, ...], BeforeValidator(_single)]
 """A path, or several. A list of one is that path."""
 
-_TYPES = ("constrained-", "function-", "tuple[")  # parts of a place that pydantic adds for a union
+_TYPES = ("constrained-", "function-", "tuple[")  # starts of parts of a place that pydantic adds for a union
+_PLAIN_TYPES = ("int", "float", "str")
 _RANGES = {
     "string_too_short": "must not be empty",
     "greater_than": "must be above {gt:g}",
@@ -90,7 +91,8 @@ def validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         settings: Settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if not str(part).startswith(_TYPES)]
+        parts = [str(part) for part in first["loc"]]
+        place = [part for part in parts if part not in _PLAIN_TYPES and not part.startswith(_TYPES)]
         if first["type"] in _RANGES and place[-1].isdigit():  # a number of several, which the message shows
             place.pop()
         name = ".".join(place)

@@ -102,7 +102,7 @@ def test_torch_data_set_is_trained_on(tmp_path):
         ({"lrr": 0.1}, ConfigError, "'lrr'.*lr"),
         ({"epochs": 0}, ConfigError, "--epochs.*0"),
         ({"data": "/no/such"}, DataError, "/no/such"),
-        ({"data": ""}, DataError, "empty"),
+        ({"data": ""}, ConfigError, "empty"),
         ({"data": 5}, ConfigError, "data: .*int"),
         ({"config": "/no/such.yaml"}, ConfigError, "--config /no/such.yaml"),
         ({"plugin": "/no/such.py"}, ConfigError, "--plugin.*/no/such.py"),

@@ -110,8 +110,8 @@ def changes(card: Card, now: Card) -> list[str]:
         )
     if card.images is not None and card.images != now.images:
         lines.append(
-            f"the data has {now.images:,} images, {card.images:,} in the checkpoint: an epoch has another number of "
-            f"steps. The run continues at step {card.step:,}, so schedules and epochs shift."
+            f"the data has {now.images:,} images, {card.images:,} in the checkpoint. The run continues at step "
+            f"{card.step:,}. If an epoch has another number of steps now, schedules and epochs shift."
         )
     elif card.data is not None and card.data != now.data:
         lines.append("the data has as many images as in the checkpoint, but others, other names or other labels")

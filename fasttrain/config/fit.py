@@ -82,7 +82,8 @@ def _derived(config: Config, images: int, length: _Length) -> dict[str, tuple[An
     """Return the settings that follow from the number of images, each with its reason."""
     t = config.train
     epochs = min(max(round(length.images / images), length.least), length.most)
-    batch = min(t.batch_size_per_gpu, max(power_of_two_below(images / _STEPS_PER_EPOCH), 4))
+    least = min(4, power_of_two_below(images))
+    batch = min(t.batch_size_per_gpu, max(power_of_two_below(images / _STEPS_PER_EPOCH), least))
     values: dict[str, tuple[Any, str]] = {
         "epochs": (epochs, f"about {epochs * images:,} images are seen"),
         "warmup_epochs": (max(float(round(length.warmup * epochs)), 1.0), f"{length.warmup:.0%} of the epochs"),

@@ -147,6 +147,11 @@ class _Run:
         self._print(*lines)
         self.config = config
         self.origin = provenance(config) if world.is_main else {}  # only rank 0 writes the card
+        if global_batch(t, world) > len(splits.train):
+            raise ConfigError(
+                f"--batch_size_per_gpu: a step of {global_batch(t, world)} images is larger than the data "
+                f"({len(splits.train)}). Lower it or --gradient_accumulation_steps."
+            )
         self.loader = Loader(
             self.splits.train,
             config.views,
@@ -159,11 +164,6 @@ class _Run:
             max_bad_fraction=t.max_bad_fraction,
         )
         steps_per_epoch = self.loader.steps_per_epoch // t.gradient_accumulation_steps
-        if steps_per_epoch < 1:
-            raise ConfigError(
-                f"--batch_size_per_gpu: a step of {global_batch(t, world)} images is larger than the data "
-                f"({len(self.splits.train)}). Lower it or --gradient_accumulation_steps."
-            )
         torch.manual_seed(t.seed)
         method = build_method(
             config, images=len(self.splits.train), world_size=world.size, network=_factory(network, config)

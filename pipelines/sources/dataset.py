@@ -162,7 +162,8 @@ def _labels(dataset: MapDataset, first: Any, name: str) -> Labels:
     elif reason := no_label(first[place]):
         labels = Labels(reason=reason)
     else:
-        log.warning("%s: has no targets and no labels; reading all %d items once for their labels", name, len(dataset))
+        text = "%s: has no targets and no labels of its length; reading all %d items once for their labels"
+        log.warning(text, name, len(dataset))
         labels = labels_of_values([_label(dataset, i, place, first) for i in range(len(dataset))], len(dataset))
     if labels.reason:
         log.warning("%s: %s; training without labels", name, labels.reason)
@@ -178,6 +179,9 @@ def _label(dataset: MapDataset, i: int, place: Any, first: Any) -> Any:
         return first[place] if isinstance(first[place], str) else 0
     except (KeyError, IndexError, TypeError):
         return None
+    except Exception as error:  # the data set's own code raises whatever it raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{type(dataset).__name__} {i}: cannot be read for its label; {reason}") from error
 
 
 def _known_labels(dataset: Any) -> Any:

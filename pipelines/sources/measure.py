@@ -62,6 +62,8 @@ def measured(source: Source, pixels: Pixels, stated: Collection[str] = ()) -> tu
     fourth = channels == 3 and any(image.raster is not None and image.raster.channels == 4 for image in images)
     lines, pixel_range = ["the fourth channel of the images is left out"] * fourth, pixels.pixel_range
     if wide:
+        if pixel_range is None:
+            _check_types(source, wide)
         pixel_range, line = (pixel_range, "") if pixel_range else _range(wide, channels)
         types = " and ".join(sorted({raster.values.dtype.name for raster in wide}))
         lines += [f"{types} values {_span(pixel_range)} become 0 to 255{line}"]
@@ -129,6 +131,15 @@ def _fits(image: _Image, channels: int) -> bool:
     return own == channels or alpha or {own, channels} == {1, 3} or (own, channels) == (4, 3)
 
 
+def _check_types(source: Source, rasters: Sequence[Raster]) -> None:
+    """Raise DataError if one range cannot fit the values: integers and floats, or no number at all."""
+    kinds = {raster.values.dtype.kind == "f": raster.values.dtype.name for raster in rasters}
+    if len(kinds) > 1:
+        raise DataError(f"{source.name}: the images have {kinds[False]} and {kinds[True]} values; separate them")
+    if not any(np.isfinite(raster.values).any() for raster in rasters):
+        raise DataError(f"{source.name}: the sampled images have no finite value; remove them")
+
+
 def _range(rasters: Sequence[Raster], channels: int) -> tuple[tuple[float, ...], str]:
     each = [raster.values[..., : raster.channels] for raster in rasters]
     separate = channels not in (1, 3) and all(values.shape[-1] == channels for values in each)
@@ -140,7 +151,7 @@ def _range(rasters: Sequence[Raster], channels: int) -> tuple[tuple[float, ...],
 
 
 def _ends(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the range of some values. It is never empty."""
+    """Return the range of some values. It is never empty. A channel without a finite value gets 0 to 1."""
     numbers = values[np.isfinite(values)].astype(np.float64)
     if not len(numbers):
         return 0.0, 1.0

@@ -50,3 +50,8 @@ def test_configuration_of_a_run_gives_the_same_run():
     again = fit_to_data(resolve("dino", {}, yaml.safe_load(config.to_yaml())), 5000)
     assert again.config == config
     assert again.reasons == ()
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5, 50])
+def test_batch_is_never_larger_than_the_data(images):
+    assert _fit(images).config.train.batch_size_per_gpu <= images

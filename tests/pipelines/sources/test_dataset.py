@@ -210,3 +210,19 @@ def test_item_that_cannot_be_read_is_skipped():
     for items, reason in (([OSError("gone")], "none of its 1 items.*gone"), ([], "empty")):
         with pytest.raises(DataError, match=f"^Items: .*{reason}"):
             source_from_dataset(Items(items))
+
+
+def test_error_of_a_data_set_names_the_item():
+    """Its traceback came out of fasttrain.train."""
+
+    class Broken(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            if i == 2:
+                raise RuntimeError("boom")
+            return np.zeros((4, 4, 3), np.uint8), 0
+
+    with pytest.raises(DataError, match="Broken 2: .*boom"):
+        source_from_dataset(Broken())

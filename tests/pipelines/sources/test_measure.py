@@ -55,10 +55,25 @@ def test_stated_fields_stay():
     assert measured(ArraySource(deep()), whole, {"pixel_range", "mean", "std", "channels"}) == (whole, [])
 
 
-@pytest.mark.parametrize("values", [np.full((2, 4, 4, 1), 7.0), np.full((2, 4, 4, 1), np.nan), np.zeros((2, 4, 4, 1))])
+@pytest.mark.parametrize("values", [np.full((2, 4, 4, 1), 7.0), np.zeros((2, 4, 4, 1))])
 def test_constant_images_have_a_range(values):
     pixels, _ = measured(ArraySource(values), Pixels())
     assert pixels.pixel_range[0] < pixels.pixel_range[1]
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        ([np.full((4, 4), np.nan, np.float32)], "no finite value"),
+        ([np.ones((4, 4), np.float32), np.full((4, 4), 60_000, np.uint16)], "uint16 and float32 values"),
+    ],
+)
+def test_values_that_no_range_fits_are_an_error(tmp_path, images, problem):
+    """Floats from 0 to 1 next to uint16 became black."""
+    for number, values in enumerate(images):
+        (tmp_path / f"{number}.npy").write_bytes(npy(values))
+    with pytest.raises(DataError, match=problem):
+        measured(FolderSource(tmp_path), Pixels())
 
 
 def test_images_of_several_counts_are_an_error(tmp_path):
