@@ -101,8 +101,8 @@ def describe_load_error(error: Exception) -> str:
         return "is a TorchScript program and is not loaded. Save its state_dict."
     if reason := re.search(r"WeightsUnpickler error: ([^.\n]*)", text):  # torch advises to load it without protection
         return "is no file of tensors, or is damaged" + (f" ({reason[1]})." if reason[1] else ".")
-    if isinstance(error, KeyError):  # the file has other content than torch looks up in it
-        return "is no file of tensors, or is damaged."
+    if isinstance(error, KeyError):  # a number is a byte that torch takes for an instruction
+        return "is no file of tensors, or is damaged." if text.isdigit() else f"is damaged (no {text})."
     return f"is damaged ({next(iter(text.splitlines()), type(error).__name__)})."
 
 

@@ -5,6 +5,7 @@ side (``pytest -n 2``) have a thread each: two teams that spin on the same cores
 """
 
 import os
+import signal
 
 import pytest
 
@@ -49,6 +50,14 @@ def engine():
 
     with small_engine() as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _hang_up():
+    """Handle SIGHUP as in a terminal, also if the tests run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

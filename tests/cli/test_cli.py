@@ -182,7 +182,7 @@ def test_unknown_flag_from_the_shell_prints_one_line():
     [
         (["views", "--method", "dino", "--output", "~/views.png"], "views.png"),
         (["export", "--timm", "test_vit", "--format", "timm", "--output", "~/net.safetensors"], "net.safetensors"),
-        (["plan", "--method", "dino", "--output", "~/plan.json"], "plan.json"),
+        (["plan", "--method", "simclr", "--recipe", "cifar", "--output", "~/plan.json"], "plan.json"),
     ],
 )
 def test_home_folder_is_expanded_in_outputs(arguments, written, monkeypatch, tmp_path):
