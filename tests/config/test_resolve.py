@@ -85,7 +85,7 @@ def test_default_recipe_is_demo_without_data_and_imagenet_with(tmp_path):
 def test_with_entropy_overrides_the_recipe_for_the_twin():
     *base, twin = recipe_layers("demo", "dino", True)
     assert base == recipe_layers("demo", "dino", False)
-    assert twin == {"no_centering": True}
+    assert twin == {"no_centering": True, "epochs": 25, "knn_every": 10}
     assert not any("with_entropy" in layer for layer in base)
     assert resolve("dino", {"entropy": True}).settings.no_centering
     assert not resolve("dino", {"entropy": True, "no_centering": False}).settings.no_centering
