@@ -14,7 +14,7 @@ from fasttrain.run import main
 from fasttrain.training.monitors import CollapseMonitor, SpikeMonitor, collapse_sign, describe_spike, spread
 
 _WITHOUT_CENTRING = "--method dino --no_centering --out_dim 256 --use_bn_at_bottleneck false --momentum_teacher 0.9"
-_WITHOUT_CENTRING += " --warmup_epochs 1 --epochs 3 --knn_every 0"
+_WITHOUT_CENTRING += " --warmup_epochs 1 --epochs 3"
 _HEALTHY = {
     "step": 1000,
     "entropy": 5.0,
