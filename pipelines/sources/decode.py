@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..views.recipe import MOST_CHANNELS
-from .headers import MOST_PIXELS, BadImageError, image_size
+from .headers import MOST_PIXELS, BadImageError, image_size, too_large
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _BIG_ENDIAN = b"MM\0+"  # the start of a BigTIFF in this order
@@ -84,7 +84,7 @@ def as_raster(array: NDArray[Any]) -> Raster:
         form = f"real numbers [H, W, C] with at most {MOST_CHANNELS} channels"
         raise BadImageError(f"an array of {array.dtype} {[*array.shape]}; use {form}")
     if values.shape[0] * values.shape[1] > MOST_PIXELS:
-        raise _too_large(values.shape[1], values.shape[0])
+        raise too_large(values.shape[1], values.shape[0])
     return Raster(values)
 
 
@@ -236,7 +236,7 @@ def _by_tifffile(data: bytes) -> Raster:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page, series = file.pages.first, file.series[0]
             if page.imagewidth * page.imagelength > MOST_PIXELS:
-                raise _too_large(page.imagewidth, page.imagelength)
+                raise too_large(page.imagewidth, page.imagelength)
             ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
             if max(ends, default=0) > len(data):  # tifffile would return zeros
                 raise BadImageError("truncated: it ends inside its values")
@@ -293,7 +293,3 @@ def _lab_transform() -> Any:
 
     lab, srgb = (ImageCms.ImageCmsProfile(ImageCms.createProfile(name)) for name in ("LAB", "sRGB"))
     return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
-
-
-def _too_large(width: int, height: int) -> BadImageError:
-    return BadImageError(f"its {width} x {height} pixels are more than the {MOST_PIXELS:,} allowed; scale it down")

@@ -51,8 +51,13 @@ def image_size(data: bytes) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise BadImageError(f"its header says {width} x {height} pixels")
     if height * width > MOST_PIXELS:
-        raise BadImageError(f"its {width} x {height} pixels are more than the {MOST_PIXELS:,} allowed; scale it down")
+        raise too_large(width, height)
     return height, width
+
+
+def too_large(width: int, height: int) -> BadImageError:
+    """Return the error for an image of more than ``MOST_PIXELS`` pixels."""
+    return BadImageError(f"its {width} x {height} pixels are more than the {MOST_PIXELS:,} allowed; scale it down")
 
 
 def decodable(data: bytes) -> bytes:

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from ...errors import ConfigError, DataError
 from ..views.draw import epoch_order, uniforms
 from .base import Source
+from .decode import pnm
 from .labels import renumbered
 from .listing import Listing, digest_of, listing_of
+from .scan import LeftOut
 
 _WEIGHTED = 0x6D6978  # "mix" in ASCII: makes the order of a weighted epoch independent of other draws
 Indices = NDArray[np.int64]
@@ -79,12 +81,9 @@ class MixtureSource:
     def listing(self) -> Listing:
         """The findings about all sources."""
         parts = [listing_of(source) for source in self.sources]
-        left_out: Counter[str] = Counter()
-        special: dict[str, tuple[int, str]] = {}
+        left_out = LeftOut()
         for part in parts:
-            left_out.update(part.left_out)
-            for kind, (count, first) in part.special.items():
-                special[kind] = special.get(kind, (0, first))[0] + count, special.get(kind, (0, first))[1]
+            left_out.add(LeftOut(Counter(part.left_out), dict(part.special)))
         sizes = [len(source) for source in self.sources]
         epoch = [f", {quota:,} in an epoch" if self.quotas != sizes else "" for quota in self.quotas]
         shares = [f"{name}: {size:,} images{q}" for name, size, q in zip(self._names, sizes, epoch, strict=True)]
@@ -94,8 +93,8 @@ class MixtureSource:
             self.classes,
             labels_from="" if self.labels is None else f"{origins}, merged by name",
             unlabelled=f"{self._unlabelled} has none" if self._unlabelled else "",
-            left_out=left_out,
-            special=special,
+            left_out=left_out.extensions,
+            special=left_out.special,
             split_like=tuple(name for part in parts for name in part.split_like),
             links_back=tuple(link for part in parts for link in part.links_back),
             notes=(*shares, *(note for part in parts for note in part.notes)),
@@ -192,8 +191,7 @@ def _class_names(source: Source) -> tuple[str, ...]:
 
 def _as_file(pixels: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
     """Return pixels as an uncompressed image file, for a mixture with files."""
-    height, width, channels = pixels.shape
+    channels = pixels.shape[-1]
     if channels not in (1, 3) or pixels.dtype != np.uint8:
         raise DataError(f"{source.name}: {pixels.dtype} pixels with {channels} channels do not mix with image files")
-    header = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
-    return np.frombuffer(header + pixels.tobytes(), np.uint8)
+    return pnm(pixels)
