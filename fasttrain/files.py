@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,12 @@ def describe_load_error(error: Exception) -> str:
     if isinstance(error, KeyError):  # a number is a byte that torch takes for an instruction
         return "is no file of tensors, or is damaged." if text.isdigit() else f"is damaged (no {text})."
     return f"is damaged ({next(iter(text.splitlines()), type(error).__name__)})."
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if it is missing, and raise OSError if no file can be written in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ _REPEAT_SECONDS = 1.0  # a launcher forwards Ctrl-C to ranks that already receiv
 
 
 class Stopped(BaseException):
-    """A signal arrived while no step was running, and the work was given up. Not an Exception: no code may catch it."""
+    """A signal ended work between steps. It is not an Exception, so that the work itself cannot catch it."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -39,14 +39,14 @@ class Signals:
         return [float(number in self._arrivals) for number in STOPPING]
 
     @contextmanager
-    def raising(self) -> Iterator[None]:
+    def raising(self, ranks: int = 1) -> Iterator[None]:
         """Raise :class:`Stopped` as soon as a signal arrives, in the middle of the context's work.
 
-        For one rank only: with several, the other ranks would wait for this one.
+        With several ranks it does nothing, because the other ranks would wait for this one.
         """
-        if number := stop_signal(self.counts):
+        if ranks == 1 and (number := stop_signal(self.counts)):
             raise Stopped(number)
-        self._raises = True
+        self._raises = ranks == 1
         try:
             yield
         finally:

@@ -99,8 +99,8 @@ class Watchdog:
 
     If no step finishes for ``minutes`` (0: no limit), a line on stderr reports it. Within ``_GRACE`` seconds the stacks
     of all threads are written to ``rank-N.log`` and the process ends with status 1. Only the line is missing if a C
-    call holds the GIL. If another rank has ended, the process ends with
-    that rank's status. ``leave`` ends the process without the clean-up that waits for other ranks.
+    call holds the GIL. If another rank has ended, the process ends with that rank's status. ``leave`` ends the process
+    without the clean-up that waits for other ranks.
 
     A process has one timer of faulthandler, so another use of ``faulthandler.dump_traceback_later`` replaces this one.
     """

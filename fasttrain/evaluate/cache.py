@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import pipelines
 from ..distributed.world import World
+from ..files import check_writable
 from ..pipelines import Loader, Source, ViewRecipe
 from .evaluator import ShowProgress
 from .features import Features, extract_views
@@ -108,8 +108,7 @@ class FeatureCache:
         if folder is None:
             return None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            check_writable(folder)
         except OSError as error:
             self._warn(folder, error)
             return None

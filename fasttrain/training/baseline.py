@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.provenance import config_hash
 from ..config.resolve import Config
 from ..files import finite, write_text
 
@@ -21,9 +20,9 @@ class Baseline:
 
 
 def write_baseline(path: Path, baseline: Baseline, config: Config) -> None:
-    """Write the values, and a digest of the configuration that they belong to."""
+    """Write the values, and a hash of the settings that they belong to."""
     values = {"knn_top1_untrained": baseline.untrained, "knn_top1_pixels": baseline.pixels}
-    write_text(path, json.dumps(finite(values) | {"config": _digest(config)}) + "\n")
+    write_text(path, json.dumps(finite(values) | {"config": config_hash(config)}) + "\n")
 
 
 def read_baseline(path: Path, config: Config, *, resumed: bool) -> Baseline | None:
@@ -34,14 +33,8 @@ def read_baseline(path: Path, config: Config, *, resumed: bool) -> Baseline | No
     """
     try:
         content = json.loads(path.read_text())
-        if resumed or content["config"] == _digest(config):
+        if resumed or content["config"] == config_hash(config):
             return Baseline(content["knn_top1_untrained"], content["knn_top1_pixels"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def _digest(config: Config) -> str:
-    """Return a hash of the settings, without the two that say where a run starts and ends."""
-    train = dataclasses.replace(config.train, resume="auto", limit_steps=None)
-    return hashlib.sha256(dataclasses.replace(config, train=train).to_yaml().encode()).hexdigest()[:16]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +49,7 @@ class Progress:
 class Loop:
     """Makes the steps of a run.
 
-    ``evaluate`` measures the backbone; None without k-NN. ``progress`` shows the images of a first pass. ``save``
+    ``evaluate`` measures the backbone. ``progress`` shows the images of a first pass. ``save``
     receives the finished steps, whether an epoch ended, and the signal that stops the run, if any. ``advice`` says what
     to change against a collapse.
     """
@@ -63,7 +62,7 @@ class Loop:
         guard: Guard,
         watchdog: Watchdog,
         *,
-        evaluate: Callable[[int], Evaluation] | None,
+        evaluate: Callable[[int], Evaluation],
         progress: ShowProgress,
         save: Callable[[int, bool, signal.Signals | None], None],
         advice: str,
@@ -78,7 +77,7 @@ class Loop:
         """Make the steps after ``done`` up to ``last``; return the newest line of metrics.jsonl."""
         engine = self.engine
         if not done and engine.method.needs_first_pass:
-            with signals.raising() if engine.world.size == 1 else nullcontext():
+            with signals.raising(engine.world.size):
                 engine.first_pass(self._first_pass())
         progress = Progress.resumed(done, recorder.past if recorder else [], engine.steps_per_epoch)
         self.watchdog.step_done()
@@ -95,13 +94,12 @@ class Loop:
         due = not offset and 0 < progress.done < last and self._evaluates_after(epoch - 1)
         line = progress.logged
         lacking = due and line.get("step") == progress.done and "knn_top1" not in line
-        if self.evaluate and all_gather_object(self.engine.world, lacking)[0]:
+        if all_gather_object(self.engine.world, lacking)[0]:
             progress.logged = line | self._evaluation(progress.done)
             if recorder:
                 recorder.replace_last(progress.logged)
 
     def _evaluation(self, done: int) -> dict[str, Any]:
-        assert self.evaluate is not None
         evaluation = self.evaluate(done)
         return {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
 
@@ -137,7 +135,7 @@ class Loop:
                 line = metrics_line(engine, step, objective, finding, self.guard.skipped, progress.meter)
                 if finding.fault is None:
                     progress.epoch_lines.append(line)
-                if evaluates and self.evaluate and not self.guard.consecutive:
+                if evaluates and not self.guard.consecutive:
                     try:
                         line = line | self._evaluation(progress.done)
                     except Stopped as error:  # the checkpoint below ends the run, which measures it when it resumes

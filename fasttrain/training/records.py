@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from ..config.resolve import Config
 from ..distributed.world import World
 from ..engine.engine import Engine
 from ..errors import ConfigError
-from ..files import finite, write_text
+from ..files import check_writable, finite, write_text
 from ..methods import Objective, Step
 from .guard import Finding
 from .monitors import spread
@@ -42,10 +41,9 @@ def output_folder(config: Config, world: World) -> Path:
         dist.broadcast_object_list(chosen)
     path = Path(chosen[0])
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        for folder in (path, path / "checkpoints"):
-            if folder.is_dir():
-                tempfile.TemporaryFile(dir=folder).close()
+        check_writable(path)
+        if (path / "checkpoints").is_dir():
+            check_writable(path / "checkpoints")
     except OSError as error:
         action = "written to" if path.is_dir() else "made"
         raise ConfigError(f"--output_dir {path}: cannot be {action}: {error.strerror}. Choose another.") from None

@@ -92,8 +92,7 @@ def train(
             data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
             fit = _fit(config, data, output, world)
             if (summary := _finished(fit.config, output, world)) is not None:
-                config, _ = settled_on_every_rank(fit.config, data.train, world, resumed=output)
-                return Outcome(summary, output, config, 0)
+                return Outcome(summary, output, fit.config, 0)
             run = _Run(fit, world, output, data, watchdog, signals, network)
             stack.callback(run.close)
             return run.train()
@@ -185,7 +184,7 @@ class _Run:
             self.loader,
             self.guard,
             watchdog,
-            evaluate=self._evaluate if t.knn_every else None,
+            evaluate=self._evaluate,
             progress=self._progress,
             save=self._save,
             advice="Lower --lr." if config.entropy else "Try --entropy, or a lower --lr.",
@@ -307,8 +306,7 @@ class _Run:
     def _recorder(self, done: int) -> Recorder:
         settings = self.config.with_absolute_paths().to_yaml()
         trackers = open_trackers(self.config.train.trackers, self.output, settings, done)
-        note = print if self.display is None else self.display.note
-        return Recorder(self.output, resumed_at=done, trackers=trackers, note=note)
+        return Recorder(self.output, resumed_at=done, trackers=trackers, note=self._print)
 
     def _evaluate(self, done: int) -> Evaluation:
         """Measure the backbone. Raise Stopped if a signal arrives. Collective."""
@@ -321,7 +319,7 @@ class _Run:
     def _interruptible(self) -> AbstractContextManager[None]:
         """Return a context in which a signal ends the work at once. With several ranks, :meth:`_progress` ends it."""
         self.watchdog.step_done()
-        return self.signals.raising() if self.world.size == 1 else nullcontext()
+        return self.signals.raising(self.world.size)
 
     def _progress(self, name: str, done: int, total: int) -> None:
         """Show the progress of work between steps, and raise Stopped on all ranks if a signal arrived on any of them.
