@@ -262,6 +262,17 @@ def lightly_views() -> str:
 # Ranks
 
 
+def plan_public() -> str:
+    body = []
+    for row in _results("plan-public")["rows"]:
+        terms = row["terms_s"]
+        names = ("operators", "update", "host", "waited", "patch_objective")
+        cells = [f"{1e3 * terms[name]:.0f}" for name in names]
+        body.append([row["name"], f"{row['published_s']:.3f}", f"{row['step_s']:.3f}", f"{row['ratio']:.2f}", *cells])
+    columns = ["run", "published, s", "plan, s", "ratio", "GPU, ms", "update", "host", "communication", "patches"]
+    return table(columns, body)
+
+
 def two_machines() -> str:
     rates = _results("two-machines")["rates"]
     body = []
@@ -328,6 +339,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "own-kernel": lambda: own_kernel.report(_runs("own-kernel")),
     "against-lightly": lambda: against_lightly.report(_runs("against_lightly")),
     "lightly-views": lightly_views,
+    "plan-public": plan_public,
     "two-machines": two_machines,
     "weak": weak,
     "stages": stages,

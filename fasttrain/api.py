@@ -81,6 +81,7 @@ def train(
     num_heads: int | None = None,
     activation_checkpointing: bool | None = None,
     drop_path_rate: float | None = None,
+    drop_path_subset: bool | None = None,
     optimizer: str | None = None,
     lr: float | None = None,
     min_lr: float | None = None,

@@ -34,7 +34,8 @@ class PlanOptions:
     flops_fraction: PositiveFraction = flag(0.5, "achieved fraction of the peak of matrix products")
     bandwidth_fraction: PositiveFraction = flag(0.8, "achieved fraction of the memory bandwidth")
     link_fraction: PositiveFraction = flag(0.8, "achieved fraction of the links' bandwidth")
-    latency: NonNegative = flag(30.0, "microseconds per message")
+    latency: NonNegative = flag(30.0, "microseconds to start a message")
+    host_time: NonNegative = flag(20.0, "microseconds of the host per operator")
     nvlink: Positive | None = flag(None, "GB/s between GPUs of a node, per direction")
     network: Positive | None = flag(None, "GB/s out of a node of 8 GPUs, per direction, all adapters")
 
@@ -83,5 +84,6 @@ def _cluster(options: PlanOptions) -> Cluster:
         bandwidth_fraction=options.bandwidth_fraction,
         link_fraction=options.link_fraction,
         latency=options.latency * 1e-6,
+        host=options.host_time * 1e-6,
         reserve=options.reserve * GIB,
     )

@@ -26,6 +26,9 @@ class TrainConfig:
     num_heads: Count | None = flag(None, "attention heads of a ViT; default: the architecture's")
     activation_checkpointing: bool = flag(False, "recompute blocks in backward: less memory, slower")
     drop_path_rate: Fraction = flag(0.1, "stochastic depth rate of the student")
+    drop_path_subset: bool = flag(
+        False, "stochastic depth at the same rate in all blocks, which compute only the samples that they keep"
+    )
 
     optimizer: str = flag("adamw", "one of " + ", ".join(OPTIMIZERS))
     lr: NonNegative = flag(5e-4, "peak learning rate for a global batch of 256; scaled linearly with the batch")

@@ -12,6 +12,7 @@ from ..config.resolve import Config
 from ..errors import ConfigError
 from ..methods import Method, Network, Task
 from ..models.architectures import check_crops, checkpoint_activations, create_backbone, start_residuals_at_one
+from ..models.drop_path import drop_samples
 
 
 def build_method(config: Config, *, images: int, world_size: int, network: Network | None = None) -> Method:
@@ -32,13 +33,15 @@ def build_method(config: Config, *, images: int, world_size: int, network: Netwo
                 img_size=sizes[0],
                 patch_size=t.patch_size,
                 num_heads=t.num_heads,
-                drop_path_rate=t.drop_path_rate,
+                drop_path_rate=0.0 if t.drop_path_subset else t.drop_path_rate,
             )
             if not cls.zero_init_residual:
                 start_residuals_at_one(made)
         else:
             made = network(channels)
         check_crops(made, sizes, channels)
+        if t.drop_path_subset:
+            drop_samples(made, t.drop_path_rate)
         if t.activation_checkpointing:
             checkpoint_activations(made)
         return made

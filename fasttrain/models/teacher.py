@@ -18,13 +18,12 @@ def make_teacher(student: Module) -> Module:
 
     The teacher has its own BatchNorm statistics, as in BYOL and DINO, and so stays in training mode.
     """
-    from timm.layers import DropPath  # its import takes seconds, which an invalid flag and --help should not wait for
+    # timm's import takes seconds, which an invalid flag and --help should not wait for
+    from .drop_path import remove_stochastic_depth
 
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
-    for layer in teacher.modules():
-        if isinstance(layer, DropPath):
-            layer.drop_prob = 0.0
+    remove_stochastic_depth(teacher)
     return teacher
 
 

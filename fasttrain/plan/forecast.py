@@ -19,10 +19,14 @@ from ..errors import ConfigError
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster
 from .memory import Part, largest_batch, parts, total
+from .pauses import Pauses, evaluation_time, pauses
 from .step_time import StepTime, step_time
 from .trace import Trace, trace
 from .update import trace_update
 from .weights import Weight, weights_of, zero_of
+
+_TIE = 1.03
+"""Two steps are equally fast if their times differ by less than this factor."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Stage:
     parts: tuple[Part, ...]
     traffic: tuple[Traffic, ...]
     time: StepTime
+    pauses: Pauses
     largest_batch: int
     """Largest number of images per GPU and micro-step that fits, or 0."""
 
@@ -64,7 +69,7 @@ class Forecast:
     """Floating-point operations of a micro-step, forward and backward."""
     stages: tuple[Stage, ...]
     chosen: Stage | None
-    """The stage of --zero_stage, or the lowest stage that fits; None if none fits."""
+    """The stage of --zero_stage, or the fastest stage that fits; None if none fits."""
 
     @property
     def global_batch(self) -> int:
@@ -75,17 +80,20 @@ class Forecast:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        t = self.config.train
-        micro_steps = self.images // (t.batch_size_per_gpu * self.cluster.world)
-        return t.epochs * (micro_steps // t.gradient_accumulation_steps)
+        return _steps(self.config.train, self.images, self.cluster.world)
 
     def fits(self, stage: Stage) -> bool:
         """Return whether a GPU has enough memory for the stage."""
         return stage.bytes <= self.cluster.usable
 
     def hours(self, stage: Stage) -> float:
-        """Return the hours of all steps, without evaluation and checkpoints."""
-        return self.steps * stage.time.total / 3600
+        """Return the hours of all steps, evaluations and copies of checkpoints."""
+        return (self.steps * stage.time.total + stage.pauses.total) / 3600
+
+
+def _steps(train: TrainConfig, images: int, world: int) -> int:
+    micro_steps = images // (train.batch_size_per_gpu * world)
+    return train.epochs * (micro_steps // train.gradient_accumulation_steps)
 
 
 def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
@@ -111,6 +119,7 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
     buffers = {name: buffer.nbytes for name, buffer in method.named_buffers()}
     method_bytes = sum(buffers.values()) + method.bytes_between_epochs(config.settings, images)
     update = trace_update(method, t, world=world)
+    evaluation = evaluation_time(method, config, cluster, images)
 
     def needs(traced: Trace, stage: int) -> tuple[Part, ...]:
         zero = zero_of(t, stage, world, precision, weights)
@@ -135,7 +144,8 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
         memory = needs(one, stage)
         fits = min(largest_batch(memory, one.batch, needs(two, stage), two.batch, cluster.usable), largest)
         accepted = next((batch for batch in range(fits, 0, -1) if _accepts(config, batch * world)), 0)
-        return Stage(stage, memory, sent, seconds, accepted)
+        between = pauses(evaluation, memory, config, cluster, _steps(t, images, world))
+        return Stage(stage, memory, sent, seconds, between, accepted)
 
     unsharded = traces(0)  # the same at stages 0 to 2
     stages = [at(0, *unsharded)]
@@ -169,12 +179,17 @@ def _estimated_batch(one: Trace, needed: int, usable: float) -> int:
 
 
 def _choice(stages: Sequence[Stage], train: TrainConfig, cluster: Cluster) -> Stage | None:
-    """Return the stage of --zero_stage, or the lowest stage that the engine would choose; None if it does not fit."""
+    """Return the stage of --zero_stage, or the fastest stage that fits; None if none fits.
+
+    Of stages whose steps differ by less than 3 %, the lowest is returned, because the forecast is no more exact.
+    """
     if train.zero_stage is not None:
         candidates = [stage for stage in stages if stage.stage == train.zero_stage]
     else:
         candidates = list(stages[least_stage(train) :][: 1 if cluster.world == 1 else None])
-    return next((stage for stage in candidates if stage.bytes <= cluster.usable), None)
+    fitting = [stage for stage in candidates if stage.bytes <= cluster.usable]
+    fastest = min((stage.time.total for stage in fitting), default=0.0)
+    return next((stage for stage in fitting if stage.time.total <= fastest * _TIE), None)
 
 
 def refusal(prediction: Forecast) -> str:

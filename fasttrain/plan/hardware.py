@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -33,6 +34,9 @@ class Gpu:
 # 2,250 dense, 75, 7.7 TB/s, 1.8 TB/s). DGX A100: 8 x HDR InfiniBand of 200 Gb/s; DGX H100, H200, B200: 8 x NDR of 400.
 _A100 = {"flops": 312e12, "flops_fp32": 19.5e12, "nvlink": 300e9, "network": 8 * 25e9}
 _HOPPER = {"flops": 989e12, "flops_fp32": 67e12, "nvlink": 450e9, "network": 8 * 50e9}
+# Seconds for which NCCL 2.28 expects a small message (protocol LL) to wait at a GPU: over NVLink, and over the network
+# in a tree and in a ring (ncclTunerConstantsDefaults).
+_HOP_IN_NODE, _HOP_OF_TREE, _HOP_OF_RING = 0.6e-6, 5.0e-6, 2.7e-6
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -74,7 +78,15 @@ class Cluster:
     link_fraction: float = 0.8
     """Achieved fraction of the links' bandwidth."""
     latency: float = 30e-6
-    """Smallest time of a collective operation, in seconds."""
+    """Seconds that a collective operation takes to start on every GPU."""
+    host: float = 20e-6
+    """Seconds that the host needs to call an operator and start its kernels (bench.scale.host_time)."""
+    host_update: float = 70e-6
+    """Seconds that the host needs to clip, step and average a trained tensor."""
+    host_zero3: float = 600e-6
+    """Further seconds that DeepSpeed's hooks need at a call of a module with weights at ZeRO 3."""
+    copy: float = 20e9
+    """Bytes per second from a GPU to the host, for checkpoints."""
     reserve: float = 3 * GIB
     """Bytes for the CUDA context, NCCL, workspaces of libraries, fragmentation and DALI's buffers."""
 
@@ -98,12 +110,22 @@ class Cluster:
         return nvlink if self.nodes == 1 else min(nvlink, self.gpu.network * self.gpus_per_node / 8)
 
     def seconds(self, kind: str, bytes: float, messages: int = 1) -> float:
-        """Return the time of ring collectives. An all-reduce sends the data twice, all others once."""
+        """Return the time of ring collectives. An all-reduce sends the data twice, all others once.
+
+        A message also waits for the GPUs that pass it on: as a tree over the nodes in an all-reduce, else as a ring.
+        """
         if self.world == 1:
             return 0.0
         passes = 2 if kind == "all_reduce" else 1
         share = (self.world - 1) / self.world
-        return passes * share * bytes / (self.link * self.link_fraction) + messages * self.latency
+        return passes * share * bytes / (self.link * self.link_fraction) + messages * (self.latency + self._hops(kind))
+
+    def _hops(self, kind: str) -> float:
+        within = self.gpus_per_node - 1
+        if kind == "all_reduce":
+            return 2 * (within * _HOP_IN_NODE + math.log2(self.nodes) * _HOP_OF_TREE)
+        between = 0 if self.nodes == 1 else self.nodes
+        return self.nodes * within * _HOP_IN_NODE + between * _HOP_OF_RING
 
     def roofline(self, flops: float, bytes: float, precision: str) -> float:
         """Return the seconds of an operator: the larger of its time for products and for memory."""

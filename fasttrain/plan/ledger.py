@@ -18,6 +18,7 @@ from .. import kernels  # noqa: F401 (defines torch.ops.fasttrain)
 _ATEN, _OURS = torch.ops.aten, torch.ops.fasttrain
 _SCALAR = _ATEN._local_scalar_dense.default
 _CAST = _ATEN._to_copy.default
+_DETACH = _ATEN.detach.default
 
 
 class Work(NamedTuple):
@@ -30,15 +31,15 @@ class Work(NamedTuple):
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record every operator that runs inside, on tensors without values.
 
-    A value that Python reads is 0. fasttrain's kernels use the GPU's backend. ``work`` lists the operators. ``peak`` is
-    the largest number of bytes of their outputs that were alive at once. ``weight_copies`` are autocast's copies of the
-    trained ``weights`` that are alive.
+    A value that Python reads is 0. fasttrain's kernels use the GPU's backend. ``calls`` counts the operators, views
+    included. ``work`` lists the operators that compute or move data. ``peak`` is the largest number of bytes of their
+    outputs that were alive at once. ``weight_copies`` are autocast's copies of the trained ``weights`` that are alive.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.work: list[Work] = []
-        self.alive = self.peak = 0
+        self.calls = self.alive = self.peak = 0
         self.weight_copies: weakref.WeakSet[Any] = weakref.WeakSet()
         self._weights = {_storage(weight) for weight in weights if weight.requires_grad}
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -48,6 +49,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and record it."""
+        self.calls += func.namespace != "prim" and func is not _DETACH  # both are calls of this bookkeeping
         if func is _SCALAR:
             return 0.0 if args[0].is_floating_point() else 0
         packet = func._overloadpacket

@@ -72,13 +72,17 @@ def assumptions(prediction: Forecast) -> list[str]:
         f"dense), all else at {c.bandwidth_fraction:.0%} (--bandwidth_fraction) of {g.bandwidth / 1e12:.2f} TB/s.",
         f"Links run at {c.link_fraction:.0%} (--link_fraction) of NVLink's {g.nvlink / 1e9:.0f} GB/s per direction "
         f"within a node, and of {g.network / 1e9:.0f} GB/s of InfiniBand out of 8 GPUs (DGX). Rings go through all "
-        f"GPUs. A message takes {c.latency * 1e6:.0f} us (--latency).",
+        f"GPUs. A message starts in {c.latency * 1e6:.0f} us (--latency), and waits at each GPU as in NCCL's model.",
+        f"The host calls an operator in {c.host * 1e6:.0f} us (--host_time), and clips, steps and averages a tensor "
+        f"in {c.host_update * 1e6:.0f} us, while the GPU computes. At stage 3, "
+        f"DeepSpeed's hooks add {c.host_zero3 * 1e6:.0f} us per module, measured on a CPU.",
         "Saved activations are counted on torch's CPU operators. Attention saves queries, keys, values, its output and "
         "one value per row, like flash attention. Loss kernels are Triton's.",
         "All gradients exist together with all activations. This is an upper bound, because they replace each other.",
         "The loader is on the GPU with two batches prepared, and is never waited for. Operators are not fused (no "
-        "torch.compile) and do not wait for Python.",
-        "Evaluation, checkpoints, logging and reductions of single values are left out.",
+        "torch.compile).",
+        "k-NN takes the forward passes in fp32. A checkpoint stops the run for its copy to the host, at "
+        f"{c.copy / 1e9:.0f} GB/s. Logging and reductions of single values are left out.",
         f"DeepSpeed is the installed version. Buckets have {prediction.bucket:,} elements, an eighth of it at stage 3. "
         "Stages 1 and 2 all-reduce gradients and gather the updated weights in fp32. Only stage 3 and --overlap_comm "
         "overlap communication with computation.",
@@ -151,11 +155,14 @@ def _times(prediction: Forecast) -> list[Cells]:
 
     return [
         row("forward and backward, ms", lambda s: f"{1e3 * s.time.operators:.1f}"),
+        row("host's calls of operators, ms", lambda s: f"{1e3 * s.time.host:.1f}"),
         row("update, ms", lambda s: f"{1e3 * s.time.update:.1f}"),
         row("communication, ms", lambda s: f"{1e3 * s.time.sent:.1f}"),
         row("not overlapped, ms", lambda s: f"{1e3 * s.time.waited:.1f}"),
         row("step, ms", lambda s: f"{1e3 * s.time.total:.1f}"),
         row("images/s", lambda s: f"{prediction.global_batch / s.time.total:,.0f}"),
+        row("k-NN in the whole run, s", lambda s: f"{s.pauses.evaluation:,.0f}"),
+        row("copies of checkpoints, s", lambda s: f"{s.pauses.checkpoints:,.0f}"),
         row("days", lambda s: f"{prediction.hours(s) / 24:,.2f}"),
         row("GPU-hours", lambda s: f"{prediction.hours(s) * prediction.cluster.world:,.0f}"),
     ]
@@ -173,6 +180,7 @@ def _stage_as_json(prediction: Forecast, stage: Stage) -> dict[str, Any]:
             asdict(t) | {"seconds": prediction.cluster.seconds(t.kind, t.bytes, t.messages)} for t in stage.traffic
         ],
         "seconds": asdict(stage.time) | {"step": stage.time.total},
+        "pauses": asdict(stage.pauses),
         "images_per_s": prediction.global_batch / stage.time.total,
         "days": hours / 24,
         "gpu_hours": hours * prediction.cluster.world,

@@ -18,9 +18,11 @@ class StepTime:
     """Seconds of an optimizer step."""
 
     operators: float
-    """Forward and backward of all micro-steps."""
+    """Forward and backward of all micro-steps on the GPU."""
     update: float
-    """Clipping, optimizer and the teacher's average."""
+    """Clipping, optimizer and the teacher's average on the GPU."""
+    host: float
+    """Calls of all operators by the host, which the GPU waits for if they take longer."""
     sent: float
     """All communication, hidden or not."""
     waited: float
@@ -29,7 +31,7 @@ class StepTime:
     @property
     def total(self) -> float:
         """The whole step."""
-        return self.operators + self.update + self.waited
+        return max(self.operators + self.update, self.host) + self.waited
 
 
 def step_time(
@@ -45,15 +47,26 @@ def step_time(
 ) -> StepTime:
     """Return the time of the operators by their rooflines, of the update and of the communication.
 
-    Communication that overlaps with the operators costs only the time by which it exceeds them.
+    The host calls operators while the GPU computes, so the longer of the two counts. Communication that overlaps with
+    the operators costs only the time by which it exceeds them.
     """
     one = sum(cluster.roofline(work.flops, work.bytes, precision) for work in traced.work)
     operators = one * accumulation
-    moved = update.moved * shard_elements(weights, zero) / sum(weight.numel for weight in trained(weights))
+    own = trained(weights)
+    moved = update.moved * shard_elements(weights, zero) / sum(weight.numel for weight in own)
     moved += update.teacher_moved / (zero.world if zero.stage == 3 else 1)
     seconds = [(t.hidden, cluster.seconds(t.kind, t.bytes, t.messages)) for t in sent]
     hidden = sum(s for overlaps, s in seconds if overlaps)
     exposed = sum(s for overlaps, s in seconds if not overlaps)
     return StepTime(
-        operators, cluster.roofline(0, moved, precision), hidden + exposed, exposed + max(hidden - operators, 0.0)
+        operators,
+        cluster.roofline(0, moved, precision),
+        host=_host(traced.calls * accumulation, len(traced.uses) * accumulation, len(own), zero, cluster),
+        sent=hidden + exposed,
+        waited=exposed + max(hidden - operators, 0.0),
     )
+
+
+def _host(calls: int, modules: int, tensors: int, zero: Zero, cluster: Cluster) -> float:
+    hooks = cluster.host_zero3 * modules if zero.stage == 3 else 0.0
+    return cluster.host * calls + cluster.host_update * tensors + hooks

@@ -43,6 +43,8 @@ class Trace:
     """Further bytes that are alive at the worst moment, including the gradient of the current parameter."""
     inputs: int
     """Bytes of the batch's views."""
+    calls: int
+    """Operators that the host calls, views included."""
     work: tuple[Work, ...]
     messages: tuple[Message, ...]
     """Messages of BatchNorm, the loss and the centre."""
@@ -106,6 +108,7 @@ def trace(
             weight_copies=copies,
             temporary=max(ledger.peak - network - by_loss - copies, 0),
             inputs=sum(view.nbytes for view in images),
+            calls=ledger.calls,
             work=tuple(ledger.work),
             messages=tuple(group.messages) if group is not None else (),
             uses=tuple(uses),

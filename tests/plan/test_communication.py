@@ -16,7 +16,7 @@ _WEIGHTS = (
     weight(1001, None, teacher=True, sent=2, name="t"),
 )
 _MESSAGES = (Message("all_gather", 5, "loss"), Message("all_gather", 6, "loss"), Message("all_reduce", 7, "loss"))
-_TRACE = Trace(4, 0, 0, 0, 0, 0, (), _MESSAGES, (("decay.1001",), ("t",), ("decay.1001",)))
+_TRACE = Trace(4, 0, 0, 0, 0, 0, 0, (), _MESSAGES, (("decay.1001",), ("t",), ("decay.1001",)))
 _UPDATE = Update(0, 0, 0, 0, (Message("broadcast", 9, "BatchNorm"),))
 
 

@@ -9,6 +9,8 @@ from fasttrain.errors import ConfigError
 from fasttrain.plan.forecast import _accepts, _can_recompute, _choice, forecast, refusal
 from fasttrain.plan.hardware import GIB, GPUS, Cluster
 from fasttrain.plan.memory import Part
+from fasttrain.plan.pauses import Pauses, evaluation_time, pauses
+from fasttrain.plan.step_time import StepTime
 
 from .small import built, configured
 
@@ -28,7 +30,8 @@ def plain():
 def test_forecast_has_steps_images_and_hours(plain):
     assert (plain.global_batch, plain.steps) == (32, plain.config.train.epochs * 200)
     stage = plain.stages[1]
-    assert plain.hours(stage) == pytest.approx(plain.steps * stage.time.total / 3600)
+    assert plain.hours(stage) == pytest.approx((plain.steps * stage.time.total + stage.pauses.total) / 3600)
+    assert stage.pauses.evaluation > 0 < stage.pauses.checkpoints
     assert [stage.stage for stage in plain.stages] == [0, 1, 2, 3]
     assert plain.chosen is plain.stages[0]
 
@@ -87,9 +90,33 @@ def _needing(plain, gibs, batches=(0, 0, 0, 0), stage=None, world=4, overlap=Non
         ((9, 9, 9, 9), {"overlap": True, "world": 1}, 1),
     ],
 )
-def test_chosen_stage_is_the_requested_or_the_lowest_that_fits(plain, gibs, options, chosen):
+def test_chosen_stage_is_the_requested_or_the_lowest_of_equals(plain, gibs, options, chosen):
     stage = _needing(plain, gibs, **options).chosen
     assert (None if stage is None else stage.stage) == chosen
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [((9.0, 9.0, 8.8, 20.0), 0), ((9.0, 7.0, 7.1, 5.0), 3)])
+def test_chosen_stage_is_the_fastest(plain, seconds, chosen):
+    times = [StepTime(s, 0.0, 0.0, 0.0, 0.0) for s in seconds]
+    stages = [replace(s, parts=(), time=time) for s, time in zip(plain.stages, times, strict=True)]
+    assert _choice(stages, plain.config.train, plain.cluster).stage == chosen
+
+
+def test_pauses_count_evaluations_and_checkpoints():
+    config = configured("dino", arch="conv_small", epochs=21, knn_every=10, saveckp_freq_steps=50)
+    memory = (Part("teacher", 5, int(2e9)), Part("activations", 7, int(9e9)))
+    between = pauses(3.0, memory, config, Cluster(GPUS["h100"], copy=1e9), steps=210)
+    assert between == Pauses(evaluation=4 * 3.0, checkpoints=(21 + 4) * 2.0)
+    none = replace(config, train=replace(config.train, knn_every=0))
+    assert pauses(3.0, memory, none, _NODE, steps=210).evaluation == 0
+
+
+def test_evaluation_time_follows_the_images_and_the_ranks():
+    config = configured("dino", arch="conv_small", knn_train_images=300, knn_val_images=100)
+    method = built(config)
+    one, four = (evaluation_time(method, config, Cluster(GPUS["h100"], 1, world), 1000) for world in (1, 4))
+    assert one == pytest.approx(4 * four)
+    assert evaluation_time(method, config, Cluster(GPUS["h100"], 1, 1), 200) == pytest.approx(one * 300 / 400)
 
 
 @pytest.mark.parametrize(

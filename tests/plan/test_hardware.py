@@ -20,12 +20,25 @@ def test_gpus_are_in_order_and_named():
 
 def test_rings_use_nvlink_in_a_node_and_the_network_between():
     one, two = (Cluster(_H100, nodes, 8, **_IDEAL) for nodes in (1, 2))
-    assert one.seconds("all_reduce", 8e9) == pytest.approx(2 * 7 / 8 * 8e9 / 450e9)
-    assert one.seconds("all_gather", 8e9) == pytest.approx(7 / 8 * 8e9 / 450e9)
-    assert two.seconds("reduce_scatter", 8e9) == pytest.approx(15 / 16 * 8e9 / 400e9)
+    assert one.seconds("all_reduce", 8e9) == pytest.approx(2 * 7 / 8 * 8e9 / 450e9, rel=1e-3)
+    assert one.seconds("all_gather", 8e9) == pytest.approx(7 / 8 * 8e9 / 450e9, rel=1e-3)
+    assert two.seconds("reduce_scatter", 8e9) == pytest.approx(15 / 16 * 8e9 / 400e9, rel=1e-2)
     assert Cluster(_H100, 2, 4, **_IDEAL).link == 200e9  # half of the adapters
-    assert Cluster(_H100, latency=1e-5).seconds("all_reduce", 0, messages=100) == pytest.approx(1e-3)
     assert Cluster(_H100, 1, 1).seconds("all_reduce", 1e9, messages=100) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodes", "microseconds"),
+    [
+        ("all_reduce", 1, 10 + 2 * 7 * 0.6),
+        ("all_reduce", 8, 10 + 2 * (7 * 0.6 + 3 * 5)),
+        ("all_gather", 1, 10 + 7 * 0.6),
+        ("all_gather", 8, 10 + 8 * 7 * 0.6 + 8 * 2.7),
+    ],
+)
+def test_small_messages_wait_at_each_gpu(kind, nodes, microseconds):
+    seconds = Cluster(_H100, nodes, 8, latency=1e-5).seconds(kind, 0, messages=100)
+    assert seconds == pytest.approx(100e-6 * microseconds)
 
 
 def test_roofline_is_the_larger_of_two_times():

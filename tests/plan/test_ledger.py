@@ -24,6 +24,7 @@ def test_ledger_counts_products_bytes_and_peak():
             z = y.relu()
     product = Work(2 * 10 * 20 * 30, 4 * (200 + 600 + 300))
     assert ledger.work == [product, Work(0, 4 * 600), Work(0, 4 * 600)]
+    assert ledger.calls == 4  # with the view
     assert ledger.peak == ledger.alive == 4 * 600
     assert z.shape == (10, 30)
 

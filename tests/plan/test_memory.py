@@ -12,7 +12,7 @@ from fasttrain.plan.weights import flat_groups
 from .small import weight, zero
 
 _WEIGHTS = (weight(1000), weight(200), weight(8, "no_decay"), weight(1000, None, teacher=True, name="t"))
-_TRACE = Trace(4, 1000, 100, 50, 70, 30, (), (), ())
+_TRACE = Trace(4, 1000, 100, 50, 70, 30, 0, (), (), ())
 _UPDATE = Update(state=2 * 4 * 1208, temporary=4 * 1208, moved=0, teacher_moved=0, messages=())
 
 
