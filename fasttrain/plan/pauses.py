@@ -47,8 +47,8 @@ def evaluation_time(method: Method, config: Config, cluster: Cluster, images: in
     seconds = max(
         sum(cluster.roofline(work.flops, work.bytes, "fp32") for work in ledger.work), cluster.host * ledger.calls
     )
-    used: int = min(images, t.knn_train_images) + t.knn_val_images
-    return seconds * used / (t.batch_size_per_gpu * cluster.world)
+    used = min(images, t.knn_train_images) + t.knn_val_images
+    return float(seconds * used / (t.batch_size_per_gpu * cluster.world))
 
 
 def pauses(evaluation: float, memory: Sequence[Part], config: Config, cluster: Cluster, steps: int) -> Pauses:
