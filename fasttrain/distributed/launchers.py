@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 
 _PORTS = range(20_000, 32_000)
-"""Ports below those that the kernel gives to clients."""
+"""The ports that the kernel gives to clients begin above this range."""
 
 
 @dataclass(frozen=True)

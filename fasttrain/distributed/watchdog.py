@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from ..errors import Crashed
+from ..errors import Crashed, printable
 from .world import World
 
 _KEY = "fasttrain/end"  # in the process group's store: "<status> <crash or hang> <rank>" of the first rank that ends
@@ -241,6 +241,6 @@ class Watchdog:
 
 
 def _report(line: str) -> None:
-    print(f"fasttrain: {line}", file=sys.stderr)
+    print(f"fasttrain: {printable(line)}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

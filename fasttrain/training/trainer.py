@@ -31,7 +31,7 @@ from ..engine.engine import Engine, global_batch
 from ..engine.zero import full_numel
 from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted
 from ..evaluate.evaluator import Evaluation, Evaluator
-from ..files import DISK_ERRORS
+from ..files import DISK_ERRORS, write_text
 from ..methods import Method, Network
 from ..models.architectures import user_backbone
 from ..models.layouts import Report
@@ -133,6 +133,7 @@ class _Run:
         self.world, self.watchdog, self.signals, self.output, self.splits = world, watchdog, signals, output, splits
         self.console = new_console() if world.is_main else None
         self.display: Display | None = None  # only rank 0 has one
+        self.recorder: Recorder | None = None
         if t.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch raises an error at the first product
         torch.use_deterministic_algorithms(t.deterministic)
@@ -214,7 +215,7 @@ class _Run:
         done = first = 0 if checkpoint is None else card.step
         with ExitStack() as stack:
             if main:
-                (self.output / "config.yaml").write_text(self.config.with_absolute_paths().to_yaml())
+                write_text(self.output / "config.yaml", self.config.with_absolute_paths().to_yaml())
                 self.display = stack.enter_context(
                     Display(self.last, done, console=self.console, too_long=self._too_long())
                 )
@@ -287,8 +288,8 @@ class _Run:
         """Run the loop. After a divergence, run it again from the last checkpoint with another order of the data."""
         while True:
             try:
-                with self._recorder(done) if self.world.is_main else nullcontext() as recorder:
-                    return self.loop.run(done, self.last, self.signals, recorder, self.display)
+                with self._recorder(done) if self.world.is_main else nullcontext() as self.recorder:
+                    return self.loop.run(done, self.last, self.signals, self.recorder, self.display)
             except Diverged as error:
                 limit = self.config.train.rollback
                 if self.rollbacks >= limit:
@@ -346,6 +347,8 @@ class _Run:
         if (due and not self.guard.consecutive) or stop or done == self.last:
             if not self.engine.finite():
                 raise Diverged(f"the weights are not finite after step {done}. Lower --lr or set --clip_grad.")
+            if self.recorder:
+                self.recorder.sync()
             store.publish(self.engine, self.output / "checkpoints", self._card(done), keep=keep, newest=t.keep)
             self.rollback_source = "auto"
         if stop and done < self.last:
