@@ -45,7 +45,7 @@ def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int
     hidden = folder / f".{name}.part"
 
     def prepare() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not the run's folder above, which somebody may have removed
         for leftover in leftovers(folder):
             shutil.rmtree(leftover)
         hidden.mkdir()

@@ -29,7 +29,7 @@ from ..distributed.world import World, all_gather_object
 from ..engine.build import build_method
 from ..engine.engine import Engine, global_batch
 from ..engine.zero import full_numel
-from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted
+from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted, SaveError
 from ..evaluate.evaluator import Evaluation, Evaluator
 from ..files import DISK_ERRORS, write_text
 from ..methods import Method, Network
@@ -96,26 +96,28 @@ def train(
             run = _Run(fit, world, output, data, watchdog, signals, network)
             stack.callback(run.close)
             return run.train()
-        except (ConfigError, DataError, Diverged, Collapsed, Interrupted):
-            raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                path = os.fsdecode(error.filename or "a file of the run")  # TensorBoard's names are bytes
-                raise ConfigError(f"{path}: cannot be written: {error.strerror}. Free space, then resume.") from None
-            if _is_out_of_memory(error):
-                raise ConfigError(_TOO_LARGE) from None
+            if line := _line_for(error, watchdog.folder):
+                raise ConfigError(line) from None
+            if isinstance(error, ConfigError | DataError | Diverged | Collapsed | Interrupted):
+                raise
             raise watchdog.crashed(error) from error
 
 
-_TOO_LARGE = (
-    "--batch_size_per_gpu: the memory is too small for a step. Lower it, or the size of the views, or choose a smaller "
-    "--arch. fasttrain plan shows what a run needs."
-)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether an allocation failed. On the CPU torch raises a plain RuntimeError, and NumPy a MemoryError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _line_for(error: Exception, output: Path | None) -> str | None:
+    """Return the message for an error of the system that a user can fix, or None."""
+    if isinstance(error, OSError | SaveError) and output is not None and not output.is_dir():
+        return f"--output_dir {output}: was removed during the run. Start the run again."
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        path = os.fsdecode(error.filename or "a file of the run")  # TensorBoard's names are bytes
+        return f"{path}: cannot be written: {error.strerror}. Free space, then resume."
+    # On the CPU torch raises a plain RuntimeError for a failed allocation, and NumPy a MemoryError.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            "--batch_size_per_gpu: the memory is too small for a step. Lower it, or the size of the views, or choose a "
+            "smaller --arch. fasttrain plan shows what a run needs."
+        )
+    return None
 
 
 class _Run:

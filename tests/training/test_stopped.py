@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import time
@@ -57,6 +58,21 @@ def test_a_second_ctrl_c_stops_at_once(images, tmp_path, capsys, monkeypatch):
         == "fasttrain: a second SIGINT stopped the run at once. The last checkpoint is intact.\n"
     )
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("trackers", ["none", "tensorboard"])
+@pytest.mark.parametrize("frequency", [1, 0])
+def test_a_removed_output_folder_is_one_line(straight, images, tmp_path, capsys, trackers, frequency):
+    """A traceback of TensorBoard's thread came first, and a checkpoint made the folder again without its records."""
+    output = tmp_path / "run"
+    command = flags(images, output, "--knn_every", 1, "--trackers", trackers, "--saveckp_freq_steps", frequency)
+    with when_logged(3, lambda: shutil.rmtree(output)):
+        assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: --output_dir {output}: was removed")
+    assert not output.exists()
+    assert main(command) == 0
+    assert_same_run(output, straight[0])
 
 
 def _fail():
