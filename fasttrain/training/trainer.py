@@ -88,6 +88,7 @@ def train(
         try:
             output = watchdog.folder = output_folder(config, world)
             stack.enter_context(FolderLock(output, world))
+            watchdog.begin()
             t = config.train
             data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
             fit = _fit(config, data, output, world)
