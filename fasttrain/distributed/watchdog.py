@@ -30,7 +30,9 @@ _PERIOD = 0.5  # seconds between looks at the store, and between settings of fau
 _PATIENCE = 5.0  # seconds to wait for an answer of the store, whose machine may be unreachable
 _LINGER = 4 * _PERIOD  # seconds that a rank stays after its report, because the store may end with it
 _GRACE = _PATIENCE + _LINGER + _PERIOD  # seconds from the deadline to faulthandler's end; the report may take as long
-_GRACE_ALONE = 86_400.0  # the same for a single rank, which Ctrl-Z may stop for hours: faulthandler's timer goes on
+_GRACE_ALONE = (
+    86_400.0  # the same for a single rank, which Ctrl-Z may stop for hours: faulthandler's timer does not stop
+)
 _BUSY = 2e-4  # seconds of a thread's time per period from which on it works; a thread that waits uses less
 CRASHED = 1  # exit status
 
