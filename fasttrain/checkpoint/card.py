@@ -47,6 +47,9 @@ class Card:
     """Training images."""
     data: str | None = None
     """A hash of the list of training images."""
+    steps_per_epoch: int | None = None
+    ahead: int = 0
+    """Steps by which the schedules are ahead of ``step``, because an epoch had another number of steps before."""
 
 
 def tag(step: int) -> str:
@@ -100,6 +103,17 @@ def check(path: Path, expected: Card) -> Card:
     return card
 
 
+def ahead_of(card: Card, steps_per_epoch: int) -> int:
+    """Return the steps by which a resumed run's schedules are ahead, so that its epoch does not jump back.
+
+    An epoch may have another number of steps than in the checkpoint: images were added or removed, or the batch is
+    another one. The run then continues at the next step of the same epoch.
+    """
+    if card.steps_per_epoch is None:  # a checkpoint of an earlier version
+        return 0
+    return -(-(card.step + card.ahead) * steps_per_epoch // card.steps_per_epoch) - card.step
+
+
 def changes(card: Card, now: Card) -> list[str]:
     """Return one line for each difference between a resumed run and the run that wrote the checkpoint."""
     lines = []
@@ -108,17 +122,17 @@ def changes(card: Card, now: Card) -> list[str]:
             f"{c.world_size} {'rank' if c.world_size == 1 else 'ranks'} (ZeRO {c.zero_stage})" for c in (card, now)
         )
         lines.append(f"resharded the checkpoint from {before} to {after}")
+    consequence = "schedules and epochs shift"
+    if card.steps_per_epoch is not None and now.steps_per_epoch is not None:
+        epochs = (card.step + card.ahead) / card.steps_per_epoch
+        consequence = f"the run continues at step {card.step:,} and epoch {epochs:.2f}, where it was"
     if card.batch is not None and card.batch != now.batch:
         lines.append(
-            f"a step has {now.batch} images, {card.batch} in the checkpoint: earlier steps count as steps of the new "
-            "size, so schedules and epochs shift. Keep the size with --batch_size_per_gpu or "
-            "--gradient_accumulation_steps."
+            f"a step has {now.batch} images, {card.batch} in the checkpoint: {consequence}. Keep the size with "
+            "--batch_size_per_gpu or --gradient_accumulation_steps."
         )
     if card.images is not None and card.images != now.images:
-        lines.append(
-            f"the data has {now.images:,} images, {card.images:,} in the checkpoint. The run continues at step "
-            f"{card.step:,}. If an epoch has another number of steps now, schedules and epochs shift."
-        )
+        lines.append(f"the data has {now.images:,} images, {card.images:,} in the checkpoint: {consequence}")
     elif card.data is not None and card.data != now.data:
         lines.append("the data has as many images as in the checkpoint, but others, other names or other labels")
     return lines

@@ -111,7 +111,7 @@ def metrics_line(
         own = terms
     return {
         "step": step.index + 1,
-        "epoch": (step.index + 1) / step.per_epoch,
+        "epoch": (step.position + 1) / step.per_epoch,
         "loss": loss,
         **values,
         **own,

@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import __version__
 from ..checkpoint import store
-from ..checkpoint.card import Card, changes, check, is_complete, read_card, tag
+from ..checkpoint.card import Card, ahead_of, changes, check, is_complete, read_card, tag
 from ..checkpoint.provenance import changed_settings, provenance
 from ..config.fit import Fit, fit_to_data
 from ..config.recipes import recipe_names
@@ -178,7 +178,7 @@ class _Run:
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.guard = Guard(self.engine, t.max_skipped_steps)
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
-        self.last = min(self.engine.total_steps, t.limit_steps or self.engine.total_steps)
+        self.last = self._last_step()
         self.rollbacks = 0
         self.rollback_source = "never"
         """The ``--resume`` value for a rollback. Checkpoints that another run left in the folder do not count."""
@@ -211,7 +211,7 @@ class _Run:
             notes += changes(card, self._card(0))
             changed = changed_settings(checkpoint.parent.parent, self.config)
             self.rollback_source = t.resume
-            self.last = max(self.last, card.step)
+            self._continue_schedules(card)
             if card.step == self.last and (summary := self._finished_summary()) is not None:
                 return Outcome(summary, self.output, self.config, 0, tuple(changed))
             notes += [f"changed setting {line}" for line in changed]
@@ -237,6 +237,16 @@ class _Run:
             if main:
                 write_summary(self.output, summary)
         return Outcome(summary, self.output, self.config, self.last - first)
+
+    def _last_step(self) -> int:
+        """Return the number of the run's last step."""
+        steps = self.engine.total_steps - self.engine.ahead
+        return min(steps, self.config.train.limit_steps or steps)
+
+    def _continue_schedules(self, card: Card) -> None:
+        """Continue epochs and schedules where a checkpoint had them."""
+        self.engine.ahead = ahead_of(card, self.engine.steps_per_epoch)
+        self.last = max(self._last_step(), card.step)
 
     def _too_long(self) -> str | None:
         """Return the advice for a run of more than a day."""
@@ -279,6 +289,7 @@ class _Run:
         card = read_card(checkpoint)
         done = store.restore(self.engine, checkpoint, self._card(0))
         self.guard.reset(card.skipped_steps)
+        self._continue_schedules(card)
         self._set_order(card.rollbacks)
         return done
 
@@ -345,7 +356,7 @@ class _Run:
         No checkpoint is saved while steps are being skipped: the last good one stays the newest.
         """
         t = self.config.train
-        keep = ends_epoch and done // self.engine.steps_per_epoch % t.saveckp_freq == 0
+        keep = ends_epoch and (done + self.engine.ahead) // self.engine.steps_per_epoch % t.saveckp_freq == 0
         due = ends_epoch or (bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0)
         if (due and not self.guard.consecutive) or stop or done == self.last:
             if not self.engine.finite():
@@ -374,6 +385,8 @@ class _Run:
             rollbacks=self.rollbacks,
             images=len(self.splits.train),
             data=self.data.train.digest,
+            steps_per_epoch=self.engine.steps_per_epoch,
+            ahead=self.engine.ahead,
         )
 
     def _introduce(self, display: Display, done: int, notes: Sequence[str]) -> None:
@@ -411,7 +424,7 @@ class _Run:
             "dataset": self.splits.name,
             "images": len(self.splits.train),
             "unreadable_images": self._unreadable(),
-            "epochs": self.last / self.engine.steps_per_epoch,
+            "epochs": (self.last + self.engine.ahead) / self.engine.steps_per_epoch,
             "steps": self.last,
             "seconds": seconds,
             "images_per_s": steps * global_batch(t, self.world) / seconds,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fasttrain.checkpoint.card import changes, check, find, newest, read_card
+from fasttrain.checkpoint.card import ahead_of, changes, check, find, newest, read_card
 from fasttrain.checkpoint.store import choose, publish
 from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError
@@ -99,6 +99,19 @@ def test_a_card_of_another_run_is_refused(tmp_path, field, value):
     with pytest.raises(ConfigError, match=rf"step-00000001: .* {field} {value!r}, .*--resume never"):
         check(path, CARD)
     assert check(write_card(tmp_path, 9, version="9.9"), CARD).step == 9
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "now", "ahead"),
+    [(7, 5, 7, 3), (7, 7, 5, -2), (10, 5, 7, 4), (10, 5, 5, 0), (7, None, 5, 0)],
+)
+def test_the_epoch_does_not_jump_back(step, before, now, ahead):
+    card = replace(CARD, step=step, steps_per_epoch=before)
+    assert ahead_of(card, now) == ahead
+    later = replace(card, step=step + 1, steps_per_epoch=now, ahead=ahead)
+    assert ahead_of(later, now) == ahead
+    if before:
+        assert step / before <= (step + ahead) / now < step / before + 1 / now
 
 
 def test_changes_of_ranks_and_batch_are_reported():

@@ -11,7 +11,7 @@ import torch
 from fasttrain.files import fingerprint
 from fasttrain.pretrained import from_run
 from fasttrain.run import main
-from tests.small_runs import assert_same_run, flags, lines
+from tests.small_runs import assert_same_run, flags, lines, write_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,6 +96,28 @@ def test_a_run_goes_on_at_another_stage_with_another_batch(straight, images, tmp
     arguments = flags(images, tmp_path / "larger", "--knn_every", 1, "--batch_size_per_gpu", "16", "--epochs", "4")
     assert main(arguments) == 0
     assert "a step has 16 images, 8 in the checkpoint" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("images_now", [48, 24])
+def test_schedules_do_not_jump_back_with_other_images(tmp_path, capsys, images_now):
+    """Epoch and learning rate jumped back, because finished steps counted as steps of the new epochs."""
+    data, output = write_images(tmp_path / "data"), tmp_path / "run"
+    arguments = flags(data, output, "--knn_every", 0, "--epochs", 3, "--warmup_epochs", 0)
+    assert main([*arguments, "--limit_steps", "6"]) == 0
+    shutil.rmtree(data)
+    write_images(data, train=images_now)
+    assert main([*arguments, "--limit_steps", "7"]) == 0
+    assert main(arguments) == 0  # the third part of the run has the same data as the second
+    steps, epochs, rates = zip(
+        *((x["step"], x["epoch"], x["lr"]) for x in lines(output / "metrics.jsonl")), strict=True
+    )
+    per_epoch = images_now // 8
+    assert epochs[5:] == (1.5, *((k + 1) / per_epoch for k in range(-(-3 * per_epoch // 2), 3 * per_epoch)))
+    assert steps == tuple(range(1, len(epochs) + 1))
+    assert list(rates) == sorted(rates, reverse=True)
+    assert json.loads((output / "summary.json").read_text())["epochs"] == 3
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "in the checkpoint" in line]
+    assert line.startswith(f"the data has {images_now} images, 32 in the checkpoint: ")
 
 
 def test_broken_checkpoint_falls_back_to_the_one_before(straight, images, tmp_path, capsys):
