@@ -132,8 +132,7 @@ class FolderSource:
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Return the bytes of file ``i``. Raise OSError if it cannot be read."""
-        with open(self.paths[i], "rb", buffering=0, opener=_open_regular) as file:
-            return np.frombuffer(file.read(), np.uint8)
+        return read_file(self.paths[i])
 
     def describe(self, i: int) -> str:
         """Return the path of file ``i``."""
@@ -231,6 +230,12 @@ def class_numbers(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64]
         log.warning("%s: %d of %d labels are negative, so unknown; all labels are left out", name, unknown, count)
         return None
     return numbers.astype(np.int64)
+
+
+def read_file(path: str) -> NDArray[np.uint8]:
+    """Return the bytes of a file. Raise OSError if it cannot be read, or is a FIFO or a device."""
+    with open(path, "rb", buffering=0, opener=_open_regular) as file:
+        return np.frombuffer(file.read(), np.uint8)
 
 
 def _open_regular(path: str, flags: int) -> int:
