@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,7 +175,7 @@ def train(
         from .pipelines.sources.in_memory import as_paths, in_memory_splits
         from .pretrained import from_run
         from .report.write import write_report
-        from .training.records import output_folder
+        from .training.records import output_folder, read_lines
         from .training.trainer import train as run
     except ModuleNotFoundError as error:
         raise ImportError(f"fasttrain.train needs {error.name}. Install it: pip install 'fasttrain[train]'") from error
@@ -220,7 +219,7 @@ def train(
         write_report([output], images=0)
     backbone = from_run(output, network=_untrained(model, outcome.config))
     assert backbone.checkpoint is not None
-    metrics = tuple(json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines())
+    metrics = tuple(read_lines(output / "metrics.jsonl")[0])
     return Result(backbone.network, metrics, outcome.summary, outcome.config, splits, output, backbone.checkpoint)
 
 

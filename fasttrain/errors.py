@@ -14,6 +14,7 @@ Crashed                   1       any other error
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,3 +104,16 @@ def unknown_name(what: str, name: object, known: Sequence[str], prefix: str = ""
     close = [other] if other in known else difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {prefix}{close[0]}?" if close else "--help lists them all"
     return f"{what} is unknown; {hint}"
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line breaks, marks that reverse the direction of text, and bytes that are no UTF-8."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text in which escapes such as backslash x1b replace characters that control a terminal.
+
+    Characters in ``keep`` stay. File names, classes and archives may hold any characters, so every output that may
+    name one calls this.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)

@@ -9,9 +9,11 @@ one costs more than reading them. The batches are a function of (seed, epoch, po
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,8 +28,8 @@ from . import dali
 from .assemble import make_views
 from .sources.bad_images import BadImages
 from .sources.base import Source
-from .sources.decode import as_raster, decode, is_plain, pnm, to_pixels
-from .sources.headers import BadImageError, decodable, image_size
+from .sources.decode import as_raster, decode, is_plain, pnm, reduced, to_pixels
+from .sources.headers import BadImageError, decodable, image_size, is_large, reduction
 from .sources.mixture import MixtureSource
 from .views.draw import Parameters, draw_parameters, epoch_order
 from .views.recipe import ViewRecipe
@@ -115,6 +117,7 @@ class Loader:
         self.threads, self.prefetch, self.shuffle, self.drop_last = threads, prefetch, shuffle, drop_last
         self.steps_per_epoch = self._steps_from(0)
         self._bad = BadImages(source, max_bad_fraction, None if shuffle else -(-len(source) // world_size))
+        self._decoding = threading.Lock()  # held while a large image is decoded
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fasttrain-read")
         # On a GPU the caller makes the batch: this only starts kernels, on the stream that will use their results.
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="fasttrain-make") if self.device == "cpu" else None
@@ -334,11 +337,13 @@ class Loader:
     def _read(self, i: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         data = self.source.read(i)
         content = data.tobytes() if self.source.encoded else b""
-        if self._encoded and is_plain(content):
+        if plain := self._encoded and is_plain(content):
             size = image_size(content)
-            usable = decodable(content)
-            return data if usable is content else np.frombuffer(usable, np.uint8), size
-        raster = decode(content) if self.source.encoded else as_raster(data)
+            if reduction(*size) == (1, 1):
+                usable = decodable(content)
+                return data if usable is content else np.frombuffer(usable, np.uint8), size
+        with self._decoding if plain or is_large(content) else nullcontext():  # threads would multiply its memory
+            raster = reduced(decode(content) if self.source.encoded else as_raster(data))
         pixels = to_pixels(raster, self.recipe.channels, self.recipe.pixel_range)
         return pnm(pixels) if self._encoded else pixels, (pixels.shape[0], pixels.shape[1])
 

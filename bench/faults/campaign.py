@@ -1,6 +1,6 @@
 """Cause faults at random moments in small runs of the real command, and check that they resume and end the same.
 
-python -m bench.faults.campaign            # 30 runs with 4 faults each; resumes an interrupted campaign
+python -m bench.faults.campaign            # 45 runs with 4 faults each; resumes an interrupted campaign
 python -m bench.faults.campaign --show     # print the table of the results
 
 ``python -m bench.tables`` writes the table into docs/reliability.md. The campaign needs Linux, ``unshare`` and
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,12 @@ Row = dict[str, Any]
 def main() -> None:
     """Run the missing trials and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--trials", type=int, default=45)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="trials at the same time")
     parser.add_argument("--show", action="store_true", help="print the results; run nothing")
     options = parser.parse_args()
+    signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup the runs would inherit that it is ignored
     if not options.show:
         _in_own_namespace()
         if not FAKETIME.is_file():

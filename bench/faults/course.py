@@ -14,14 +14,18 @@ from PIL import Image
 
 from bench.faults.oracle import broken, last_whole, logged, same_history, same_weights, under_way
 from bench.faults.plan import (
+    CLOSED,
     DAMAGED,
     DATA,
     EVERY,
+    FOLDERS,
     FROZEN,
     FULL,
     IMAGES,
     KILLED,
     READ_ONLY,
+    RECORDS,
+    REMOVED,
     SETTINGS,
     STEPS,
     STOPPED,
@@ -36,7 +40,7 @@ Row = dict[str, Any]
 _BATCH = 16
 _LONG = 1800
 """Seconds for a start without a fault. On a busy core a start takes minutes."""
-_STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138}
+_STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138, "SIGHUP": 129}
 _STAYS = (FULL, READ_ONLY, IMAGES, DATA)
 """Faults that may still exist at the next start, which must then report them again."""
 
@@ -51,6 +55,8 @@ class Course:
         (folder / "disk").mkdir(parents=True)
         self.starts = self.base = 0
         self.damaged: set[int] = set()
+        self.own: set[str] = set()
+        """Folders of a person among the checkpoints, which must stay."""
         if setting.images:
             write_images(self.images)
         if setting.images == "some dead":
@@ -61,7 +67,8 @@ class Course:
         """Return the command's flags."""
         s = self.setting
         flags = f"--batch_size_per_gpu {_BATCH // s.ranks} --epochs 6 --limit_steps {STEPS} --log_every 1 --knn_every 0"
-        flags += f" --saveckp_freq_steps {EVERY} --keep 3 --watchdog_minutes 0.5"
+        flags += f" --saveckp_freq_steps {EVERY} --keep 3"
+        flags += f" --watchdog_minutes {s.watchdog_minutes}"
         if s.images:
             flags += f" --recipe cifar --data_path {self.images}"
         if s.images == "good":
@@ -77,7 +84,8 @@ class Course:
                 self.clock.write_text("+0")
             environment = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self.clock)}
             environment |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-        return Ranks(self.flags, self.setting.ranks, self.folder / f"start-{self.starts}", environment)
+        logs = self.folder / f"start-{self.starts}"
+        return Ranks(self.flags, self.setting.ranks, logs, environment, piped=self.setting.piped)
 
     def finish(self) -> tuple[list[int | None], Ranks]:
         """Run the command to its end, and return its statuses."""
@@ -108,6 +116,7 @@ def run_trial(trial: Trial, baseline: Path, folder: Path) -> list[Row]:
 def _end(course: Course, rows: list[Row], baseline: Path) -> None:
     """Finish the run, and compare it with the run without faults."""
     statuses, ranks = _resume(course, rows[-1:], lambda ranks: (ranks.end(_LONG)[0], ranks))
+    lost = sorted(course.own - folders(course.output))
     finished = set(statuses) == {0}
     equal = finished and same_weights(course.output, baseline)
     history = finished and same_history(course.output, baseline)
@@ -115,6 +124,7 @@ def _end(course: Course, rows: list[Row], baseline: Path) -> None:
         row |= {"finished": finished, "equal": equal, "same_history": history}
         row["wrong"] += [] if finished else [f"the last start ended with {statuses}: {ranks.errors()[-1:]}"]
         row["wrong"] += [] if equal or not finished else ["the final weights differ"]
+        row["wrong"] += [f"{name} was removed" for name in lost]
         row["wrong"] += [] if history or not finished else ["metrics.jsonl or log.txt differ"]
         row["ok"] = not row["wrong"]
 
@@ -128,12 +138,16 @@ def _meet(course: Course, fault: Fault, before: list[Row]) -> Row | None:
     ranks = _resume(course, before, until_fault)
     if ranks is None:
         return None
-    repair = strike(fault, ranks, course.output, course.images, course.clock)
+    step = logged(course.output)
+    pause = course.setting.watchdog_minutes * 60 + 2
+    repair = strike(fault, ranks, course.output, course.images, course.clock, pause)
     saving = under_way(course.output)
-    statuses, seconds = ranks.end()
+    statuses, seconds = ranks.end(_LONG if fault.kind == CLOSED else 120)
     saving = saving or under_way(course.output)
     said = ranks.errors()
-    row: Row = {"fault": fault.kind, "moment": {"step": logged(course.output), "saving": saving}}
+    course.own = folders(course.output) if fault.kind in (FOLDERS, REMOVED) else course.own
+    step = step if fault.kind == REMOVED else logged(course.output)
+    row: Row = {"fault": fault.kind, "moment": {"step": step, "saving": saving}}
     row["moment"] |= {"asked": fault.step, "delay": fault.delay, "rank": fault.rank, "draw": fault.draw}
     row |= {"statuses": statuses, "said": _lines_of_ours(said), "seconds_to_end": round(seconds, 1)}
     row["wrong"] = wrong_end(fault.kind, statuses, said)
@@ -169,12 +183,17 @@ def _resume(course: Course, before: list[Row], then: Callable[[Ranks], Any]) -> 
             repair()
             course.damaged.clear()
             return _resume(course, before, then)
+        if row["fault"] == CLOSED:  # the run was not ended
+            row["resumed_from"], row["steps_lost"] = None, 0
+            continue
         row["resumed_from"], row["steps_lost"] = ranks.resumed(), None
         if ranks.resumed() is None:
             row["wrong"].append(f"the next start ended: {ranks.errors()[-1:]}")
             continue
         row["steps_lost"] = row["moment"]["step"] - row["resumed_from"]
         row["wrong"] += wrong_resume(row, expected)
+        if row["fault"] == RECORDS and row["resumed_from"] and ranks.output().count(" damaged line") != 2:
+            row["wrong"].append("the damaged lines were not reported")
     course.base = ranks.resumed() or 0
     return result
 
@@ -190,7 +209,10 @@ def wrong_end(kind: str, statuses: list[int | None], said: list[str]) -> list[st
         most = len(statuses) if kind == FROZEN else 1  # a frozen rank does not learn that the others ended
         if 0 in ended or (ended and not 1 <= len(ours) <= most):
             wrong.append(f"the other ranks ended with {ended} and {len(ours)} lines")
-    elif kind in _STATUS or kind in _STAYS:
+    elif kind == CLOSED:
+        if set(statuses) != {0} or ours:
+            wrong.append(f"ended with {statuses} and {len(ours)} lines")
+    elif kind in _STATUS or kind in _STAYS or kind == REMOVED:
         expected = _STATUS.get(kind, 2)
         if set(statuses) != {expected} or len(ours) != 1:
             wrong.append(f"ended with {statuses} and {len(ours)} lines instead of {expected} and one")
@@ -204,7 +226,7 @@ def due(kind: str, step: int, base: int) -> int | None:
 
     The checkpoint of ``step`` itself may have been incomplete. Return None if the fault damages checkpoints.
     """
-    if kind in DAMAGED:
+    if kind in DAMAGED or kind == REMOVED:
         return None
     return step if kind in STOPPED else max(base, (step - 1) // EVERY * EVERY)
 
@@ -232,6 +254,12 @@ def _await(course: Course, ranks: Ranks, fault: Fault) -> bool:
 
 def _lines_of_ours(said: list[str]) -> list[str]:
     return [line for line in said if line.startswith("fasttrain: ")]
+
+
+def folders(output: Path) -> set[str]:
+    """Return the names of the folders of a person among the checkpoints."""
+    paths = [*(output / "checkpoints").glob("step-*-good"), *(output / "checkpoints").glob("step-notes")]
+    return {path.name for path in paths if any(path.iterdir())}
 
 
 def write_images(folder: Path) -> None:

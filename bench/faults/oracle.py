@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+_STEP = "step-" + 8 * "[0-9]"
 _TIMED = ("images_per_s", "data_wait", "train_images_per_s", "train_data_wait")
 Lines = list[dict[str, Any]]
 
@@ -37,12 +38,12 @@ def _matches(path: Path, expected: dict[str, Any]) -> bool:
 
 def checkpoints(output: Path) -> dict[int, bool]:
     """Return the checkpoints of a run by step, and whether each is whole."""
-    return {int(path.name[5:]): whole(path) for path in sorted((output / "checkpoints").glob("step-*"))}
+    return {int(path.name[5:]): whole(path) for path in sorted((output / "checkpoints").glob(_STEP))}
 
 
 def broken(output: Path) -> set[int]:
     """Return the checkpoints with a card that are not whole. A folder without a card is a rest of an old checkpoint."""
-    cards = {int(path.parent.name[5:]) for path in (output / "checkpoints").glob("step-*/fasttrain.json")}
+    cards = {int(path.parent.name[5:]) for path in (output / "checkpoints").glob(f"{_STEP}/fasttrain.json")}
     return {step for step, good in checkpoints(output).items() if not good} & cards
 
 
@@ -117,10 +118,13 @@ def _tensors(output: Path) -> dict[str, torch.Tensor]:
 
 
 def _lines(path: Path) -> Lines:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    except OSError:
-        return []
+    lines = []
+    for text in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # damaged, or the last line was cut
+            continue
+    return lines
 
 
 def _untimed(lines: Lines) -> Lines:

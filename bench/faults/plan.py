@@ -14,11 +14,13 @@ FAULTS = 4
 """Faults per run. Each one occurs after the run has resumed from the fault before."""
 
 KILLED = ("kill -9 of one rank", "kill -9 of all ranks")
-STOPPED = ("SIGTERM", "SIGINT", "SIGUSR1")
+STOPPED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DAMAGED = ("flipped bit", "cut file", "emptied file", "lost file")
 """Damages to a file of the newest checkpoint or to ``latest``, after all ranks were killed."""
 FROZEN, FULL, READ_ONLY = "frozen rank", "full disk", "read-only folder"
 CLOCK, IMAGES, DATA = "clock jump", "dead images", "lost data folder"
+RECORDS, REMOVED, FOLDERS = "damaged records", "removed output folder", "folders of a person"
+CLOSED, PAUSED, SPECIAL = "closed stdout", "paused rank", "special files"
 ON_TIME = (*KILLED, *STOPPED)
 """Kinds that may occur while a checkpoint is being written."""
 
@@ -36,6 +38,9 @@ class Setting:
     in_memory: bool = False
     """Whether the output folder is a small file system of its own, which can be filled."""
     faked_clock: bool = False
+    piped: bool = False
+    """Whether a process reads the standard output of each rank, which can be ended."""
+    watchdog_minutes: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def _setting(method: str, flags: str, *, name: str = "", **more: object) -> Sett
 
 
 _DISK = (*KILLED, *STOPPED, FULL, FULL, FULL)
-_DATA = (*KILLED, IMAGES, IMAGES, DATA)
+_DATA = (*KILLED, IMAGES, IMAGES, DATA, SPECIAL, SPECIAL)
+_FILES = (RECORDS, RECORDS, REMOVED, REMOVED, FOLDERS, "SIGHUP")
 _CLOCK = (CLOCK, CLOCK, *KILLED, "SIGTERM")
 _DINO = "--hidden_dim 32 --bottleneck_dim 8 --out_dim 64"
 _TWO = (*KILLED, *KILLED, *STOPPED, *DAMAGED, READ_ONLY, FROZEN)
@@ -90,6 +96,16 @@ SETTINGS = {
         _setting("infomin", "--out_dim 8 --queue_length 64 --zero_stage 3"),
         _setting("simclr", "--hidden_dim 32 --out_dim 8 --entropy", name="simclr on two", kinds=_TWO, ranks=2),
         _setting("cmc", "--out_dim 8 --negatives 16", kinds=_DATA, images="good"),
+        _setting("simsiam", "--dim 32 --pred_dim 8", name="simsiam on a desk", kinds=_FILES),
+        _setting(
+            "byol",
+            "--hidden_dim 32 --out_dim 8",
+            name="byol in a terminal",
+            kinds=(CLOSED, PAUSED, PAUSED, RECORDS, "SIGHUP"),
+            piped=True,
+            watchdog_minutes=0.15,
+        ),
+        _setting("dino", _DINO, name="dino on a desk, on two", kinds=(CLOSED, *_FILES), ranks=2, piped=True),
     )
 }
 
@@ -106,7 +122,9 @@ def _trial(seed: int, number: int, setting: Setting) -> Trial:
     steps = sorted(rng.sample(range(1, STEPS - EVERY, 2), FAULTS))
     if rng.random() < 0.2:
         steps[0] = 0
-    return Trial(number, seed, setting.name, tuple(_fault(rng, step, setting) for step in steps))
+    faults = [_fault(rng, step, setting) for step in steps]
+    faults.sort(key=lambda fault: fault.kind == CLOSED)  # a run that loses its display continues to its end
+    return Trial(number, seed, setting.name, tuple(faults))
 
 
 def _fault(rng: random.Random, step: int, setting: Setting) -> Fault:

@@ -11,16 +11,36 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.faults.oracle import last_whole
-from bench.faults.plan import CLOCK, DAMAGED, DATA, FROZEN, FULL, IMAGES, KILLED, READ_ONLY, STOPPED, Fault
+from bench.faults.oracle import last_whole, logged
+from bench.faults.plan import (
+    CLOCK,
+    CLOSED,
+    DAMAGED,
+    DATA,
+    FOLDERS,
+    FROZEN,
+    FULL,
+    IMAGES,
+    KILLED,
+    PAUSED,
+    READ_ONLY,
+    RECORDS,
+    REMOVED,
+    SPECIAL,
+    STOPPED,
+    Fault,
+)
 from bench.faults.starts import Ranks
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 Repair = Callable[[], None]
 
 
-def strike(fault: Fault, ranks: Ranks, output: Path, images: Path, clock: Path) -> Repair:
-    """Cause a fault now. Files stay damaged until the returned function is called."""
+def strike(fault: Fault, ranks: Ranks, output: Path, images: Path, clock: Path, pause: float = 0) -> Repair:
+    """Cause a fault now. Files stay damaged until the returned function is called.
+
+    ``pause`` is a number of seconds after which the watchdog would end a run.
+    """
     if fault.kind == KILLED[0]:
         ranks.kill([fault.rank])
     elif fault.kind == KILLED[1]:
@@ -41,6 +61,21 @@ def strike(fault: Fault, ranks: Ranks, output: Path, images: Path, clock: Path) 
         return _jump(fault, ranks, output, clock)
     elif fault.kind in (IMAGES, DATA):
         return _lose_images(fault, images)
+    elif fault.kind == CLOSED:
+        ranks.close_outputs()
+    elif fault.kind == PAUSED:
+        _pause(ranks, output, pause)
+    elif fault.kind == REMOVED:
+        output.rename(output.with_name(f"removed-{time.monotonic_ns()}"))
+    elif fault.kind in (RECORDS, FOLDERS, SPECIAL):
+        ranks.kill()
+        ranks.end()
+        if fault.kind == RECORDS:
+            damage_records(fault, output)
+        elif fault.kind == FOLDERS:
+            add_folders(output)
+        else:
+            add_special_files(images)
     else:
         raise ValueError(f"unknown fault: {fault.kind}")
     return _nothing
@@ -70,6 +105,46 @@ def damage(fault: Fault, output: Path) -> Repair:
         file.write_bytes(original)
 
     return repair
+
+
+def damage_records(fault: Fault, output: Path) -> None:
+    """Add a line that cannot be read to metrics.jsonl and log.txt. The other lines stay."""
+    rng = random.Random(fault.draw)
+    damage = rng.choice([b"\0" * 512, b"\x93\x00a8}", b'{"step": 3, "loss\xff": 1', b'{"step": 3}{"step": 4}'])
+    for name in ("metrics.jsonl", "log.txt"):
+        path = output / name
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        lines.insert(len(lines) if damage[0] == 0 else rng.randrange(len(lines) + 1), damage)
+        path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def add_folders(output: Path) -> None:
+    """Add folders among the checkpoints, as a person does: a copy of a checkpoint and notes."""
+    folder = output / "checkpoints"
+    (folder / "step-notes").mkdir(parents=True, exist_ok=True)
+    (folder / "step-notes" / "notes.txt").write_text("mine")
+    if step := last_whole(output):
+        copy = folder / f"step-{step:08d}-good"
+        shutil.copytree(folder / f"step-{step:08d}", copy, dirs_exist_ok=True)
+
+
+def add_special_files(images: Path) -> None:
+    """Add files among the images that must not be opened: a FIFO, and a link to itself."""
+    folder = next(path for path in sorted(images.rglob("*")) if path.suffix == ".png").parent
+    if not (folder / "zz-pipe.png").exists():
+        os.mkfifo(folder / "zz-pipe.png")
+        (folder / "zz-loop.png").symlink_to("zz-loop.png")
+
+
+def _pause(ranks: Ranks, output: Path, seconds: float) -> None:
+    """Stop all ranks for longer than the watchdog's limit, continue them, and kill them two steps later."""
+    ranks.kill(number=signal.SIGSTOP)
+    time.sleep(seconds)
+    ranks.kill(number=signal.SIGCONT)
+    last = logged(output) + 2
+    while ranks.running and logged(output) < last:
+        time.sleep(0.01)
+    ranks.kill()
 
 
 def _nothing() -> None:
@@ -140,13 +215,15 @@ def _lose_images(fault: Fault, images: Path) -> Repair:
 
 
 def spoil(images: Path, draw: float, fraction: float = 0.2) -> None:
-    """Damage some image files, each in one of four ways."""
+    """Damage some image files, each in one of five ways."""
     rng = random.Random(draw)
     files = sorted(path for path in images.rglob("*") if path.is_file())
     for file in rng.sample(files, int(fraction * len(files))):
         content = file.read_bytes()
-        way = rng.randrange(4)
-        if way == 0:
+        way = rng.randrange(5)
+        if way in (0, 4):
             file.unlink()
-        else:
+        if way == 4:
+            os.mkfifo(file)
+        elif way:
             file.write_bytes([b"", content[: len(content) // 2], b"\0" * len(content)][way - 1])

@@ -17,7 +17,10 @@ CARD = "fasttrain.json"
 """The card's file name. A folder without it is not a complete checkpoint."""
 LATEST = "latest"
 """The file with the name of the last published checkpoint."""
-_TAG = re.compile(r"step-\d+")
+FORMAT = 1
+"""The format of the checkpoints that this version writes. It reads this format and lower ones."""
+_TAG = re.compile(r"step-\d{8,}")
+_HIDDEN = re.compile(rf"\.{_TAG.pattern}(\.old)?\.part")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Card:
     """Training images."""
     data: str | None = None
     """A hash of the list of training images."""
+    steps_per_epoch: int | None = None
+    ahead: int = 0
+    """Steps by which the schedules are ahead of ``step``, because an epoch had another number of steps before."""
 
 
 def tag(step: int) -> str:
@@ -52,10 +58,17 @@ def tag(step: int) -> str:
 
 
 def read_card(path: Path) -> Card:
-    """Return the card of a checkpoint folder. Raises ConfigError if it cannot be read."""
+    """Return the card of a checkpoint folder. Raises ConfigError if it cannot be read or is of a later format."""
+    _check_format(path)
     try:
         content = _read(path)
         known = [f.name for f in fields(Card) if f.name in content or f.default is f.default_factory is MISSING]
+        for name in ("step", "world_size", "zero_stage"):
+            if type(content[name]) is not int or content[name] < 0:
+                raise ValueError(f"its {name} is no whole number")
+        files = sum(1 for _ in path.iterdir())
+        if content["zero_stage"] and content["world_size"] > files:  # every rank has a file
+            raise ValueError(f"it names {content['world_size']:,} ranks, and the checkpoint has {files:,} files")
         return Card(**{name: content[name] for name in known})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -69,13 +82,9 @@ def write_card(path: Path, card: Card, *, keep: bool, files: Mapping[str, Finger
     ``keep`` protects the checkpoint from removal. A wrong digit in a card could change the run, and only the checksum
     would notice.
     """
-    content = asdict(card) | {"keep": keep, "files": {name: one._asdict() for name, one in files.items()}}
+    content = asdict(card) | {"format": FORMAT, "keep": keep}
+    content |= {"files": {name: one._asdict() for name, one in files.items()}}
     write_text(path / CARD, json.dumps(content | {"crc32": _crc32(content)}, indent=1))
-
-
-def remove_card(path: Path) -> None:
-    """Remove a checkpoint's card, so that the folder is no complete checkpoint any more."""
-    (path / CARD).unlink(missing_ok=True)
 
 
 def check(path: Path, expected: Card) -> Card:
@@ -94,6 +103,17 @@ def check(path: Path, expected: Card) -> Card:
     return card
 
 
+def ahead_of(card: Card, steps_per_epoch: int) -> int:
+    """Return the steps by which a resumed run's schedules are ahead, so that its epoch does not jump back.
+
+    An epoch may have another number of steps than in the checkpoint: images were added or removed, or the batch is
+    another one. The run then continues at the next step of the same epoch.
+    """
+    if card.steps_per_epoch is None:  # a checkpoint of an earlier version
+        return 0
+    return -(-(card.step + card.ahead) * steps_per_epoch // card.steps_per_epoch) - card.step
+
+
 def changes(card: Card, now: Card) -> list[str]:
     """Return one line for each difference between a resumed run and the run that wrote the checkpoint."""
     lines = []
@@ -102,17 +122,17 @@ def changes(card: Card, now: Card) -> list[str]:
             f"{c.world_size} {'rank' if c.world_size == 1 else 'ranks'} (ZeRO {c.zero_stage})" for c in (card, now)
         )
         lines.append(f"resharded the checkpoint from {before} to {after}")
+    consequence = "schedules and epochs shift"
+    if card.steps_per_epoch is not None and now.steps_per_epoch is not None:
+        epochs = (card.step + card.ahead) / card.steps_per_epoch
+        consequence = f"the run continues at step {card.step:,} and epoch {epochs:.2f}, where it was"
     if card.batch is not None and card.batch != now.batch:
         lines.append(
-            f"a step has {now.batch} images, {card.batch} in the checkpoint: earlier steps count as steps of the new "
-            "size, so schedules and epochs shift. Keep the size with --batch_size_per_gpu or "
-            "--gradient_accumulation_steps."
+            f"a step has {now.batch} images, {card.batch} in the checkpoint: {consequence}. Keep the size with "
+            "--batch_size_per_gpu or --gradient_accumulation_steps."
         )
     if card.images is not None and card.images != now.images:
-        lines.append(
-            f"the data has {now.images:,} images, {card.images:,} in the checkpoint. The run continues at step "
-            f"{card.step:,}. If an epoch has another number of steps now, schedules and epochs shift."
-        )
+        lines.append(f"the data has {now.images:,} images, {card.images:,} in the checkpoint: {consequence}")
     elif card.data is not None and card.data != now.data:
         lines.append("the data has as many images as in the checkpoint, but others, other names or other labels")
     return lines
@@ -129,8 +149,16 @@ def is_complete(path: Path) -> bool:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Return the published checkpoints of a ``checkpoints`` folder, the oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{CARD}"))
+    """Return the published checkpoints of a ``checkpoints`` folder, the oldest first.
+
+    A folder with another name is no checkpoint of the run, even if it has a card: it may be a copy that a person made.
+    """
+    return sorted(path.parent for path in folder.glob(f"step-*/{CARD}") if _TAG.fullmatch(path.parent.name))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the folders of saves and removals that did not end."""
+    return [path for path in folder.glob(".step-*.part") if _HIDDEN.fullmatch(path.name)]
 
 
 def candidates(root: Path) -> list[Path]:
@@ -181,7 +209,11 @@ def find(resume: str, output_dir: Path) -> Path | None:
 
 
 def card_problem(path: Path) -> str | None:
-    """Return why a path is not a complete checkpoint, or None. Its files are not read."""
+    """Return why a path is not a complete checkpoint, or None. Its files are not read.
+
+    Raises ConfigError for a checkpoint of a later format, which is not corrupt.
+    """
+    _check_format(path)
     if is_complete(path):
         return None
     if not path.exists():
@@ -207,6 +239,17 @@ def verify(file: Path) -> None:
     expected = fingerprints(file.parent).get(file.name)
     if expected and (problem := difference(file, expected)):
         raise ConfigError(f"{file.parent}: the checkpoint is corrupt: {problem}. Choose another.")
+
+
+def _check_format(path: Path) -> None:
+    """Raise ConfigError for a checkpoint of a later format."""
+    content = _content(path)
+    written = content.get("format", 1)  # the first cards have no number
+    if type(written) is not int or written > FORMAT:
+        raise ConfigError(
+            f"{path}: the checkpoint has format {written}, and this version of fasttrain reads up to {FORMAT}. "
+            f"Install the version that wrote it ({content.get('version')}) or a later one, or use --resume never."
+        )
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .card import (
     fingerprints,
     is_complete,
     is_kept,
-    remove_card,
+    leftovers,
     tag,
     write_card,
 )
@@ -45,8 +45,8 @@ def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int
     hidden = folder / f".{name}.part"
 
     def prepare() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*.part"):
+        folder.mkdir(exist_ok=True)  # not the run's folder above, which somebody may have removed
+        for leftover in leftovers(folder):
             shutil.rmtree(leftover)
         hidden.mkdir()
 
@@ -76,8 +76,9 @@ def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int
         write_text(folder / LATEST, name)  # flushes the folder's names as well
         shutil.rmtree(folder / f".{name}.old.part", ignore_errors=True)
         for old in _superfluous(folder, name, newest):
-            remove_card(old)  # first: a half-removed folder is then no checkpoint
-            shutil.rmtree(old, ignore_errors=True)
+            aside = folder / f".{old.name}.old.part"  # a half-removed folder must not look like a checkpoint
+            os.replace(old, aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
     try:
         _on_all_ranks(world, prepare if world.is_main else _nothing)
@@ -95,11 +96,14 @@ def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int
 
 
 def _superfluous(folder: Path, name: str, newest: int | None) -> list[Path]:
-    """Return the checkpoints to remove after ``name`` is published, with any half-removed ones."""
-    others = sorted(path for path in folder.glob("step-*") if path.name != name)
+    """Return the checkpoints to remove after ``name`` is published.
+
+    A folder without a readable card, or with another name than a checkpoint's, is not removed: it may be a person's.
+    """
+    others = [path for path in complete(folder) if path.name != name and is_complete(path)]
     if newest is None:
         return [path for path in others if not is_kept(path)]
-    before = [path for path in others if is_complete(path) and path.name < name]
+    before = [path for path in others if path.name < name]
     stay = before[-(newest - 1) :] if newest > 1 else []
     return [path for path in others if path not in stay]
 

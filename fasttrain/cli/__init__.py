@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from ..errors import printable
+from .streams import lossy_output
+
 _COMMANDS = {
     "train": "train a backbone (also: deepspeed fasttrain/run.py ...)",
     "plan": "predict memory, traffic and time of a run, without a GPU; takes the flags of train",
@@ -48,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run a sub-command in a prepared environment; turn invalid input and missing packages into one line."""
+    with lossy_output():
+        return _run(command, arguments)
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
     from ..distributed.world import World, keep_freed_memory, prepare_environment
     from ..errors import ConfigError, DataError
 
@@ -101,7 +109,7 @@ def _leaving_on_sigint() -> Iterator[None]:
 
 def fail(message: str, status: int = 2) -> int:
     """Print one line on stderr; return the exit status."""
-    print(f"fasttrain: {message}", file=sys.stderr)
+    print(f"fasttrain: {printable(message)}", file=sys.stderr)
     return status
 
 

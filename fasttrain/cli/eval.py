@@ -13,7 +13,7 @@ from rich.console import Console
 from .. import __version__
 from ..config.arguments import Parser
 from ..distributed.world import World, initialise
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, printable
 from ..evaluate import protocol, table
 from ..evaluate.cache import FeatureCache, default_folder
 from ..evaluate.protocol import METRICS, Metric, Protocol
@@ -22,7 +22,7 @@ from ..flags import Count, FilePath, Paths, PathText, Several, flag, size_of
 from ..models.architectures import check_crops
 from ..pipelines import Size, Splits, measured, open_source, size_text
 from ..pretrained import Backbone
-from ..training.display import DataNotes, Display
+from ..training.display import DataNotes, Display, new_console
 from .output import write_json
 from .source import SourceOptions, add_source, open_backbone
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     backbone, lines = _with_range(backbone, splits, options)
     if world.size > 1:
         initialise(world)
-    console = Console(stderr=True, highlight=False, markup=False, quiet=not world.is_main, soft_wrap=True)
+    console = new_console(stderr=True, quiet=not world.is_main)
     for line in (*backbone.notes, *lines):
         console.print(line)
     console.print(f"{backbone.name} on {splits.name}, {size_text(size)} pixels")
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     if figures is None:
         return 0
     console.print(f"features: {cache.extracted:,} images extracted, {cache.reused:,} cached")
-    Console(highlight=False, markup=False).print(table.table(f"{backbone.name} on {splits.name}", figures))
+    Console(highlight=False, markup=False).print(table.table(printable(f"{backbone.name} on {splits.name}"), figures))
     if options.output:
         about = _about(backbone, splits, cache, size, source.seed)
         write_json(options.output, finite(about | figures))

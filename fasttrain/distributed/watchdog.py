@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from ..errors import Crashed
+from ..errors import Crashed, printable
 from .world import World
 
 _KEY = "fasttrain/end"  # in the process group's store: "<status> <crash or hang> <rank>" of the first rank that ends
@@ -30,6 +30,10 @@ _PERIOD = 0.5  # seconds between looks at the store, and between settings of fau
 _PATIENCE = 5.0  # seconds to wait for an answer of the store, whose machine may be unreachable
 _LINGER = 4 * _PERIOD  # seconds that a rank stays after its report, because the store may end with it
 _GRACE = _PATIENCE + _LINGER + _PERIOD  # seconds from the deadline to faulthandler's end; the report may take as long
+_GRACE_ALONE = (
+    86_400.0  # the same for a single rank, which Ctrl-Z may stop for hours: faulthandler's timer does not stop
+)
+_BUSY = 2e-4  # seconds of a thread's time per period from which on it works; a thread that waits uses less
 CRASHED = 1  # exit status
 
 
@@ -99,8 +103,11 @@ class Watchdog:
 
     If no step finishes for ``minutes`` (0: no limit), a line on stderr reports it. Within ``_GRACE`` seconds the stacks
     of all threads are written to ``rank-N.log`` and the process ends with status 1. Only the line is missing if a C
-    call holds the GIL. If another rank has ended, the process ends with that rank's status. ``leave`` ends the process
-    without the clean-up that waits for other ranks.
+    call holds the GIL; a single rank then ends after a day. If another rank has ended, the process ends with that
+    rank's status. ``leave`` ends the process without the clean-up that waits for other ranks.
+
+    The time in which a process is stopped (SIGSTOP, Ctrl-Z) does not count. The start of a run, from :meth:`begin` to
+    the first :meth:`step_done`, may take any time in which the thread that made the watchdog does something.
 
     A process has one timer of faulthandler, so another use of ``faulthandler.dump_traceback_later`` replaces this one.
     """
@@ -110,7 +117,9 @@ class Watchdog:
         self.folder: Path | None = None
         """The run's folder, when it is known."""
         self._log: IO[bytes] | None = None
-        self._deadline: float | None = None
+        self._now = 0.0  # seconds in which this process was not stopped
+        self._deadline: float | None = None  # by that clock
+        self._cpu_time: Callable[[], float] | None = None  # of the watched thread, during the start of the run
         self._set_at = -math.inf  # when faulthandler's timer was set
         self._ending = False
         """Whether the end of the process is certain. The timer is then not set again."""
@@ -124,15 +133,27 @@ class Watchdog:
         # A thread of its own, because the store may never answer.
         self._listener = threading.Thread(target=self._listen, name="fasttrain-listener", daemon=True)
 
+    def begin(self) -> None:
+        """Watch the start of the run. Only rank 0 is watched: the others may wait for it as long as it works."""
+        if self.world.is_main and hasattr(time, "pthread_getcpuclockid"):  # not on macOS
+            clock = time.pthread_getcpuclockid(threading.get_ident())
+            self._cpu_time = lambda: time.clock_gettime(clock)
+            self._extend()
+
     def step_done(self) -> None:
         """Start the time limit again: a step or a batch of an evaluation has finished, or the first one begins."""
+        self._cpu_time = None
+        self._extend()
+
+    def _extend(self) -> None:
         with self._arming:
             now = time.monotonic()
             if self.limit and not self._ending:
-                self._deadline = now + self.limit
+                self._deadline = self._now + self.limit
                 if now - self._set_at >= _PERIOD:  # each setting starts a thread: 0.4 ms
                     self._set_at = now
-                    faulthandler.dump_traceback_later(self.limit + _GRACE, exit=True, file=self._open_log())
+                    grace = _GRACE if self.world.size > 1 else _GRACE_ALONE
+                    faulthandler.dump_traceback_later(self.limit + grace, exit=True, file=self._open_log())
 
     def crashed(self, error: BaseException) -> Crashed:
         """Report in one line which rank failed and why, and write the traceback to ``rank-N.log``.
@@ -152,14 +173,21 @@ class Watchdog:
         return Crashed(line)
 
     def _watch(self) -> None:
+        looked, used = time.monotonic(), 0.0
         while not self._stopped.wait(_PERIOD):
+            before, looked = looked, time.monotonic()
+            self._now += min(looked - before, 2 * _PERIOD)  # more than this has passed if the process was stopped
+            if cpu_time := self._cpu_time:
+                used_before, used = used, cpu_time()
+                if used - used_before > _BUSY:
+                    self._extend()
             if self._end is not None:
                 status, kind, _ = self._end.split()
                 if kind == "hang":
                     faulthandler.dump_traceback(self._open_log())
                 return self._leave(int(status))
             with self._arming:
-                hung = self._deadline is not None and time.monotonic() > self._deadline
+                hung = self._deadline is not None and self._now > self._deadline
                 self._ending |= hung
             if hung:
                 return self._report_hang()
@@ -168,9 +196,10 @@ class Watchdog:
         """Print the reason, unless another rank does. faulthandler ends the process afterwards."""
         if self._reporting.acquire(blocking=False) and first_to_end(self.world, CRASHED, "hang", store=self._store):
             rank, minutes = self.world.rank, self.limit / 60
-            where = self._write_log("no step finished, stacks of all threads") or "below"
+            what = "finished no step" if self._cpu_time is None else "did nothing at its start"
+            where = self._write_log(f"{what}, stacks of all threads") or "below"
             _report(
-                f"rank {rank} finished no step for {minutes:g} minutes (--watchdog_minutes); "
+                f"rank {rank} {what} for {minutes:g} minutes (--watchdog_minutes); "
                 f"the stacks of all threads are {where}"
             )
         faulthandler.dump_traceback_later(_LINGER, exit=True, file=self._open_log())
@@ -241,6 +270,6 @@ class Watchdog:
 
 
 def _report(line: str) -> None:
-    print(f"fasttrain: {line}", file=sys.stderr)
+    print(f"fasttrain: {printable(line)}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ..errors import ConfigError
 from .cpus import usable_cores
 from .deepspeed_names import disable_shared_memory_reduction
+from .launchers import launched
 
 T = TypeVar("T")
 
@@ -28,14 +29,17 @@ class World:
     def from_environment(cls) -> World:
         """Return the world that ``deepspeed`` or ``torchrun`` set in the environment, or a world of one rank.
 
-        Raises ConfigError for a variable that is no whole number.
+        Raises ConfigError for a variable that is no whole number, and for a rank beyond the world.
         """
-        return cls(
+        world = cls(
             rank=_variable("RANK", default=0),
             size=_variable("WORLD_SIZE", default=1),
             local_rank=_variable("LOCAL_RANK", default=0),
             local_size=_variable("LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=1),
         )
+        if world.rank >= world.size:
+            raise ConfigError(f"RANK: must be below WORLD_SIZE ({world.size}), got {world.rank}. {_START_AGAIN}")
+        return world
 
     @property
     def is_main(self) -> bool:
@@ -48,14 +52,16 @@ class World:
         return max(1, usable_cores() // self.local_size)
 
 
+_START_AGAIN = "Unset the variable, or start the ranks with torchrun or deepspeed."
+
+
 def _variable(*names: str, default: int) -> int:
     """Return the number in the first environment variable that is set."""
     for name in names:
         if value := os.environ.get(name):
             if not value.isdecimal() or (default == 1 and int(value) < 1):
                 raise ConfigError(
-                    f"{name}: must be a whole number of at least {default}, got {value!r}. "
-                    "Unset the variable, or start the ranks with torchrun or deepspeed."
+                    f"{name}: must be a whole number of at least {default}, got {value!r}. {_START_AGAIN}"
                 )
             return int(value)
     return default
@@ -64,10 +70,12 @@ def _variable(*names: str, default: int) -> int:
 def prepare_environment() -> None:
     """Set the environment variables that torch and DeepSpeed read at import. Call it before importing either.
 
+    The ranks of ``srun`` and ``mpirun`` get the variables of ``torchrun``, see :func:`.launchers.launched`.
     Two OpenMP teams that each use all cores and spin at their barriers run 15 times slower than one. So every rank gets
     its share of the cores, and ranks that share a machine sleep at their barriers. Raises ConfigError, like
     :meth:`World.from_environment`.
     """
+    os.environ.update(launched(os.environ))
     world = World.from_environment()
     if world.local_size > 1 or "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(world.threads)
@@ -107,12 +115,16 @@ def has_nvidia_device() -> bool:
 
 
 def initialise(world: World) -> None:
-    """Start the process group through DeepSpeed: NCCL on GPUs, gloo on the CPU, also for a world of one."""
+    """Start the process group through DeepSpeed: NCCL on GPUs, gloo on the CPU, also for a world of one.
+
+    Raises ConfigError if the ranks could not find each other. Each would wait at an address of its own.
+    """
     import deepspeed
     import torch
 
     if torch.distributed.is_initialized():
         return
+    _check_meeting_point(world)
     values = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.local_rank, "MASTER_ADDR": "127.0.0.1"}
     for name, value in values.items():
         os.environ.setdefault(name, str(value))
@@ -147,6 +159,19 @@ def all_gather_object(world: World, value: T) -> list[T]:
     if world.size > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def _check_meeting_point(world: World) -> None:
+    if world.size == 1:
+        return
+    for name in ("RANK", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"{name}: is missing, and WORLD_SIZE is {world.size}. Export it on every rank. {_START_AGAIN}"
+            )
+    port = os.environ["MASTER_PORT"]
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"MASTER_PORT: must be a number from 1 to 65535, got {port!r}. {_START_AGAIN}")
 
 
 _DEEPSPEED_PORT = "29500"

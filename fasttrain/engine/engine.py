@@ -35,6 +35,8 @@ class Engine:
         self.device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = train.epochs * steps_per_epoch
+        self.ahead = 0
+        """Steps by which the schedules are ahead of the run's own count, see :class:`fasttrain.methods.base.Step`."""
         self.rows = train.batch_size_per_gpu * world.size
         """Images in a reduction over all ranks."""
         group = dist.group.WORLD
@@ -63,7 +65,7 @@ class Engine:
 
     def step_at(self, index: int, *, measure: bool) -> Step:
         """Return the step that follows ``index`` finished steps."""
-        return Step(index, self.total_steps, self.steps_per_epoch, measure)
+        return Step(index, self.total_steps, self.steps_per_epoch, measure, self.ahead)
 
     def first_pass(self, batches: Iterable[Batch]) -> None:
         """Show every image to a method that must see all data before its first step."""
@@ -108,14 +110,14 @@ class Engine:
         t = self.train
         warmup = min(t.warmup_epochs * self.steps_per_epoch, self.total_steps)
         # Warm-up counts the current step, so that the first learning rate is small but not 0.
-        index = step.index + 1 if step.index < warmup else step.index
+        index = step.position + 1 if step.position < warmup else step.position
         if t.lr_drops and index >= warmup:
             lr = self.peak_lr * 0.1 ** sum(step.epoch >= drop for drop in t.lr_drops)
         else:
             lr = warmup_cosine(index, step.total, warmup, self.peak_lr, t.min_lr)
         return {
             "lr": lr,
-            "weight_decay": cosine(step.index, step.total, t.weight_decay, t.weight_decay_end),
+            "weight_decay": cosine(step.position, step.total, t.weight_decay, t.weight_decay_end),
             "momentum": self.method.momentum(step),
         }
 

@@ -43,18 +43,25 @@ class Task:
 class Step:
     """The position of the run: optimizer step ``index`` of ``total``, with ``per_epoch`` steps per epoch.
 
-    ``measure`` requests the bound even if the objective does not need it.
+    ``measure`` requests the bound even if the objective does not need it. After the number of steps per epoch changed
+    in a resumed run, the schedules are ``ahead`` of the run's own count of steps.
     """
 
     index: int
     total: int
     per_epoch: int
     measure: bool = True
+    ahead: int = 0
+
+    @property
+    def position(self) -> int:
+        """The index in the schedules, of which ``total`` is the end."""
+        return self.index + self.ahead
 
     @property
     def epoch(self) -> float:
         """Finished epochs, including the fraction of the current one."""
-        return self.index / self.per_epoch
+        return self.position / self.per_epoch
 
 
 class Objective(NamedTuple):
@@ -240,7 +247,7 @@ class Method(nn.Module):
         """Return the teacher's momentum at a step, a cosine from start to end; None without a teacher."""
         if self.teacher is None:
             return None
-        return cosine(step.index, step.total, self.settings.momentum_teacher, self.settings.momentum_teacher_end)
+        return cosine(step.position, step.total, self.settings.momentum_teacher, self.settings.momentum_teacher_end)
 
     @property
     def frozen_prototype_epochs(self) -> float:

@@ -13,7 +13,7 @@ from ..config.resolve import Config
 from ..errors import ConfigError
 from ..pipelines import Loader, Source, Subset, View, evaluation_view, open_source, sides, size_text
 from ..pipelines.sources.decode import decode, is_plain
-from ..pipelines.sources.headers import image_size
+from ..pipelines.sources.headers import image_size, reduction
 from ..pipelines.views.draw import Parameters, draw_parameters
 from ..pipelines.views.rand_augment import OPERATIONS
 from ..training.pixels import settled
@@ -87,7 +87,8 @@ def _size(source: Source, index: int) -> tuple[int, int]:
         return data.shape[0], data.shape[1]
     content = data.tobytes()
     height, width = image_size(content) if is_plain(content) else decode(content).values.shape[:2]
-    return height, width
+    rows, columns = reduction(height, width)
+    return height // rows, width // columns
 
 
 def _enlarged(view: NDArray[np.float32]) -> Image.Image:

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
-from ..errors import ConfigError
+from ..errors import ConfigError, printable
 from . import attention, maps, neighbours
 from .charts import NOTHING, number, sample
 from .curves import bound_chart, charts, style
@@ -81,6 +81,7 @@ def render(runs: Sequence[Run], drawn: Sequence[Pictures] = ()) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
     css = (_HERE / "page.css").read_text()
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, printable
 from ..flags import user_path
 from ..pipelines import Splits
 from ..training.display import DataNotes
@@ -64,4 +64,4 @@ def _pictures(run: Run, images: int, splits: Splits | None) -> Pictures:
 
 
 def _note(line: str) -> None:
-    print(f"fasttrain: {line}", file=sys.stderr)
+    print(f"fasttrain: {printable(line)}", file=sys.stderr)

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..errors import printable
+
 _SHOWN = {
     "images_per_s": "{:,.0f} img/s",
     "loss": "loss {:.4f}",
@@ -26,9 +28,16 @@ _FIRST_STEPS = 10
 _DAY = 86_400
 
 
-def new_console() -> Console:
+class _LineConsole(Console):
+    """A console whose lines cannot control the terminal, whatever names they hold."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return a console for lines that may hold brackets and may be longer than the terminal is wide."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = _LineConsole(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True, markup=False)
     if console.is_jupyter:
         console.width = _NOTEBOOK
     return console
@@ -168,7 +177,7 @@ class DataNotes(logging.Handler):
         if name not in self._told:
             self._told.add(name)
             coding = sys.stdout.encoding or "utf-8"  # a file's name may have what the stream refuses
-            print(record.getMessage().encode(coding, "backslashreplace").decode(coding), flush=True)
+            print(printable(record.getMessage()).encode(coding, "backslashreplace").decode(coding), flush=True)
 
     def __enter__(self) -> DataNotes:
         logging.getLogger("fasttrain.data").addHandler(self)

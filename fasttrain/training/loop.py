@@ -39,9 +39,12 @@ class Progress:
     meter: Meter = field(default_factory=Meter)
 
     @classmethod
-    def resumed(cls, done: int, past: list[dict[str, Any]], steps_per_epoch: int) -> Progress:
-        """Return the progress after ``done`` steps, from the lines that an earlier part of the run logged."""
-        epoch_start = done - done % steps_per_epoch
+    def resumed(cls, done: int, past: list[dict[str, Any]], of_epoch: int) -> Progress:
+        """Return the progress after ``done`` steps, from the lines that an earlier part of the run logged.
+
+        ``of_epoch`` of the steps are of the current epoch.
+        """
+        epoch_start = done - of_epoch
         lines = [line for line in past if line["step"] > epoch_start and line.get("grad_norm", 0) is not None]
         return cls(done, past[-1] if past else {}, lines)
 
@@ -79,7 +82,7 @@ class Loop:
         if not done and engine.method.needs_first_pass:
             with signals.raising(engine.world.size):
                 engine.first_pass(self._first_pass())
-        progress = Progress.resumed(done, recorder.past if recorder else [], engine.steps_per_epoch)
+        progress = Progress.resumed(done, recorder.past if recorder else [], self._position(done)[1])
         self.watchdog.step_done()
         self._finish_last_line(progress, last, recorder)
         if display:
@@ -90,7 +93,7 @@ class Loop:
 
     def _finish_last_line(self, progress: Progress, last: int, recorder: Recorder | None) -> None:
         """Make the evaluation that a signal ended before this process resumed the run. Collective."""
-        epoch, offset = divmod(progress.done, self.engine.steps_per_epoch)
+        epoch, offset = self._position(progress.done)
         due = not offset and 0 < progress.done < last and self._evaluates_after(epoch - 1)
         line = progress.logged
         lacking = due and line.get("step") == progress.done and "knn_top1" not in line
@@ -116,7 +119,7 @@ class Loop:
     ) -> None:
         """Make the remaining steps of an epoch."""
         engine, micro_steps = self.engine, self.train.gradient_accumulation_steps
-        epoch, offset = divmod(progress.done, engine.steps_per_epoch)
+        epoch, offset = self._position(progress.done)
         if not offset:
             engine.start_epoch(epoch)
         batches = in_step(self.loader, epoch, offset * micro_steps)
@@ -155,6 +158,10 @@ class Loop:
                 break
         progress.epoch_lines = []
         batches.close()
+
+    def _position(self, done: int) -> tuple[int, int]:
+        """Return the current epoch and its finished steps."""
+        return divmod(done + self.engine.ahead, self.engine.steps_per_epoch)
 
     def _evaluates_after(self, epoch: int) -> bool:
         every = self.train.knn_every

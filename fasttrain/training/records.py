@@ -111,7 +111,7 @@ def metrics_line(
         own = terms
     return {
         "step": step.index + 1,
-        "epoch": (step.index + 1) / step.per_epoch,
+        "epoch": (step.position + 1) / step.per_epoch,
         "loss": loss,
         **values,
         **own,
@@ -126,6 +126,7 @@ def metrics_line(
 class Recorder:
     """Writes the files of one run; only rank 0 has one. Each line is flushed when it is written.
 
+    A resumed run leaves out lines that cannot be read, for example after a power failure. ``note`` gets their number.
     ``trackers`` get the numbers as well. A tracker that fails during the run is left out from then on: its values are
     in metrics.jsonl.
     """
@@ -140,9 +141,9 @@ class Recorder:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.past = _drop_after(folder / "metrics.jsonl", resumed_at)
+        self.past = _drop_after(folder / "metrics.jsonl", resumed_at, note)
         """The lines of metrics.jsonl that an earlier part of this run wrote."""
-        _drop_after(folder / "log.txt", resumed_at)
+        _drop_after(folder / "log.txt", resumed_at, note)
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
         self._log = (folder / "log.txt").open("a", buffering=1)
         self._trackers, self._note = list(trackers), note
@@ -162,6 +163,12 @@ class Recorder:
     def epoch(self, values: dict[str, Any]) -> None:
         """Write a line of log.txt, in DINO's form."""
         self._log.write(json.dumps(finite(values)) + "\n")
+
+    def sync(self) -> None:
+        """Flush the lines to the disk. A checkpoint must not be newer than its records after a power failure."""
+        for file in (self._metrics, self._log):
+            file.flush()
+            os.fsync(file.fileno())
 
     def __enter__(self) -> Recorder:
         return self
@@ -214,7 +221,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if isinstance(line, dict) and is_number(line.get("step")):
             lines.append(line)
@@ -228,11 +235,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
+def _drop_after(path: Path, step: int, note: Callable[[str], None]) -> list[dict[str, Any]]:
     """Remove the lines of steps that a resumed run repeats, and damaged lines; return the others."""
     if not path.is_file():
         return []
-    kept = [line for line in read_lines(path)[0] if line["step"] <= step]
+    lines, damaged = read_lines(path)
+    if damaged and step:
+        note(f"{path}: {damaged:,} damaged {'line' if damaged == 1 else 'lines'} left out")
+    kept = [line for line in lines if line["step"] <= step]
     # write_text replaces the file at once: if this process is killed or the disk is full, the old file stays.
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept

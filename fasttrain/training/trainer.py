@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import __version__
 from ..checkpoint import store
-from ..checkpoint.card import Card, changes, check, is_complete, read_card, tag
+from ..checkpoint.card import Card, ahead_of, changes, check, is_complete, read_card, tag
 from ..checkpoint.provenance import changed_settings, provenance
 from ..config.fit import Fit, fit_to_data
 from ..config.recipes import recipe_names
@@ -29,9 +29,9 @@ from ..distributed.world import World, all_gather_object
 from ..engine.build import build_method
 from ..engine.engine import Engine, global_batch
 from ..engine.zero import full_numel
-from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted
+from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted, SaveError
 from ..evaluate.evaluator import Evaluation, Evaluator
-from ..files import DISK_ERRORS
+from ..files import DISK_ERRORS, write_text
 from ..methods import Method, Network
 from ..models.architectures import user_backbone
 from ..models.layouts import Report
@@ -88,6 +88,7 @@ def train(
         try:
             output = watchdog.folder = output_folder(config, world)
             stack.enter_context(FolderLock(output, world))
+            watchdog.begin()
             t = config.train
             data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
             fit = _fit(config, data, output, world)
@@ -96,26 +97,28 @@ def train(
             run = _Run(fit, world, output, data, watchdog, signals, network)
             stack.callback(run.close)
             return run.train()
-        except (ConfigError, DataError, Diverged, Collapsed, Interrupted):
-            raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                path = os.fsdecode(error.filename or "a file of the run")  # TensorBoard's names are bytes
-                raise ConfigError(f"{path}: cannot be written: {error.strerror}. Free space, then resume.") from None
-            if _is_out_of_memory(error):
-                raise ConfigError(_TOO_LARGE) from None
+            if line := _line_for(error, watchdog.folder):
+                raise ConfigError(line) from None
+            if isinstance(error, ConfigError | DataError | Diverged | Collapsed | Interrupted):
+                raise
             raise watchdog.crashed(error) from error
 
 
-_TOO_LARGE = (
-    "--batch_size_per_gpu: the memory is too small for a step. Lower it, or the size of the views, or choose a smaller "
-    "--arch. fasttrain plan shows what a run needs."
-)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether an allocation failed. On the CPU torch raises a plain RuntimeError, and NumPy a MemoryError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _line_for(error: Exception, output: Path | None) -> str | None:
+    """Return the message for an error of the system that a user can fix, or None."""
+    if isinstance(error, OSError | SaveError) and output is not None and not output.is_dir():
+        return f"--output_dir {output}: was removed during the run. Start the run again."
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        path = os.fsdecode(error.filename or "a file of the run")  # TensorBoard's names are bytes
+        return f"{path}: cannot be written: {error.strerror}. Free space, then resume."
+    # On the CPU torch raises a plain RuntimeError for a failed allocation, and NumPy a MemoryError.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            "--batch_size_per_gpu: the memory is too small for a step. Lower it, or the size of the views, or choose a "
+            "smaller --arch. fasttrain plan shows what a run needs."
+        )
+    return None
 
 
 class _Run:
@@ -133,6 +136,7 @@ class _Run:
         self.world, self.watchdog, self.signals, self.output, self.splits = world, watchdog, signals, output, splits
         self.console = new_console() if world.is_main else None
         self.display: Display | None = None  # only rank 0 has one
+        self.recorder: Recorder | None = None
         if t.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch raises an error at the first product
         torch.use_deterministic_algorithms(t.deterministic)
@@ -174,7 +178,7 @@ class _Run:
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.guard = Guard(self.engine, t.max_skipped_steps)
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
-        self.last = min(self.engine.total_steps, t.limit_steps or self.engine.total_steps)
+        self.last = self._last_step()
         self.rollbacks = 0
         self.rollback_source = "never"
         """The ``--resume`` value for a rollback. Checkpoints that another run left in the folder do not count."""
@@ -207,14 +211,14 @@ class _Run:
             notes += changes(card, self._card(0))
             changed = changed_settings(checkpoint.parent.parent, self.config)
             self.rollback_source = t.resume
-            self.last = max(self.last, card.step)
+            self._continue_schedules(card)
             if card.step == self.last and (summary := self._finished_summary()) is not None:
                 return Outcome(summary, self.output, self.config, 0, tuple(changed))
             notes += [f"changed setting {line}" for line in changed]
         done = first = 0 if checkpoint is None else card.step
         with ExitStack() as stack:
             if main:
-                (self.output / "config.yaml").write_text(self.config.with_absolute_paths().to_yaml())
+                write_text(self.output / "config.yaml", self.config.with_absolute_paths().to_yaml())
                 self.display = stack.enter_context(
                     Display(self.last, done, console=self.console, too_long=self._too_long())
                 )
@@ -233,6 +237,16 @@ class _Run:
             if main:
                 write_summary(self.output, summary)
         return Outcome(summary, self.output, self.config, self.last - first)
+
+    def _last_step(self) -> int:
+        """Return the number of the run's last step."""
+        steps = self.engine.total_steps - self.engine.ahead
+        return min(steps, self.config.train.limit_steps or steps)
+
+    def _continue_schedules(self, card: Card) -> None:
+        """Continue epochs and schedules where a checkpoint had them."""
+        self.engine.ahead = ahead_of(card, self.engine.steps_per_epoch)
+        self.last = max(self._last_step(), card.step)
 
     def _too_long(self) -> str | None:
         """Return the advice for a run of more than a day."""
@@ -275,6 +289,7 @@ class _Run:
         card = read_card(checkpoint)
         done = store.restore(self.engine, checkpoint, self._card(0))
         self.guard.reset(card.skipped_steps)
+        self._continue_schedules(card)
         self._set_order(card.rollbacks)
         return done
 
@@ -287,8 +302,8 @@ class _Run:
         """Run the loop. After a divergence, run it again from the last checkpoint with another order of the data."""
         while True:
             try:
-                with self._recorder(done) if self.world.is_main else nullcontext() as recorder:
-                    return self.loop.run(done, self.last, self.signals, recorder, self.display)
+                with self._recorder(done) if self.world.is_main else nullcontext() as self.recorder:
+                    return self.loop.run(done, self.last, self.signals, self.recorder, self.display)
             except Diverged as error:
                 limit = self.config.train.rollback
                 if self.rollbacks >= limit:
@@ -341,11 +356,13 @@ class _Run:
         No checkpoint is saved while steps are being skipped: the last good one stays the newest.
         """
         t = self.config.train
-        keep = ends_epoch and done // self.engine.steps_per_epoch % t.saveckp_freq == 0
+        keep = ends_epoch and (done + self.engine.ahead) // self.engine.steps_per_epoch % t.saveckp_freq == 0
         due = ends_epoch or (bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0)
         if (due and not self.guard.consecutive) or stop or done == self.last:
             if not self.engine.finite():
                 raise Diverged(f"the weights are not finite after step {done}. Lower --lr or set --clip_grad.")
+            if self.recorder:
+                self.recorder.sync()
             store.publish(self.engine, self.output / "checkpoints", self._card(done), keep=keep, newest=t.keep)
             self.rollback_source = "auto"
         if stop and done < self.last:
@@ -368,6 +385,8 @@ class _Run:
             rollbacks=self.rollbacks,
             images=len(self.splits.train),
             data=self.data.train.digest,
+            steps_per_epoch=self.engine.steps_per_epoch,
+            ahead=self.engine.ahead,
         )
 
     def _introduce(self, display: Display, done: int, notes: Sequence[str]) -> None:
@@ -405,7 +424,7 @@ class _Run:
             "dataset": self.splits.name,
             "images": len(self.splits.train),
             "unreadable_images": self._unreadable(),
-            "epochs": self.last / self.engine.steps_per_epoch,
+            "epochs": (self.last + self.engine.ahead) / self.engine.steps_per_epoch,
             "steps": self.last,
             "seconds": seconds,
             "images_per_s": steps * global_batch(t, self.world) / seconds,

@@ -6,9 +6,11 @@ A source's ``read(i)`` returns the bytes of a file or an array. It does not deco
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
+import stat
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -130,8 +132,7 @@ class FolderSource:
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Return the bytes of file ``i``. Raise OSError if it cannot be read."""
-        with open(self.paths[i], "rb", buffering=0) as file:
-            return np.frombuffer(file.read(), np.uint8)
+        return read_file(self.paths[i])
 
     def describe(self, i: int) -> str:
         """Return the path of file ``i``."""
@@ -229,6 +230,21 @@ def class_numbers(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64]
         log.warning("%s: %d of %d labels are negative, so unknown; all labels are left out", name, unknown, count)
         return None
     return numbers.astype(np.int64)
+
+
+def read_file(path: str) -> NDArray[np.uint8]:
+    """Return the bytes of a file. Raise OSError if it cannot be read, or is a FIFO or a device."""
+    with open(path, "rb", buffering=0, opener=_open_regular) as file:
+        return np.frombuffer(file.read(), np.uint8)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a file, or raise OSError for a FIFO or a device, which may have been put there after the listing."""
+    handle = os.open(path, flags | os.O_NONBLOCK)  # without the flag, a FIFO waits for a writer
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
 
 
 def file_stamp(path: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..views.recipe import MOST_CHANNELS
-from .headers import MOST_PIXELS, BadImageError, image_size, too_large
+from .headers import MOST_PIXELS, BadImageError, image_size, reduction, too_large
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _BIG_ENDIAN = b"MM\0+"  # the start of a BigTIFF in this order
@@ -97,6 +97,22 @@ def from_pil(image: Any) -> Raster:
     kept = image.mode in ("L", "LA", "RGB", "RGBA")
     values = np.asarray(image if kept else image.convert("L" if image.mode == "1" else "RGB"))
     return Raster(values[..., None] if values.ndim == 2 else values, alpha=image.mode in ("LA", "RGBA"))
+
+
+def reduced(raster: Raster) -> Raster:
+    """Return a raster, a large one with smaller sides: each value is the mean of a block, see ``reduction``."""
+    values = raster.values
+    rows, columns = reduction(*values.shape[:2])
+    if rows == columns == 1:
+        return raster
+    height, width = values.shape[0] // rows * rows, values.shape[1] // columns * columns
+    kind = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
+    total = np.zeros((height // rows, width // columns, values.shape[2]), kind)
+    for row in range(rows):
+        for column in range(columns):
+            total += values[row:height:rows, column:width:columns]
+    total /= rows * columns
+    return Raster((total if values.dtype.kind == "f" else np.rint(total)).astype(values.dtype), raster.alpha)
 
 
 def to_pixels(raster: Raster, channels: int, pixel_range: tuple[float, ...] | None) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ one kind of WebP, see ``decodable``. ``decode.py`` decodes 16 bits, floats and o
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import warnings
@@ -22,8 +23,12 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02  # flags of an extended WebP file
 _PNM = re.compile(rb"P([56]) (\d{1,9}) (\d{1,9}) 255\n")  # arrays in a mixture with files, and nobody else's
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of a frame header (SOF0 to SOF15)
-# As RGB, this is 300 MB for one image of a batch. Photographs of 100 megapixels just pass. PIL warns above 89 million.
+# As RGB, this is 300 MB for one image. Photographs of 100 megapixels just pass. PIL warns above 89 million.
 MOST_PIXELS = 100_000_000
+# A loader decodes one larger image at a time, and reduces it before it comes into a batch. All decoded images of a batch
+# are in memory together: 64 images of 100 megapixels would take 19 GB.
+LARGE_PIXELS = 32_000_000
+_REDUCED_PIXELS = LARGE_PIXELS // 2
 
 
 class BadImageError(ValueError):
@@ -53,6 +58,26 @@ def image_size(data: bytes) -> tuple[int, int]:
     if height * width > MOST_PIXELS:
         raise too_large(width, height)
     return height, width
+
+
+def reduction(height: int, width: int) -> tuple[int, int]:
+    """Return the whole factors by which an image's sides are reduced: 1 up to ``LARGE_PIXELS`` pixels.
+
+    A crop of 5 % of the smallest reduced image has 0.4 megapixels, which is more than any view has.
+    """
+    if height * width <= LARGE_PIXELS:
+        return 1, 1
+    factor = math.ceil(math.sqrt(height * width / _REDUCED_PIXELS))
+    return min(factor, height), min(factor, width)
+
+
+def is_large(data: bytes) -> bool:
+    """Return whether an image file has more than ``LARGE_PIXELS`` pixels, as far as its header shows."""
+    try:
+        height, width = image_size(data)
+    except BadImageError:
+        return False
+    return height * width > LARGE_PIXELS
 
 
 def too_large(width: int, height: int) -> BadImageError:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DataError
-from .base import class_numbers, content_stamp, file_stamp
+from .base import class_numbers, content_stamp, file_stamp, read_file
 from .labels import IMAGE_NAMES, LABEL_NAMES, Labels, given_labels, labels_of_values, renumbered
 from .listing import Listing, sampled_digest
 
@@ -86,8 +86,7 @@ class HuggingFaceSource:
             raise OSError("the row has no image")
         if image["bytes"] is not None:
             return np.frombuffer(image["bytes"], np.uint8)
-        with open(image["path"], "rb", buffering=0) as file:
-            return np.frombuffer(file.read(), np.uint8)
+        return read_file(image["path"])
 
     def describe(self, i: int) -> str:
         """Return the name of the data set and the number of the row."""

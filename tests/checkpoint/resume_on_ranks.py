@@ -32,6 +32,8 @@ def resumed(case, world, folder):
     sources = {"straight": (stage, None), "resumed": (stage, own)}
     if world.size > 1:
         sources |= {"of one rank": (stage, folder / "1" / folder_of(case)), "other stage": (other(stage), own)}
+    for path in (own, folder / "resharded" / folder_of(case)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     results = {}
     for name, (stage_now, source) in sources.items():
         engine = engine_of(case, stage_now, world)

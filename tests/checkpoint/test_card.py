@@ -1,12 +1,14 @@
 """A checkpoint's card: what it refuses, what it reports, and which checkpoint of a run is the newest."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from fasttrain.checkpoint.card import changes, check, find, newest, read_card
-from fasttrain.checkpoint.store import publish
+from fasttrain.checkpoint.card import ahead_of, changes, check, find, newest, read_card
+from fasttrain.checkpoint.store import choose, publish
+from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError
 from tests.checkpoints import CARD, write_card
 
@@ -55,6 +57,36 @@ def test_a_wrong_digit_in_a_card_is_found(engine, tmp_path, name):
         read_card(path.parent)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("world_size", 10**8, "names 100,000,000 ranks"),
+        ("world_size", "2", "its world_size is no"),
+        ("zero_stage", -1, "its zero_stage is no"),
+    ],
+)
+def test_a_card_with_impossible_numbers_is_refused(tmp_path, field, value, problem):
+    """A card of 10^8 ranks took a minute before it was refused."""
+    path = write_card(tmp_path, 1, **{"zero_stage": 3, "world_size": 1, field: value})
+    with pytest.raises(ConfigError, match=problem):
+        read_card(path)
+
+
+def test_a_card_of_a_later_format_is_refused(tmp_path):
+    """It is not corrupt, so --resume auto must not pass it over for an older checkpoint."""
+    write_card(tmp_path / "checkpoints", 1)
+    path = write_card(tmp_path / "checkpoints", 2, format=2, version="9.0")
+    for read in (lambda: read_card(path), lambda: choose("auto", tmp_path, World(0, 1, 0, 1))):
+        with pytest.raises(ConfigError, match=r"step-00000002: .*format 2.*9\.0"):
+            read()
+
+
+def test_a_folder_with_another_name_is_no_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(write_card(folder, 1), folder / "step-00000012-good")
+    assert newest(tmp_path).name == "step-00000001"
+
+
 def test_a_card_of_a_later_version_is_read(tmp_path):
     assert read_card(write_card(tmp_path, 5, something_new=[1])) == replace(CARD, step=5)
 
@@ -67,6 +99,19 @@ def test_a_card_of_another_run_is_refused(tmp_path, field, value):
     with pytest.raises(ConfigError, match=rf"step-00000001: .* {field} {value!r}, .*--resume never"):
         check(path, CARD)
     assert check(write_card(tmp_path, 9, version="9.9"), CARD).step == 9
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "now", "ahead"),
+    [(7, 5, 7, 3), (7, 7, 5, -2), (10, 5, 7, 4), (10, 5, 5, 0), (7, None, 5, 0)],
+)
+def test_the_epoch_does_not_jump_back(step, before, now, ahead):
+    card = replace(CARD, step=step, steps_per_epoch=before)
+    assert ahead_of(card, now) == ahead
+    later = replace(card, step=step + 1, steps_per_epoch=now, ahead=ahead)
+    assert ahead_of(later, now) == ahead
+    if before:
+        assert step / before <= (step + ahead) / now < step / before + 1 / now
 
 
 def test_changes_of_ranks_and_batch_are_reported():

@@ -22,7 +22,7 @@ from fasttrain.engine.zero import gradient_scaler
 from fasttrain.engine.zero_files import contiguous_spans, padded_spans, pickled_classes
 from fasttrain.errors import ConfigError
 from fasttrain.files import load_tensors
-from tests.checkpoints import RunsCode, card_of, small_engine, train
+from tests.checkpoints import card_of, small_engine, train
 from tests.methods.small import SMALL
 from tests.small_runs import train_few_steps
 
@@ -186,14 +186,12 @@ def test_whole_tensors_name_missing_damaged_and_unsafe_files(simclr_run, sharded
     _forget_fingerprints(folder)
     for write, message in (
         (lambda: file.write_bytes(content[: len(content) // 2]), r"step-00000002: is damaged \(.+\)"),
-        (lambda: torch.save({"module": RunsCode(tmp_path / "marker")}, file), r"holds more than tensors \(.*mkdir\)"),
         (lambda: torch.save({"other": 1}, file), "is damaged .*'buffer_names'"),
         (file.unlink, f"has no {file.name}"),
     ):
         write()
         with pytest.raises(ConfigError, match=message):
             whole_tensors(folder)
-    assert not (tmp_path / "marker").exists()
     parts = shutil.copytree(newest(sharded), tmp_path / "parts")
     shard = parts / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     shard.unlink()

@@ -66,15 +66,27 @@ def test_a_full_disk_leaves_the_former_checkpoint_only(engine, tmp_path, size):
     assert _steps(tmp_path) == ["latest", "step-00000001"]
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
-def test_leftovers_of_killed_saves_and_removals_are_removed(engine, tmp_path, content):
-    for name in (".step-00000001.part", "step-00000001"):
+def test_leftovers_of_killed_saves_and_removals_are_removed(engine, tmp_path):
+    for name in (".step-00000001.part", ".step-00000001.old.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half.pt").write_bytes(b"half")
-        if content is not None:
-            (tmp_path / name / "fasttrain.json").write_text(content)
     _publish(engine, tmp_path, 2, keep=False)
     assert _steps(tmp_path) == ["latest", "step-00000002"]
+
+
+@pytest.mark.parametrize("newest", [None, 1])
+def test_other_folders_are_never_removed(engine, tmp_path, newest):
+    """A person's copy and notes were removed, because their names begin like a checkpoint's."""
+    _publish(engine, tmp_path, 1, keep=False)
+    for name in ("step-00000001-good", "step-00000001.bak"):
+        shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
+    others = {".step-notes.part": "", "step-notes": None, "step-1": "{}", "step-00000000": "[]"}
+    for name, card in others.items():
+        (tmp_path / name).mkdir()
+        if card is not None:
+            (tmp_path / name / "fasttrain.json").write_text(card)
+    _publish(engine, tmp_path, 2, keep=False, newest=newest)
+    assert _steps(tmp_path) == sorted(["latest", "step-00000002", "step-00000001-good", "step-00000001.bak", *others])
 
 
 def _flip_a_bit(file):

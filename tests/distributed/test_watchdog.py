@@ -29,14 +29,18 @@ from fasttrain.distributed.world import World
 def hang(holder):
     ctypes.PyDLL(None).sleep(60) if holder == "gil" else time.sleep(60)
 
-watchdog._PERIOD, watchdog._GRACE, watchdog._LINGER = 0.05, 1, 0.2
+watchdog._PERIOD, watchdog._GRACE, watchdog._LINGER, watchdog._GRACE_ALONE = 0.05, 1, 0.2, 1
 what, holder, folder = sys.argv[1:]
 if what == "start":
     with watchdog.starting(World(0, 2, 0, 2), 0.005):
         hang(holder)
 with watchdog.Watchdog(World(0, 1, 0, 1), 0.005) as dog:
     dog.folder = Path(folder) if folder else None
-    dog.step_done()
+    dog.begin() if what == "begin" else dog.step_done()
+    end = time.monotonic() + 2
+    while what == "begin" and time.monotonic() < end:
+        pass  # works for longer than the limit
+    print("hangs", flush=True)
     hang(holder)
 """
 
@@ -55,7 +59,9 @@ def _run(*arguments, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["step nothing log", "step gil log", "step nothing stderr", "start gil stderr"])
+@pytest.mark.parametrize(
+    "case", ["step nothing log", "step gil log", "step nothing stderr", "start gil stderr", "begin nothing log"]
+)
 def test_a_hang_ends_with_status_1_and_the_stacks(tmp_path, case):
     """A C call that holds the GIL stops every Python thread, and with them the line that names the reason."""
     what, holder, target = case.split()
@@ -68,7 +74,8 @@ def test_a_hang_ends_with_status_1_and_the_stacks(tmp_path, case):
         assert "in wait" in stacks  # the other threads as well
     else:
         (line,) = lines
-        assert line.startswith("fasttrain: rank 0 finished no step for 0.005 minutes (--watchdog_minutes)")
+        problem = "did nothing at its start" if what == "begin" else "finished no step"
+        assert line.startswith(f"fasttrain: rank 0 {problem} for 0.005 minutes (--watchdog_minutes)")
         assert line.endswith(f"in {log}" if target == "log" else "below")
 
 
@@ -123,10 +130,20 @@ def test_steps_set_the_timer_again_and_the_end_cancels_it(tmp_path, timer):
         dog.step_done()  # too soon to set the timer again
         time.sleep(0.02)
         dog.step_done()
-        assert [call[0] for call in timer] == [60 + watchdog._GRACE] * 2
+        assert [call[0] for call in timer] == [60 + watchdog._GRACE_ALONE] * 2
         assert timer[-1][1].name == str(tmp_path / "rank-0.log")
     assert timer[-1] is None
     assert list(tmp_path.iterdir()) == []  # no empty log
+
+
+def test_time_in_which_the_process_is_stopped_does_not_count(timer, monkeypatch):
+    """Ctrl-Z over lunch ended a run of one rank."""
+    clock = iter(range(0, 10**9, 3600))  # every look at the clock is an hour after the one before
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
+    with Watchdog(_ONE, 1, leave=lambda _: pytest.fail("ended")) as dog:
+        dog.step_done()
+        time.sleep(0.1)
+        assert 0 < dog._now < 60
 
 
 def test_0_minutes_never_set_the_timer(timer):

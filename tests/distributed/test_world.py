@@ -21,7 +21,8 @@ from tests.small_runs import flags
 _ROOT = Path(__file__).parents[2]
 _NAMES = """
 RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE OMP_NUM_THREADS OMP_WAIT_POLICY DS_ACCELERATOR
-TRITON_DEFAULT_FP_FUSION DEEPSPEED_LOG_LEVEL TORCH_CPP_LOG_LEVEL MALLOC_TRIM_THRESHOLD_
+TRITON_DEFAULT_FP_FUSION DEEPSPEED_LOG_LEVEL TORCH_CPP_LOG_LEVEL MALLOC_TRIM_THRESHOLD_ MASTER_ADDR MASTER_PORT
+SLURM_STEP_NUM_TASKS SLURM_PROCID SLURM_LOCALID SLURM_JOB_ID SLURM_STEP_NODELIST SLURM_STEP_TASKS_PER_NODE
 """
 
 
@@ -54,6 +55,38 @@ def test_variable_that_is_no_number_is_one_line(launch, name, value, read):
     with pytest.raises(ConfigError, match=f"{name}: .*{value!r}") as error:
         read()
     assert "\n" not in str(error.value)
+
+
+def test_a_rank_beyond_the_world_is_one_line(launch):
+    """Such a rank waited for ever, because the watchdog of a start is for several ranks."""
+    launch(RANK="5", WORLD_SIZE="1")
+    with pytest.raises(ConfigError, match="RANK: must be below WORLD_SIZE"):
+        World.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"RANK": "0"}, "MASTER_PORT"),
+        ({"MASTER_PORT": "29500"}, "RANK"),
+        ({"RANK": "0", "MASTER_PORT": "port"}, "MASTER_PORT"),
+        ({"RANK": "0", "MASTER_PORT": "0"}, "MASTER_PORT"),
+    ],
+)
+def test_ranks_without_a_meeting_point_are_refused(launch, monkeypatch, values, name):
+    """Each rank waited at a random port of its own until the watchdog ended it."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    launch(**values)
+    with pytest.raises(ConfigError, match=f"{name}: "):
+        initialise(World(0, 2, 0, 2))
+
+
+def test_prepare_environment_adopts_the_ranks_of_srun(launch):
+    launch(SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="1", SLURM_LOCALID="1", SLURM_JOB_ID="7")
+    launch(SLURM_STEP_NODELIST="a", SLURM_STEP_TASKS_PER_NODE="2")
+    prepare_environment()
+    assert World.from_environment() == World(1, 2, 1, 2)
+    assert os.environ["MASTER_ADDR"] == "a"
 
 
 @pytest.mark.parametrize(("cores", "ranks", "threads"), [(8, 1, 8), (8, 3, 2), (2, 4, 1), (1, 1, 1)])

@@ -5,10 +5,13 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from fasttrain.pipelines import FolderSource, View, ViewRecipe, evaluation_view
+from fasttrain.pipelines.sources import headers
 
+from .loading import COLOR
 from .sources.shard_files import picture
 
 SIDE = 20
@@ -53,6 +56,21 @@ def check(open_loader, tmp_path):
             assert difference.mean() < 1, source.describe(k)
 
     return compare
+
+
+def test_large_images_are_reduced_before_they_are_in_a_batch(open_loader, tmp_path, monkeypatch):
+    """Four images of 100 megapixels in a batch took 1.2 GB."""
+    for name in ("large", "small"):
+        (tmp_path / name).mkdir()
+    for k in range(3):
+        pixels = np.asarray(picture(k, (48, 40)))
+        blocks = np.rint(pixels.reshape(20, 2, 24, 2, 3).mean((1, 3), np.float32)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "large" / f"{k}.png")
+        Image.fromarray(blocks).save(tmp_path / "small" / f"{k}.png")
+    monkeypatch.setattr(headers, "LARGE_PIXELS", 20 * 24)
+    monkeypatch.setattr(headers, "_REDUCED_PIXELS", 20 * 24)
+    large, small = (next(open_loader(FolderSource(tmp_path / name), COLOR, 3).epoch(0)) for name in ("large", "small"))
+    assert all(torch.equal(a, b) for a, b in zip(large.views, small.views, strict=True))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fasttrain.training import display as progress
-from fasttrain.training.display import DataNotes, Display
+from fasttrain.training.display import DataNotes, Display, new_console
 
 _VALUES = {"loss": 1.23456, "entropy": 2.5, "images_per_s": 12345.6, "momentum": None, "lr": 0.1}
 
@@ -55,6 +55,16 @@ def test_line_has_the_latest_of_every_figure(clock):
     first, second = _out(display).splitlines()
     assert first == "step 1/10  12,346 img/s  loss 1.2346  entropy 2.500  0:00:00 left"
     assert second == "step 2/10  12,346 img/s  loss 1.0000  entropy 2.500  k-NN 0.250  0:00:00 left"
+
+
+def test_names_cannot_control_the_terminal(capsys):
+    """A file name with a line break printed a line that looked like fasttrain's own."""
+    name = "\x1b[31m\nfasttrain: all is well.png"
+    new_console().print(name, "is bad")
+    with DataNotes():
+        logging.getLogger("fasttrain.data").warning("%s: unreadable", name)
+    for line in capsys.readouterr().out.splitlines():
+        assert line.startswith(r"\x1b[31m\nfasttrain: all is well.png")
 
 
 def test_steps_without_figures_print_no_line(clock):

@@ -54,6 +54,37 @@ def test_resumed_recorder_keeps_lines_before_the_step_only(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "log.txt")] == [4]
 
 
+_DAMAGES = {
+    "NUL tail": b"%s\n%s\n\0\0\0\0",
+    "garbage": b"%s\n\x93a8}\n%s\n",
+    "invalid UTF-8": b'%s\n{"step": 3, "loss\xff\xfe": 1}garbage\n%s\n',
+    "cut in the middle": b'%s\n{"step": 3, "lo\n%s\n',
+    "two objects": b'%s\n{"step": 3}{"step": 4}\n%s\n',
+    "deep": b"%s\n" + b"[" * 100_000 + b"\n%s\n",
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+def test_damaged_lines_are_counted_and_left_out(tmp_path, name, damage):
+    """A run with a whole checkpoint could not be resumed."""
+    whole = [json.dumps(_line(step)).encode() for step in (1, 2)]
+    (tmp_path / name).write_bytes(_DAMAGES[damage].replace(b"%s", whole[0], 1).replace(b"%s", whole[1], 1))
+    notes = []
+    with Recorder(tmp_path, resumed_at=2, note=notes.append):
+        assert lines(tmp_path / name) == [_line(1), _line(2)]
+    (note,) = notes
+    assert note.startswith(f"{tmp_path / name}: 1 damaged line ")
+
+
+def test_sync_flushes_both_files_to_the_disk(tmp_path, monkeypatch):
+    synced = []
+    with Recorder(tmp_path) as recorder:
+        monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+        recorder.sync()
+    assert synced == [(tmp_path / name).stat().st_ino for name in ("metrics.jsonl", "log.txt")]
+
+
 def test_fresh_recorder_in_the_same_folder_starts_empty(tmp_path):
     with Recorder(tmp_path) as recorder:
         recorder.step(_line(1))

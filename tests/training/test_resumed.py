@@ -1,17 +1,15 @@
 """Resumed runs: at the same and other ZeRO stages, and refused checkpoints."""
 
 import json
-import os
 import re
 import shutil
 
 import pytest
 import torch
 
-from fasttrain.files import fingerprint
 from fasttrain.pretrained import from_run
 from fasttrain.run import main
-from tests.small_runs import assert_same_run, flags, lines
+from tests.small_runs import assert_same_run, flags, lines, write_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,6 +96,28 @@ def test_a_run_goes_on_at_another_stage_with_another_batch(straight, images, tmp
     assert "a step has 16 images, 8 in the checkpoint" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("images_now", [48, 24])
+def test_schedules_do_not_jump_back_with_other_images(tmp_path, capsys, images_now):
+    """Epoch and learning rate jumped back, because finished steps counted as steps of the new epochs."""
+    data, output = write_images(tmp_path / "data"), tmp_path / "run"
+    arguments = flags(data, output, "--knn_every", 0, "--epochs", 3, "--warmup_epochs", 0)
+    assert main([*arguments, "--limit_steps", "6"]) == 0
+    shutil.rmtree(data)
+    write_images(data, train=images_now)
+    assert main([*arguments, "--limit_steps", "7"]) == 0
+    assert main(arguments) == 0  # the third part of the run has the same data as the second
+    steps, epochs, rates = zip(
+        *((x["step"], x["epoch"], x["lr"]) for x in lines(output / "metrics.jsonl")), strict=True
+    )
+    per_epoch = images_now // 8
+    assert epochs[5:] == (1.5, *((k + 1) / per_epoch for k in range(-(-3 * per_epoch // 2), 3 * per_epoch)))
+    assert steps == tuple(range(1, len(epochs) + 1))
+    assert list(rates) == sorted(rates, reverse=True)
+    assert json.loads((output / "summary.json").read_text())["epochs"] == 3
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "in the checkpoint" in line]
+    assert line.startswith(f"the data has {images_now} images, 32 in the checkpoint: ")
+
+
 def test_broken_checkpoint_falls_back_to_the_one_before(straight, images, tmp_path, capsys):
     arguments = flags(images, tmp_path, "--knn_every", 1, "--saveckp_freq_steps", 3, "--keep", 2)
     assert main([*arguments, "--limit_steps", "7"]) == 0
@@ -141,33 +161,6 @@ def test_a_checkpoint_of_another_method_is_refused(straight, images, tmp_path, c
     assert main(flags(images, tmp_path, "--resume", straight[0], "--drop_path_rate", 0, method="dino")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "is of method 'simclr', this run of 'dino'" in line
-
-
-class _RunsCode:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_code_in_a_checkpoint_is_refused_and_not_run(straight, images, tmp_path, capsys):
-    run, file = _copy(straight[0], tmp_path / "run")
-    marker = tmp_path / "marker"
-    state = torch.load(file, weights_only=True)
-    torch.save(state | {"lr_scheduler": _RunsCode(marker)}, file)
-    card = json.loads((file.parent / "fasttrain.json").read_text())
-    card["files"][file.name] = fingerprint(file)._asdict()
-    del card["crc32"]  # as an earlier version's
-    (file.parent / "fasttrain.json").write_text(json.dumps(card))
-    assert main(flags(images, run, "--epochs", 3)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fasttrain: {file.parent}: holds more than tensors (")
-    assert ".mkdir) and is not loaded: opening it could run code." in line
-    assert line.endswith("--resume never.")
-    assert not marker.exists()
-    torch.load(file, weights_only=False)
-    assert marker.exists()  # so the file would have done it
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "not a checkpoint"])

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 import signal
 import sys
 import time
@@ -59,6 +61,21 @@ def test_a_second_ctrl_c_stops_at_once(images, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("trackers", ["none", "tensorboard"])
+@pytest.mark.parametrize("frequency", [1, 0])
+def test_a_removed_output_folder_is_one_line(straight, images, tmp_path, capsys, trackers, frequency):
+    """A traceback of TensorBoard's thread came first, and a checkpoint made the folder again without its records."""
+    output = tmp_path / "run"
+    command = flags(images, output, "--knn_every", 1, "--trackers", trackers, "--saveckp_freq_steps", frequency)
+    with when_logged(3, lambda: shutil.rmtree(output)):
+        assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fasttrain: --output_dir {output}: was removed")
+    assert not output.exists()
+    assert main(command) == 0
+    assert_same_run(output, straight[0])
+
+
 def _fail():
     raise RuntimeError("a bug\nof two lines")
 
@@ -77,22 +94,35 @@ _HANGS = """
 import sys, time
 from fasttrain.distributed import watchdog
 from fasttrain.run import main
+from fasttrain.training import trainer
 from tests.small_runs import when_logged
 
-watchdog._GRACE = watchdog._LINGER = 0.5
-with when_logged(2, lambda: time.sleep(60)):
+def hang(*_, **__):
+    time.sleep(60)
+
+watchdog._GRACE_ALONE = watchdog._LINGER = 0.5
+place = sys.argv.pop(1)
+if place == "listing":
+    trainer.open_source = hang
+if place == "building":
+    trainer.build_method = hang
+if place == "k-NN":
+    trainer.Evaluator.pixels = hang
+with when_logged(2 if place == "step" else 0, hang):
     sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-def test_a_step_that_hangs_ends_the_run_with_status_1(images, tmp_path):
-    arguments = flags(images, tmp_path, "--knn_every", 0, "--watchdog_minutes", 0.05)
-    process = start(arguments, sys.executable, "-c", _HANGS)
+@pytest.mark.parametrize("place", ["listing", "building", "k-NN", "step"])
+def test_a_hang_ends_the_run_with_status_1(images, tmp_path, place):
+    """The watchdog began at the first step, so a hang before that was for ever."""
+    arguments = flags(images, tmp_path, "--knn_every", int(place == "k-NN"), "--watchdog_minutes", 0.08)
+    process = start(arguments, sys.executable, "-c", _HANGS, place)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "in written" in (tmp_path / "rank-0.log").read_text()
-    assert "rank 0 finished no step for 0.05 minutes (--watchdog_minutes)" in err
+    assert "in hang" in (tmp_path / "rank-0.log").read_text()
+    assert re.search(r"rank 0 (finished no step|did nothing at its start) for 0.08 minutes \(--watchdog_minutes\)", err)
 
 
 def test_saveckp_freq_keeps_checkpoints_of_its_epochs(images, tmp_path, monkeypatch):

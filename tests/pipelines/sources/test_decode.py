@@ -8,7 +8,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from fasttrain.pipelines.sources.decode import Raster, as_raster, decode, is_plain, to_pixels
+from fasttrain.pipelines.sources import headers
+from fasttrain.pipelines.sources.decode import Raster, as_raster, decode, is_plain, reduced, to_pixels
 from fasttrain.pipelines.sources.headers import BadImageError
 from tests.pipelines.test_loader_of_unusual_files import png_of_16_bits
 
@@ -27,6 +28,19 @@ def npy(values):
     file = io.BytesIO()
     np.save(file, values)
     return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4", "i8"])
+def test_large_rasters_are_reduced_to_means_of_blocks(monkeypatch, dtype):
+    monkeypatch.setattr(headers, "LARGE_PIXELS", 479)  # of 20 x 24
+    monkeypatch.setattr(headers, "_REDUCED_PIXELS", 60)  # by 3
+    values = VALUES[..., :3].astype(dtype)
+    blocks = values[:18].reshape(6, 3, 8, 3, 3).mean((1, 3), np.float64)
+    made = reduced(Raster(values, alpha=True))
+    assert made.values.dtype == values.dtype
+    assert made.alpha
+    np.testing.assert_allclose(made.values, blocks if dtype == "f4" else np.rint(blocks), rtol=1e-6)
+    assert reduced(made) is made
 
 
 BANDS = [(dtype, count) for dtype in ("i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8") for count in (1, 2, 4, 13)]
