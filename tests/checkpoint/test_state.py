@@ -17,12 +17,12 @@ from fasttrain import methods
 from fasttrain.checkpoint import state
 from fasttrain.checkpoint.card import newest
 from fasttrain.checkpoint.state import misfit, read, trained_names, whole_tensors
-from fasttrain.checkpoint.store import publish, restore
+from fasttrain.checkpoint.store import restore
 from fasttrain.engine.zero import gradient_scaler
 from fasttrain.engine.zero_files import contiguous_spans, padded_spans, pickled_classes
 from fasttrain.errors import ConfigError
 from fasttrain.files import load_tensors
-from tests.checkpoints import RunsCode, card_of, small_engine, train
+from tests.checkpoints import RunsCode, card_of, publish, small_engine, train
 from tests.methods.small import SMALL
 from tests.small_runs import train_few_steps
 
