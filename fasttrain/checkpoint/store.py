@@ -31,7 +31,7 @@ from .card import (
     write_card,
 )
 from .snapshot import HostCopy
-from .state import client_state, misfit, place, read, trained_names
+from .state import client_state, misfit, open_files, place, read, trained_names
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -220,6 +220,8 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
                 f"the checkpoint does not fit these settings ({reason}). Use the settings of its run's config.yaml, "
                 f"the version of fasttrain that wrote it ({card.version}), or another --output_dir."
             )
+        else:
+            open_files(saved, engine)
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError) as error:
         problem = describe_load_error(error)
     if problem := next((one for one in all_gather_object(engine.world, problem) if one), None):
