@@ -21,7 +21,7 @@ class HostCopy:
         self._storages: list[torch.UntypedStorage] = []
 
     def bytes_to_allocate(self, content: Any) -> int:
-        """Return the bytes of host memory that a copy of ``content`` needs beyond those of the last copy."""
+        """Return the bytes of host memory that a copy of ``content`` needs beyond the memory of the last copy."""
         needed = sum(storage.nbytes() for storage in _storages(content).values())
         return max(0, needed - sum(storage.nbytes() for storage in self._storages))
 

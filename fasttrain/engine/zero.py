@@ -236,6 +236,20 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
+_OPTIMIZER_NAMES = {
+    1: "averaged_gradients bit16_groups cpu_offload dp_process_group single_partition_of_fp32_groups",
+    3: "averaged_gradients checkpoint_event_epilogue checkpoint_event_prologue dp_process_group fp16_groups "
+    "fp16_partitioned_groups_flat fp32_partitioned_groups_flat offload_optimizer sub_group_to_group_id",
+}
+"""Private names of DeepSpeed's optimizers, at stages 1 and 2 and at stage 3. Some are first used hours later."""
+
+
+def check_names(optimizer: Any, stage: int) -> None:
+    """Raise ConfigError, with the first missing name, unless DeepSpeed's optimizer has all names of this module."""
+    for name in _OPTIMIZER_NAMES[3 if stage == 3 else 1].split():
+        _private(optimizer, name)
+
+
 class ParameterPiece(NamedTuple):
     """A rank's part of a parameter: its elements from ``offset`` are ``piece`` of a flat tensor."""
 
@@ -264,6 +278,14 @@ def stepped_tensors(optimizer: Any, stage: int) -> list[tuple[Tensor, list[Param
         members = zip(group, parts, pieces, strict=True)
         tensors.append((flat, [ParameterPiece(p, rank * part, piece) for p, part, piece in members]))
     return tensors
+
+
+def is_copied(flat: Tensor, part: ParameterPiece, stage: int) -> bool:
+    """Return whether a flat tensor's piece has the values of its parameter's part, as before the first step."""
+    parameter, offset, piece = part
+    shard = local_shard(parameter) if stage == 3 else None
+    values = parameter.data.view(-1)[offset:] if shard is None else shard.data.view(-1)
+    return torch.equal(flat.data.view(-1).narrow(0, *piece).to(values.device), values[: piece.numel].to(flat.dtype))
 
 
 def padded_layout(sizes: Sequence[tuple[int, int]], rank: int) -> Layout:
