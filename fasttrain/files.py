@@ -10,6 +10,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -33,7 +34,7 @@ class Fingerprint(NamedTuple):
 
 
 def write_tensors(path: Path, content: Any) -> Fingerprint:
-    """Write a file with ``torch.save``, flush it to the disk, and verify it by reading it back.
+    """Write a file with ``torch.save``, flush it to the disk, and verify it by reading it back from the disk.
 
     Raises OSError, with the file's name and the system's reason, if any of that fails.
     """
@@ -41,6 +42,7 @@ def write_tensors(path: Path, content: Any) -> Fingerprint:
         with path.open("wb") as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
             torch.save(content, file)
             _flush(file)
+            _forget_pages(file)
     except (OSError, RuntimeError) as error:
         # torch's writer raises a RuntimeError while it handles the system's error.
         reason = _os_error(error)
@@ -124,10 +126,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's file names to the disk."""
+    """Flush a folder's file names to the disk. Some network and FUSE file systems do it by themselves and refuse."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -142,6 +147,13 @@ def finite(value: Any) -> Any:
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _forget_pages(file: BinaryIO) -> None:
+    """Make the next reader of a flushed file read the disk, not the system's page cache, where that is possible."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

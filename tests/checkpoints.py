@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import torch
 
 from fasttrain.checkpoint.card import Card, tag
+from fasttrain.checkpoint.store import Publisher
 from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World, initialise
 from fasttrain.engine.build import build_method
@@ -62,6 +63,13 @@ def _batch(engine, index):
         None,
         numbers.chunk(world.size)[world.rank],
     )
+
+
+def publish(engine, folder, card, *, keep, newest=None):
+    """Publish a checkpoint, and wait for it."""
+    publisher = Publisher(engine, folder, newest=newest, note=print)
+    publisher.publish(card, keep=keep)
+    publisher.wait()
 
 
 def state_of(engine):

@@ -19,6 +19,7 @@ _USED_FROM_OUTSIDE = {
     "opts": "an argument of torch.distributed's _allgather_base",
     "_copy_recovery_script": "a method of DeepSpeed that is switched off",
     "enable_backward_allreduce": "DeepSpeed reads it",
+    "makedirs": "a method of DeepSpeed that is switched off",
     "drop_prob": "timm's DropPath reads it",
     "logit_bias": "an argument of open_clip's ClipLoss",
     "uri": "page.html reads it",

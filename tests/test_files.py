@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import stat
 import zipfile
 
 import pytest
@@ -131,3 +132,32 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_finite_replaces_what_json_cannot_hold():
     values = {"loss": float("nan"), "more": {"norm": float("inf")}, "step": 3}
     assert finite(values) == {"loss": None, "more": {"norm": None}, "step": 3}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_folder_that_cannot_be_flushed_is_no_error(tmp_path, monkeypatch, number):
+    """On some network mounts no checkpoint could be saved."""
+    fsync = os.fsync
+
+    def refused(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, "refused")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    write_text(tmp_path / "x", "text")
+    assert (tmp_path / "x").read_text() == "text"
+
+
+def test_written_file_is_verified_from_the_disk(tmp_path, monkeypatch):
+    """The system's page cache has the bytes that were written, whatever the disk has."""
+    calls, advise, fsync = [], os.posix_fadvise, os.fsync
+
+    def fadvise(handle, *rest):
+        calls.append(rest)
+        advise(handle, *rest)
+
+    monkeypatch.setattr(os, "posix_fadvise", fadvise)
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("flushed") or fsync(handle))
+    write_tensors(tmp_path / "x.pt", {"a": torch.zeros(3)})
+    assert calls == ["flushed", (0, 0, os.POSIX_FADV_DONTNEED)]

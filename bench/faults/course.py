@@ -224,11 +224,12 @@ def wrong_end(kind: str, statuses: list[int | None], said: list[str]) -> list[st
 def due(kind: str, step: int, base: int) -> int | None:
     """Return the step of the checkpoint that must exist after a fault, for a run that resumed from step ``base``.
 
-    The checkpoint of ``step`` itself may have been incomplete. Return None if the fault damages checkpoints.
+    The newest checkpoint before ``step`` may have been incomplete, because it is written while the training continues.
+    Return None if the fault damages checkpoints.
     """
     if kind in DAMAGED or kind == REMOVED:
         return None
-    return step if kind in STOPPED else max(base, (step - 1) // EVERY * EVERY)
+    return step if kind in STOPPED else max(base, ((step - 1) // EVERY - 1) * EVERY)
 
 
 def wrong_resume(row: Row, expected: int) -> list[str]:

@@ -109,7 +109,7 @@ def test_end_is_judged_by_statuses_and_lines(kind, statuses, lines, right):
 def test_resume_from_a_wrong_step_is_an_error():
     """A run must resume from the newest whole checkpoint, and that checkpoint must not be too old."""
     due = [course.due(kind, *s) for kind, *s in ((KILLED[1], 12, 5), (KILLED[1], 14, 13), ("SIGTERM", 7, 5))]
-    assert due == [10, 13, 7]
+    assert due == [5, 13, 7]  # a kill may hit the checkpoint of step 10, which is written during later steps
     errors = [course.wrong_resume({"resumed_from": step, "due": 10}, last) for step, last in ((10, 10), (5, 5), (7, 5))]
     assert [len(lines) for lines in errors] == [0, 1, 2]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..distributed.memory import available_memory
 from ..distributed.world import World, all_gather_object
-from ..engine.zero import writer_replaced
+from ..engine.zero import save_state
 from ..errors import ConfigError, SaveError
 from ..files import Fingerprint, describe_load_error, difference, write_tensors, write_text
+from .agreement import Agreement
 from .card import (
     LATEST,
     Card,
@@ -27,72 +30,132 @@ from .card import (
     tag,
     write_card,
 )
-from .state import client_state, misfit, place, read, trained_names
+from .snapshot import HostCopy
+from .state import client_state, misfit, open_files, place, read, trained_names
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
+_MEMORY_FRACTION = 0.5
+"""Fraction of the free host memory that the copy of a state may take: an evaluation needs memory as well."""
 
-def publish(engine: Engine, folder: Path, card: Card, *, keep: bool, newest: int | None = None) -> None:
-    """Write the state after ``card.step`` steps to ``folder/step-N``, then point ``latest`` at it.
 
-    The files are written under another name, read back, flushed to the disk and then renamed. So a folder called
-    ``step-N`` is always complete. Then older checkpoints are removed: all but the ``newest`` N or, without a number,
-    all that are not marked with ``keep``. Collective: every rank calls it. Raises SaveError on every rank if any rank
-    cannot write.
+class Publisher:
+    """Publishes the checkpoints of an engine in a folder, while the training continues.
+
+    The training waits for a copy of the state to host memory. A thread of each rank then writes the copy, and the first
+    rank's thread publishes the checkpoint when all ranks have written. At most one checkpoint is being written. Where
+    the copy does not fit into the free host memory, the rank waits until the checkpoint is published, and ``note`` gets
+    a line. Made by all ranks.
     """
-    world, name = engine.world, tag(card.step)
-    hidden = folder / f".{name}.part"
 
-    def prepare() -> None:
-        folder.mkdir(exist_ok=True)  # not the run's folder above, which somebody may have removed
-        for leftover in leftovers(folder):
-            shutil.rmtree(leftover)
-        hidden.mkdir()
+    def __init__(self, engine: Engine, folder: Path, *, newest: int | None, note: Callable[[str], None]) -> None:
+        self.engine, self.folder, self.newest, self._note = engine, folder, newest, note
+        self._agreement = Agreement(engine.world)
+        self._memory = HostCopy()
+        self._step: int | None = None
+        """The step of a checkpoint whose success the ranks have not agreed on yet."""
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
-    def write() -> dict[str, Fingerprint]:
-        files: dict[str, Fingerprint] = {}
-        errors: list[OSError] = []
+    def publish(self, card: Card, *, keep: bool) -> None:
+        """Start to publish the state after ``card.step`` steps as ``folder/step-N``. Collective.
 
-        def save(content: Any, path: str) -> None:
-            try:
-                files[Path(path).name] = write_tensors(Path(path), content)
-            except OSError as error:  # raised later: DeepSpeed's next barrier would make the other ranks wait
-                errors.append(error)
+        Wait for the checkpoint before it first. Raise SaveError on every rank if that one could not be written.
+        """
+        self.wait()
+        hidden = self.folder / f".{tag(card.step)}.part"
+        files, copied = self._state(hidden)
+        self._step = card.step
+        self._thread = threading.Thread(
+            target=self._work, args=(card, keep, hidden, files), name="fasttrain-checkpoint", daemon=True
+        )
+        self._thread.start()
+        if not copied:
+            self._thread.join()
 
-        with writer_replaced(engine.deepspeed, save):
-            state = client_state(engine)
-            engine.deepspeed.save_checkpoint(str(folder), tag=hidden.name, client_state=state, save_latest=False)
-        if errors:
-            raise errors[0]
-        return files
+    def wait(self) -> None:
+        """Wait until the last checkpoint is published. Raise SaveError on every rank if it could not be. Collective."""
+        self._step = None
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
-    def finish() -> None:
-        files = {name: one for part in written for name, one in part.items()}
-        write_card(hidden, card, keep=keep, files=files)
-        if (folder / name).exists():
-            os.replace(folder / name, folder / f".{name}.old.part")
-        os.replace(hidden, folder / name)
-        write_text(folder / LATEST, name)  # flushes the folder's names as well
-        shutil.rmtree(folder / f".{name}.old.part", ignore_errors=True)
-        for old in _superfluous(folder, name, newest):
-            aside = folder / f".{old.name}.old.part"  # a half-removed folder must not look like a checkpoint
-            os.replace(old, aside)
-            shutil.rmtree(aside, ignore_errors=True)
+    def check(self, step: int) -> None:
+        """Raise the error of :meth:`wait` if the checkpoint that is being written has failed. Collective.
 
-    try:
-        _on_all_ranks(world, prepare if world.is_main else _nothing)
-        written: list[dict[str, Fingerprint]] = _on_all_ranks(world, write)
-        _on_all_ranks(world, finish if world.is_main else _nothing)
-    except SaveError as error:
-        if world.is_main:
-            shutil.rmtree(hidden, ignore_errors=True)
-        last = complete(folder)
-        intact = f"{last[-1].name} is the last complete one" if last else "there is none before it"
-        raise SaveError(
-            f"{folder / name}: the checkpoint could not be written ({error}); {intact}. "
-            "Free space, then resume with --resume auto."
-        ) from None
+        The ranks agree 1, 2, 4, 8, ... steps after the copy, so the many steps of a long write cost few reductions.
+        """
+        if self._step is None or (step - self._step) & (step - self._step - 1):
+            return
+        ended = self._thread is None or not self._thread.is_alive()
+        if self.engine.mean([float(ended)])[0] == 1:
+            self.wait()
+
+    def _state(self, hidden: Path) -> tuple[dict[str, Any], bool]:
+        """Return this rank's files by name, and whether they are a copy. Collective."""
+        engine = self.engine
+        files: dict[str, Any] = {}
+        save_state(engine.deepspeed, engine.stage, hidden, client_state(engine), files)
+        needed, available = self._memory.bytes_to_allocate(files), available_memory() // engine.world.local_size
+        if needed > available * _MEMORY_FRACTION:
+            self._note(
+                f"checkpoints: the training waits while they are written, because a copy of {needed / 1e9:.1f} GB does "
+                f"not fit into the free host memory of {available / 1e9:.1f} GB per rank"
+            )
+            self._note = _ignore
+            return files, False
+        return self._memory.fill(files), True
+
+    def _work(self, card: Card, keep: bool, hidden: Path, files: Mapping[str, Any]) -> None:
+        """Write, verify and publish. Runs in the thread.
+
+        The files are written under another name, read back, flushed to the disk and then renamed. So a folder called
+        ``step-N`` is always complete, and ``latest`` names a checkpoint only when it is. Then older checkpoints are
+        removed: all but the ``newest`` N or, without a number, all that are not marked with ``keep``.
+        """
+        folder, name, main = self.folder, tag(card.step), self.engine.world.is_main
+
+        def prepare() -> None:
+            folder.mkdir(exist_ok=True)  # not the run's folder above, which somebody may have removed
+            for leftover in leftovers(folder):
+                shutil.rmtree(leftover)
+            hidden.mkdir()
+
+        def write() -> dict[str, Fingerprint]:
+            return {name: write_tensors(hidden / name, content) for name, content in files.items()}
+
+        def finish() -> None:
+            files = {name: Fingerprint(*one) for part in written for name, one in part.items()}
+            write_card(hidden, card, keep=keep, files=files)
+            if (folder / name).exists():
+                os.replace(folder / name, folder / f".{name}.old.part")
+            os.replace(hidden, folder / name)
+            write_text(folder / LATEST, name)  # flushes the folder's names as well
+            shutil.rmtree(folder / f".{name}.old.part", ignore_errors=True)
+            for old in _superfluous(folder, name, self.newest):
+                aside = folder / f".{old.name}.old.part"  # a half-removed folder must not look like a checkpoint
+                os.replace(old, aside)
+                shutil.rmtree(aside, ignore_errors=True)
+
+        try:
+            self._agreement.run(prepare if main else _nothing)
+            written = self._agreement.run(write)
+            self._agreement.run(finish if main else _nothing)
+        except SaveError as error:
+            if main:
+                shutil.rmtree(hidden, ignore_errors=True)
+            last = complete(folder)
+            intact = f"{last[-1].name} is the last complete one" if last else "there is none before it"
+            self._error = SaveError(
+                f"{folder / name}: the checkpoint could not be written ({error}); {intact}. "
+                "Free space, then resume with --resume auto."
+            )
+        except Exception as error:
+            self._error = error
 
 
 def _superfluous(folder: Path, name: str, newest: int | None) -> list[Path]:
@@ -161,6 +224,8 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
                 f"the checkpoint does not fit these settings ({reason}). Use the settings of its run's config.yaml, "
                 f"the version of fasttrain that wrote it ({card.version}), or another --output_dir."
             )
+        else:
+            open_files(saved, engine)
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError) as error:
         problem = describe_load_error(error)
     if problem := next((one for one in all_gather_object(engine.world, problem) if one), None):
@@ -170,19 +235,9 @@ def restore(engine: Engine, path: Path, expected: Card) -> int:
     return card.step
 
 
-def _on_all_ranks(world: World, action: Callable[[], Any]) -> list[Any]:
-    """Run an action on every rank and return all results. If it fails on one rank, every rank raises SaveError."""
-    result: Any = None
-    failure = None
-    try:
-        result = action()
-    except OSError as error:
-        failure = f"{error.strerror or error}: {error.filename}"
-    results = all_gather_object(world, (result, failure))
-    if problem := next((failed for _, failed in results if failed), None):
-        raise SaveError(problem)
-    return [result for result, _ in results]
-
-
 def _nothing() -> None:
+    pass
+
+
+def _ignore(_: str) -> None:
     pass

@@ -17,11 +17,11 @@ def usable_cores() -> int:
     Docker's ``--cpus 2`` and Kubernetes' limits leave the affinity at all cores of the machine. More threads than the
     quota make the kernel pause the process for most of each period.
     """
-    quotas = [quota for path in _folders() if (quota := _quota(path)) is not None]
+    quotas = [quota for path in control_groups("cpu") if (quota := _quota(path)) is not None]
     return max(1, math.floor(min([len(os.sched_getaffinity(0)), *quotas])))
 
 
-def _folders() -> Iterator[Path]:
+def control_groups(controller: str) -> Iterator[Path]:
     """Yield the folders of this process's control group and of all groups that contain it, for both versions."""
     try:
         lines = _OWN.read_text().splitlines()
@@ -31,8 +31,8 @@ def _folders() -> Iterator[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             root = _CGROUP
-        elif "cpu" in controllers.split(","):
-            root = _CGROUP / "cpu"
+        elif controller in controllers.split(","):
+            root = _CGROUP / controller
         else:
             continue
         group = Path(path.lstrip("/"))

@@ -54,8 +54,8 @@ class Engine:
         self._linear = zero.linear_function()
         settings = zero.deepspeed_config(train, self.stage, self.precision, trained)
         self.deepspeed, self.optimizer = zero.wrap(method, optimizer, settings, alone=world.size == 1)
+        shards = find_shards(self.optimizer, self.stage, {p: name for name, p in method.named_parameters()})
         zero.share_weights(self.optimizer, self.stage)
-        shards = find_shards(self.optimizer, self.stage) if needs_norms(train) else None
         inner = zero.inner_optimizer(self.optimizer)
         if shards is not None and isinstance(inner, LayerwiseOptimizer):
             inner.shard(shards.layouts, shards.sum_over_ranks)
@@ -156,11 +156,6 @@ class Engine:
         """Free DeepSpeed's state and restore torch's linear function, which DeepSpeed replaces at stage 3."""
         self.deepspeed.destroy()
         zero.set_linear_function(self._linear)
-
-
-def needs_norms(train: TrainConfig) -> bool:
-    """Return whether the settings need norms of whole parameters, which shards alone do not have."""
-    return train.optimizer in ("lars", "lamb") or train.clip_each
 
 
 def global_batch(train: TrainConfig, world: World) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..optim.layerwise import Layout
-from .zero import full_numel, group_gradients, process_group, stepped_tensors
+from .zero import TESTED, check_names, full_numel, group_gradients, is_copied, process_group, stepped_tensors
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,31 @@ class Shards:
         tensor.copy_(total)
 
 
-def find_shards(optimizer: Any, stage: int) -> Shards | None:
-    """Return the shards of DeepSpeed's optimizer, or None at stage 0, which has none.
+def find_shards(optimizer: Any, stage: int, names: Mapping[Tensor, str]) -> Shards | None:
+    """Return the shards of DeepSpeed's optimizer before its first step, or None at stage 0, which has none.
 
     ZeRO steps its flat shards one after another, so a sum over ranks runs once per shard. fasttrain's default groups
-    give two shards. Stage 3 splits shards above ``sub_group_size``, 1e9 elements. Collective. Raises ConfigError if
-    this version of DeepSpeed has an unknown layout.
+    give two shards. Stage 3 splits shards above ``sub_group_size``, 1e9 elements. Collective. Raises ConfigError on
+    every rank if this version of DeepSpeed has an unknown layout: the ranks' pieces of a parameter must add up to its
+    number of elements and have its values. ``names`` are the parameters' names, for this message.
     """
     if stage == 0:
         return None
+    check_names(optimizer, stage)
     tensors = stepped_tensors(optimizer, stage)
-    device = tensors[0][1][0].parameter.device
-    layouts = {flat: [piece.piece for piece in pieces] for flat, pieces in tensors}
-    shards = Shards(layouts, process_group(optimizer), device)
-    expected = [full_numel(piece.parameter) for _, pieces in tensors for piece in pieces]
-    sizes = torch.tensor([piece.numel for layout in layouts.values() for piece in layout], device=tensors[0][0].device)
-    shards.sum_over_ranks(sizes)
-    if sizes.tolist() != expected:
-        raise ConfigError(
-            f"--zero_stage {stage}: this version of DeepSpeed has an unknown layout of shards, so norms of parameters "
-            "cannot be computed. Use --zero_stage 0 or another version of DeepSpeed."
-        )
+    pieces = [(flat, piece) for flat, parts in tensors for piece in parts]
+    layouts = {flat: [piece.piece for piece in parts] for flat, parts in tensors}
+    shards = Shards(layouts, process_group(optimizer), pieces[0][1].parameter.device)
+    counts = torch.tensor([[part.piece.numel, not is_copied(flat, part, stage)] for flat, part in pieces])
+    shards.sum_over_ranks(counts)
+    for (_, part), (numel, wrong) in zip(pieces, counts.tolist(), strict=True):
+        name, expected = names[part.parameter], full_numel(part.parameter)
+        if numel != expected or wrong:
+            problem = f"{numel:,} of {expected:,} elements" if numel != expected else "other values"
+            raise ConfigError(
+                f"--zero_stage {stage}: deepspeed {version('deepspeed')} has an unknown layout of shards: the "
+                f"shards of {name} have {problem}. Install deepspeed=={TESTED}, or use --zero_stage 0."
+            )
     return shards
 
 

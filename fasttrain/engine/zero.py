@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -161,25 +162,62 @@ def set_counters(engine: Any, counts: Mapping[str, int]) -> None:
         setattr(engine, name, count)
 
 
+def save_state(engine: Any, stage: int, path: Path, client_state: Mapping[str, Any], files: dict[str, Any]) -> None:
+    """Put the content of every file of this rank's checkpoint into ``files``, by name. Nothing is written. Collective.
+
+    The content refers to the live tensors.
+    """
+
+    def keep(content: Any, path: str) -> None:
+        if stage == 2 and "module" in content:
+            content = _with_frozen(content, engine.module)
+        files[Path(path).name] = content
+
+    with writer_replaced(engine, keep):
+        engine.save_checkpoint(
+            str(path.parent),
+            tag=path.name,
+            client_state=dict(client_state),
+            save_latest=False,
+            exclude_frozen_parameters=stage == 2,
+        )
+
+
+def _with_frozen(content: Mapping[str, Any], module: torch.nn.Module) -> dict[str, Any]:
+    """Return a stage-2 model file's content with the parameters that are not trained, each stored once.
+
+    DeepSpeed puts copies of them next to the module's own. On a GPU these copies are a second teacher in the file.
+    """
+    frozen = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
+    tied = module.named_parameters(remove_duplicate=False)
+    return {
+        **content,
+        "module": {**content["module"], **{name: p.detach() for name, p in tied if not p.requires_grad}},
+        "frozen_param_shapes": {name: tensor.shape for name, tensor in frozen.items()},
+        "frozen_param_fragments": frozen,
+    }
+
+
 @contextmanager
 def writer_replaced(engine: Any, save: Callable[[Any, str], None]) -> Iterator[None]:
-    """Within the context, ``engine.save_checkpoint`` writes every file through ``save(content, path)``.
+    """Within the context, ``engine.save_checkpoint`` passes every file to ``save(content, path)`` and makes no folder.
 
     DeepSpeed then does not copy its scripts zero_to_fp32.py and zero_to_torch.py into the checkpoint. The same scripts
     can be run as ``python -m deepspeed.utils.zero_to_fp32``.
     """
     writer = _private(engine, "checkpoint_engine")
     _private(writer, "save")
+    _private(writer, "makedirs")
     _private(engine, "_copy_recovery_script")
 
     def write(state_dict: Any, path: str) -> None:  # DeepSpeed passes the arguments by these names
         save(_without_enums(state_dict), path)
 
-    writer.save, engine._copy_recovery_script = write, lambda _: None
+    writer.save, writer.makedirs, engine._copy_recovery_script = write, lambda *_, **__: None, lambda _: None
     try:
         yield
     finally:
-        del writer.save, engine._copy_recovery_script
+        del writer.save, writer.makedirs, engine._copy_recovery_script
 
 
 def _without_enums(content: Any) -> Any:
@@ -196,6 +234,20 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """Return the torch optimizer inside DeepSpeed's optimizer. At stage 0 they are the same object."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
+
+
+_OPTIMIZER_NAMES = {
+    1: "averaged_gradients bit16_groups cpu_offload dp_process_group single_partition_of_fp32_groups",
+    3: "averaged_gradients checkpoint_event_epilogue checkpoint_event_prologue dp_process_group fp16_groups "
+    "fp16_partitioned_groups_flat fp32_partitioned_groups_flat offload_optimizer sub_group_to_group_id",
+}
+"""Private names of DeepSpeed's optimizers, at stages 1 and 2 and at stage 3. Some are first used hours later."""
+
+
+def check_names(optimizer: Any, stage: int) -> None:
+    """Raise ConfigError, with the first missing name, unless DeepSpeed's optimizer has all names of this module."""
+    for name in _OPTIMIZER_NAMES[3 if stage == 3 else 1].split():
+        _private(optimizer, name)
 
 
 class ParameterPiece(NamedTuple):
@@ -226,6 +278,14 @@ def stepped_tensors(optimizer: Any, stage: int) -> list[tuple[Tensor, list[Param
         members = zip(group, parts, pieces, strict=True)
         tensors.append((flat, [ParameterPiece(p, rank * part, piece) for p, part, piece in members]))
     return tensors
+
+
+def is_copied(flat: Tensor, part: ParameterPiece, stage: int) -> bool:
+    """Return whether a flat tensor's piece has the values of its parameter's part, as before the first step."""
+    parameter, offset, piece = part
+    shard = local_shard(parameter) if stage == 3 else None
+    values = parameter.data.view(-1)[offset:] if shard is None else shard.data.view(-1)
+    return torch.equal(flat.data.view(-1).narrow(0, *piece).to(values.device), values[: piece.numel].to(flat.dtype))
 
 
 def padded_layout(sizes: Sequence[tuple[int, int]], rank: int) -> Layout:

@@ -104,16 +104,13 @@ class OptimizerFile:
         return cls(states["single_partition_of_fp32_groups"], states["base_optimizer_state"])
 
 
-def spans(sizes: Mapping[str, int], flats: Sequence[Tensor], stage: int) -> Spans:
-    """Return where a group's parameters of these sizes lie in all ranks' flat shards of the group."""
-    return padded_spans(sizes, flats) if stage == 3 else contiguous_spans(sizes, flats)
+def contiguous_spans(sizes: Mapping[str, int], shard: int, ranks: int) -> Spans:
+    """ZeRO-1 and 2: a group's parameters end to end, cut into ``shard`` elements per rank.
 
-
-def contiguous_spans(sizes: Mapping[str, int], flats: Sequence[Tensor]) -> Spans:
-    """ZeRO-1 and 2: a group's parameters end to end, cut into one shard per rank at any element."""
-    edges = [0]
-    for flat in flats:
-        edges.append(edges[-1] + flat.numel())
+    Return where the parameters of these sizes lie in all ranks' flat shards. The last shards may be shorter or empty.
+    """
+    total = sum(sizes.values())
+    edges = [min(rank * shard, total) for rank in range(ranks)] + [total]
     result: Spans = {}
     start = 0
     for name, numel in sizes.items():
@@ -124,12 +121,12 @@ def contiguous_spans(sizes: Mapping[str, int], flats: Sequence[Tensor]) -> Spans
     return result
 
 
-def padded_spans(sizes: Mapping[str, int], flats: Sequence[Tensor]) -> Spans:
+def padded_spans(sizes: Mapping[str, int], ranks: int) -> Spans:
     """ZeRO-3: each parameter cut into ceil(elements / ranks) elements per rank, the last ones padded, end to end."""
     result: Spans = {}
     start = 0
     for name, numel in sizes.items():
-        part = -(-numel // len(flats))
-        result[name] = [(start, min(max(numel - rank * part, 0), part)) for rank in range(len(flats))]
+        part = -(-numel // ranks)
+        result[name] = [(start, min(max(numel - rank * part, 0), part)) for rank in range(ranks)]
         start += part
     return result

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.settings import TrainConfig
 from ..distributed.lockstep import in_step
-from ..distributed.signals import Signals, Stopped, stop_signal
+from ..distributed.signals import Signals, stop_signal
 from ..distributed.watchdog import Watchdog
 from ..distributed.world import all_gather_object
 from ..engine.engine import Engine
@@ -92,19 +92,21 @@ class Loop:
         return progress.logged
 
     def _finish_last_line(self, progress: Progress, last: int, recorder: Recorder | None) -> None:
-        """Make the evaluation that a signal ended before this process resumed the run. Collective."""
+        """Make the evaluation that an earlier process did not finish after its checkpoint. Collective."""
         epoch, offset = self._position(progress.done)
         due = not offset and 0 < progress.done < last and self._evaluates_after(epoch - 1)
         line = progress.logged
         lacking = due and line.get("step") == progress.done and "knn_top1" not in line
         if all_gather_object(self.engine.world, lacking)[0]:
-            progress.logged = line | self._evaluation(progress.done)
-            if recorder:
-                recorder.replace_last(progress.logged)
+            self._evaluate_last_line(progress, recorder)
 
-    def _evaluation(self, done: int) -> dict[str, Any]:
-        evaluation = self.evaluate(done)
-        return {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
+    def _evaluate_last_line(self, progress: Progress, recorder: Recorder | None) -> None:
+        """Add an evaluation to the newest line of metrics.jsonl. Collective."""
+        evaluation = self.evaluate(progress.done)
+        added = {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
+        progress.logged, progress.meter = progress.logged | added, Meter()
+        if recorder:
+            recorder.extend_last(progress.done, added)
 
     def _first_pass(self) -> Iterator[Batch]:
         """Yield every image once, with its progress."""
@@ -133,16 +135,10 @@ class Loop:
             objective, finding = self.guard.step(micro_batches, step, signals)
             progress.done += 1
             self.watchdog.step_done()
-            stop = finding.stop
             if logs:
                 line = metrics_line(engine, step, objective, finding, self.guard.skipped, progress.meter)
                 if finding.fault is None:
                     progress.epoch_lines.append(line)
-                if evaluates and not self.guard.consecutive:
-                    try:
-                        line = line | self._evaluation(progress.done)
-                    except Stopped as error:  # the checkpoint below ends the run, which measures it when it resumes
-                        stop = error.number
                 progress.logged, progress.meter = line, Meter()
                 if recorder:
                     recorder.step(line)
@@ -151,9 +147,12 @@ class Loop:
             self._monitor(progress, finding, display, logged=logs)
             if ends_epoch and recorder:
                 recorder.epoch(epoch_line(epoch, progress.done, progress.epoch_lines))
-            if engine.world.size == 1:
-                stop = stop_signal(signals.counts)
+            stop = stop_signal(signals.counts) if engine.world.size == 1 else finding.stop
             self.save(progress.done, ends_epoch, stop)
+            if evaluates and not self.guard.consecutive:  # while the checkpoint is being written
+                self._evaluate_last_line(progress, recorder)
+                if display:
+                    display.step(progress.done, progress.logged)
             if progress.done >= last:
                 break
         progress.epoch_lines = []

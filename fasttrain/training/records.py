@@ -154,11 +154,18 @@ class Recorder:
         numbers = {name: value for name, value in values.items() if name not in ("step", "epoch") and value is not None}
         self._each(lambda tracker: tracker.log(values["step"], numbers))
 
-    def replace_last(self, values: dict[str, Any]) -> None:
-        """Replace the newest line that an earlier part of this run wrote."""
-        size = len(json.dumps(self.past[-1])) + 1
-        self._metrics.truncate(os.fstat(self._metrics.fileno()).st_size - size)
-        self.step(values)
+    def extend_last(self, step: int, values: dict[str, Any]) -> None:
+        """Add values to the newest line of metrics.jsonl, which is of this step, and send them to the trackers.
+
+        The file is replaced at once: a process that is killed leaves the old line or the new one.
+        """
+        path = self.folder / "metrics.jsonl"
+        before, last = _without_last_line(path.read_text())
+        write_text(path, before + json.dumps(json.loads(last) | finite(values)) + "\n")
+        self._metrics.close()
+        self._metrics = path.open("a", buffering=1)
+        numbers = {name: value for name, value in values.items() if value is not None}
+        self._each(lambda tracker: tracker.log(step, numbers))
 
     def epoch(self, values: dict[str, Any]) -> None:
         """Write a line of log.txt, in DINO's form."""
@@ -188,6 +195,12 @@ class Recorder:
                 self._trackers.remove(tracker)
                 reason = " ".join(str(error).split()) or type(error).__name__
                 self._note(f"--trackers {tracker.name}: stopped, the run continues without it: {reason}")
+
+
+def _without_last_line(text: str) -> tuple[str, str]:
+    """Return a text of complete lines without its last line, and the last line."""
+    before, _, last = text.rstrip("\n").rpartition("\n")
+    return before + "\n" * bool(before), last
 
 
 def epoch_line(epoch: int, step: int, values: list[dict[str, Any]]) -> dict[str, Any]:

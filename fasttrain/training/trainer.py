@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,7 @@ class _Run:
             _start_from(method, network.state_dict(), "model")  # a method may have initialised the copy again
         self.engine = Engine(config, method, world, steps_per_epoch=steps_per_epoch)
         self.guard = Guard(self.engine, t.max_skipped_steps)
+        self.publisher = store.Publisher(self.engine, output / "checkpoints", newest=t.keep, note=self._print)
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
         self.last = self._last_step()
         self.rollbacks = 0
@@ -230,9 +231,13 @@ class _Run:
                 started = time.perf_counter()
                 logged = self._train_with_rollbacks(done)
                 seconds = time.perf_counter() - started
-                evaluation = self._evaluate(done := self.last) if t.knn_every else None
+                evaluation = self._evaluate(self.last) if t.knn_every else None
+                self.publisher.wait()
             except Stopped as error:
                 raise Interrupted(error.number, done, self.output) from None
+            except Exception as error:
+                self._wait_after(error)
+                raise
             summary = self._summary(logged, evaluation, baseline, seconds, self.last - first)
             if main:
                 write_summary(self.output, summary)
@@ -247,6 +252,12 @@ class _Run:
         """Continue epochs and schedules where a checkpoint had them."""
         self.engine.ahead = ahead_of(card, self.engine.steps_per_epoch)
         self.last = max(self._last_step(), card.step)
+
+    def _wait_after(self, error: Exception) -> None:
+        """Let the checkpoint that is being written be published, unless another rank may have ended with the error."""
+        if self.world.size == 1 or isinstance(error, Diverged | Collapsed | DataError):
+            with suppress(SaveError):
+                self.publisher.wait()
 
     def _too_long(self) -> str | None:
         """Return the advice for a run of more than a day."""
@@ -308,6 +319,7 @@ class _Run:
                 limit = self.config.train.rollback
                 if self.rollbacks >= limit:
                     raise
+                self.publisher.wait()
                 checkpoint, notes = store.choose(self.rollback_source, self.output, self.world)
                 if checkpoint is None:
                     raise
@@ -324,9 +336,16 @@ class _Run:
         return Recorder(self.output, resumed_at=done, trackers=trackers, note=self._print)
 
     def _evaluate(self, done: int) -> Evaluation:
-        """Measure the backbone. Raise Stopped if a signal arrives. Collective."""
-        with self._interruptible():
-            evaluation = self.evaluator.backbone(self.method.backbone, self._progress)
+        """Measure the backbone after a step whose checkpoint exists or is being written. Collective.
+
+        Raise Interrupted if a signal arrives. The run then makes the evaluation when it is resumed.
+        """
+        try:
+            with self._interruptible():
+                evaluation = self.evaluator.backbone(self.method.backbone, self._progress)
+        except Stopped as error:
+            self.publisher.wait()
+            raise Interrupted(error.number, done, self.output) from None
         if not evaluation.finite:
             raise Diverged(f"the weights are not finite after step {done}. Lower --lr or set --clip_grad.")
         return evaluation
@@ -351,9 +370,10 @@ class _Run:
                 raise Stopped(number)
 
     def _save(self, done: int, ends_epoch: bool, stop: signal.Signals | None) -> None:
-        """Save a checkpoint after every epoch, every N steps, at the end, or after a signal on any rank.
+        """Start to save a checkpoint after every epoch, every N steps, at the end, or after a signal on any rank.
 
-        No checkpoint is saved while steps are being skipped: the last good one stays the newest.
+        No checkpoint is saved while steps are being skipped: the last good one stays the newest. A run that a signal
+        stops waits for its checkpoint.
         """
         t = self.config.train
         keep = ends_epoch and (done + self.engine.ahead) // self.engine.steps_per_epoch % t.saveckp_freq == 0
@@ -363,9 +383,12 @@ class _Run:
                 raise Diverged(f"the weights are not finite after step {done}. Lower --lr or set --clip_grad.")
             if self.recorder:
                 self.recorder.sync()
-            store.publish(self.engine, self.output / "checkpoints", self._card(done), keep=keep, newest=t.keep)
+            self.publisher.publish(self._card(done), keep=keep)
             self.rollback_source = "auto"
+        else:
+            self.publisher.check(done)
         if stop and done < self.last:
+            self.publisher.wait()
             raise Interrupted(stop, done, self.output)
 
     def _card(self, step: int) -> Card:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 
 from fasttrain.checkpoint.card import Card, tag
-from fasttrain.checkpoint.store import choose, publish, restore
+from fasttrain.checkpoint.store import choose, restore
 from fasttrain.distributed.world import all_gather_object
 from fasttrain.engine.zero import inner_optimizer
 from fasttrain.errors import SaveError
-from tests.checkpoints import largest_file, train
+from tests.checkpoints import largest_file, publish, train
 from tests.distributed.two_ranks import BATCH, full_state, make
 
 RESUMED = [

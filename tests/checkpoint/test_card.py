@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from fasttrain.checkpoint.card import ahead_of, changes, check, find, newest, read_card
-from fasttrain.checkpoint.store import choose, publish
+from fasttrain.checkpoint.store import choose
 from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError
-from tests.checkpoints import CARD, write_card
+from tests.checkpoints import CARD, publish, write_card
 
 
 def test_find_and_newest_follow_latest(tmp_path):

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import threading
 import zlib
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,10 +13,10 @@ import torch
 
 from fasttrain.checkpoint import store
 from fasttrain.checkpoint.card import find, read_card
-from fasttrain.checkpoint.store import choose, publish, restore
+from fasttrain.checkpoint.store import Publisher, choose, restore
 from fasttrain.distributed.world import World
 from fasttrain.errors import ConfigError, SaveError
-from tests.checkpoints import CARD, largest_file, same, state_of, train, write_card
+from tests.checkpoints import CARD, largest_file, publish, same, small_engine, state_of, train, write_card
 
 _MODEL = "mp_rank_00_model_states.pt"
 
@@ -87,6 +89,84 @@ def test_other_folders_are_never_removed(engine, tmp_path, newest):
             (tmp_path / name / "fasttrain.json").write_text(card)
     _publish(engine, tmp_path, 2, keep=False, newest=newest)
     assert _steps(tmp_path) == sorted(["latest", "step-00000002", "step-00000001-good", "step-00000001.bak", *others])
+
+
+@contextmanager
+def _blocked_writes(monkeypatch):
+    """Yield an event. Checkpoints are written only once it is set."""
+    released, write = threading.Event(), store.write_tensors
+
+    def write_later(path, content):
+        assert released.wait(60)
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_tensors", write_later)
+        yield released
+        released.set()
+
+
+def test_training_continues_while_a_checkpoint_is_written(engine, tmp_path, monkeypatch):
+    """The published state is the one at the copy, and the next checkpoint waits for the one before."""
+    publisher, card = Publisher(engine, tmp_path, newest=9, note=print), replace(CARD, step=1)
+    train(engine, [0])
+    with _blocked_writes(monkeypatch) as released:
+        publisher.publish(card, keep=False)
+        before = state_of(engine)
+        train(engine, [1])
+        after = state_of(engine)
+        publisher.check(2)  # still being written
+        assert [path.name for path in tmp_path.iterdir()] in ([], [".step-00000001.part"])
+        threading.Timer(0.2, released.set).start()
+        publisher.publish(replace(card, step=2), keep=False)
+        assert (tmp_path / "step-00000001").is_dir()
+        publisher.wait()
+    assert not same(before, after)
+    for step, state in ((1, before), (2, after)):
+        restore(engine, tmp_path / f"step-{step:08d}", CARD)
+        assert same(state_of(engine), state), step
+
+
+def test_error_of_a_background_write_is_raised_at_a_later_step(engine, tmp_path, monkeypatch):
+    """The ranks look 1, 2, 4, 8, ... steps after the copy."""
+    publisher = Publisher(engine, tmp_path, newest=None, note=print)
+    monkeypatch.setattr(store, "write_tensors", _fail)
+    publisher.publish(replace(CARD, step=5), keep=False)
+    publisher._thread.join()
+    publisher.check(8)
+    with pytest.raises(SaveError, match=r"step-00000005: .*\(a full disk: file\); there is none before it"):
+        publisher.check(9)
+    publisher.check(10)
+    publisher.wait()
+    assert _steps(tmp_path) == []
+
+
+def _fail(*_):
+    raise OSError(28, "a full disk", "file")
+
+
+def test_without_room_for_a_copy_the_training_waits(engine, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(store, "available_memory", lambda: 1000)
+    monkeypatch.setattr(store.HostCopy, "fill", lambda *_: pytest.fail("the state was copied"))
+    publisher = Publisher(engine, tmp_path, newest=None, note=lines.append)
+    for step in (1, 2):
+        publisher.publish(replace(CARD, step=step), keep=False)
+        assert _steps(tmp_path) == ["latest", f"step-{step:08d}"]
+        publisher.check(step + 1)
+    assert ["checkpoints: the training waits" in line for line in lines] == [True]
+
+
+def test_stage_2_stores_the_teacher_once(tmp_path, monkeypatch):
+    """On a GPU, DeepSpeed copies every parameter that is not trained to the host, and stored it twice."""
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    sizes = {}
+    for stage in (1, 2):
+        with small_engine("byol", zero_stage=stage, hidden_dim=16, out_dim=8) as engine:
+            publish(engine, tmp_path / str(stage), replace(CARD, step=1), keep=False)
+            sizes[stage] = (tmp_path / str(stage) / "step-00000001" / _MODEL).stat().st_size
+            teacher = sum(p.numel() * 4 for p in engine.method.teacher.parameters())
+    assert sizes[2] - sizes[1] < teacher / 2
 
 
 def _flip_a_bit(file):

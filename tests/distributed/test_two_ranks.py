@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fasttrain.checkpoint.state import read, whole_tensors
-from fasttrain.checkpoint.store import publish, restore
+from fasttrain.checkpoint.store import restore
 from fasttrain.distributed.world import World, initialise
 from tests.checkpoint.resume_on_ranks import RESUMED, STEP, card_of, engine_of, folder_of, other
-from tests.checkpoints import train
+from tests.checkpoints import publish, train
 from tests.distributed.two_ranks import CASES, LAYERWISE, OPTIONS, full_state
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,6 @@ import torch.distributed as dist
 
 from fasttrain import kernels, losses
 from fasttrain.checkpoint.card import Card
-from fasttrain.checkpoint.store import publish
 from fasttrain.config.resolve import resolve
 from fasttrain.distributed.world import World, initialise, prepare_environment
 from fasttrain.engine import zero
@@ -24,7 +23,7 @@ from fasttrain.evaluate.features import extract
 from fasttrain.methods.kmeans import spherical_kmeans
 from fasttrain.pipelines import Loader, View, ViewRecipe
 from fasttrain.pipelines.sources.base import ArraySource
-from tests.checkpoints import train
+from tests.checkpoints import publish, train
 
 BATCH = 16
 STEPS = 3

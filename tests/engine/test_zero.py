@@ -13,20 +13,19 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fasttrain.checkpoint.store import publish
 from fasttrain.config.settings import TrainConfig
 from fasttrain.distributed.world import World
 from fasttrain.engine import zero
 from fasttrain.engine.zero_files import pickled_classes
 from fasttrain.errors import ConfigError
 from fasttrain.files import load_tensors
-from tests.checkpoints import card_of, small_engine, train
+from tests.checkpoints import card_of, publish, small_engine, train
 
 _PACKAGE = Path(__file__).parents[2] / "fasttrain"
 _NAMES = {
     "engine": "torch_autocast_z0_gradscaler enable_backward_allreduce checkpoint_engine _copy_recovery_script "
     "global_steps global_samples skipped_steps is_gradient_accumulation_boundary destroy",
-    "writer": "save",
+    "writer": "save makedirs",
     "optimizer 2": "optimizer single_partition_of_fp32_groups bit16_groups averaged_gradients cpu_offload "
     "dp_process_group",
     "parameter 2": "_hp_mapping",
@@ -93,8 +92,16 @@ def test_a_moved_name_is_one_line_that_names_it():
 
 def test_only_zero_uses_private_names():
     allowed = {f"engine/{name}.py" for name in ("zero", "zero_files")} | {"distributed/deepspeed_names.py"}
-    public = {"is_gradient_accumulation_boundary", *_NAMES["configuration"].split()}
-    public |= {"optimizer", "save", "destroy", "module", "offload_optimizer", "skipped_steps"}  # common words
+    public = {"is_gradient_accumulation_boundary", "makedirs", *_NAMES["configuration"].split()}
+    public |= {
+        "optimizer",
+        "save",
+        "makedirs",
+        "destroy",
+        "module",
+        "offload_optimizer",
+        "skipped_steps",
+    }  # common words
     private = re.compile(rf"\b({'|'.join({name for _, name in _CASES} - public)}|__compatible_ops__)\b")
     users, importers = {}, set()
     for path in _PACKAGE.rglob("*.py"):

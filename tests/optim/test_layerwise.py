@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttrain.engine.zero_files import spans
+from fasttrain.engine.zero_files import contiguous_spans, padded_spans
 from fasttrain.optim.layerwise import Lamb, Lars, Piece
 from fasttrain.optim.optimizers import parameter_groups
 
@@ -121,7 +121,7 @@ def _layouts(group, count, stage):
     """Return a group's layouts on all ranks, and the size of a shard, which ends in padding."""
     sizes = {str(number): parameter.numel() for number, parameter in enumerate(group)}
     part = sum(-(-n // count) for n in sizes.values()) if stage == 3 else -(-sum(sizes.values()) // (2 * count)) * 2
-    cut = spans(sizes, [torch.empty(part)] * count, stage)
+    cut = padded_spans(sizes, count) if stage == 3 else contiguous_spans(sizes, part, count)
     return [[Piece(*cut[name][rank]) for name in sizes] for rank in range(count)], part
 
 

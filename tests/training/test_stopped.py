@@ -127,13 +127,13 @@ def test_a_hang_ends_the_run_with_status_1(images, tmp_path, place):
 
 def test_saveckp_freq_keeps_checkpoints_of_its_epochs(images, tmp_path, monkeypatch):
     """The first one came after --saveckp_freq epochs, 20 by default: a fault before cost all of them."""
-    published, publish = [], store.publish
+    published, publish = [], store.Publisher.publish
 
-    def noted(engine, folder, card, *, keep, newest):
+    def noted(self, card, *, keep):
         published.append((card.step, keep))
-        publish(engine, folder, card, keep=keep, newest=newest)
+        publish(self, card, keep=keep)
 
-    monkeypatch.setattr(store, "publish", noted)
+    monkeypatch.setattr(store.Publisher, "publish", noted)
     arguments = flags(images, tmp_path, "--knn_every", 0, "--epochs", 4, "--saveckp_freq", 2)
     with when_logged(14, _fail):
         assert main(arguments) == 1
@@ -174,16 +174,33 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(images, tmp_path, 
     assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
+def test_fault_during_a_later_knn_loses_no_step(straight, images, tmp_path, monkeypatch, capsys):
+    """The epoch's checkpoint came after its k-NN, so a fault in the k-NN lost the epoch."""
+    with monkeypatch.context() as patch:
+        _in_evaluation(patch, 6, _fail)
+        assert main(flags(images, tmp_path, "--knn_every", 1)) == 1
+    capsys.readouterr()
+    assert "knn_top1" not in lines(tmp_path / "metrics.jsonl")[-1]
+    assert main(flags(images, tmp_path, "--knn_every", 1)) == 0
+    assert "resumed after step 4" in capsys.readouterr().out
+    assert_same_run(tmp_path, straight[0])
+
+
 def _signal_during(monkeypatch, number, evaluation):
     """Send a signal in the middle of the N-th extraction of features, which must not continue after it."""
+    _in_evaluation(monkeypatch, evaluation, lambda: os.kill(os.getpid(), signal.Signals[number]))
+
+
+def _in_evaluation(monkeypatch, evaluation, action):
+    """Call a function in the middle of the N-th extraction of features."""
     calls, extract = [], evaluator.extract
 
     def interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) != evaluation:
             return extract(*arguments, **options)
-        os.kill(os.getpid(), signal.Signals[number])
-        raise AssertionError("the extraction continued after the signal")
+        action()
+        raise AssertionError("the extraction continued")
 
     monkeypatch.setattr(evaluator, "extract", interrupted)
 
