@@ -22,6 +22,7 @@ from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.evaluate.features import extract
 from fasttrain.methods.kmeans import spherical_kmeans
+from fasttrain.models.batchnorm import RankBatchNorm
 from fasttrain.pipelines import Loader, View, ViewRecipe
 from fasttrain.pipelines.sources.base import ArraySource
 from tests.checkpoints import train
@@ -58,6 +59,10 @@ def kernel_gradients(world):
     draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(2)]
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     prototypes = torch.randn(5, 8, dtype=torch.float64, generator=generator)
+    batch_norm = torch.nn.BatchNorm1d(8).double()
+    if group is not None:
+        batch_norm = RankBatchNorm(8).double()
+        batch_norm.group = group
     losses = {
         "nt_xent": lambda a, b, t: kernels.nt_xent(a, b, temperature=t, group=group),
         "nt_xent_running_maximum": lambda a, b, t: kernels.nt_xent(a, b, temperature=t / 100, group=group),
@@ -73,6 +78,7 @@ def kernel_gradients(world):
         "vmf_leave_one_out": lambda a, b, t: kernels.vmf_entropy(a, leave_one_out=True, group=group),
         "vmf_reconstruction": lambda a, b, t: kernels.vmf_reconstruction(a, b, group=group),
         "gaussian": lambda a, b, t: kernels.gaussian_entropy(a + b, bandwidth=0.3, group=group),
+        "batch_norm": lambda a, b, t: (batch_norm(a) * b).square().mean(),
         "prototype_entropy": lambda a, b, t: sum(kernels.prototype_entropy(a + b, prototypes, temp=0.3, group=group)),
     }
     results = {}
