@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.settings import TrainConfig
-from ..distributed.lockstep import in_step
+from ..distributed.lockstep import Feed, in_step
 from ..distributed.signals import Signals, Stopped, stop_signal
 from ..distributed.watchdog import Watchdog
 from ..distributed.world import all_gather_object
@@ -119,15 +119,17 @@ class Loop:
         epoch, offset = divmod(progress.done, engine.steps_per_epoch)
         if not offset:
             engine.start_epoch(epoch)
-        batches = in_step(self.loader, epoch, offset * micro_steps)
+        feed = Feed(self.loader, epoch, offset * micro_steps)
         for index in range(offset, engine.steps_per_epoch):
             ends_epoch = index + 1 == engine.steps_per_epoch
             evaluates = ends_epoch and self._evaluates_after(epoch) and progress.done + 1 < last
             only_line = ends_epoch and engine.steps_per_epoch < self.train.log_every
             logs = self._logs(progress.done, last) or evaluates or only_line
             step = engine.step_at(progress.done, measure=logs)
-            micro_batches = (self._next(batches, progress.meter) for _ in range(micro_steps))
-            objective, finding = self.guard.step(micro_batches, step, signals)
+            micro_batches = (self._next(feed, progress.meter) for _ in range(micro_steps))
+            objective, finding = self.guard.step(micro_batches, step, signals, lambda: feed.failure is not None)
+            if finding.data_failed:
+                feed.raise_failure()
             progress.done += 1
             self.watchdog.step_done()
             stop = finding.stop
@@ -154,7 +156,7 @@ class Loop:
             if progress.done >= last:
                 break
         progress.epoch_lines = []
-        batches.close()
+        feed.close()
 
     def _evaluates_after(self, epoch: int) -> bool:
         every = self.train.knn_every
@@ -163,9 +165,9 @@ class Loop:
     def _logs(self, done: int, last: int) -> bool:
         return done == 0 or (done + 1) % self.train.log_every == 0 or done + 1 == last
 
-    def _next(self, batches: Iterator[Batch], meter: Meter) -> Batch:
+    def _next(self, feed: Feed, meter: Meter) -> Batch:
         since = time.perf_counter()
-        batch = next(batches)
+        batch = feed.next()
         meter.waited += time.perf_counter() - since
         meter.images += len(batch.indices) * self.engine.world.size
         return batch
