@@ -18,6 +18,7 @@ from ..errors import Collapsed
 from ..evaluate.evaluator import Evaluation, ShowProgress
 from ..pipelines import Batch, Loader
 from .display import Display
+from .garbage import GarbageCollection
 from .guard import Finding, Guard
 from .monitors import CollapseMonitor, SpikeMonitor, describe_spike
 from .records import Meter, Recorder, epoch_line, metrics_line
@@ -69,6 +70,7 @@ class Loop:
     ) -> None:
         self.train, self.engine, self.loader, self.guard, self.watchdog = train, engine, loader, guard, watchdog
         self.evaluate, self.progress, self.save, self.advice = evaluate, progress, save, advice
+        self.garbage = GarbageCollection(engine.world.size)
         self.collapse, self.spikes = CollapseMonitor(engine.steps_per_epoch), SpikeMonitor()
 
     def run(
@@ -84,8 +86,9 @@ class Loop:
         self._finish_last_line(progress, last, recorder)
         if display:
             display.begin(done)
-        while progress.done < last:
-            self._epoch(progress, last, signals, recorder, display)
+        with self.garbage:
+            while progress.done < last:
+                self._epoch(progress, last, signals, recorder, display)
         return progress.logged
 
     def _finish_last_line(self, progress: Progress, last: int, recorder: Recorder | None) -> None:
@@ -132,6 +135,7 @@ class Loop:
                 feed.raise_failure()
             progress.done += 1
             self.watchdog.step_done()
+            self.garbage.step_done(progress.done, ends_epoch=ends_epoch)
             stop = finding.stop
             if logs:
                 line = metrics_line(engine, step, objective, finding, self.guard.skipped, progress.meter)
