@@ -39,14 +39,17 @@ class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        return _all_reduce_mean(x, group)
+        return all_reduce_mean(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce_mean(grad, ctx.group), None
+        return all_reduce_mean(grad, ctx.group), None
 
 
-def _all_reduce_mean(x: Tensor, group: Group) -> Tensor:
+def all_reduce_mean(x: Tensor, group: Group | None) -> Tensor:
+    """Return the mean of ``x`` over the ranks, without autograd."""
+    if group is None:
+        return x
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total / group.size()

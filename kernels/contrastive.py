@@ -9,7 +9,7 @@ from .backend import Backend
 from .checks import check_pair, check_positive
 from .collectives import Group, check_equal_batches
 from .precision import at_least_single
-from .similarity.logsumexp import row_logsumexp
+from .similarity.logsumexp import row_logsumexp, view_logsumexps
 
 
 def nt_xent(
@@ -27,25 +27,21 @@ def nt_xent(
 
     where j(i) is the other view of the same image. The sum includes the positive, but not the row itself.
     With ``group`` the sum is over the rows of all ranks, and the mean over this rank's rows. A temperature that is a
-    tensor gets a gradient. Raises ValueError if shapes or types differ, or if the temperature is not above 0.
+    tensor gets a gradient. The losses [P] of pairs of views z0, z1 [P, B, D] take no more messages than one. Raises
+    ValueError if shapes or types differ, or if the temperature is not above 0.
     """
     if check_batches:
         check_equal_batches("nt_xent", group, z0, z1)
-    check_pair(z0, z1, "z0", "z1", same_rows=True)
+    firsts, seconds = (z if z.ndim == 3 else z[None] for z in (z0, z1))
+    for a, b in zip(firsts, seconds, strict=True):
+        check_pair(a, b, "z0", "z1", same_rows=True)
     check_positive(temperature, "temperature")
     scale = 1 / temperature
-    rows = torch.cat([z0, z1])
-    lse = row_logsumexp(
-        rows,
-        rows,
-        scale=scale,
-        exclude_self=True,
-        unit_norm=True,
-        backend=backend,
-        group=group,
-        check_batches=False,
-    )
-    return torch.sub(lse.mean(), dot_of_all(z0, z1) * scale, alpha=1 / len(z0))
+    rows = torch.cat([firsts, seconds], dim=1)
+    lse = view_logsumexps(rows, scale=scale, exclude_self=True, unit_norm=True, backend=backend, group=group)
+    dots = torch.stack([dot_of_all(a, b) for a, b in zip(firsts, seconds, strict=True)])
+    losses = torch.sub(lse.mean(1), dots * scale, alpha=1 / firsts.shape[1])
+    return losses if z0.ndim == 3 else losses[0]
 
 
 def info_nce(

@@ -66,7 +66,7 @@ class Loader:
 
     A file that cannot be read or decoded is logged once, listed in ``bad``, and replaced by a good one. With
     ``drop_last=False`` it is left out instead. Raises DataError if no good image remains, or if more than the fraction
-    ``max_bad_fraction`` is bad, see ``BadImages``.
+    ``max_bad_fraction`` is bad, see ``BadImages``. With ``labels=False`` the batches have no labels.
 
     :meth:`epoch` gives the batches of a certain epoch. Any trainer can also use the loader like a stateful
     ``DataLoader``: each loop over it is the next epoch, and a saved state continues on any number of ranks, at the
@@ -99,6 +99,7 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = True,
         max_bad_fraction: float = 1.0,
+        labels: bool = True,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("threads", threads), ("prefetch", prefetch)):
             if value < 1:
@@ -115,6 +116,7 @@ class Loader:
         self._encoded = source.encoded and recipe.channels in (1, 3)  # DALI's decoder knows grey and RGB
         self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, str(device)
         self.threads, self.prefetch, self.shuffle, self.drop_last = threads, prefetch, shuffle, drop_last
+        self._labels = source.labels if labels else None
         self.steps_per_epoch = self._steps_from(0)
         self._bad = BadImages(source, max_bad_fraction, None if shuffle else -(-len(source) // world_size))
         self._decoding = threading.Lock()  # held while a large image is decoded
@@ -370,10 +372,14 @@ class Loader:
             self.recipe, outputs, prepared.parameters, device=self.device, pool=self._pool, parts=self.threads
         )
         views = tuple(self._select(prepared, group, 1).permute(0, 1, 4, 2, 3) for group in groups)
-        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[prepared.actual])
-        indices = torch.from_numpy(prepared.actual).to(self.device)
-        labels = None if labels is None else self._select(prepared, labels.to(self.device), 0)
-        return Batch(views, labels, self._select(prepared, indices, 0))
+        indices = prepared.actual[prepared.valid]
+        labels = None if self._labels is None else self._to_device(self._labels[indices])
+        return Batch(views, labels, self._to_device(indices))
+
+    def _to_device(self, values: Indices) -> Tensor:
+        """Copy to the device. The host does not wait, which it would for the work of the step before."""
+        tensor = torch.from_numpy(values)
+        return tensor if self.device == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _stream(self) -> torch.cuda.Stream | None:
         """Return the stream that uses the outputs. With it, the host need not wait for the device."""
@@ -382,7 +388,7 @@ class Loader:
     def _select(self, prepared: _Prepared, rows: Tensor, dim: int) -> Tensor:
         if prepared.valid.all():
             return rows
-        return rows.index_select(dim, torch.from_numpy(np.flatnonzero(prepared.valid)).to(self.device))
+        return rows.index_select(dim, self._to_device(np.flatnonzero(prepared.valid)))
 
     def _drain(self) -> None:
         """Let the graph finish its work, so that it can start another epoch."""

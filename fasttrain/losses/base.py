@@ -66,6 +66,11 @@ def gather_detached(x: Tensor, group: Group | None) -> Tensor:
     return x.detach() if group is None else start_gather(x.detach(), group)()
 
 
+def gather_views(x: Tensor, group: Group | None) -> Tensor:
+    """Return the rows of all ranks [V, ranks * B, ...] of views [V, B, ...], without autograd, by one message."""
+    return gather_detached(x[None], group).transpose(0, 1).flatten(1, 2)
+
+
 def unit_rows(x: Tensor, name: str) -> Tensor:
     """Return ``x_i / max(|x_i|, 1e-12)`` for x [N, D], computed in at least fp32, in the dtype of x.
 

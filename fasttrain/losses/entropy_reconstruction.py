@@ -148,34 +148,25 @@ def sphere_terms(
         reconstruction = mean over ``pairs`` (query [N, D], target [N, D]) of ``-kappa mean_i <q_i, t_i>``
 
     The kernels are centred on the variable's own rows or, if given, on the rows of ``support`` [Q, D], which gets no
-    gradient. All ranks must have equal batches.
+    gradient. All ranks must have equal batches. The messages do not depend on the number of views and pairs.
     """
-    reconstructions = [
-        vmf_reconstruction(q, t, kappa=kappa, normalizer="none", group=group, check_batches=False) for q, t in pairs
-    ]
+    reconstruction = torch.stack([vmf_reconstruction(q, t, kappa=kappa, normalizer="none") for q, t in pairs]).mean()
+    views = variables if isinstance(variables, Tensor) else torch.stack(list(variables))
     if support is None:
-        entropies = [
-            vmf_entropy(
-                z,
-                kappa=kappa,
-                estimator=estimator,
-                leave_one_out=leave_one_out,
-                normalizer="none",
-                backend=backend,
-                group=group,
-                check_batches=False,
-            )
-            for z in variables
-        ]
-    else:
-        entropies = [_entropy_against(z, support, kappa, backend, group) for z in variables]
-    return torch.stack(entropies).mean(), torch.stack(reconstructions).mean()
-
-
-def _entropy_against(z: Tensor, support: Tensor, kappa: float, backend: Backend, group: Group | None) -> Tensor:
-    """Return ``log Q - mean_i log sum_j exp(kappa <z_i, s_j>)``, with the kernels on ``support`` [Q, D]."""
-    lse = row_logsumexp(z, support.detach(), scale=kappa, unit_norm=True, backend=backend)
-    return math.log(len(support)) - mean_over_ranks(lse.mean(), group)
+        entropy = vmf_entropy(
+            views,
+            kappa=kappa,
+            estimator=estimator,
+            leave_one_out=leave_one_out,
+            normalizer="none",
+            backend=backend,
+            group=group,
+            check_batches=False,
+        ).mean()
+        return entropy, mean_over_ranks(reconstruction, group)
+    lse = [row_logsumexp(z, support.detach(), scale=kappa, unit_norm=True, backend=backend).mean() for z in views]
+    entropy = math.log(len(support)) - torch.stack(lse).mean()
+    return mean_over_ranks(entropy, group), mean_over_ranks(reconstruction, group)
 
 
 def sphere_bound(

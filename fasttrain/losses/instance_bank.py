@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .base import CrossRank, gather_detached
+from .base import CrossRank, gather_detached, gather_views
 
 
 class InstanceBank(CrossRank):
@@ -50,5 +50,5 @@ class InstanceBank(CrossRank):
         """
         self._compare_batches(index, *views[:1])
         index = gather_detached(index, self.group)
-        z = torch.stack([gather_detached(view, self.group) for view in views]).to(self.bank)
+        z = gather_views(torch.stack(list(views)), self.group).to(self.bank)
         self.bank.index_copy_(1, index, normalize(z.lerp(self(index), self.momentum), dim=-1))

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels import info_nce
+from ..kernels import info_nce, row_logsumexp
 from ..kernels.backend import Backend
 from ..kernels.checks import check_positive
-from .base import Loss, other_pairs, unit_pair, unit_views
+from ..kernels.contrastive import row_dots
+from .base import Loss, gather_views, other_pairs, unit_pair, unit_views
 from .memory_bank import MemoryBankModule
 
 
@@ -118,10 +119,22 @@ class MoCoV3Loss(Loss):
         return self._contrast(q0, k1) + self._contrast(q1, k0)
 
     def views(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return twice the mean over all pairs of different views of queries [S, B, D] and keys [T, B, D]."""
+        """Return twice the mean over all pairs of different views of queries [S, B, D] and keys [T, B, D].
+
+        The keys of all ranks are gathered once.
+        """
         self._compare_batches(keys)
-        pairs = other_pairs(unit_views(queries, "queries"), unit_views(keys.detach(), "keys"))
-        return 2 * torch.stack([self._contrast(q, k) for q, k in pairs]).mean()
+        q, k = unit_views(queries, "queries"), unit_views(keys.detach(), "keys")
+        pairs = other_pairs(q, k)
+        if self.group is None:
+            return 2 * torch.stack([self._contrast(*pair) for pair in pairs]).mean()
+        columns = gather_views(k, self.group)
+        lse = torch.stack([self._logsumexp(query, rows) for query, rows in other_pairs(q, columns)])
+        positives = torch.stack([row_dots(query, key) for query, key in pairs]) / self.temperature
+        return 4 * self.temperature * (lse - positives).mean()
+
+    def _logsumexp(self, query: Tensor, keys: Tensor) -> Tensor:
+        return row_logsumexp(query, keys, scale=1 / self.temperature, unit_norm=True, backend=self.backend)
 
     def _contrast(self, query: Tensor, keys: Tensor) -> Tensor:
         loss = info_nce(

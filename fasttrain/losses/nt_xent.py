@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels import info_nce, nt_xent
 from ..kernels.backend import Backend
-from .base import Loss, unit_pair
+from .base import Loss, unit_pair, unit_views
 from .memory_bank import MemoryBankModule
 
 
@@ -74,3 +74,17 @@ class NTXentLoss(Loss):
         if out0.requires_grad:
             self.memory_bank.enqueue(out1)
         return loss
+
+    def pairs(self, views: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """Return the mean loss over ``pairs`` of views [V, B, D], without a memory bank; a scalar."""
+        self._compare_batches(views)
+        z = unit_views(views, "views")
+        losses = nt_xent(
+            torch.stack([z[i] for i, _ in pairs]),
+            torch.stack([z[j] for _, j in pairs]),
+            temperature=self.temperature,
+            backend=self.backend,
+            group=self.group,
+            check_batches=False,
+        )
+        return losses.mean()

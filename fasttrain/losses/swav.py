@@ -72,7 +72,7 @@ class SwaVLoss(CrossRank):
 
         With ``prototypes`` [K, D] all three arguments hold projections [B, D] instead, and the current prototypes score
         the queue. Loss and gradients are the same, and the predictions' scores are never computed. Sinkhorn still
-        computes the scores [B + Q, K] of one high-resolution view at a time.
+        computes the scores [B + Q, K] of one high-resolution view at a time, and with several ranks of all of them.
 
         Raise ValueError for fewer than two views or no high-resolution view; views that differ in shape, dtype or
         device; a number of queues other than the high-resolution views (their floating dtype may differ); or prototypes
@@ -132,7 +132,9 @@ class SwaVLoss(CrossRank):
         """
         if not self.sinkhorn_iterations:
             return None
-        return torch.stack([self._center(view, prototypes.detach()) for view in rows])
+        if self.group is None:
+            return torch.stack([self._center(view, prototypes.detach()) for view in rows])
+        return self._center(torch.stack(list(rows)), prototypes.detach())
 
     def _queues(self, high: Tensor, queues: Sequence[Tensor] | None) -> list[tuple[Tensor, ...]]:
         """Return the rows that balance each high-resolution view's code: the view's own first, then its queue's."""

@@ -89,20 +89,20 @@ class SphereMethod(Method):
         logs = {"entropy": entropy.detach(), "reconstruction": reconstruction.detach()}
         if not step.measure:
             return Objective(loss, logs=logs)
-        rows = [z.detach() for z in variables]
-        dim = rows[0].shape[1]
+        rows = (variables if isinstance(variables, Tensor) else torch.stack(list(variables))).detach()
+        dim = rows.shape[2]
         # A row's own kernel shifts the estimate by up to log B. The deficit compares methods, so it leaves it out.
-        unbiased = torch.stack(
-            [
-                vmf_entropy(
-                    z, kappa=kappa, normalizer="none", group=group, leave_one_out=len(z) > 1, check_batches=False
-                )
-                for z in rows
-            ]
+        unbiased = vmf_entropy(
+            rows,
+            kappa=kappa,
+            normalizer="none",
+            group=group,
+            leave_one_out=rows.shape[1] > 1,
+            check_batches=False,
         ).mean()
         bound = sphere_bound(entropy.detach(), reconstruction.detach(), dim=dim, kappa=kappa)
         bound = replace(bound, unbiased_entropy=unbiased.double() - log_vmf_normalizer(dim, kappa))
-        return Objective(loss, bound, torch.cat(rows), logs)
+        return Objective(loss, bound, rows.flatten(0, 1), logs)
 
 
 class PrototypeMethod(Method):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..flags import Count, Positive, Several, flag
 from ..kernels import prototype_entropy, row_logsumexp
 from ..kernels.collectives import mean_over_ranks
-from ..losses.base import gather_detached
+from ..losses.base import gather_detached, gather_views
 from ..models.heads import projection_mlp
 from .base import Objective, PerImages, Step, Task
 from .bound import PrototypeMethod
@@ -100,10 +100,8 @@ class DeepCluster(PrototypeMethod):
     def _entropy(self, rows: Tensor) -> Tensor:
         """Return H(mean prediction) over all views and ranks, mean over heads."""
         temp = self.settings.temperature
-        marginals = [
-            prototype_entropy(rows, c, temp=temp, group=self.group, check_batches=False)[0] for c in self.centroids
-        ]
-        return torch.stack(marginals).mean()
+        entropies, _ = prototype_entropy(rows, self.centroids, temp=temp, group=self.group, check_batches=False)
+        return entropies.mean()
 
     def _cross_entropy(self, rows: Tensor, centroids: Tensor, targets: Tensor) -> Tensor:
         """Return the mean of ``lse_k(<z, c_k> / temp) - <z, c_target> / temp`` over the rows with a target."""
@@ -127,7 +125,7 @@ class DeepCluster(PrototypeMethod):
     @torch.no_grad()
     def remember(self, projections: Tensor, indices: Tensor) -> None:
         """Write all ranks' projections [n_global, B, D] of the images ``indices`` [B] into the memory."""
-        rows = torch.stack([gather_detached(view, self.group) for view in projections])
+        rows = gather_views(projections, self.group)
         self.memory.index_copy_(1, gather_detached(indices, self.group), rows)
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..flags import Count, Positive, Several, flag
@@ -54,6 +53,4 @@ class SimCLR(SphereMethod):
             z = normalize_rows(projections)
             return self.sphere_objective(z, [(z[i], z[j]) for i, j in pairs], step)
 
-        return self.objective(
-            step, lambda: torch.stack([self.loss(projections[i], projections[j]) for i, j in pairs]).mean(), twin
-        )
+        return self.objective(step, lambda: self.loss.pairs(projections, pairs), twin)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..flags import Count, Natural, NonNegative, Positive, Several, flag
 from ..losses import SwaVLoss
-from ..losses.base import gather_detached
+from ..losses.base import gather_views
 from ..models.heads import Prototypes, projection_mlp
 from .base import Objective, PerImages, Step, Task, check_queue
 from .bound import PrototypeMethod, in_product_dtype
@@ -93,7 +93,7 @@ class SwAV(PrototypeMethod):
             # scores use the current prototypes.
             if int(self.queue_filled) >= settings.queue_length:
                 rows = torch.cat([codes, self._share_of_queue()], dim=1)
-            gathered = torch.stack([gather_detached(view, self.group) for view in codes])
+            gathered = gather_views(codes, self.group)
             self.queue.copy_(torch.cat([gathered, self.queue], dim=1)[:, : settings.queue_length])
             self.queue_filled += gathered.shape[1]
         return rows

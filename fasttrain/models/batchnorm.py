@@ -5,17 +5,21 @@ It exists because torch.nn.SyncBatchNorm runs on GPUs only, and the tests compar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..kernels.collectives import Group, mean_over_ranks
+from ..kernels.collectives import Group, all_reduce_mean, start_gather
 from ..kernels.precision import at_least_single
 
 
 class RankBatchNorm(_BatchNorm):
-    """BatchNorm over the batch of all ranks: mean, then variance about it, each averaged over the group.
+    """BatchNorm over the batch of all ranks, with one message per layer forward and one backward.
 
     Parameters and buffers have the names of ``nn.BatchNorm1d``, so checkpoints do not depend on the number of ranks.
     """
@@ -27,19 +31,16 @@ class RankBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``input`` [B, C, ...] by the statistics of all ranks' rows, in at least fp32."""
+        """Normalise ``input`` [B, C, ...] by the statistics of all ranks' rows, in at least fp32.
+
+        All ranks must have equal batches.
+        """
         if not self.training:
             return super().forward(input)
-        dims = [0, *range(2, input.ndim)]
-        shape = [1, -1] + [1] * (input.ndim - 2)
         wide = at_least_single(input)  # under autocast; the running statistics are fp32
-        mean = mean_over_ranks(wide.mean(dims), self.group)
-        centred = wide - mean.view(shape)
-        variance = mean_over_ranks(centred.square().mean(dims), self.group)
-        self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1] * self.group_size())
-        normalised = centred * (variance.view(shape) + self.eps).rsqrt()
-        if self.affine:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        mean, variance = _statistics(wide.detach(), self.group)
+        self._track(mean, variance, _rows(input) * self.group_size())
+        normalised: Tensor = _Normalise.apply(wide, self.weight, self.bias, mean, variance, self.eps, self.group)
         return normalised.to(input.dtype)
 
     def group_size(self) -> int:
@@ -52,8 +53,61 @@ class RankBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, rate)
-        self.running_var.lerp_(variance * (count / max(count - 1, 1)), rate)
+        self.running_mean.lerp_(mean.to(self.running_mean), rate)
+        self.running_var.lerp_((variance * (count / max(count - 1, 1))).to(self.running_var), rate)
+
+
+@torch.no_grad()
+def _statistics(x: Tensor, group: Group | None) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance [C] of x [B, C, ...] over all ranks, from one message.
+
+    The variance of equal parts is the mean of their variances plus the variance of their means.
+    """
+    mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+    if group is None:
+        return mean, variance
+    means, variances = start_gather(torch.stack([mean, variance])[None], group)().unbind(1)
+    between, mean = torch.var_mean(means, 0, correction=0)
+    return mean, variances.mean(0) + between
+
+
+class _Normalise(torch.autograd.Function):
+    """``weight (x - mean) / sqrt(variance + eps) + bias``, where mean and variance are functions of all ranks' x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        group: Group | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps, ctx.group = eps, group
+        return batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        # With mean and variance as constants. The second and third are the sums of g xhat and g over this rank's rows.
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [of_x, True, True]
+        )
+        if of_x:  # mean and variance move with x: subtract the parts of g along 1 and along xhat
+            means = all_reduce_mean(torch.stack([dweight, dbias]), ctx.group) / -_rows(x)
+            means *= (variance + ctx.eps).rsqrt() if weight is None else (variance + ctx.eps).rsqrt() * weight
+            dx += batch_norm(x, mean, variance, means[0], means[1], eps=ctx.eps)
+        return dx if of_x else None, dweight if of_weight else None, dbias if of_bias else None, *[None] * 4
+
+
+def _rows(x: Tensor) -> int:
+    """Return the number of values per channel of x [B, C, ...]."""
+    return x.numel() // x.shape[1]
 
 
 class RankBatchNormAct(RankBatchNorm):

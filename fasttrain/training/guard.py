@@ -1,14 +1,15 @@
 """The numerics guard: a step whose loss or gradient is not finite is skipped on every rank.
 
 The guard runs after backward, when the gradient is averaged, and before DeepSpeed's step. One reduction of a few
-numbers gives every rank the same result: the loss and its logs, the gradient's norm, and pending signals.
+numbers gives every rank the same result: the loss and its logs, the gradient's norm, pending signals, and whether the
+data of a rank has failed. The host waits for the device only there.
 """
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class Finding:
     """The reason why the step was skipped: the loss or gradient that is not finite."""
     stop: signal.Signals | None
     """The signal that any rank received."""
+    data_failed: bool = False
+    """Whether any rank had no batch, so that the step was skipped."""
 
 
 class Guard:
@@ -58,8 +61,13 @@ class Guard:
         """Continue from a checkpoint that counts ``skipped`` steps."""
         self.skipped, self.consecutive = skipped, 0
 
-    def step(self, batches: Iterable[Batch], step: Step, signals: Signals) -> tuple[Objective, Finding]:
-        """Make one step from its micro-batches. ``signals`` counts until the end of backward. Collective."""
+    def step(
+        self, batches: Iterable[Batch], step: Step, signals: Signals, data_failed: Callable[[], bool] = lambda: False
+    ) -> tuple[Objective, Finding]:
+        """Make one step from its micro-batches. Collective.
+
+        ``signals`` count until the end of backward. ``data_failed`` is asked there, whether this rank has no batches.
+        """
         engine, sums, count = self.engine, dict[str, Tensor](), 0
         self._undo.begin()
         for batch in batches:
@@ -72,14 +80,15 @@ class Guard:
                 raise ValueError(f"Objective.logs: must have the same names in every micro-batch, got {[*terms]}")
             sums = {name: sums[name] + value.double() if count else value.double() for name, value in terms.items()}
             count += 1
-        finding = self._reduce(step.index + 1, {name: total / count for name, total in sums.items()}, signals)
+        terms = {name: total / count for name, total in sums.items()}
+        finding = self._reduce(step.index + 1, terms, signals, failed=data_failed())
         engine.update(step, skip=finding.fault is not None)
         if finding.fault is not None:
             self._undo.restore()
         self._count(finding, step)
         return objective, finding
 
-    def _reduce(self, step: int, terms: Mapping[str, Tensor], signals: Signals) -> Finding:
+    def _reduce(self, step: int, terms: Mapping[str, Tensor], signals: Signals, *, failed: bool) -> Finding:
         engine = self.engine
         groups = gradients(engine.optimizer, engine.stage)
         squares = torch.stack([_sum_of_squares(tensors, engine.device) for _, tensors in groups])
@@ -89,14 +98,16 @@ class Guard:
             {
                 "terms": torch.stack(list(terms.values())),
                 "squares": squares,
-                "signals": torch.tensor(signals.counts, dtype=torch.float64, device=engine.device),
+                "signals": _on_device([*signals.counts, failed], engine.device),
             },
             engine.world.size,
         )
         means = {name: value / engine.world.size for name, value in zip(terms, sums["terms"], strict=True)}
         names = [name for (name, _), square in zip(groups, sums["squares"], strict=True) if not math.isfinite(square)]
         norm = math.sqrt(sum(sums["squares"])) / engine.loss_scale
-        return Finding(means, norm, fault(step, means, names), stop_signal(sums["signals"]))
+        *counts, failures = sums["signals"]
+        reason = f"a rank has no images at step {step}" if failures else fault(step, means, names)
+        return Finding(means, norm, reason, stop_signal(counts), bool(failures))
 
     def _count(self, finding: Finding, step: Step) -> None:
         if finding.fault is None:
@@ -144,6 +155,12 @@ def _all_reduce(vectors: Mapping[str, Tensor], world_size: int) -> dict[str, lis
         dist.all_reduce(packed)
     parts = torch.split(packed.cpu(), [len(vector) for vector in vectors.values()])
     return {name: part.tolist() for name, part in zip(vectors, parts, strict=True)}
+
+
+def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return the values in fp64. The host does not wait for the device."""
+    tensor = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
+    return tensor.to(device, non_blocking=True)
 
 
 def _sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.settings import TrainConfig
-from ..distributed.lockstep import in_step
+from ..distributed.lockstep import Feed, in_step
 from ..distributed.signals import Signals, stop_signal
 from ..distributed.watchdog import Watchdog
 from ..distributed.world import all_gather_object
@@ -18,6 +18,7 @@ from ..errors import Collapsed
 from ..evaluate.evaluator import Evaluation, ShowProgress
 from ..pipelines import Batch, Loader
 from .display import Display
+from .garbage import GarbageCollection
 from .guard import Finding, Guard
 from .monitors import CollapseMonitor, SpikeMonitor, describe_spike
 from .records import Meter, Recorder, epoch_line, metrics_line
@@ -72,6 +73,7 @@ class Loop:
     ) -> None:
         self.train, self.engine, self.loader, self.guard, self.watchdog = train, engine, loader, guard, watchdog
         self.evaluate, self.progress, self.save, self.advice = evaluate, progress, save, advice
+        self.garbage = GarbageCollection(engine.world.size)
         self.collapse, self.spikes = CollapseMonitor(engine.steps_per_epoch), SpikeMonitor()
 
     def run(
@@ -87,8 +89,9 @@ class Loop:
         self._finish_last_line(progress, last, recorder)
         if display:
             display.begin(done)
-        while progress.done < last:
-            self._epoch(progress, last, signals, recorder, display)
+        with self.garbage:
+            while progress.done < last:
+                self._epoch(progress, last, signals, recorder, display)
         return progress.logged
 
     def _finish_last_line(self, progress: Progress, last: int, recorder: Recorder | None) -> None:
@@ -124,17 +127,20 @@ class Loop:
         epoch, offset = self._position(progress.done)
         if not offset:
             engine.start_epoch(epoch)
-        batches = in_step(self.loader, epoch, offset * micro_steps)
+        feed = Feed(self.loader, epoch, offset * micro_steps)
         for index in range(offset, engine.steps_per_epoch):
             ends_epoch = index + 1 == engine.steps_per_epoch
             evaluates = ends_epoch and self._evaluates_after(epoch) and progress.done + 1 < last
             only_line = ends_epoch and engine.steps_per_epoch < self.train.log_every
             logs = self._logs(progress.done, last) or evaluates or only_line
             step = engine.step_at(progress.done, measure=logs)
-            micro_batches = (self._next(batches, progress.meter) for _ in range(micro_steps))
-            objective, finding = self.guard.step(micro_batches, step, signals)
+            micro_batches = (self._next(feed, progress.meter) for _ in range(micro_steps))
+            objective, finding = self.guard.step(micro_batches, step, signals, lambda: feed.failure is not None)
+            if finding.data_failed:
+                feed.raise_failure()
             progress.done += 1
             self.watchdog.step_done()
+            self.garbage.step_done(progress.done, ends_epoch=ends_epoch)
             if logs:
                 line = metrics_line(engine, step, objective, finding, self.guard.skipped, progress.meter)
                 if finding.fault is None:
@@ -156,7 +162,7 @@ class Loop:
             if progress.done >= last:
                 break
         progress.epoch_lines = []
-        batches.close()
+        feed.close()
 
     def _position(self, done: int) -> tuple[int, int]:
         """Return the current epoch and its finished steps."""
@@ -169,9 +175,9 @@ class Loop:
     def _logs(self, done: int, last: int) -> bool:
         return done == 0 or (done + 1) % self.train.log_every == 0 or done + 1 == last
 
-    def _next(self, batches: Iterator[Batch], meter: Meter) -> Batch:
+    def _next(self, feed: Feed, meter: Meter) -> Batch:
         since = time.perf_counter()
-        batch = next(batches)
+        batch = feed.next()
         meter.waited += time.perf_counter() - since
         meter.images += len(batch.indices) * self.engine.world.size
         return batch

@@ -165,6 +165,7 @@ class _Run:
             device="cuda" if torch.cuda.is_available() else "cpu",
             threads=t.num_workers or world.threads,
             max_bad_fraction=t.max_bad_fraction,
+            labels=False,
         )
         steps_per_epoch = self.loader.steps_per_epoch // t.gradient_accumulation_steps
         torch.manual_seed(t.seed)

@@ -198,22 +198,30 @@ def prototype_entropy(
 
     ``p_i = softmax(features_i prototypes^T / temp)`` for features [N, D] and prototypes [K, D]. With ``group`` the
     means are over the rows of all ranks. Uniform rows give log K, equal one-hot rows 0, and no result is negative.
-    Memory is O((N + K) D). Raises ValueError if shapes, types or the temperature do not fit.
+    Memory is O((N + K) D). The entropies [H] of heads with the prototypes [H, K, D] take no more messages than one.
+    Raises ValueError if shapes, types or the temperature do not fit.
     """
     if check_batches:
         check_equal_batches("prototype_entropy", group, features)
-    check_pair(features, prototypes, "features", "prototypes")
+    heads = prototypes if prototypes.ndim == 3 else prototypes[None]
+    for head in heads:
+        check_pair(features, head, "features", "prototypes")
     check_positive(temp, "temp")
     chosen = choose_backend(backend, features)
     if chosen == "eager":
-        return reference.prototype_entropy(features, prototypes, temp=temp, group=group)
-    features, scale = _scaled(features, temp)
-    weights = features.new_full((len(features),), 1 / len(features), dtype=accumulation_type(features))
-    lse, _, _, marginal, energies, *_ = _terms(
-        features, None, prototypes, None, None, weights, scale, 1.0, True, chosen
-    )
-    conditional = (lse - energies).mean().clamp_min(0)
-    return _entropy(mean_over_ranks(marginal, group)), mean_over_ranks(conditional, group)
+        each = [reference.prototype_entropy(features, head, temp=temp, group=group) for head in heads]
+    else:
+        features, scale = _scaled(features, temp)
+        weights = features.new_full((len(features),), 1 / len(features), dtype=accumulation_type(features))
+        means = []
+        for head in heads:
+            lse, _, _, marginal, energies, *_ = _terms(
+                features, None, head, None, None, weights, scale, 1.0, True, chosen
+            )
+            means.append(torch.cat([marginal, (lse - energies).mean().clamp_min(0)[None]]))
+        each = [(_entropy(mean[:-1]), mean[-1]) for mean in mean_over_ranks(torch.stack(means), group)]
+    marginals, conditionals = (torch.stack(values) for values in zip(*each, strict=True))
+    return (marginals, conditionals) if prototypes.ndim == 3 else (marginals[0], conditionals[0])
 
 
 def _entropy(p: Tensor) -> Tensor:

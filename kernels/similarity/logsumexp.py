@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from ..backend import Backend, choose_backend
 from ..checks import check_finite, check_pair
 from ..collectives import Group, check_equal_batches, first_row, gather_rows
 from . import op, reference
-from .ranks import row_logsumexp_over_ranks
+from .ranks import row_logsumexp_over_ranks, view_logsumexps_over_ranks
 
 
 def row_logsumexp(
@@ -60,6 +63,36 @@ def row_logsumexp(
     rows: Tensor
     rows, _ = op.pair_lse(x, y, bias, gain, factor, 0 if exclude_self else None, unit_norm, False, chosen)
     return rows
+
+
+def view_logsumexps(
+    views: Tensor,
+    *,
+    scale: float | Tensor,
+    exclude_self: bool = False,
+    unit_norm: bool = False,
+    backend: Backend = "auto",
+    group: Group | None = None,
+) -> Tensor:
+    """Return :func:`row_logsumexp` of every view with itself, [V, N], for rows [V, N, D].
+
+    With ``group`` all views cross the ranks in one message each way. All ranks must have equal batches.
+    """
+    chosen = choose_backend(backend, views)
+    if group is not None and chosen != "eager":
+        _check_scale(scale)
+        gain, factor = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+        return view_logsumexps_over_ranks(views, gain, factor, exclude_self, unit_norm, chosen, group)
+    each = partial(
+        row_logsumexp,
+        scale=scale,
+        exclude_self=exclude_self,
+        unit_norm=unit_norm,
+        backend=backend,
+        group=group,
+        check_batches=False,
+    )
+    return torch.stack([each(x, x) for x in views])
 
 
 def bidirectional_logsumexp(

@@ -7,7 +7,7 @@ of its own rows in one pass,
     dx_i = scale sum_j e_ij (a_i + a_j) x_j,   a = g exp(-lse)
 
 So no N x D gradient is summed over ranks. This means less traffic, and the same bits in any order of arrival. If x and
-y differ, the rows x of all ranks are gathered for the gradient of y.
+y differ, the rows x of all ranks are gathered for the gradient of y. The views of a batch share their messages.
 """
 
 from __future__ import annotations
@@ -34,23 +34,35 @@ def row_logsumexp_over_ranks(
     group: Group,
 ) -> Tensor:
     """Return ``log sum_j exp(scale gain <x_i, y_j>)`` [N] over the rows y_j of all ranks. ``y is x`` is symmetric."""
-    apply = _Symmetric.apply if y is x else _Pair.apply
-    operands = (x,) if y is x else (x, y)
-    lse: Tensor = apply(*operands, gain, scale, exclude_self, unit_norm, backend, group)
+    if y is x:
+        return view_logsumexps_over_ranks(x[None], gain, scale, exclude_self, unit_norm, backend, group)[0]
+    lse: Tensor = _Pair.apply(x, y, gain, scale, exclude_self, unit_norm, backend, group)
     return lse
 
 
-def _forward(ctx: Any, x: Tensor, y: Tensor, own: Any) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exps and the y of all ranks. ``own`` computes the block of this rank's own columns."""
-    wait = start_gather(y, ctx.group)
-    parts = [own()]
-    all_y = wait()
-    first = ctx.group.rank() * len(y)
-    for others in (all_y[:first], all_y[first + len(y) :]):
+def view_logsumexps_over_ranks(
+    views: Tensor,
+    gain: Tensor | None,
+    scale: float,
+    exclude_self: bool,
+    unit_norm: bool,
+    backend: str,
+    group: Group,
+) -> Tensor:
+    """Return the log-sum-exps [V, N] of every view's rows [V, N, D] over the same view's rows of all ranks."""
+    lses: Tensor = _Symmetric.apply(views, gain, scale, exclude_self, unit_norm, backend, group)
+    return lses
+
+
+def _join(ctx: Any, x: Tensor, all_y: Tensor, own: Tensor) -> Tensor:
+    """Return the log-sum-exps over the columns of all ranks. ``own`` are those over this rank's columns alone."""
+    count = len(all_y) // ctx.group.size()
+    first, parts = ctx.group.rank() * count, [own]
+    for others in (all_y[:first], all_y[first + count :]):
         if len(others):
             part, _ = pair_lse(x, others, None, ctx.gain, ctx.scale, None, ctx.unit_norm, False, ctx.backend)
             parts.append(part)
-    return torch.stack(parts).logsumexp(0), all_y
+    return torch.stack(parts).logsumexp(0)
 
 
 def _gradient(ctx: Any, x: Tensor, y: Tensor, rows: _Rows, cols: _Rows, excluded: int | None) -> Tensor:
@@ -72,7 +84,7 @@ class _Symmetric(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        views: Tensor,
         gain: Tensor | None,
         scale: float,
         exclude_self: bool,
@@ -81,20 +93,35 @@ class _Symmetric(torch.autograd.Function):
         group: Group,
     ) -> Tensor:
         ctx.gain, ctx.scale, ctx.unit_norm, ctx.backend, ctx.group = gain, scale, unit_norm, backend, group
-        ctx.excluded = group.rank() * len(x) if exclude_self else None
-        lse, all_x = _forward(ctx, x, x, lambda: self_lse(x, gain, scale, exclude_self, unit_norm, backend)[0])
-        ctx.save_for_backward(x, all_x, lse)
-        return lse
+        ctx.excluded = group.rank() * views.shape[1] if exclude_self else None
+        wait = start_gather(views[None], group)
+        own = [self_lse(x, gain, scale, exclude_self, unit_norm, backend)[0] for x in views]
+        all_views = wait().transpose(0, 1).flatten(1, 2)
+        lses = torch.stack([_join(ctx, *rows) for rows in zip(views, all_views, own, strict=True)])
+        ctx.save_for_backward(views, all_views, lses)
+        return lses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, all_x, lse = ctx.saved_tensors
-        rows = (lse, grad)
-        dx = _gradient(ctx, x, all_x, rows, _gather_weights(*rows, ctx.group), ctx.excluded)
+        views, all_views, lses = ctx.saved_tensors
+        weights = start_gather(torch.stack([lses, grad])[None], ctx.group)()  # [ranks, 2, V, N]
+        all_lses, all_grads = weights.permute(1, 2, 0, 3).flatten(2)
+        dx = torch.stack(
+            [
+                _gradient(ctx, x, all_x, row, col, ctx.excluded)
+                for x, all_x, row, col in zip(
+                    views,
+                    all_views,
+                    zip(lses, grad.contiguous(), strict=True),
+                    zip(all_lses, all_grads, strict=True),
+                    strict=True,
+                )
+            ]
+        )
         # Half of <x, dx> is from this rank's rows with all columns, half from all rows with this rank's columns. Summed
         # over the ranks, both halves are equal.
-        dgain = (x * dx).sum() / (2 * ctx.gain) if ctx.gain is not None and ctx.needs_input_grad[1] else None
-        return dx.to(x.dtype), dgain, None, None, None, None, None
+        dgain = (views * dx).sum() / (2 * ctx.gain) if ctx.gain is not None and ctx.needs_input_grad[1] else None
+        return dx.to(views.dtype), dgain, None, None, None, None, None
 
 
 class _Pair(torch.autograd.Function):
@@ -114,7 +141,10 @@ class _Pair(torch.autograd.Function):
         rank = group.rank()
         ctx.excluded = (rank * len(y), rank * len(x)) if exclude_self else (None, None)
         options = (scale, 0 if exclude_self else None, unit_norm, False, backend)
-        lse, all_y = _forward(ctx, x, y, lambda: pair_lse(x, y, None, gain, *options)[0])
+        wait = start_gather(y, group)
+        own, _ = pair_lse(x, y, None, gain, *options)
+        all_y = wait()
+        lse = _join(ctx, x, all_y, own)
         ctx.save_for_backward(x, y, all_y, lse)
         return lse
 

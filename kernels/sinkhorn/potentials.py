@@ -11,6 +11,7 @@ normal numbers of fp32. If the scores are further apart, reference.py uses log-s
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -40,13 +41,17 @@ def sinkhorn_center(
     and K floats are reduced per iteration. The ranks may have different numbers of rows. Scores [B, K] may have any
     float type. In fp16, exp(1 / 0.05) alone would be infinite. The "eager" backend uses log-sum-exps (reference.py),
     and all others the matrix-vector products. Raises ValueError if scores are not [B, K], or if epsilon or iterations
-    are invalid.
+    are invalid. The centres [T, K] of views' scores [T, B, K] take no more messages than one.
     """
-    potentials = _potentials(scores, epsilon, iterations, backend, group)
+    views = scores if scores.ndim == 3 else scores[None]
+    potentials = _potentials(views, epsilon, iterations, backend, group)
     if potentials is None:
-        return reference.sinkhorn_center(scores, epsilon=epsilon, iterations=iterations, group=group)
-    _, columns, top = potentials
-    return columns.log_().mul_(-epsilon).add_(top)
+        center = partial(reference.sinkhorn_center, epsilon=epsilon, iterations=iterations, group=group)
+        centers = torch.stack([center(view) for view in views])
+    else:
+        _, columns, tops = potentials
+        centers = columns.log_().mul_(-epsilon).add_(tops[:, None])
+    return centers if scores.ndim == 3 else centers[0]
 
 
 @torch.no_grad()
@@ -63,42 +68,46 @@ def sinkhorn(
     Rows sum to 1, and columns to nearly B / K. It has no gradient, because assignments are targets. For arguments and
     errors see :func:`sinkhorn_center`.
     """
-    potentials = _potentials(scores, epsilon, iterations, backend, group)
+    potentials = _potentials(scores[None], epsilon, iterations, backend, group)
     if potentials is None:
         return reference.sinkhorn(scores, epsilon=epsilon, iterations=iterations, group=group)
-    e, columns, _ = potentials
+    e, columns = potentials[0][0], potentials[1][0]
     e *= columns
     return e.div_(e.sum(1, keepdim=True))
 
 
 def _potentials(
     scores: Tensor, epsilon: float, iterations: int, backend: Backend, group: Group | None
-) -> tuple[Tensor, Tensor, float] | None:
-    """Return E, v and the largest score, or None for the reference: by choice, or if the scores are too far apart."""
-    if scores.ndim != 2 or 0 in scores.shape or not scores.is_floating_point():
-        raise ValueError(f"scores must be floating point [B, K], got {scores.dtype} {tuple(scores.shape)}")
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return E [T, B, K], v [T, K] and the largest score [T] of every view, or None for the reference.
+
+    The reference is a choice, or needed because a view's scores are too far apart.
+    """
+    if scores.ndim != 3 or 0 in scores.shape or not scores.is_floating_point():
+        raise ValueError(f"scores must be floating point [B, K], got {scores.dtype} {tuple(scores.shape[1:])}")
     if iterations < 1 or not epsilon > 0 or math.isinf(epsilon):
         raise ValueError(f"sinkhorn needs iterations >= 1 and a positive epsilon, got {iterations} and {epsilon}")
     if choose_backend(backend, scores) == "eager":
         return None
     scores = scores.float()
-    least, most = scores.aminmax()
-    bounds = torch.stack([-least, most, scores.new_full((), len(scores))])
+    least, most = scores.flatten(1).aminmax(dim=1)
+    bounds = torch.stack([-least, most, scores.new_full(least.shape, scores.shape[1])])
     if group is not None:
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=group)
-    spread, top, most_rows = float(bounds[:2].sum()), float(bounds[1]), int(bounds[2])
-    if not spread <= _RANGE * epsilon:  # true for NaN, too
+    depths, tops, (most_rows, *_) = bounds.tolist()
+    if not all(depth + top <= _RANGE * epsilon for depth, top in zip(depths, tops, strict=True)):  # true for NaN, too
         return None
     scale = math.log2(math.e) / epsilon
-    e = torch.add(scores.new_tensor(-top * scale), scores, alpha=scale).exp2_()
-    rows, columns = e.new_ones(e.shape[0]), e.new_empty(e.shape[1])
+    e = torch.add(scores.new_tensor([-top * scale for top in tops])[:, None, None], scores, alpha=scale).exp2_()
+    rows, columns = e.new_ones(e.shape[:2]), e.new_empty(len(e), e.shape[2])
     # Its value cancels, but it must be the same on all ranks, which may have different numbers of rows.
-    share = most_rows * (1 if group is None else group.size()) / e.shape[1]
+    share = int(most_rows) * (1 if group is None else group.size()) / e.shape[2]
     for iteration in range(iterations):
-        if iteration:
-            torch.mv(e, columns, out=rows).reciprocal_()
-        torch.mv(e.T, rows, out=columns)
+        for view, u, v in zip(e, rows, columns, strict=True):
+            if iteration:
+                torch.mv(view, v, out=u).reciprocal_()
+            torch.mv(view.T, u, out=v)
         if group is not None:
             dist.all_reduce(columns, group=group)
         columns.reciprocal_().mul_(share)  # columns of 1 instead of B / K would make both potentials drift apart
-    return e, columns, top
+    return e, columns, bounds[1]

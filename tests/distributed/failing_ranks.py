@@ -12,11 +12,15 @@ from pathlib import Path
 
 import torch
 
+from fasttrain.config.resolve import resolve
+from fasttrain.distributed.lockstep import Feed
 from fasttrain.distributed.world import World, initialise, prepare_environment
+from fasttrain.errors import DataError
 from fasttrain.evaluate import evaluator
 from fasttrain.run import main
 from fasttrain.training.guard import Guard
-from tests.small_runs import flags
+from fasttrain.training.trainer import train
+from tests.small_runs import SMALL, flags
 from tests.training.test_guard import guarded, state, steps
 
 STAGES = (0, 2, 3)
@@ -41,10 +45,10 @@ def in_step_2_of_rank_1(world, action):
     """Call ``action`` at the start of rank 1's third step."""
     original = Guard.step
 
-    def step(self, batches, step, signals):
+    def step(self, batches, step, *status):
         if world.rank == 1 and step.index == 2:
             action()
-        return original(self, batches, step, signals)
+        return original(self, batches, step, *status)
 
     Guard.step = step
     yield
@@ -58,6 +62,26 @@ def stopped(data, output, world):
         status = main(arguments)
     latest = (output / "checkpoints" / "latest").read_text()
     return {"status": [status, main([*arguments, "--limit_steps", "4"])], "latest": latest}
+
+
+def without_images(data, output, world):
+    """Let the images of rank 1 fail in the third step, then run to the end."""
+    values = {**SMALL, "data_path": str(data), "output_dir": str(output), "knn_every": 0}
+    config, following = resolve("simclr", values), Feed.next
+
+    def next_batch(self):
+        if world.rank == 1 and self.loader.state_dict()["epoch"] == 1:
+            self.failure = DataError("no image can be read")
+        return following(self)
+
+    Feed.next = next_batch
+    try:
+        train(config, world)
+    except DataError as error:
+        reason = str(error)
+    Feed.next = following
+    latest = (output / "checkpoints" / "latest").read_text()
+    return {"reason": reason, "latest": latest, "steps": train(config, world).steps}
 
 
 def stopped_in_knn(data, output, world):
@@ -90,6 +114,7 @@ def run(data, folder):
     initialise(world)
     results = {"bad_steps": {stage: bad_steps(stage, world) for stage in STAGES}}
     results["signal"] = stopped(data, folder / "signal", world)
+    results["images"] = without_images(data, folder / "images", world)
     results["signal_in_knn"] = stopped_in_knn(data, folder / "knn", world)
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(results))
     return crash(data, folder / "crash", world)

@@ -44,6 +44,13 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(ended):
     assert [line["step"] for line in lines(folder / "signal" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_a_rank_without_images_ends_both_and_loses_no_step(ended):
+    folder, _, ranks = ended
+    seen = {"reason": "no image can be read", "latest": "step-00000002", "steps": 2}
+    assert [rank["images"] for rank in ranks] == [seen] * 2
+    assert [line["step"] for line in lines(folder / "images" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
 def test_a_signal_to_one_rank_ends_the_knn_of_both(ended):
     _, done, ranks = ended
     assert [rank["signal_in_knn"] for rank in ranks] == [{"status": 143, "evaluated": False}] * 2

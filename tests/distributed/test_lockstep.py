@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttrain.distributed.lockstep import in_step, of_all_ranks
+from fasttrain.distributed.lockstep import Feed, in_step, of_all_ranks
 from fasttrain.pipelines import ArraySource, DataError, Loader, View, ViewRecipe
 
 
@@ -36,6 +36,33 @@ def test_a_data_error_is_raised(loader):
     loader.source.read = read
     with pytest.raises(DataError, match="images cannot be read"):
         list(in_step(loader, 0))
+
+
+def test_feed_of_several_ranks_continues_with_black_batches(loader):
+    """A rank whose data fails keeps in step until the guard's reduction reports it to all ranks."""
+    expected = [batch.indices.tolist() for batch in loader.epoch(3, 2)]
+    feed = Feed(loader, 3, 2)
+    assert feed.next().indices.tolist() == expected[0]
+    loader.world_size = 2
+    feed._batches = iter_of_failure()
+    for _ in range(2):
+        black = feed.next()
+        assert black.views[0].shape == (1, 4, 1, 4, 4)
+        assert not black.views[0].any()
+        assert black.indices.tolist() == [0] * 4
+    assert str(feed.failure) == "no images"
+
+
+def test_feed_of_one_rank_raises_the_error(loader):
+    feed = Feed(loader, 0)
+    feed._batches = iter_of_failure()
+    with pytest.raises(DataError, match="no images"):
+        feed.next()
+
+
+def iter_of_failure():
+    raise DataError("no images")
+    yield
 
 
 def test_names_of_one_rank_are_returned():

@@ -21,6 +21,7 @@ from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.evaluate.features import extract
 from fasttrain.methods.kmeans import spherical_kmeans
+from fasttrain.models.batchnorm import RankBatchNorm
 from fasttrain.pipelines import Loader, View, ViewRecipe
 from fasttrain.pipelines.sources.base import ArraySource
 from tests.checkpoints import publish, train
@@ -57,8 +58,17 @@ def kernel_gradients(world):
     draw = [torch.randn(BATCH, 8, dtype=torch.float64, generator=generator) for _ in range(2)]
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     prototypes = torch.randn(5, 8, dtype=torch.float64, generator=generator)
+    weights = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    heads = torch.stack([prototypes, prototypes.flip(1)])
+    batch_norm = torch.nn.BatchNorm1d(8).double()
+    if group is not None:
+        batch_norm = RankBatchNorm(8).double()
+        batch_norm.group = group
     losses = {
         "nt_xent": lambda a, b, t: kernels.nt_xent(a, b, temperature=t, group=group),
+        "nt_xent_pairs": lambda a, b, t: kernels.nt_xent(
+            torch.stack([a, b]), torch.stack([b, -a]), temperature=t, group=group
+        ).dot(weights),
         "nt_xent_running_maximum": lambda a, b, t: kernels.nt_xent(a, b, temperature=t / 100, group=group),
         "info_nce": lambda a, b, t: kernels.info_nce(a, b, temperature=t, group=group),
         "info_nce_both": lambda a, b, t: (
@@ -68,10 +78,18 @@ def kernel_gradients(world):
             kernels.row_logsumexp(a, b, scale=3.0, exclude_self=True, group=group).square().mean()
         ),
         "vmf_average": lambda a, b, t: kernels.vmf_entropy(a, group=group) + kernels.vmf_entropy(b, group=group),
+        "vmf_views": lambda a, b, t: kernels.vmf_entropy(torch.stack([a, b]), group=group).square().sum(),
+        "vmf_views_expectation": lambda a, b, t: kernels.vmf_entropy(
+            torch.stack([a, b]), estimator="expectation", leave_one_out=True, group=group
+        ).prod(),
         "vmf_expectation": lambda a, b, t: kernels.vmf_entropy(a, estimator="expectation", group=group),
         "vmf_leave_one_out": lambda a, b, t: kernels.vmf_entropy(a, leave_one_out=True, group=group),
         "vmf_reconstruction": lambda a, b, t: kernels.vmf_reconstruction(a, b, group=group),
         "gaussian": lambda a, b, t: kernels.gaussian_entropy(a + b, bandwidth=0.3, group=group),
+        "batch_norm": lambda a, b, t: (batch_norm(a) * b).square().mean(),
+        "prototype_entropy_heads": lambda a, b, t: sum(
+            x.square().sum() for x in kernels.prototype_entropy(a + b, heads, temp=0.3, group=group)
+        ),
         "prototype_entropy": lambda a, b, t: sum(kernels.prototype_entropy(a + b, prototypes, temp=0.3, group=group)),
     }
     results = {}
@@ -91,6 +109,8 @@ def kernel_gradients(world):
     scores = torch.rand(BATCH, 6, generator=generator)
     for name, factor in (("sinkhorn", 1), ("sinkhorn_of_distant_scores", 100)):
         results[name] = (gathered(kernels.sinkhorn(factor * scores[rows], group=group), world),)
+        views = factor * torch.stack([scores[rows], scores[rows].flip(1)])
+        results[f"{name}_views"] = (kernels.sinkhorn_center(views, group=group),)
     return results
 
 

@@ -101,3 +101,10 @@ def test_gaussian_entropy_equals_its_definition(bandwidth, leave_one_out):
 def test_invalid_argument_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_entropies_of_views_are_those_of_each():
+    views = torch.stack([uniform(9, 7, seed=1), uniform(9, 7, seed=2)])
+    for estimator in ("average", "expectation"):
+        each = [vmf_entropy(z, estimator=estimator) for z in views]
+        assert torch.equal(vmf_entropy(views, estimator=estimator), torch.stack(each))

@@ -10,6 +10,8 @@ from fasttrain import methods
 from fasttrain.losses.base import CrossRank
 from fasttrain.methods import Branch, Step
 from fasttrain.methods.branch import slice_views
+from fasttrain.pipelines import View, ViewRecipe
+from fasttrain.plan.trace import trace
 from tests.methods.small import IMAGES, SMALL, STEP, PlainBackbone, build, random_views, recipe, run
 
 ALL = sorted(SMALL)
@@ -216,3 +218,12 @@ def test_warnings_name_the_setting(name, entropy, options, images, batch, expect
     lines = build(name, entropy, **options).warnings_for(images, batch)
     assert len(lines) == len(expected)
     assert all(text in line for line, text in zip(lines, expected, strict=True))
+
+
+@both
+@pytest.mark.parametrize("name", ["byol", "moco", "mocov3", "simclr", "simsiam", "swav"])
+def test_messages_of_the_loss_do_not_grow_with_the_views(name, entropy):
+    """Ten crops once sent each view's rows and numbers one by one: 74 messages for SimCLR's twin."""
+    views = ViewRecipe((View(size=8, count=2), View(size=4, count=8, local=True)))
+    traced = trace(build(name, entropy, views=views), views, 4, precision="fp32", world=2)
+    assert len([m for m in traced.messages if m.about == "loss and centre"]) <= (9 if name == "moco" else 6)

@@ -7,11 +7,13 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fasttrain.distributed.world import World, initialise
 from fasttrain.models import batchnorm
 from fasttrain.models.architectures import create_backbone
 from fasttrain.models.batchnorm import RankBatchNorm, RankBatchNormAct, synchronise
+from fasttrain.plan.group import PlannedGroup
 
 
 @pytest.fixture
@@ -54,22 +56,50 @@ def test_equals_torch_s(group, kind, shape, affine, momentum):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_statistics_are_those_of_all_ranks(monkeypatch):
-    """Both ranks run one after the other on equal parts: the mean over ranks is the mean over halves."""
-    x = torch.randn(8, 3) * 2 + 1
-    halves = x.chunk(2)
-    layer = RankBatchNorm(3)
-    expected = nn.BatchNorm1d(3)
-    whole = expected(x)
-    both = [halves[0].mean(0), halves[1].mean(0)]
-    shared = [sum(both) / 2]
-    shared.append(sum((half - shared[0]).square().mean(0) for half in halves) / 2)
-    answers = iter(shared)
-    monkeypatch.setattr(batchnorm, "mean_over_ranks", lambda parameter, group: next(answers))
+def test_layer_sends_one_message_forward_and_one_backward():
+    """Mean and variance were two messages forward and two backward: 48 of a DINO step's 54."""
+    group = PlannedGroup(0, 2)
+    with FakeTensorMode():
+        layer = synchronise(nn.BatchNorm2d(3), group)
+        x = torch.randn(4, 3, 5, 5, requires_grad=True)
+        layer(x).sum().backward()
+        with torch.no_grad():
+            layer(x)
+    assert [(m.kind, m.bytes) for m in group.messages] == [("all_gather", 48), ("all_reduce", 24), ("all_gather", 48)]
+
+
+def test_two_ranks_equal_one_in_fp64(monkeypatch):
+    """The ranks run one after the other on halves: output, gradients and statistics match to 1e-12."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (3 * torch.randn(8, 3, 4, dtype=torch.float64, generator=generator) + 5 for _ in range(2))
+    whole = _randomise(nn.BatchNorm1d(3).double())
+    ranks = [RankBatchNorm(3).double() for _ in range(2)]
+    shared = {"mean": [], "sums": []}
+    monkeypatch.setattr(batchnorm, "start_gather", lambda own, group: lambda: torch.cat(shared["mean"]))
+    monkeypatch.setattr(batchnorm, "all_reduce_mean", lambda own, group: sum(shared["sums"]) / 2)
     monkeypatch.setattr(RankBatchNorm, "group_size", lambda self: 2)
-    torch.testing.assert_close(layer(halves[0]), whole[:4], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer.running_mean, expected.running_mean)
-    torch.testing.assert_close(layer.running_var, expected.running_var)  # unbiased by all 8 rows
+    halves = [half.clone().requires_grad_() for half in x.chunk(2)]
+    for half in halves:
+        shared["mean"].append(torch.stack(torch.batch_norm_update_stats(half.detach(), None, None, 0.0))[None])
+    inputs = x.clone().requires_grad_()
+    expected = whole(inputs)
+    expected.backward(grad)
+    xhat = (expected.detach() - whole.bias[:, None]) / whole.weight[:, None]
+    for part, g in zip(xhat.chunk(2), grad.chunk(2), strict=True):
+        shared["sums"].append(torch.stack([(g * part).sum((0, 2)), g.sum((0, 2))]).detach())
+    outputs = []
+    for rank, half, g in zip(ranks, halves, grad.chunk(2), strict=True):
+        rank.load_state_dict(_randomise(nn.BatchNorm1d(3).double()).state_dict())
+        rank.group = object()
+        outputs.append(rank(half))
+        outputs[-1].backward(g)
+    exact = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(torch.cat(outputs), expected, **exact)
+    torch.testing.assert_close(torch.cat([half.grad for half in halves]), inputs.grad, **exact)
+    for name, parameter in whole.named_parameters():
+        total = sum(rank.get_parameter(name).grad for rank in ranks)
+        torch.testing.assert_close(total, parameter.grad, **exact)
+    torch.testing.assert_close(dict(ranks[0].named_buffers()), dict(whole.named_buffers()), **exact)
 
 
 def test_half_precision_is_counted_in_single(group):

@@ -156,6 +156,11 @@ def test_evaluation_has_every_image_once_in_order(run, count, world_size):
     assert all(len(batch.labels) == batch.views[0].shape[1] == len(batch.indices) for batch in batches)
 
 
+def test_batches_have_no_labels_on_request(open_loader):
+    assert next(open_loader(arrays(), GREY, 4).epoch(0)).labels is not None
+    assert next(open_loader(arrays(), GREY, 4, labels=False).epoch(0)).labels is None
+
+
 def test_smaller_last_batch_passes_the_branches(open_loader, folder):
     loader = open_loader(FolderSource(folder), INFOMIN, 5, drop_last=False)
     for epoch in range(2):

@@ -101,6 +101,17 @@ def test_skipped_step_leaves_every_tensor_unchanged(name, stage, more):
     assert all(value.isfinite().all() for value in ends[0].values())
 
 
+def test_step_without_images_on_a_rank_is_skipped():
+    with guarded("moco") as guard:
+        steps(guard, [0])
+        before = state(guard.engine)
+        step = guard.engine.step_at(1, measure=False)
+        _, finding = guard.step([batch(guard.config, 1)], step, Signals(), lambda: True)
+        assert finding.data_failed
+        assert finding.fault == "a rank has no images at step 2"
+        assert [key for key, value in state(guard.engine).items() if not torch.equal(value, before[key])] == []
+
+
 @pytest.mark.parametrize("micro", [1, 2])
 @pytest.mark.parametrize(("stage", "more"), _PLACES, ids=str)
 def test_norm_is_of_the_whole_averaged_gradient(stage, more, micro):
