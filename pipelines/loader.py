@@ -9,11 +9,9 @@ one costs more than reading them. The batches are a function of (seed, epoch, po
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,7 +26,7 @@ from . import dali
 from .assemble import make_views
 from .sources.bad_images import BadImages
 from .sources.base import Source
-from .sources.decode import as_raster, decode, is_plain, pnm, reduced, to_pixels
+from .sources.decode import Raster, as_raster, decode, is_plain, pnm, reduced, to_pixels
 from .sources.headers import BadImageError, decodable, image_size, is_large, reduction
 from .sources.mixture import MixtureSource
 from .views.draw import Parameters, draw_parameters, epoch_order
@@ -119,7 +117,8 @@ class Loader:
         self._labels = source.labels if labels else None
         self.steps_per_epoch = self._steps_from(0)
         self._bad = BadImages(source, max_bad_fraction, None if shuffle else -(-len(source) // world_size))
-        self._decoding = threading.Lock()  # held while a large image is decoded
+        # Large images are decoded one by one: each thread that did so would also keep the freed memory.
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="fasttrain-large")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fasttrain-read")
         # On a GPU the caller makes the batch: this only starts kernels, on the stream that will use their results.
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="fasttrain-make") if self.device == "cpu" else None
@@ -188,6 +187,7 @@ class Loader:
         if self._maker is not None:
             self._maker.shutdown()
         self._pool.shutdown(cancel_futures=True)
+        self._large.shutdown()
         self._pipeline = None
 
     def _identity(self) -> dict[str, Any]:
@@ -344,10 +344,15 @@ class Loader:
             if reduction(*size) == (1, 1):
                 usable = decodable(content)
                 return data if usable is content else np.frombuffer(usable, np.uint8), size
-        with self._decoding if plain or is_large(content) else nullcontext():  # threads would multiply its memory
-            raster = reduced(decode(content) if self.source.encoded else as_raster(data))
+        if plain or is_large(content):
+            raster = self._large.submit(self._raster, data, content).result()
+        else:
+            raster = self._raster(data, content)
         pixels = to_pixels(raster, self.recipe.channels, self.recipe.pixel_range)
         return pnm(pixels) if self._encoded else pixels, (pixels.shape[0], pixels.shape[1])
+
+    def _raster(self, data: NDArray[Any], content: bytes) -> Raster:
+        return reduced(decode(content) if self.source.encoded else as_raster(data))
 
     def _recover(self, error: RuntimeError) -> None:
         """Identify the files that the decoder rejected, and run the batches of the failed graph in a new one."""

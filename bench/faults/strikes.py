@@ -201,10 +201,9 @@ def _jump(fault: Fault, ranks: Ranks, output: Path, clock: Path) -> Repair:
 def _lose_images(fault: Fault, images: Path) -> Repair:
     """Cut, empty, zero or remove a fifth of the image files, or move the whole folder."""
     aside = images.with_name("aside")
-    if fault.kind == DATA:
-        images.rename(aside)
-    else:
-        shutil.copytree(images, aside)
+    images.rename(aside)
+    if fault.kind == IMAGES:
+        shutil.copytree(aside, images, ignore=shutil.ignore_patterns("zz-*"))  # special files cannot be copied
         spoil(images, fault.draw)
 
     def repair() -> None:

@@ -8,7 +8,21 @@ import pytest
 import torch
 
 from bench.faults import campaign, course, oracle, strikes
-from bench.faults.plan import DAMAGED, EVERY, FROZEN, FULL, KILLED, ON_TIME, SETTINGS, STEPS, Fault, plan
+from bench.faults.plan import (
+    CLOSED,
+    DAMAGED,
+    EVERY,
+    FROZEN,
+    FULL,
+    KILLED,
+    ON_TIME,
+    PAUSED,
+    REMOVED,
+    SETTINGS,
+    STEPS,
+    Fault,
+    plan,
+)
 from fasttrain.files import difference, fingerprint
 
 FAULT = Fault("lost file", 3, False, 0.0, 0, 0.5)
@@ -100,6 +114,12 @@ def test_runs_are_compared_to_the_last_bit_but_for_times(tmp_path):
         ("SIGTERM", [143, 143], ["fasttrain: stopped"], True),
         (FULL, [2], ["fasttrain: make room"], True),
         (FULL, [2], ["fasttrain: make room", "fasttrain: make room"], False),
+        (REMOVED, [2, 2], ["fasttrain: removed"], True),
+        (REMOVED, [1], ["fasttrain: rank 0 failed"], False),
+        (CLOSED, [0, 0], [], True),
+        (CLOSED, [1, 0], [], False),
+        (PAUSED, [-9], [], True),
+        (PAUSED, [1], ["fasttrain: rank 0 finished no step"], False),
     ],
 )
 def test_end_is_judged_by_statuses_and_lines(kind, statuses, lines, right):
@@ -112,6 +132,24 @@ def test_resume_from_a_wrong_step_is_an_error():
     assert due == [5, 13, 7]  # a kill may hit the checkpoint of step 10, which is written during later steps
     errors = [course.wrong_resume({"resumed_from": step, "due": 10}, last) for step, last in ((10, 10), (5, 5), (7, 5))]
     assert [len(lines) for lines in errors] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("draw", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_damaged_records_keep_every_whole_line(tmp_path, draw):
+    for name in ("metrics.jsonl", "log.txt"):
+        (tmp_path / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)))
+    strikes.damage_records(replace(FAULT, draw=draw), tmp_path)
+    assert oracle._lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 4
+
+
+def test_a_lost_folder_of_a_person_is_seen(tmp_path):
+    _publish(tmp_path, 5)
+    strikes.add_folders(tmp_path)
+    assert course.folders(tmp_path) == {"step-00000005-good", "step-notes"}
+    assert oracle.checkpoints(tmp_path) == {5: True}
+    (tmp_path / "checkpoints" / "step-notes" / "notes.txt").unlink()
+    assert course.folders(tmp_path) == {"step-00000005-good"}
 
 
 def test_damaged_images_are_a_function_of_the_draw(tmp_path):

@@ -40,7 +40,7 @@ class LossyStream:
 def lossy_output() -> Iterator[None]:
     """Replace standard output and error by lossy streams."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = LossyStream(sys.stdout), LossyStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = LossyStream(sys.stdout), LossyStream(sys.stderr)
     try:
         yield
     finally:

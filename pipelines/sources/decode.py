@@ -177,9 +177,22 @@ def _by_pil(data: bytes) -> Raster:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return from_pil(ImageOps.exif_transpose(image))
+            return from_pil(ImageOps.exif_transpose(_reduced_by_pil(image)))
     except (OSError, SyntaxError) as error:
         raise BadImageError(f"unreadable: {error}") from None
+
+
+def _reduced_by_pil(image: Any) -> Any:
+    """Return the same as ``reduced`` for 8-bit images, before they are copied to be turned and converted."""
+    rows, columns = reduction(image.height, image.width)
+    if rows == columns == 1 or image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return image
+    exif = image.getexif().tobytes()
+    kept = image if image.mode in ("L", "LA", "RGB", "RGBA", "LAB") else image.convert("RGB")
+    box = (0, 0, image.width // columns * columns, image.height // rows * rows)
+    small = kept.reduce((columns, rows), box)
+    small.info["exif"] = exif
+    return small
 
 
 def _deep_png(data: bytes) -> Raster:

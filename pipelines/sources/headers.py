@@ -25,8 +25,8 @@ _PNM = re.compile(rb"P([56]) (\d{1,9}) (\d{1,9}) 255\n")  # arrays in a mixture 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of a frame header (SOF0 to SOF15)
 # As RGB, this is 300 MB for one image. Photographs of 100 megapixels just pass. PIL warns above 89 million.
 MOST_PIXELS = 100_000_000
-# A loader decodes one larger image at a time, and reduces it before it comes into a batch. All decoded images of a batch
-# are in memory together: 64 images of 100 megapixels would take 19 GB.
+# A loader decodes one larger image at a time, and reduces it before it comes into a batch. A batch has all images in
+# memory: 64 images of 100 megapixels would take 19 GB.
 LARGE_PIXELS = 32_000_000
 _REDUCED_PIXELS = LARGE_PIXELS // 2
 

@@ -63,12 +63,11 @@ def test_large_images_are_reduced_before_they_are_in_a_batch(open_loader, tmp_pa
     for name in ("large", "small"):
         (tmp_path / name).mkdir()
     for k in range(3):
-        pixels = np.asarray(picture(k, (48, 40)))
-        blocks = np.rint(pixels.reshape(20, 2, 24, 2, 3).mean((1, 3), np.float32)).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "large" / f"{k}.png")
-        Image.fromarray(blocks).save(tmp_path / "small" / f"{k}.png")
+        image = picture(k, (49, 41))
+        image.save(tmp_path / "large" / f"{k}.png", exif=turned(6))
+        image.reduce(2, (0, 0, 48, 40)).save(tmp_path / "small" / f"{k}.png", exif=turned(6))
     monkeypatch.setattr(headers, "LARGE_PIXELS", 20 * 24)
-    monkeypatch.setattr(headers, "_REDUCED_PIXELS", 20 * 24)
+    monkeypatch.setattr(headers, "_REDUCED_PIXELS", 21 * 25)
     large, small = (next(open_loader(FolderSource(tmp_path / name), COLOR, 3).epoch(0)) for name in ("large", "small"))
     assert all(torch.equal(a, b) for a, b in zip(large.views, small.views, strict=True))
 
