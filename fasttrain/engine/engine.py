@@ -22,6 +22,7 @@ from ..optim.schedules import cosine, warmup_cosine
 from ..pipelines import Batch
 from . import zero
 from .clipping import clip_each_parameter
+from .reduction import GradientReduction
 from .seeds import seed_of
 from .shards import find_shards
 
@@ -50,8 +51,14 @@ class Engine:
         self.precision = precision(train, self.device)
         trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
         self._linear = zero.linear_function()
-        settings = zero.deepspeed_config(train, self.stage, self.precision, trained)
-        self.deepspeed, self.optimizer = zero.wrap(method, optimizer, settings, alone=world.size == 1)
+        settings = zero.deepspeed_config(train, self.stage, self.precision, trained, world)
+        self.deepspeed, self.optimizer = zero.wrap(method, optimizer, settings)
+        self._reduction: GradientReduction | None = None
+        if self.stage == 0 and world.size > 1:
+            half = self.precision == "bf16" and self.device.type == "cuda"
+            self._reduction = GradientReduction(
+                method.parameters(), world.size, torch.bfloat16 if half else torch.float32
+            )
         shards = find_shards(self.optimizer, self.stage, {p: name for name, p in method.named_parameters()})
         zero.share_weights(self.optimizer, self.stage)
         inner = zero.inner_optimizer(self.optimizer)
@@ -85,7 +92,9 @@ class Engine:
         self._set_schedules(step)
         views, indices = self._on_device(batch)
         objective = checked(self.deepspeed(views, step, indices), self.method)
-        self.deepspeed.backward(objective.loss)
+        averages = self._reduction is not None and self.deepspeed.is_gradient_accumulation_boundary()
+        with self._reduction.during_backward() if self._reduction and averages else nullcontext():
+            self.deepspeed.backward(objective.loss)
         return objective
 
     def update(self, step: Step, *, skip: bool = False) -> None:
