@@ -21,7 +21,7 @@ from ..optim.optimizers import create_optimizer, parameter_groups, set_schedules
 from ..optim.schedules import cosine, warmup_cosine
 from ..pipelines import Batch
 from . import zero
-from .clipping import clip_each_parameter
+from .clipping import clip_each_parameter, clip_whole_gradient
 from .reduction import GradientReduction
 from .seeds import seed_of
 from .shards import find_shards
@@ -97,12 +97,16 @@ class Engine:
             self.deepspeed.backward(objective.loss)
         return objective
 
-    def update(self, step: Step, *, skip: bool = False) -> None:
+    def update(self, step: Step, *, skip: bool = False, grad_norm: float | None = None) -> None:
         """Pass the micro-batch to DeepSpeed. After a step's last one the optimizer moves and the teacher follows.
 
-        With ``skip`` neither moves, and the gradient is discarded.
+        With ``skip`` neither moves, and the gradient is discarded. ``grad_norm`` is the norm of the whole gradient
+        without the loss scale, if the caller has it.
         """
         last = self.deepspeed.is_gradient_accumulation_boundary()
+        if last and not skip and zero.clips_itself(self.train, self.stage):
+            gradients = [g for group in zero.group_gradients(self.optimizer, self.stage) for g in group]
+            clip_whole_gradient(gradients, self.train.clip_grad, grad_norm, self.loss_scale)
         with zero.update_skipped(zero.inner_optimizer(self.optimizer)) if skip else nullcontext():
             self.deepspeed.step()
         if last and not skip:

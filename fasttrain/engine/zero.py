@@ -186,7 +186,7 @@ def deepspeed_config(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.batch_size_per_gpu,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
-        "gradient_clipping": 0.0 if train.clip_each else train.clip_grad,
+        "gradient_clipping": 0.0 if train.clip_each or clips_itself(train, stage) else train.clip_grad,
         "steps_per_print": 2**31 - 1,
         "zero_optimization": zero,
         # torch's fused AdamW and SGD work on flat shards as on tensors. LARS and LAMB know their shards' layouts.
@@ -196,6 +196,14 @@ def deepspeed_config(
     if precision != "fp32":
         config["torch_autocast"] = {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}
     return config
+
+
+def clips_itself(train: TrainConfig, stage: int) -> bool:
+    """Return whether the engine clips the whole gradient instead of DeepSpeed.
+
+    At stage 0 DeepSpeed computes the norm again, in a Python loop over all parameters and with a message.
+    """
+    return stage == 0 and train.clip_grad > 0 and not train.clip_each
 
 
 def overlaps(train: TrainConfig, stage: int) -> bool:

@@ -73,7 +73,7 @@ class Guard:
             sums = {name: sums[name] + value.double() if count else value.double() for name, value in terms.items()}
             count += 1
         finding = self._reduce(step.index + 1, {name: total / count for name, total in sums.items()}, signals)
-        engine.update(step, skip=finding.fault is not None)
+        engine.update(step, skip=finding.fault is not None, grad_norm=finding.grad_norm)
         if finding.fault is not None:
             self._undo.restore()
         self._count(finding, step)
