@@ -51,7 +51,7 @@ class Engine:
         self.precision = precision(train, self.device)
         trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
         self._linear = zero.linear_function()
-        settings = zero.deepspeed_config(train, self.stage, self.precision, trained, world)
+        settings = zero.deepspeed_config(train, self.stage, self.precision, trained)
         self.deepspeed, self.optimizer = zero.wrap(method, optimizer, settings)
         self._reduction: GradientReduction | None = None
         if self.stage == 0 and world.size > 1:

@@ -305,11 +305,11 @@ def test_value_of_a_view_out_of_range_is_one_sentence():
 def test_deepspeed_config_is_stored_by_its_content(tmp_path):
     """The file may change or be lost before a run is resumed."""
     file = tmp_path / "deepspeed.json"
-    file.write_text('{"zero_optimization":\n {"zero_hpz_partition_size": 8}}')
+    file.write_text('{"zero_optimization":\n {"reduce_bucket_size": 8}}')
     config = resolve("dino", {"deepspeed_config": str(file)})
     file.unlink()
     again = resolve("dino", {}, yaml.safe_load(config.to_yaml()))
-    assert again.train.deepspeed_config == '{"zero_optimization": {"zero_hpz_partition_size": 8}}'
+    assert again.train.deepspeed_config == '{"zero_optimization": {"reduce_bucket_size": 8}}'
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", "{"])

@@ -49,7 +49,7 @@ LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 OPTIONS = {
     **{(stage, "offload_optimizer"): True for stage in (1, 2, 3)},
     **{(stage, "overlap_comm"): False for stage in (1, 2)},
-    (3, "deepspeed_config"): '{"zero_optimization": {"zero_hpz_partition_size": 2}}',
+    (3, "deepspeed_config"): '{"zero_optimization": {"stage3_param_persistence_threshold": 0}}',
 }
 """Options that change no number of ("dino", True, stage), and their values."""
 
