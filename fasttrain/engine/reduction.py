@@ -41,7 +41,7 @@ class GradientReduction:
         """Gradients that each bucket lacks; empty outside of the backward pass whose gradients are sent."""
         self._sent: list[_Sent] = []
         for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(self._add)
+            parameter.register_post_accumulate_grad_hook(self._add)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def during_backward(self) -> Iterator[None]:
