@@ -100,6 +100,7 @@ def train(
     zero_stage: Literal[0, 1, 2, 3] | None = None,
     overlap_comm: bool | None = None,
     offload_optimizer: bool | None = None,
+    deepspeed_config: str | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     seed: int | None = None,
     deterministic: bool | None = None,

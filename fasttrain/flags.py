@@ -5,6 +5,7 @@ A field ``epochs: Count = flag(100, "epochs")`` is a setting in YAML, a keyword 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import field
@@ -55,6 +56,24 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser
 """The same as text, for settings that are stored in YAML or that also take a word."""
 Paths = Annotated[PathText | tuple[PathText, ...], BeforeValidator(_single)]
 """A path, or several. A list of one is that path."""
+
+
+def _json_text(value: str) -> str:
+    """Return the object in a JSON file, or in a text that is one, as JSON in one form."""
+    try:
+        text = value if value.lstrip().startswith("{") else user_path(value).read_text()
+        content = json.loads(text)
+    except OSError as error:
+        raise ValueError(f"{value} cannot be read: {error.strerror}. Pass a JSON file.") from None
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}, got {value}. Pass a JSON file.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"must hold a JSON object, got {value}. Write it in braces.")
+    return json.dumps(content, sort_keys=True)
+
+
+JsonText = Annotated[str, Field(min_length=1), AfterValidator(_json_text)]
+"""A JSON file, or its text. The text is stored, so a run does not depend on the file afterwards."""
 
 _TYPES = ("constrained-", "function-", "tuple[")  # starts of parts of a place that pydantic adds for a union
 _PLAIN_TYPES = ("int", "float", "str")

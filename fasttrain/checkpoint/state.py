@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,9 @@ def read(folder: Path, stage: int, ranks: int, trained: Sequence[str] = (), *, m
     def optimizer_of(rank: int) -> OptimizerFile:
         return OptimizerFile.load(folder / optimizer_files(stage, ranks)[rank], stage)
 
+    def frozen_part(name: str, rank: int) -> Tensor:
+        return model_of(rank).frozen_parts[name].flatten()
+
     model = model_of(0)
     shapes = {name: tensor.shape for name, tensor in model.parameters.items()}
     for group in [*model.trained_shapes, model.frozen_shapes]:
@@ -163,7 +166,7 @@ def read(folder: Path, stage: int, ranks: int, trained: Sequence[str] = (), *, m
     if stage == 3:
         for name, shape in model.frozen_shapes.items():
             cut = padded_spans({name: math.prod(shape)}, ranks)[name]
-            weights[name] = _cut(lambda rank, name=name: model_of(rank).frozen_parts[name].flatten(), cut)
+            weights[name] = _cut(partial(frozen_part, name), cut)
     for name, stored in model.shared.items():
         shapes[name], weights[name] = shapes[stored], weights[stored]
     step = optimizer["param_groups"][0].get("step") if moments else None
@@ -187,16 +190,22 @@ def _sharded(
     weights: dict[str, Parts] = {}
     moments: Moments = {}
     first = file_of(0)
+
+    def weight(number: int, rank: int) -> Tensor:
+        return file_of(rank).weights[number]
+
+    def moment(number: int, key: str, rank: int) -> Tensor:
+        tensor: Tensor = file_of(rank).optimizer["state"][number][key]
+        return tensor
+
     for number, group in enumerate(groups):
         sizes = {name: math.prod(shape) for name, shape in group.items()}
         shard = first.weights[number].numel()
         cuts = padded_spans(sizes, ranks) if stage == 3 else contiguous_spans(sizes, shard, ranks)
         for name, cut in cuts.items():
-            weights[name] = _cut(lambda rank, n=number: file_of(rank).weights[n], cut)
+            weights[name] = _cut(partial(weight, number), cut)
             moments[name] = {
-                key: _cut(lambda rank, n=number, k=key: file_of(rank).optimizer["state"][n][k], cut)
-                if _is_moment(key, value)
-                else value
+                key: _cut(partial(moment, number, key), cut) if _is_moment(key, value) else value
                 for key, value in first.optimizer["state"].get(number, {}).items()
             }
     return weights, moments
@@ -308,10 +317,11 @@ def _whole(tensor: Tensor) -> Part:
 
 def _cut(flat_of: Callable[[int], Tensor], span: Sequence[tuple[int, int]]) -> list[Part]:
     """Return the parts (start, elements) of every rank's flat tensor."""
-    return [
-        Part(numel, lambda rank=rank, start=start, numel=numel: flat_of(rank).narrow(0, start, numel))
-        for rank, (start, numel) in enumerate(span)
-    ]
+
+    def read(rank: int, start: int, numel: int) -> Tensor:
+        return flat_of(rank).narrow(0, start, numel)
+
+    return [Part(numel, partial(read, rank, start, numel)) for rank, (start, numel) in enumerate(span)]
 
 
 def _joined(parts: Parts) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..flags import Count, Fraction, Natural, NonNegative, Paths, PathText, Positive, Seed, Sides, flag
+from ..flags import Count, Fraction, JsonText, Natural, NonNegative, Paths, PathText, Positive, Seed, Sides, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
 
 IN_MEMORY = "in memory: "
@@ -54,8 +54,13 @@ class TrainConfig:
     max_bad_fraction: Fraction = flag(0.1, "stop with exit status 2 if a larger fraction of the images is unreadable")
 
     zero_stage: Literal[0, 1, 2, 3] | None = flag(None, "ZeRO stage; default: the lowest that fits")
-    overlap_comm: bool | None = flag(None, "reduce gradients during the backward pass; default: at ZeRO 3 only")
+    overlap_comm: bool | None = flag(
+        None, "reduce gradients during backward at ZeRO 1 to 3; default: without --offload_optimizer"
+    )
     offload_optimizer: bool = flag(False, "keep the optimizer's state and step in host memory (ZeRO 1 to 3)")
+    deepspeed_config: JsonText | None = flag(
+        None, "JSON file with further settings of DeepSpeed's ZeRO; docs/scaling.md lists them"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that support it, else fp32")
     seed: Seed = flag(0, "seed of weights, data order and views")
     deterministic: bool = flag(False, "use deterministic kernels only")

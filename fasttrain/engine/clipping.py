@@ -1,6 +1,6 @@
-"""Clipping of each parameter's own gradient, as DINO does, for whole parameters and for shards.
+"""Clipping of the whole gradient, and of each parameter's own gradient, as DINO does.
 
-DeepSpeed clips only the norm of the whole gradient.
+DeepSpeed clips the whole gradient only. At stages 1 to 3 fasttrain leaves that to DeepSpeed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,19 @@ from ..optim.layerwise import Layout, Piece
 from .shards import Shards
 
 _EPS = 1e-6  # DINO's
+
+
+@torch.no_grad()
+def clip_whole_gradient(gradients: list[Tensor], limit: float, norm: float | None, scale: float = 1.0) -> None:
+    """Multiply gradients in place by ``min(1, limit / (norm + 1e-6))``, as torch's clip_grad_norm_ does.
+
+    ``norm`` is the norm of the gradients divided by ``scale``, fp16's loss scale. It is computed if it is None.
+    """
+    if norm is None:
+        norm = float(torch.stack(torch._foreach_norm(gradients)).double().norm()) / scale if gradients else 0.0
+    factor = limit / (norm + _EPS)
+    if factor < 1:
+        torch._foreach_mul_(gradients, factor)
 
 
 def clip_each_parameter(optimizer: torch.optim.Optimizer, limit: float, shards: Shards | None) -> None:

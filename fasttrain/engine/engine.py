@@ -21,7 +21,8 @@ from ..optim.optimizers import create_optimizer, parameter_groups, set_schedules
 from ..optim.schedules import cosine, warmup_cosine
 from ..pipelines import Batch
 from . import zero
-from .clipping import clip_each_parameter
+from .clipping import clip_each_parameter, clip_whole_gradient
+from .reduction import GradientReduction
 from .seeds import seed_of
 from .shards import find_shards
 
@@ -53,7 +54,13 @@ class Engine:
         trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
         self._linear = zero.linear_function()
         settings = zero.deepspeed_config(train, self.stage, self.precision, trained)
-        self.deepspeed, self.optimizer = zero.wrap(method, optimizer, settings, alone=world.size == 1)
+        self.deepspeed, self.optimizer = zero.wrap(method, optimizer, settings)
+        self._reduction: GradientReduction | None = None
+        if self.stage == 0 and world.size > 1:
+            half = self.precision == "bf16" and self.device.type == "cuda"
+            self._reduction = GradientReduction(
+                method.parameters(), world.size, torch.bfloat16 if half else torch.float32
+            )
         shards = find_shards(self.optimizer, self.stage, {p: name for name, p in method.named_parameters()})
         zero.share_weights(self.optimizer, self.stage)
         inner = zero.inner_optimizer(self.optimizer)
@@ -87,15 +94,21 @@ class Engine:
         self._set_schedules(step)
         views, indices = self._on_device(batch)
         objective = checked(self.deepspeed(views, step, indices), self.method)
-        self.deepspeed.backward(objective.loss)
+        averages = self._reduction is not None and self.deepspeed.is_gradient_accumulation_boundary()
+        with self._reduction.during_backward() if self._reduction and averages else nullcontext():
+            self.deepspeed.backward(objective.loss)
         return objective
 
-    def update(self, step: Step, *, skip: bool = False) -> None:
+    def update(self, step: Step, *, skip: bool = False, grad_norm: float | None = None) -> None:
         """Pass the micro-batch to DeepSpeed. After a step's last one the optimizer moves and the teacher follows.
 
-        With ``skip`` neither moves, and the gradient is discarded.
+        With ``skip`` neither moves, and the gradient is discarded. ``grad_norm`` is the norm of the whole gradient
+        without the loss scale, if the caller has it.
         """
         last = self.deepspeed.is_gradient_accumulation_boundary()
+        if last and not skip and zero.clips_itself(self.train, self.stage):
+            gradients = [g for group in zero.group_gradients(self.optimizer, self.stage) for g in group]
+            clip_whole_gradient(gradients, self.train.clip_grad, grad_norm, self.loss_scale)
         with zero.update_skipped(zero.inner_optimizer(self.optimizer)) if skip else nullcontext():
             self.deepspeed.step()
         if last and not skip:

@@ -8,6 +8,8 @@ import DeepSpeed.
 
 from __future__ import annotations
 
+import difflib
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,22 +84,104 @@ def _memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+_OVERLAY = {
+    **dict.fromkeys(
+        ("allgather_bucket_size", "allgather_partitions", "use_multi_rank_bucket_allreduce"),
+        (1, 2),
+    ),
+    **dict.fromkeys(("contiguous_gradients", "reduce_bucket_size", "reduce_scatter"), (1, 2, 3)),
+    **dict.fromkeys(
+        (
+            "stage3_allgather_sequential",
+            "stage3_max_live_parameters",
+            "stage3_max_reuse_distance",
+            "stage3_module_granularity_threshold",
+            "stage3_param_persistence_threshold",
+            "stage3_prefetch_bucket_size",
+            "stage3_use_all_reduce_for_fetch_params",
+        ),
+        (3,),
+    ),
+}
+"""Fields of ``zero_optimization`` that ``--deepspeed_config`` may set, and the stages at which they have an effect.
+
+hpZ (``zero_hpz_partition_size``) is missing: with DeepSpeed 0.19.8, two ranks reach another loss after one step.
+"""
+_OWNED = {
+    "bf16": "precision",
+    "fp16": "precision",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "clip_grad",
+    "optimizer": "optimizer",
+    "scheduler": "lr",
+    "torch_autocast": "precision",
+    "train_batch_size": "batch_size_per_gpu",
+    "train_micro_batch_size_per_gpu": "batch_size_per_gpu",
+    "zero_optimization.offload_optimizer": "offload_optimizer",
+    "zero_optimization.overlap_comm": "overlap_comm",
+    "zero_optimization.stage": "zero_stage",
+}
+"""Settings of DeepSpeed that have a flag."""
+
+
+def overlay(text: str | None, stage: int) -> dict[str, Any]:
+    """Return the fields of ``zero_optimization`` in the JSON of ``--deepspeed_config``.
+
+    Raise ConfigError for a setting that has a flag, that DeepSpeed does not know or would ignore at this stage, that
+    changes what a checkpoint or the guard relies on, or that has an invalid value.
+    """
+    if text is None:
+        return {}
+    content = json.loads(text)
+    zero = content.pop("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f"--deepspeed_config: zero_optimization must be an object, got {zero!r}. Write it in braces.")
+    for name in [*content, *(f"zero_optimization.{field}" for field in zero)]:
+        field = name.removeprefix("zero_optimization.")
+        if name in _OWNED:
+            raise ConfigError(f"--deepspeed_config: {name} has a flag of its own. Use --{_OWNED[name]}.")
+        if field == name or field not in _OVERLAY:
+            known = [f"zero_optimization.{other}" for other in _OVERLAY]
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            hint = f"Did you mean {close[0]}?" if close else "Leave it out. docs/scaling.md lists what is supported."
+            raise ConfigError(f"--deepspeed_config: {name} is unknown or not supported. {hint}")
+        if stage not in _OVERLAY[field]:
+            stages = " or ".join(map(str, _OVERLAY[field]))
+            raise ConfigError(f"--deepspeed_config: {name} has an effect at --zero_stage {stages} only, got {stage}.")
+    return zero
+
+
+def _check_values(zero: Mapping[str, Any], text: str | None) -> None:
+    """Raise ConfigError for a value of ``--deepspeed_config`` that DeepSpeed does not accept."""
+    if text is None:
+        return
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:
+        reason = " ".join(str(error).split("\n")[1:3])
+        raise ConfigError(f"--deepspeed_config: zero_optimization.{' '.join(reason.split())}") from None
+
+
 def deepspeed_config(train: TrainConfig, stage: int, precision: str, trained: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a network with ``trained`` elements that the optimizer moves.
 
     Weights, gradients and averages are fp32 at every precision. Autocast lowers only the products.
     """
-    overlap = stage == 3 if train.overlap_comm is None else train.overlap_comm
+    overlap = overlaps(train, stage)
     # DeepSpeed allocates whole buckets, 2 GB of fp32 even for the smallest network, and reduces a bucket when it is
     # full. One bucket for all gradients would leave no backward pass to overlap with.
     bucket = min(_BUCKET, max(trained // 8, 1) if overlap else trained)
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "overlap_comm": overlap}
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
+    zero |= overlay(train.deepspeed_config, stage)
+    _check_values(zero, train.deepspeed_config)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.batch_size_per_gpu,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
-        "gradient_clipping": 0.0 if train.clip_each else train.clip_grad,
+        "gradient_clipping": 0.0 if train.clip_each or clips_itself(train, stage) else train.clip_grad,
         "steps_per_print": 2**31 - 1,
         "zero_optimization": zero,
         # torch's fused AdamW and SGD work on flat shards as on tensors. LARS and LAMB know their shards' layouts.
@@ -107,6 +191,21 @@ def deepspeed_config(train: TrainConfig, stage: int, precision: str, trained: in
     if precision != "fp32":
         config["torch_autocast"] = {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}
     return config
+
+
+def clips_itself(train: TrainConfig, stage: int) -> bool:
+    """Return whether the engine clips the whole gradient instead of DeepSpeed.
+
+    At stage 0 DeepSpeed computes the norm again, in a Python loop over all parameters and with a message.
+    """
+    return stage == 0 and train.clip_grad > 0 and not train.clip_each
+
+
+def overlaps(train: TrainConfig, stage: int) -> bool:
+    """Return whether DeepSpeed reduces gradients during the backward pass. At stage 0 the engine always does."""
+    if train.overlap_comm is None:
+        return stage == 3 or (stage > 0 and not train.offload_optimizer)
+    return train.overlap_comm
 
 
 def completed_config(train: TrainConfig, stage: int, precision: str, trained: int) -> Any:
@@ -123,16 +222,15 @@ def autocast_modules() -> frozenset[type]:
     return frozenset(LOWER_PRECISION_SAFE_MODULES)
 
 
-def wrap(method: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any], *, alone: bool) -> tuple[Any, Any]:
+def wrap(method: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> tuple[Any, Any]:
     """Return DeepSpeed's engine around a method and DeepSpeed's optimizer around an optimizer.
 
-    ``alone`` says that no other rank exists. Stage 0 then skips the reduction of gradients, for which DeepSpeed would
-    flatten and copy all of them: 8 % of a small step.
+    At stage 0 DeepSpeed does not reduce gradients: it would do so after the backward pass, on copies of all of them.
     """
     import deepspeed
 
     engine, wrapped, _, _ = deepspeed.initialize(model=method, optimizer=optimizer, config=config)
-    if alone and config["zero_optimization"]["stage"] == 0:
+    if config["zero_optimization"]["stage"] == 0:
         _private(engine, "enable_backward_allreduce")
         engine.enable_backward_allreduce = False
     return engine, wrapped

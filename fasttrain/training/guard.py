@@ -82,7 +82,7 @@ class Guard:
             count += 1
         terms = {name: total / count for name, total in sums.items()}
         finding = self._reduce(step.index + 1, terms, signals, failed=data_failed())
-        engine.update(step, skip=finding.fault is not None)
+        engine.update(step, skip=finding.fault is not None, grad_norm=finding.grad_norm)
         if finding.fault is not None:
             self._undo.restore()
         self._count(finding, step)

@@ -299,3 +299,23 @@ def test_value_of_a_view_out_of_range_is_one_sentence():
     with pytest.raises(ConfigError) as error:
         resolve("simclr", {"views": [{"size": 32, "flip": 3.0}]})
     assert str(error.value) == "--views.0: flip: must be a probability between 0 and 1, got 3.0"
+
+
+def test_deepspeed_config_is_stored_by_its_content(tmp_path):
+    """The file may change or be lost before a run is resumed."""
+    file = tmp_path / "deepspeed.json"
+    file.write_text('{"zero_optimization":\n {"reduce_bucket_size": 8}}')
+    config = resolve("dino", {"deepspeed_config": str(file)})
+    file.unlink()
+    again = resolve("dino", {}, yaml.safe_load(config.to_yaml()))
+    assert again.train.deepspeed_config == '{"zero_optimization": {"reduce_bucket_size": 8}}'
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{"])
+def test_deepspeed_config_that_is_no_json_object_is_one_line(tmp_path, content):
+    file = tmp_path / "deepspeed.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match="--deepspeed_config: ") as caught:
+        resolve("dino", {"deepspeed_config": str(file)})
+    assert "\n" not in str(caught.value)

@@ -47,8 +47,12 @@ CASES = [
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
-OPTIONS = [(stage, "offload_optimizer") for stage in (1, 2, 3)] + [(stage, "overlap_comm") for stage in (1, 2)]
-"""Options that change no number of ("dino", True, stage)."""
+OPTIONS = {
+    **{(stage, "offload_optimizer"): True for stage in (1, 2, 3)},
+    **{(stage, "overlap_comm"): False for stage in (1, 2)},
+    (3, "deepspeed_config"): '{"zero_optimization": {"stage3_param_persistence_threshold": 0}}',
+}
+"""Options that change no number of ("dino", True, stage), and their values."""
 
 
 def kernel_gradients(world):
@@ -306,8 +310,8 @@ def main(path):
     results["evaluation"] = evaluation(world)
     for case in CASES:
         results[case] = training(*case, world)
-    for stage, option in OPTIONS if world.size > 1 else ():
-        results[(stage, option)] = training("dino", True, stage, world, **{option: True})
+    for (stage, option), value in OPTIONS.items() if world.size > 1 else ():
+        results[(stage, option)] = training("dino", True, stage, world, **{option: value})
     for case in LAYERWISE:
         results[case] = layerwise(*case, world)
     results["full disk"] = full_disk(world, Path(path).with_suffix(".full"))

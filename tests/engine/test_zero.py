@@ -1,6 +1,7 @@
 """DeepSpeed's private names, one test each; the choice of a stage; what fasttrain changes in DeepSpeed."""
 
 import ast
+import json
 import re
 import signal
 import subprocess
@@ -189,3 +190,63 @@ def test_stage_3_steps_the_weights_themselves_unless_offloaded(dtype, offload, s
     with torch.no_grad():
         stepped += 1
     assert (weights == int(shared)).all()
+
+
+def _config(content, stage):
+    train = TrainConfig(deepspeed_config=content if isinstance(content, str) else json.dumps(content))
+    return zero.deepspeed_config(train, stage, "fp32", 100)["zero_optimization"]
+
+
+def test_overlay_reaches_deepspeed():
+    fields = {"stage3_prefetch_bucket_size": 4, "stage3_param_persistence_threshold": 7}
+    assert fields.items() <= _config({"zero_optimization": fields}, 3).items()
+    assert _config({"zero_optimization": {"reduce_bucket_size": 9}}, 2)["reduce_bucket_size"] == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "stage", "message"),
+    [
+        ({"gradient_clipping": 1}, 1, "gradient_clipping has a flag of its own. Use --clip_grad"),
+        ({"zero_optimization": {"stage": 3}}, 3, "zero_optimization.stage has a flag.*--zero_stage"),
+        ({"wall_clock_breakdown": True}, 1, "wall_clock_breakdown is unknown or not supported"),
+        ({"zero_optimization": {"mics_shard_size": 8}}, 3, "mics_shard_size is unknown or not supported"),
+        (
+            {"zero_optimization": {"zero_hpz_partition_size": 8}},
+            3,
+            "zero_hpz_partition_size is unknown or not supported",
+        ),
+        ({"zero_optimization": {"reduce_buckets_size": 8}}, 3, "Did you mean .*reduce_bucket_size"),
+        ({"zero_optimization": {"stage3_prefetch_bucket_size": 2}}, 2, "an effect at --zero_stage 3 only, got 2"),
+        ({"zero_optimization": {"allgather_bucket_size": 2}}, 0, "--zero_stage 1 or 2 only, got 0"),
+        ({"zero_optimization": {"reduce_bucket_size": "many"}}, 1, "zero_optimization.reduce_bucket_size .*many"),
+        ({"zero_optimization": 3}, 1, "zero_optimization must be an object, got 3"),
+    ],
+)
+def test_overlay_without_effect_or_of_a_flag_is_refused(content, stage, message):
+    with pytest.raises(ConfigError, match=f"--deepspeed_config: .*{message}") as caught:
+        _config(content, stage)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_the_overlay_is_deepspeeds():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    known = {*fields, *(field.alias for field in fields.values())}
+    assert zero._OVERLAY.keys() <= known
+    text = (_PACKAGE.parent / "docs" / "scaling.md").read_text()
+    assert [field for field in zero._OVERLAY if f"`{field}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "stage", "expected"),
+    [
+        ({}, 0, False),
+        ({}, 1, True),
+        ({}, 3, True),
+        ({"offload_optimizer": True}, 2, False),
+        ({"overlap_comm": False}, 3, False),
+    ],
+)
+def test_gradients_overlap_with_backward_by_default(values, stage, expected):
+    assert zero.overlaps(TrainConfig(**values), stage) is expected

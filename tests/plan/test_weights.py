@@ -33,7 +33,7 @@ def test_zero_has_the_engine_s_settings():
     assert (settings.stage, settings.world, settings.overlap, settings.persistent) == (3, 4, True, 100_000)
     assert settings.bucket == 110  # several buckets, so that sending one overlaps with filling the next
     settings = zero_of(train, 2, 4, "bf16", weights)
-    assert (settings.overlap, settings.offload, settings.bucket) == (False, False, 880)
+    assert (settings.overlap, settings.offload, settings.bucket) == (True, False, 110)
     train = configured("simclr", overlap_comm=True, offload_optimizer=True).train
     for stage in (1, 2, 3):
         settings = zero_of(train, stage, 4, "bf16", weights)
