@@ -67,6 +67,27 @@ def start_gather(x: Tensor, group: Group) -> Callable[[], Tensor]:
     return wait
 
 
+def permute_rows(x: Tensor, order: Tensor, group: Group | None) -> Tensor:
+    """Return this rank's part of ``gather_rows(x)[order]``, without autograd. Every row is sent to one rank only.
+
+    All ranks must have equal x [B, ...] and the same permutation ``order`` [ranks * B], on the CPU.
+    ``order.argsort()`` takes the rows back.
+    """
+    if group is None:
+        return x[order.to(x.device)]
+    count = len(x)
+    own = slice(group.rank() * count, (group.rank() + 1) * count)
+    places, sources = order.argsort()[own], order[own] // count  # the target of each own row, the rank of each wanted
+    sent, received = places.argsort(), sources.argsort(stable=True)  # by rank, and in the target's order
+    splits = [
+        torch.zeros(group.size(), dtype=torch.int64).index_add_(0, ranks, torch.ones_like(ranks)).tolist()
+        for ranks in (sources, places // count)
+    ]
+    rows = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(rows, x[sent.to(x.device)].contiguous(), *splits, group=group)
+    return rows[received.argsort().to(x.device)]
+
+
 def gather_rows(x: Tensor, group: Group | None) -> Tensor:
     """Concatenate the rows ``x`` [N, ...] of all ranks, in rank order, into [ranks * N, ...]."""
     if group is None:
