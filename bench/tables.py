@@ -293,6 +293,25 @@ def weak() -> str:
     return table(["", *next(iter(methods.values()))], body)
 
 
+def messages() -> str:
+    """Collectives of a step, before and after, by method, network and ZeRO stage."""
+    results = _results("messages")
+    before, after = (
+        {_message_case(row): row["all"] for row in results[label]["rows"]} for label in ("before", "after")
+    )
+    columns = [("conv_small", 0), ("conv_small", 3), ("ViT-tiny", 0), ("ViT-tiny", 3)]
+    body = []
+    for method, entropy in dict.fromkeys(case[:2] for case in after):
+        cases = [(method, entropy, *column) for column in columns]
+        cells = [f"{before[case]} → {after[case]}" if case in after else "" for case in cases]
+        body.append([f"{_METHODS[method]}{' + ER' * entropy}", *cells])
+    return table(["messages per step", *(f"{network}, ZeRO {stage}" for network, stage in columns)], body)
+
+
+def _message_case(row: Row) -> tuple[Any, ...]:
+    return row["method"], row["entropy"], row["network"], row["stage"]
+
+
 def stages() -> str:
     rows = _results("stages")["rows"]
     body = [[f"{row['method']}, {row['optimizer']}", *map(_distance, row["distances"].values())] for row in rows]
@@ -342,6 +361,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "plan-public": plan_public,
     "two-machines": two_machines,
     "weak": weak,
+    "messages": messages,
     "stages": stages,
     "model-state": model_state,
     "faults": faults,

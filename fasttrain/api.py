@@ -172,10 +172,10 @@ def train(
         from .engine.zero import quiet_deepspeed
         from .methods import load_plugin
         from .methods.registry import name_of
-        from .pipelines import open_source
         from .pipelines.sources.in_memory import as_paths, in_memory_splits
         from .pretrained import from_run
         from .report.write import write_report
+        from .training.opening import open_together
         from .training.records import output_folder, read_lines
         from .training.trainer import train as run
     except ModuleNotFoundError as error:
@@ -213,8 +213,7 @@ def train(
         initialise(world)
     output = output_folder(settings, world)
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, output_dir=str(output)))
-    t = settings.train
-    splits = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
+    splits = splits or open_together(settings.train, output / "index", world)
     outcome = run(settings, world, splits, network=model)
     if world.is_main and outcome.steps:
         write_report([output], images=0)

@@ -67,6 +67,36 @@ def start_gather(x: Tensor, group: Group) -> Callable[[], Tensor]:
     return wait
 
 
+def permute_rows(x: Tensor, order: Tensor, group: Group | None) -> Tensor:
+    """Return this rank's part of ``gather_rows(x)[order]``, without autograd. Every row is sent to one rank only.
+
+    All ranks must have equal x [B, ...] and the same permutation ``order`` [ranks * B], on the CPU.
+    ``order.argsort()`` takes the rows back.
+    """
+    if group is None:
+        return x[_on_device(order, x.device)]
+    count = len(x)
+    own = slice(group.rank() * count, (group.rank() + 1) * count)
+    places, sources = order.argsort()[own], order[own] // count  # the target of each own row, the rank of each wanted
+    sent, received = places.argsort(), sources.argsort(stable=True)  # by rank, and in the target's order
+    sending = x[_on_device(sent, x.device)].contiguous()
+    rows = torch.empty_like(sending)
+    from_each, to_each = (_counts(ranks, group.size()) for ranks in (sources, places // count))
+    dist.all_to_all_single(rows, sending, from_each, to_each, group=group)
+    return rows[_on_device(received.argsort(), x.device)]
+
+
+def _on_device(indices: Tensor, device: torch.device) -> Tensor:
+    """Copy indices to the device. The host does not wait."""
+    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
+
+
+def _counts(numbers: Tensor, size: int) -> list[int]:
+    """Return how often each of the numbers 0 to size - 1 occurs."""
+    counts: list[int] = torch.zeros(size, dtype=torch.int64).index_add_(0, numbers, torch.ones_like(numbers)).tolist()
+    return counts
+
+
 def gather_rows(x: Tensor, group: Group | None) -> Tensor:
     """Concatenate the rows ``x`` [N, ...] of all ranks, in rank order, into [ranks * N, ...]."""
     if group is None:

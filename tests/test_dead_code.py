@@ -14,6 +14,7 @@ _USED_FROM_OUTSIDE = {
     "TokenBackbone": "public: methods with losses on patches are built with it",
     "_check_input_dim": "torch's BatchNorm calls it",
     "allreduce": "torch.distributed calls it",
+    "alltoall_base": "torch.distributed calls it",
     "_allgather_base": "torch.distributed calls it",
     "timeout": "an argument of torch.distributed's Work.wait",
     "opts": "an argument of torch.distributed's _allgather_base",

@@ -29,6 +29,7 @@ def resolved(one: Case) -> Any:
 
 _SIZED = {
     "all_reduce": "tensor",
+    "all_to_all_single": "input",
     "broadcast": "tensor",
     "all_gather_single": "output_tensor",
     "all_gather_into_tensor": "output_tensor",

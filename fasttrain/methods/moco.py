@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..flags import Count, Fraction, Positive, Several, flag
+from ..kernels.collectives import permute_rows
 from ..kernels.normalize import normalize_rows
 from ..losses import MoCoLoss
-from ..losses.base import gather_detached
 from ..models.batchnorm import broadcast_statistics
 from ..models.heads import projection_mlp
 from ..models.teacher import make_teacher
@@ -106,16 +107,19 @@ class MoCo(SphereMethod):
 
     @torch.no_grad()
     def keys(self, views: Sequence[Tensor], step: Step) -> Tensor:
-        """Return the momentum encoder's projections of one view, encoded in an order shuffled over all ranks."""
+        """Return the momentum encoder's projections of one view, encoded in an order shuffled over all ranks.
+
+        Without BatchNorm the order would change nothing.
+        """
+        if not any(isinstance(module, _BatchNorm) for module in self.teacher.modules()):
+            keys: Tensor = self.teacher.projections(views)[0]
+            return keys
         images = views[0][0]
-        gathered = gather_detached(images, self.group)
+        ranks = 1 if self.group is None else self.group.size()
         generator = torch.Generator().manual_seed(step.index)  # the same order on every rank
-        order = torch.randperm(len(gathered), generator=generator).to(images.device)
-        rank = 0 if self.group is None else self.group.rank()
-        rows = slice(rank * len(images), (rank + 1) * len(images))
-        encoded = self.in_splits(self.teacher.projections, [gathered[order[rows]][None]])[0]
-        restored: Tensor = gather_detached(encoded, self.group)[order.argsort()[rows]]
-        return restored
+        order = torch.randperm(ranks * len(images), generator=generator)
+        encoded = self.in_splits(self.teacher.projections, [permute_rows(images, order, self.group)[None]])[0]
+        return permute_rows(encoded, order.argsort(), self.group)
 
     def in_splits(self, project: Callable[[Sequence[Tensor]], Tensor], views: Sequence[Tensor]) -> Tensor:
         """Return projections [V, B, D] of a function that sees ``bn_splits`` parts of the batch one after the other."""

@@ -55,6 +55,14 @@ class PlannedGroup(dist.ProcessGroup):
     def _allgather_base(self, output: Tensor, input: Tensor, opts: Any = None) -> _Sent:
         return self.all_gather_single(output, input)  # its name before torch 2.14
 
+    def all_to_all_single(self, output: Tensor, input: Tensor, *_: Any) -> _Sent:
+        """Record an exchange of rows between all ranks."""
+        return self._send("all_to_all", input)
+
+    def alltoall_base(self, output: Tensor, input: Tensor, *_: Any) -> _Sent:
+        """Record an exchange under its name before torch 2.14."""
+        return self.all_to_all_single(output, input)
+
     @contextmanager
     def topic(self, about: str) -> Iterator[None]:
         """Set the purpose of the messages inside this context."""

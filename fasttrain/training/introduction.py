@@ -41,14 +41,17 @@ def without_effect(config: Config, network: nn.Module) -> list[str]:
 
 
 def check_ranks(summary: Summary, world: World) -> None:
-    """Raise DataError, on all ranks, if a rank lists other images than rank 0. Collective."""
+    """Raise DataError, on all ranks, if a rank lists other images than rank 0. Collective.
+
+    Data of a path is opened once (``opening.py``); a program may give every rank its own.
+    """
     first, *others = all_gather_object(world, (summary.digest, summary.train.images, summary.held_out))
     for rank, other in enumerate(others, start=1):
         if other != first:
             counts = [f"{train:,} + {held_out:,}" for _, train, held_out in (first, other)]
             raise DataError(
                 f"--data_path: rank 0 and rank {rank} list other images ({counts[0]} and {counts[1]}). Give all "
-                "machines the same files, for example on a shared disk."
+                "ranks the same data."
             )
 
 

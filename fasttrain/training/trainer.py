@@ -36,13 +36,14 @@ from ..methods import Method, Network
 from ..models.architectures import user_backbone
 from ..models.layouts import Report
 from ..models.weights import load_weights, read_weights
-from ..pipelines import Loader, Splits, open_source
+from ..pipelines import Loader, Splits
 from .baseline import Baseline, read_baseline, write_baseline
 from .display import DataNotes, Display, new_console
 from .guard import Guard
 from .introduction import check_ranks, data_lines, without_effect
 from .lock import FolderLock
 from .loop import Loop
+from .opening import open_together
 from .pixels import settled_on_every_rank
 from .records import BOUND, Recorder, output_folder, read_summary, write_summary
 from .trackers import check_trackers, open_trackers
@@ -89,8 +90,7 @@ def train(
             output = watchdog.folder = output_folder(config, world)
             stack.enter_context(FolderLock(output, world))
             watchdog.begin()
-            t = config.train
-            data = splits or open_source(t.data_path, t.val_path, weights=t.data_weights, cache=output / "index")
+            data = splits or open_together(config.train, output / "index", world)
             fit = _fit(config, data, output, world)
             if (summary := _finished(fit.config, output, world)) is not None:
                 return Outcome(summary, output, fit.config, 0)

@@ -18,6 +18,7 @@ from fasttrain.distributed.world import World, initialise, prepare_environment
 from fasttrain.errors import DataError
 from fasttrain.evaluate import evaluator
 from fasttrain.run import main
+from fasttrain.training import opening
 from fasttrain.training.guard import Guard
 from fasttrain.training.trainer import train
 from tests.small_runs import SMALL, flags
@@ -84,6 +85,31 @@ def without_images(data, output, world):
     return {"reason": reason, "latest": latest, "steps": train(config, world).steps}
 
 
+def opened(data, folder, world):
+    """Open data on rank 0 only, data that is missing, and data that another machine has not."""
+    machine = World(world.rank, world.size, 0, 1)
+    own, read = opening.open_source, []
+
+    def counted(*paths, **options):
+        read.append(paths)
+        return own(*paths, **options)
+
+    def attempt(path):
+        train = resolve("simclr", {"recipe": "cifar", "data_path": str(path)}).train
+        try:
+            return len(opening.open_together(train, folder / "index", machine).train)
+        except DataError as error:
+            return str(error).replace(str(folder), "")
+
+    opening.open_source = counted
+    results = [attempt(data), attempt(folder / "none")]
+    digest = opening.sampled_digest
+    opening.sampled_digest = lambda source: f"{digest(source)} {world.rank}"
+    results.append(attempt(data))
+    opening.open_source, opening.sampled_digest = own, digest
+    return {"results": results, "read": len(read)}
+
+
 def stopped_in_knn(data, output, world):
     """Send a signal to rank 1 only, while both extract the features of the untrained network."""
     extract = evaluator.extract
@@ -115,6 +141,7 @@ def run(data, folder):
     results = {"bad_steps": {stage: bad_steps(stage, world) for stage in STAGES}}
     results["signal"] = stopped(data, folder / "signal", world)
     results["images"] = without_images(data, folder / "images", world)
+    results["opened"] = opened(data, folder, world)
     results["signal_in_knn"] = stopped_in_knn(data, folder / "knn", world)
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(results))
     return crash(data, folder / "crash", world)

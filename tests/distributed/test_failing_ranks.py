@@ -51,6 +51,16 @@ def test_a_rank_without_images_ends_both_and_loses_no_step(ended):
     assert [line["step"] for line in lines(folder / "images" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_rank_0_opens_the_data_for_both(ended):
+    one, two = (rank["opened"] for rank in ended[2])
+    assert one["results"] == two["results"]
+    assert (one["read"], two["read"]) == (3, 0)
+    count, missing, differing = one["results"]
+    assert count == 32
+    assert missing.startswith("/none: no such folder")
+    assert differing.startswith("--data_path: rank 0 and rank 1 read other images")
+
+
 def test_a_signal_to_one_rank_ends_the_knn_of_both(ended):
     _, done, ranks = ended
     assert [rank["signal_in_knn"] for rank in ranks] == [{"status": 143, "evaluated": False}] * 2

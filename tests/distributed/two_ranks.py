@@ -20,6 +20,7 @@ from fasttrain.engine import zero
 from fasttrain.engine.build import build_method
 from fasttrain.engine.engine import Engine
 from fasttrain.evaluate.features import extract
+from fasttrain.kernels.collectives import permute_rows
 from fasttrain.methods.kmeans import spherical_kmeans
 from fasttrain.models.batchnorm import RankBatchNorm
 from fasttrain.pipelines import Loader, View, ViewRecipe
@@ -107,6 +108,13 @@ def kernel_gradients(world):
         if temperature.grad is not None:
             gradients.append(mean(temperature.grad, world))
         results[name] = (mean(value.detach(), world), *gradients)
+    images = draw[0][rows].view(-1, 2, 4)
+    order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(1))
+    permuted = permute_rows(images, order, group)
+    results["permuted_rows"] = (
+        gathered(permuted, world),
+        gathered(permute_rows(permuted, order.argsort(), group), world),
+    )
     odd = torch.nn.functional.normalize(torch.randn(21, 8, dtype=torch.float64, generator=generator), dim=1)
     torch.manual_seed(0)
     results["kmeans_of_21_rows"] = spherical_kmeans(odd, 5, group=group)

@@ -123,7 +123,7 @@ def test_trace_of_moco_does_not_synchronise_batch_norm():
     traced = _traced(configured("moco", arch="conv_small"), world=4)
     assert {m.about for m in traced.messages} == {"loss and centre"}
     # Images to other ranks, their keys back, and all keys for every rank's queue.
-    assert [m.kind for m in traced.messages] == ["all_gather"] * 3
+    assert [m.kind for m in traced.messages] == ["all_to_all", "all_to_all", "all_gather"]
 
 
 def test_uses_go_forward_then_backward_without_the_teacher():
