@@ -1,6 +1,6 @@
 """Count the collectives of one steady step on two gloo ranks, by cause: every method and its twin, at ZeRO 0 and 3.
 
-    python -m bench.scale.messages [--label after]        # two CPU processes; about 10 minutes
+    python -m bench.scale.messages [--label after]        # two CPU processes, for many minutes
 
 Every case is a run of the trainer on 512 embedded digits, 8 per rank. Its third step is counted, which is neither
 logged nor the end of an epoch. A collective is a call into torch's process group, from Python or C++. The networks are
