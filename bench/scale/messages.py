@@ -1,12 +1,12 @@
 """Count the collectives of one steady step on two gloo ranks, by cause: every method and its twin, at ZeRO 0 and 3.
 
-    python -m bench.scale.messages [--label after]        # two CPU processes; about 10 minutes
+    python -m bench.scale.messages [--label after]        # two CPU processes, for many minutes
 
 Every case is a run of the trainer on 512 embedded digits, 8 per rank. Its third step is counted, which is neither
 logged nor the end of an epoch. A collective is a call into torch's process group, from Python or C++. The networks are
 conv_small with the views of the recipe ``demo``, and a ViT-tiny with 8 local crops more, except for CMC, which compares
 2 views. InfoMin's patches of an image are too small for the ViT. The result is stored in
-``bench/results/messages.json`` under the label, next to those of other labels.
+``bench/results/messages.json`` under the label. Other labels stay.
 """
 
 from __future__ import annotations

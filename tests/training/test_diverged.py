@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -89,6 +90,10 @@ def test_rollback_resumes_the_last_checkpoint_in_another_order(images, tmp_path,
 def test_rollback_skips_a_corrupt_checkpoint(images, tmp_path, capsys, monkeypatch):
     def break_newest():
         file = tmp_path / "checkpoints" / "step-00000004" / "mp_rank_00_model_states.pt"
+        deadline = time.monotonic() + 60
+        while (tmp_path / "checkpoints" / "latest").read_text() != "step-00000004":  # it is written in the background
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         file.write_bytes(file.read_bytes()[:-1])
 
     _poison(monkeypatch, 6)
