@@ -73,7 +73,7 @@ def predict(one: Case) -> dict[str, Any]:
     weights = weights_of(method, train, precision)
     traced = trace(method, config.views, BATCH, precision=precision, world=RANKS, stage=one["stage"], on_gpu=False)
     update = trace_update(method, train, world=RANKS)
-    zero = zero_of(train, one["stage"], RANKS, precision, weights)
+    zero = zero_of(train, one["stage"], RANKS, precision, weights, on_gpu=False)
     buffers = sum(buffer.nbytes for buffer in method.buffers())
     planned = {p.name: p.backward for p in parts(weights, buffers, traced, update, zero, accumulation=accumulation)}
     sizes = {

@@ -35,7 +35,7 @@ class PlanOptions:
     bandwidth_fraction: PositiveFraction = flag(0.8, "achieved fraction of the memory bandwidth")
     link_fraction: PositiveFraction = flag(0.8, "achieved fraction of the links' bandwidth")
     latency: NonNegative = flag(30.0, "microseconds to start a message")
-    host_time: NonNegative = flag(20.0, "microseconds of the host per operator")
+    host_time: NonNegative = flag(18.3, "microseconds of the host per operator")
     nvlink: Positive | None = flag(None, "GB/s between GPUs of a node, per direction")
     network: Positive | None = flag(None, "GB/s out of a node of 8 GPUs, per direction, all adapters")
 

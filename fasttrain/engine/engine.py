@@ -22,7 +22,7 @@ from ..optim.schedules import cosine, warmup_cosine
 from ..pipelines import Batch
 from . import zero
 from .clipping import clip_each_parameter, clip_whole_gradient
-from .reduction import GradientReduction
+from .reduction import GradientReduction, message_type
 from .seeds import seed_of
 from .shards import find_shards
 
@@ -57,10 +57,8 @@ class Engine:
         self.deepspeed, self.optimizer = zero.wrap(method, optimizer, settings)
         self._reduction: GradientReduction | None = None
         if self.stage == 0 and world.size > 1:
-            half = self.precision == "bf16" and self.device.type == "cuda"
-            self._reduction = GradientReduction(
-                method.parameters(), world.size, torch.bfloat16 if half else torch.float32
-            )
+            sent = message_type(self.precision, on_gpu=self.device.type == "cuda")
+            self._reduction = GradientReduction(method.parameters(), world.size, sent)
         shards = find_shards(self.optimizer, self.stage, {p: name for name, p in method.named_parameters()})
         zero.share_weights(self.optimizer, self.stage)
         inner = zero.inner_optimizer(self.optimizer)

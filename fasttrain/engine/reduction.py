@@ -11,10 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_BUCKET = 25 * 2**20 // 4
+BUCKET = 25 * 2**20 // 4
 """Elements per message: 25 MiB of fp32, as torch's DistributedDataParallel sends them."""
 _ALIGNMENT = 64
 """Elements to which a gradient's place in a bucket is aligned, so that fused optimizers can read it in wide words."""
+
+
+def message_type(precision: str, *, on_gpu: bool) -> torch.dtype:
+    """Return the type in which gradients are sent."""
+    return torch.bfloat16 if precision == "bf16" and on_gpu else torch.float32
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class GradientReduction:
     def __init__(self, parameters: Iterable[Tensor], world_size: int, dtype: torch.dtype) -> None:
         self.world_size, self.dtype = world_size, dtype
         trained = [p for p in parameters if p.requires_grad]
-        self._buckets = buckets(trained[::-1], _BUCKET)  # backward reaches the last parameters first
+        self._buckets = buckets(trained[::-1], BUCKET)  # backward reaches the last parameters first
         self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing: list[int] = []
         """Gradients that each bucket lacks; empty outside of the backward pass whose gradients are sent."""

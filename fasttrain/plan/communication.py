@@ -42,14 +42,14 @@ def traffic(
 def gradient_traffic(weights: Sequence[Weight], zero: Zero, accumulation: int = 1) -> list[Traffic]:
     """Return the traffic of gradients.
 
-    Stage 0 all-reduces them in fp32. Stages 1 and 2 all-reduce them in the precision of the products. Stage 3 scatters
-    them. Stages 2 and 3 do so every micro-step.
+    Stage 0 all-reduces them during the backward pass. Stages 1 and 2 all-reduce them in the precision of the products.
+    Stage 3 scatters them. Stages 2 and 3 do so every micro-step.
     """
     own = trained(weights)
     elements = sum(weight.numel for weight in own)
     messages = -(-elements // zero.bucket)
     if zero.stage == 0:
-        return [Traffic("gradients", "all_reduce", 4 * elements, messages)]
+        return [Traffic("gradients", "all_reduce", zero.averaged * elements, messages, zero.overlap)]
     times = accumulation if zero.stage > 1 else 1
     if zero.stage == 3:
         size = sum(weight.part(zero.world) * zero.world * weight.sent for weight in own)

@@ -79,11 +79,11 @@ class Cluster:
     """Achieved fraction of the links' bandwidth."""
     latency: float = 30e-6
     """Seconds that a collective operation takes to start on every GPU."""
-    host: float = 20e-6
+    host: float = 18.3e-6
     """Seconds that the host needs to call an operator and start its kernels (bench.scale.host_time)."""
-    host_update: float = 70e-6
+    host_update: float = 69e-6
     """Seconds that the host needs to clip, step and average a trained tensor."""
-    host_zero3: float = 600e-6
+    host_zero3: float = 598e-6
     """Further seconds that DeepSpeed's hooks need at a call of a module with weights at ZeRO 3."""
     copy: float = 20e9
     """Bytes per second from a GPU to the host, for checkpoints."""

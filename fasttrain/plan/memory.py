@@ -100,14 +100,14 @@ def gradient_bytes(weights: Sequence[Weight], zero: Zero, rank: int | None = Non
 
 
 def _buckets(elements: int, sent: Sequence[int], zero: Zero) -> tuple[int, int]:
-    """Return the bytes of DeepSpeed's gradient buckets, and of the copy of a full bucket that it sends.
+    """Return the bytes of the gradients' buckets, and of the copy of a full bucket that DeepSpeed sends.
 
     Buckets have their full size even with few gradients. Autocast needs one bucket per precision. Stages 1 and 2 need a
     second bucket if reductions overlap with computation.
     """
     full = min(elements, zero.bucket)
-    if zero.stage == 0:
-        return 0, 4 * full
+    if zero.stage == 0:  # gradients stay in their buckets; those of lower precision exist besides
+        return 0, 0 if zero.averaged == 4 or zero.world == 1 else zero.averaged * elements
     if zero.stage == 3:
         return zero.bucket * sum(sent), full * max(sent)
     return zero.bucket * 4 * len(sent) * (2 if zero.overlap else 1), full * (4 if sent == [4] else 6)

@@ -83,9 +83,9 @@ def assumptions(prediction: Forecast) -> list[str]:
         "torch.compile).",
         "k-NN takes the forward passes in fp32. A checkpoint stops the run for its copy to the host, at "
         f"{c.copy / 1e9:.0f} GB/s. Logging and reductions of single values are left out.",
-        f"DeepSpeed is the installed version. Buckets have {prediction.bucket:,} elements, an eighth of it at stage 3. "
-        "Stages 1 and 2 all-reduce gradients and gather the updated weights in fp32. Only stage 3 and --overlap_comm "
-        "overlap communication with computation.",
+        f"DeepSpeed is the installed version. Buckets of stage 1 have {prediction.bucket:,} elements. Stages 1 and 2 "
+        "all-reduce gradients and gather the updated weights in fp32. Gradients are sent during the backward pass, "
+        "except with --overlap_comm false at stages 1 and 2.",
     ]
     if prediction.config.train.offload_optimizer:
         lines.append("--offload_optimizer: the time excludes the update on the host and its transfers over PCIe.")

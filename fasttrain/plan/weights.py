@@ -8,6 +8,7 @@ from functools import partial
 from itertools import groupby
 
 from ..config.settings import TrainConfig
+from ..engine.reduction import BUCKET, message_type
 from ..engine.zero import autocast_modules, completed_config
 from ..methods import Method
 from ..optim.optimizers import parameter_groups
@@ -70,26 +71,31 @@ class Zero:
     """Size of one prefetch."""
     live: int
     """Prefetching stops at this number of gathered elements."""
+    averaged: int = 4
+    """Bytes per element of the gradients that stage 0 sends."""
 
     def keeps_whole(self, weight: Weight) -> bool:
         """Return whether a rank always has the whole weight."""
         return self.stage < 3 or weight.numel <= self.persistent
 
 
-def zero_of(train: TrainConfig, stage: int, world: int, precision: str, weights: Iterable[Weight]) -> Zero:
+def zero_of(
+    train: TrainConfig, stage: int, world: int, precision: str, weights: Iterable[Weight], *, on_gpu: bool = True
+) -> Zero:
     """Return the engine's ZeRO settings, completed with DeepSpeed's defaults."""
     elements = sum(weight.numel for weight in trained(weights))
     settings = completed_config(train, stage, precision, elements)
     return Zero(
         stage,
         world,
-        bucket=int(settings.reduce_bucket_size),
-        overlap=bool(settings.overlap_comm),
+        bucket=int(settings.reduce_bucket_size) if stage else BUCKET,
+        overlap=bool(settings.overlap_comm) if stage else True,
         offload=train.offload_optimizer and stage > 0,
         persistent=int(settings.param_persistence_threshold),
         reuse=int(settings.max_reuse_distance),
         prefetch=int(settings.prefetch_bucket_size),
         live=int(settings.max_live_parameters),
+        averaged=message_type(precision, on_gpu=on_gpu).itemsize,
     )
 
 

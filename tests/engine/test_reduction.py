@@ -22,7 +22,7 @@ def sent(monkeypatch):
         return SimpleNamespace(wait=lambda: None)
 
     monkeypatch.setattr(module.dist, "all_reduce", all_reduce)
-    monkeypatch.setattr(module, "_BUCKET", 40)
+    monkeypatch.setattr(module, "BUCKET", 40)
     return sizes
 
 
