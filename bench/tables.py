@@ -20,6 +20,7 @@ from typing import Any
 from bench import RESULTS, ROOT
 from bench.evidence import against_lightly, claim, collapse, learns, own_kernel
 from bench.evidence.campaign import EVIDENCE, Row, read, summary, table
+from bench.scale import saving
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 _METHODS = {
@@ -293,6 +294,10 @@ def weak() -> str:
     return table(["", *next(iter(methods.values()))], body)
 
 
+def checkpoints() -> str:
+    return saving.table(_results("checkpoints")["rows"])
+
+
 def messages() -> str:
     """Collectives of a step, before and after, by method, network and ZeRO stage."""
     results = _results("messages")
@@ -359,6 +364,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "against-lightly": lambda: against_lightly.report(_runs("against_lightly")),
     "lightly-views": lightly_views,
     "plan-public": plan_public,
+    "checkpoints": checkpoints,
     "two-machines": two_machines,
     "weak": weak,
     "messages": messages,

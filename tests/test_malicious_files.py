@@ -222,7 +222,7 @@ _NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", _NAMES, ids=range(len(_NAMES)))  # xdist cannot send a lone surrogate
 def test_names_control_no_terminal_and_no_page(tmp_path, capsys, name):
     folder = tmp_path / name.replace("/", "")
     folder.mkdir()

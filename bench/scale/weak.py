@@ -1,6 +1,9 @@
 """Measure weak scaling on the two cores of one machine: one rank per core and 128 images per rank.
 
-    python -m bench.scale.weak [--rounds 3]        # nothing else may run on the machine
+    python -m bench.scale.weak [--rounds 3] [--methods dino+er] [--stages 0] [--before CHECKOUT]
+
+Nothing else may run on the machine. ``--before`` adds two ranks of an earlier checkout at ZeRO 0, in turn with the
+others.
 
 A step of two ranks takes longer for two reasons: cores share caches and memory, and ranks send and wait for each other.
 Two independent runs of one rank at the same time ("strangers") have only the first reason. The runs are DINO's twin and
@@ -29,13 +32,15 @@ _FLAGS = ["--epochs", "30", "--knn_every", "0", "--precision", "fp32", "--num_wo
 _FLAGS += ["--batch_size_per_gpu", str(_BATCH), "--limit_steps", str(_STEPS), "--log_every", str(_LOGGED)]
 
 
-def start(method: str, output: Path, core: int, *flags: str, rank: dict[str, str] | None = None) -> subprocess.Popen:
-    """Start the command as one rank, pinned to a core."""
+def start(
+    method: str, output: Path, core: int, *flags: str, rank: dict[str, str] | None = None, root: Path = ROOT
+) -> subprocess.Popen:
+    """Start the command of a checkout as one rank, pinned to a core."""
     command = ["taskset", "-c", str(core), sys.executable, "fasttrain/run.py", *_METHODS[method], *_FLAGS, *flags]
     return subprocess.Popen(
         [*command, "--output_dir", str(output)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (rank or {}),
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)} | (rank or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -58,11 +63,11 @@ def alone(method: str, folder: Path, count: int = 1) -> float:
     return seconds_a_step(runs, outputs, _BATCH)
 
 
-def together(method: str, folder: Path, stage: int) -> float:
+def together(method: str, folder: Path, stage: int, root: Path = ROOT) -> float:
     """Run two ranks of one run."""
-    output = folder / f"zero-{stage}"
+    output = folder / f"{root.name}-zero-{stage}"
     runs = [
-        start(method, output, core, "--zero_stage", str(stage), rank=environment)
+        start(method, output, core, "--zero_stage", str(stage), rank=environment, root=root)
         for core, environment in enumerate(environments(2))
     ]
     return seconds_a_step(runs, [output], 2 * _BATCH)
@@ -72,16 +77,22 @@ def main() -> None:
     """Measure all sides in turn, and print seconds and efficiency."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--methods", nargs="+", choices=list(_METHODS), default=list(_METHODS))
+    parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit")
+    options = parser.parse_args()
     results = {}
-    for method in _METHODS:
+    for method in options.methods:
         taken: dict[str, list[float]] = {}
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 taken.setdefault("one rank", []).append(alone(method, folder))
                 taken.setdefault("two strangers", []).append(alone(method, folder, 2))
-                for stage in range(4):
+                if options.before:
+                    before = together(method, folder, 0, options.before.resolve())
+                    taken.setdefault("two ranks before, ZeRO 0", []).append(before)
+                for stage in options.stages:
                     taken.setdefault(f"two ranks, ZeRO {stage}", []).append(together(method, folder, stage))
         one = median(taken["one rank"])
         results[method] = {side: {"seconds": s, "efficiency": one / median(s)} for side, s in taken.items()}

@@ -106,7 +106,7 @@ def _buckets(elements: int, sent: Sequence[int], zero: Zero) -> tuple[int, int]:
     second bucket if reductions overlap with computation.
     """
     full = min(elements, zero.bucket)
-    if zero.stage == 0:  # gradients stay in their buckets; those of lower precision exist besides
+    if zero.stage == 0:  # gradients stay in their buckets; the sent ones of lower precision exist besides
         return 0, 0 if zero.averaged == 4 or zero.world == 1 else zero.averaged * elements
     if zero.stage == 3:
         return zero.bucket * sum(sent), full * max(sent)

@@ -28,7 +28,7 @@ class Pauses:
     evaluation: float
     """Features for k-NN, by the untrained network and after every ``--knn_every`` epochs, in fp32."""
     checkpoints: float
-    """Copies of checkpoints to the host. They are written while the run goes on."""
+    """Copies of checkpoints to the host. They are written while the run continues."""
 
     @property
     def total(self) -> float:
@@ -52,7 +52,7 @@ def evaluation_time(method: Method, config: Config, cluster: Cluster, images: in
 
 
 def pauses(evaluation: float, memory: Sequence[Part], config: Config, cluster: Cluster, steps: int) -> Pauses:
-    """Return the pauses of a run. ``evaluation`` is the seconds of one k-NN, and ``memory`` that of a rank."""
+    """Return the pauses of a run. ``evaluation`` is the seconds of one k-NN, and ``memory`` the parts of a rank."""
     t = config.train
     evaluations = 2 + (t.epochs - 1) // t.knn_every if t.knn_every else 0
     every = t.saveckp_freq_steps
