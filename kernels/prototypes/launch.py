@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ..similarity import launch as similarity
-from ..similarity.launch import adjacent, kernel_options, packed, splits
+from ..similarity.launch import adjacent, kernel_options, on_device, packed, splits
 from ..similarity.tiles import Tile, attention_tile, prototype_tile
 from .cpu import Terms
 from .triton import attend_kernel, columns_kernel, rows_kernel
@@ -125,7 +125,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, 
     top, total = (queries.new_empty(grid[1], n, dtype=torch.float32) for _ in range(2))
     out = queries.new_empty(grid[1], n, dim, dtype=torch.float32)
     part_rows = n if bias is None else n // len(bias)
-    with torch.cuda.device_of(queries):
+    with on_device(queries):
         attend_kernel[grid](
             queries, keys, values, packed(bias), top, total, out,
             n, len(keys), queries.stride(0), keys.stride(0), values.stride(0), scale, part_rows, span,
@@ -156,7 +156,7 @@ def _rows_pass(
     r, g = (None, None) if of_columns is None else of_columns
     dh = h.new_empty(grid[1], n, dim if gradient else 0, dtype=torch.float32)
     sums = h.new_empty(grid[1], 0 if gradient else n, dtype=torch.float32)
-    with torch.cuda.device_of(h):
+    with on_device(h):
         rows_kernel[grid](
             h, w, lse, of_rows, r, g, of_energy, dh, sums, n, len(w), h.stride(0), w.stride(0), scale, span,
             D=dim, **_blocks(tile), MARGINAL=of_columns is not None, ENERGY=of_energy is not None, GRADIENT=gradient,
@@ -185,7 +185,7 @@ def _columns(
     tile = prototype_tile(dim, h.dtype)
     outs = 1 if dw is None else triton.cdiv(dim, tile.block_out)
     q, v, bias, teacher_lse, attended_grad = taught or (h, w, None, None, h)
-    with torch.cuda.device_of(h):
+    with on_device(h):
         columns_kernel[(triton.cdiv(len(w), tile.block_m), outs)](
             w, h, lse, of_rows, weights, marginal_grad, of_energy,
             v, q, packed(bias), teacher_lse, attended_grad, dw, marginal,

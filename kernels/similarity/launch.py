@@ -6,6 +6,7 @@ Triton launches on the current device, so every launch makes the tensors' device
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 
 import torch
 import triton
@@ -98,6 +99,11 @@ def adjacent(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
+def on_device(x: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which the device of x is the current one. It does nothing for the CPU."""
+    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+
+
 def packed(numbers: Tensor | None) -> Tensor | None:
     """Return numbers without gaps, as the kernels read them. Of a column they would read its neighbours."""
     return None if numbers is None else numbers.contiguous()
@@ -131,7 +137,7 @@ def _forward(
     grid = (triton.cdiv(row_tiles, tiles), triton.cdiv(col_tiles, span))
     row_sums = x.new_empty(grid[1], n, dtype=torch.float32)
     col_sums = row_sums if symmetric else x.new_empty(grid[0], m if columns else 0, dtype=torch.float32)
-    with torch.cuda.device_of(x):
+    with on_device(x):
         for number in range(tiles):
             lse_fwd_kernel[grid](
                 x, y, bias, gain, row_sums, col_sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
@@ -171,7 +177,7 @@ def _backward(
     rows, cols, unscale = _weights(rows, cols, x.dtype, bounded=bounded, infinite=excluded is not None or biased)
     row_lse, row_grad = rows or (None, None)
     col_lse, col_grad = cols or (None, None)
-    with torch.cuda.device_of(x):
+    with on_device(x):
         lse_bwd_kernel[grid](
             x, y, row_bias if col_bias is None else col_bias, gain, row_lse, row_grad, col_lse, col_grad, dx, total,
             n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
