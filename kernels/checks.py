@@ -11,20 +11,29 @@ import math
 from torch import Tensor
 
 
-def check_rows(x: Tensor, name: str, *, least_dim: int = 1) -> None:
-    """Raise ValueError unless ``x`` is floating point [N, D] with N >= 1 and D >= least_dim."""
-    if x.ndim != 2 or x.shape[0] < 1 or x.shape[1] < least_dim:
-        raise ValueError(f"{name} must be [N, D] with N >= 1 and D >= {least_dim}, got {tuple(x.shape)}")
+def check_rows(x: Tensor, name: str, *, least_dim: int = 1, least_rows: int = 1) -> None:
+    """Raise ValueError unless ``x`` is floating point [N, D] with N >= least_rows and D >= least_dim."""
+    if x.ndim != 2 or x.shape[0] < least_rows or x.shape[1] < least_dim:
+        raise ValueError(f"{name} must be [N, D] with N >= {least_rows} and D >= {least_dim}, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {x.dtype}")
 
 
-def check_pair(x: Tensor, y: Tensor, x_name: str, y_name: str, *, least_dim: int = 1, same_rows: bool = False) -> None:
+def check_pair(
+    x: Tensor,
+    y: Tensor,
+    x_name: str,
+    y_name: str,
+    *,
+    least_dim: int = 1,
+    least_rows: int = 1,
+    same_rows: bool = False,
+) -> None:
     """Raise ValueError unless x and y are rows of the same D, type and device, and with ``same_rows`` of the same N."""
-    check_rows(x, x_name, least_dim=least_dim)
+    check_rows(x, x_name, least_dim=least_dim, least_rows=least_rows)
     if y is x:
         return
-    check_rows(y, y_name, least_dim=least_dim)
+    check_rows(y, y_name, least_dim=least_dim, least_rows=least_rows)
     if x.shape[1] != y.shape[1] or (same_rows and x.shape[0] != y.shape[0]):
         size = "the same shape" if same_rows else "the same D"
         raise ValueError(f"{x_name} and {y_name} must have {size}, got {tuple(x.shape)} and {tuple(y.shape)}")

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 
 Group = dist.ProcessGroup
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
@@ -29,10 +30,10 @@ class _GatherRows(torch.autograd.Function):
         return start_gather(x, group)()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.contiguous()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad.chunk(ctx.group.size())[ctx.group.rank()], None
+        total = _all_reduce_sum(grad, ctx.group)
+        return total.chunk(ctx.group.size())[ctx.group.rank()], None
 
 
 class _MeanOverRanks(torch.autograd.Function):
@@ -42,17 +43,21 @@ class _MeanOverRanks(torch.autograd.Function):
         return all_reduce_mean(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return all_reduce_mean(grad, ctx.group), None
 
 
 def all_reduce_mean(x: Tensor, group: Group | None) -> Tensor:
     """Return the mean of ``x`` over the ranks, without autograd."""
-    if group is None:
-        return x
+    return x if group is None else _all_reduce_sum(x, group) / group.size()
+
+
+def _all_reduce_sum(x: Tensor, group: Group) -> Tensor:
+    """Return the sum of ``x`` over the ranks. x stays as it is: autograd gives one gradient to several branches."""
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
-    return total / group.size()
+    return total
 
 
 def start_gather(x: Tensor, group: Group) -> Callable[[], Tensor]:

@@ -205,10 +205,17 @@ def _prototypes(
 
 
 def _prototypes_backward(
-    student: Tensor, teacher: Tensor | None, student_prototypes: Tensor, marginal_grad: Tensor | None, **_: Any
+    student: Tensor,
+    teacher: Tensor | None,
+    student_prototypes: Tensor,
+    marginal_grad: Tensor | None,
+    need_student: bool,
+    need_prototypes: bool,
+    **_: Any,
 ) -> int:
-    of_teacher = 0 if teacher is None else _product(teacher, student_prototypes)
-    return (3 if marginal_grad is None else 4) * _product(student, student_prototypes) + of_teacher
+    of_teacher = 0 if teacher is None or not need_prototypes else _product(teacher, student_prototypes)
+    passes = 1 + need_student + need_prototypes + (marginal_grad is not None)
+    return passes * _product(student, student_prototypes) + of_teacher
 
 
 _KERNELS: Mapping[Any, Callable[..., int]] = {

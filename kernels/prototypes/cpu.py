@@ -53,32 +53,31 @@ def terms(
     of V equal parts of the teacher's rows. weights are r, and request m.
     """
     h, w = accumulable(student), student_prototypes
-    nothing = h.new_empty(0)
-    kept = kept_teacher = h.new_empty(0, 0)
+    kept, kept_teacher = h.new_empty(0, 0), h.new_empty(0, 0)
     if is_kept(len(h), len(w)):
         kept, lse = _softmax_of_all(h, w, None, student_scale)
     else:
         lse, _ = similarity.pair_lse(
             h, accumulable(w), None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False
         )
-    attended = teacher_lse = nothing
+    attended, teacher_lse = h.new_empty(0), h.new_empty(0)
     if teacher is not None and teacher_prototypes is not None:
         q = accumulable(teacher)
         if is_kept(len(q), len(w)):
             kept_teacher, teacher_lse = _softmax_of_all(q, teacher_prototypes, bias, teacher_scale)
-            attended = torch.mm(kept_teacher, accumulable(w), out=torch.empty_like(q))
+            attended = torch.mm(kept_teacher, accumulable(w), out=q.new_empty(q.shape))
         else:
             attended, teacher_lse = _attend(q, teacher_prototypes, w, bias, teacher_scale)
     marginal = h.new_empty(0 if weights is None else len(w))
-    mean = torch.zeros_like(h) if energy else nothing
+    mean = torch.zeros_like(h) if energy else None
     if weights is not None or energy:
         for k, p in _probabilities(h, w, None, student_scale, lse, kept):
             if weights is not None:
                 torch.mv(p.T, weights, out=marginal[k])
-            if energy:
+            if mean is not None:
                 mean.addmm_(p, accumulable(w[k]))
     # sum_k P_ik s_ik = <h_i, scale sum_k P_ik w_k>
-    energies = (h * mean).sum(1).mul_(student_scale) if energy else nothing
+    energies = h.new_empty(0) if mean is None else (h * mean).sum(1).mul_(student_scale)
     return lse, attended, teacher_lse, marginal, energies, kept, kept_teacher
 
 
@@ -101,8 +100,13 @@ def backward(
     *,
     student_scale: float,
     teacher_scale: float,
+    need_student: bool,
+    need_prototypes: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the student's rows [R, D] and prototypes [K, D], in the type of accumulation."""
+    """Return the gradients of the student's rows [R, D] and prototypes [K, D], in the type of accumulation.
+
+    Those not needed are empty.
+    """
     h, w = accumulable(student), student_prototypes
     of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad
     if weights is None:
@@ -114,7 +118,8 @@ def backward(
         of_rows = of_rows - weights * mean_grad
     if energy_grad is not None:
         of_rows = of_rows + energy_grad * (1 - energies)
-    dh, dw = torch.zeros_like(h), h.new_empty(w.shape)
+    dh = h.new_zeros(h.shape if need_student else (0,))
+    dw = h.new_empty(w.shape if need_prototypes else (0,))
     room = None
     for k, p in _probabilities(h, w, None, student_scale, lse, kept):
         if room is None:
@@ -130,9 +135,11 @@ def backward(
             # c_i P_ik s_ik: the scores are computed again, because few losses need this gradient.
             scores = torch.mm(h, accumulable(w[k]).T, out=torch.empty_like(p)).mul_(student_scale)
             grad += scores.mul_(p).mul_(energy_grad[:, None])
-        dh.addmm_(grad, accumulable(w[k]), alpha=student_scale)
-        dw[k].addmm_(grad.T, h, beta=0, alpha=student_scale)
-    if attended_grad is not None and teacher is not None and teacher_prototypes is not None:
+        if need_student:
+            dh.addmm_(grad, accumulable(w[k]), alpha=student_scale)
+        if need_prototypes:
+            dw[k].addmm_(grad.T, h, beta=0, alpha=student_scale)
+    if need_prototypes and attended_grad is not None and teacher is not None and teacher_prototypes is not None:
         q = accumulable(teacher)
         for k, p in _probabilities(q, teacher_prototypes, bias, teacher_scale, teacher_lse, kept_teacher):
             dw[k].addmm_(p.T, attended_grad)
@@ -178,7 +185,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, 
     """Return the softmax-weighted mean of the values per query [T, D], and the log of the softmax's sum [T]."""
     top = queries.new_full((len(queries), 1), -torch.inf)
     total = torch.zeros_like(top)
-    out = torch.zeros_like(queries)
+    out = queries.new_zeros(queries.shape)
     for k, scores in _scores(queries, keys, bias, scale):
         new = torch.maximum(top, scores.amax(1, keepdim=True))
         fade = (top - new).exp2_()

@@ -1,7 +1,7 @@
 """Launch the Triton kernels of the prototypes. The functions have the signatures of cpu.py.
 
 If rows and prototypes have different types, both are converted to fp32. So is fp16, because the product of a
-probability and a gradient is below its smallest number.
+probability and a gradient is below its smallest number. For the current device see similarity/launch.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ..similarity import launch as similarity
-from ..similarity.launch import kernel_options, splits
+from ..similarity.launch import adjacent, kernel_options, on_device, packed, splits
 from ..similarity.tiles import Tile, attention_tile, prototype_tile
 from .cpu import Terms
 from .triton import attend_kernel, columns_kernel, rows_kernel
@@ -33,17 +33,17 @@ def terms(
 ) -> Terms:
     """Like :func:`cpu.terms`, but nothing is saved."""
     h, w = _alike(student, student_prototypes)
-    nothing = h.new_empty(0, dtype=torch.float32)
     lse, _ = similarity.pair_lse(h, w, None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False)
-    attended = teacher_lse = marginal = energies = nothing
+    # One tensor for all absent terms would alias the operator's outputs.
+    attended, teacher_lse, marginal, energies = (lse.new_empty(0) for _ in range(4))
     if teacher is not None and teacher_prototypes is not None:
         # The prototypes of the caller, not w: a learnt temperature makes the rows and w fp32. That would widen the
         # values only, and tiles of two types need more shared memory than the chip has.
         queries, keys, values = _alike(teacher, teacher_prototypes, student_prototypes)
         attended, teacher_lse = _attend(queries, keys, values, bias, teacher_scale)
     if weights is not None:
-        marginal = h.new_empty(len(w), dtype=torch.float32)
-        _columns(h, w, lse, student_scale, weights=weights, marginal=marginal)
+        marginal = lse.new_empty(len(w))
+        _columns(h, w, lse, student_scale, weights=weights.contiguous(), marginal=marginal)
     if energy:  # sum_k P_ik s_ik = <h_i, scale sum_k P_ik w_k>
         energies = (h * _rows_pass(h, w, lse, torch.ones_like(lse), student_scale)).sum(1)
     kept = lse.new_empty(0, 0)
@@ -69,10 +69,13 @@ def backward(
     *,
     student_scale: float,
     teacher_scale: float,
+    need_student: bool,
+    need_prototypes: bool,
 ) -> tuple[Tensor, Tensor]:
     """Like :func:`cpu.backward`."""
     h, w = _alike(student, student_prototypes)
-    of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad
+    weights, marginal_grad, energy_grad = packed(weights), packed(marginal_grad), packed(energy_grad)
+    of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad.contiguous()
     if weights is None:
         marginal_grad = None
     if marginal_grad is not None and weights is not None:
@@ -83,12 +86,15 @@ def backward(
     if energy_grad is not None:
         of_rows = of_rows + energy_grad * (1 - energies)
     of_columns = None if marginal_grad is None or weights is None else (weights, marginal_grad)
-    dh = _rows_pass(h, w, lse, of_rows, student_scale, of_columns=of_columns, of_energy=energy_grad)
-    dw = h.new_empty(w.shape, dtype=torch.float32)
+    dh, dw = lse.new_empty(0), lse.new_empty(w.shape if need_prototypes else (0,))
+    if need_student:
+        dh = _rows_pass(h, w, lse, of_rows, student_scale, of_columns=of_columns, of_energy=energy_grad)
+    if not need_prototypes:
+        return dh, dw
     taught = None
     if attended_grad is not None and teacher is not None and teacher_prototypes is not None:
         queries, keys = _alike(teacher, teacher_prototypes)
-        taught = (queries, keys, bias, teacher_lse, attended_grad.to(h.dtype))
+        taught = (queries, keys, bias, teacher_lse, adjacent(attended_grad.to(h.dtype)))
     _columns(
         h,
         w,
@@ -109,7 +115,7 @@ def _alike(*factors: Tensor) -> tuple[Tensor, ...]:
     """Return all factors in one type that the kernels can multiply, with adjacent features."""
     if {factor.dtype for factor in factors} not in ({torch.float32}, {torch.bfloat16}):
         factors = tuple(factor.float() for factor in factors)
-    return tuple(map(similarity.adjacent, factors))
+    return tuple(map(adjacent, factors))
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -119,11 +125,12 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, 
     top, total = (queries.new_empty(grid[1], n, dtype=torch.float32) for _ in range(2))
     out = queries.new_empty(grid[1], n, dim, dtype=torch.float32)
     part_rows = n if bias is None else n // len(bias)
-    attend_kernel[grid](
-        queries, keys, values, None if bias is None else bias.contiguous(), top, total, out,
-        n, len(keys), queries.stride(0), keys.stride(0), values.stride(0), scale, part_rows, span,
-        D=dim, **_blocks(tile), HAS_BIAS=bias is not None, **kernel_options(tile),
-    )  # fmt: skip
+    with on_device(queries):
+        attend_kernel[grid](
+            queries, keys, values, packed(bias), top, total, out,
+            n, len(keys), queries.stride(0), keys.stride(0), values.stride(0), scale, part_rows, span,
+            D=dim, **_blocks(tile), HAS_BIAS=bias is not None, **kernel_options(tile),
+        )  # fmt: skip
     highest = top.amax(0)
     share = (top - highest).exp2_()
     total = (total * share).sum(0)
@@ -149,11 +156,12 @@ def _rows_pass(
     r, g = (None, None) if of_columns is None else of_columns
     dh = h.new_empty(grid[1], n, dim if gradient else 0, dtype=torch.float32)
     sums = h.new_empty(grid[1], 0 if gradient else n, dtype=torch.float32)
-    rows_kernel[grid](
-        h, w, lse, of_rows.contiguous(), r, g, of_energy, dh, sums, n, len(w), h.stride(0), w.stride(0), scale, span,
-        D=dim, **_blocks(tile), MARGINAL=of_columns is not None, ENERGY=of_energy is not None, GRADIENT=gradient,
-        **kernel_options(tile),
-    )  # fmt: skip
+    with on_device(h):
+        rows_kernel[grid](
+            h, w, lse, of_rows, r, g, of_energy, dh, sums, n, len(w), h.stride(0), w.stride(0), scale, span,
+            D=dim, **_blocks(tile), MARGINAL=of_columns is not None, ENERGY=of_energy is not None, GRADIENT=gradient,
+            **kernel_options(tile),
+        )  # fmt: skip
     return (dh if gradient else sums).sum(0)
 
 
@@ -177,14 +185,15 @@ def _columns(
     tile = prototype_tile(dim, h.dtype)
     outs = 1 if dw is None else triton.cdiv(dim, tile.block_out)
     q, v, bias, teacher_lse, attended_grad = taught or (h, w, None, None, h)
-    columns_kernel[(triton.cdiv(len(w), tile.block_m), outs)](
-        w, h, lse, of_rows, weights, marginal_grad, of_energy,
-        v, q, None if bias is None else bias.contiguous(), teacher_lse, attended_grad, dw, marginal,
-        len(w), len(h), len(q), w.stride(0), h.stride(0), v.stride(0), q.stride(0), attended_grad.stride(0),
-        scale, teacher_scale, len(q) if bias is None else len(q) // len(bias),
-        D=dim, **_blocks(tile), MARGINAL=marginal_grad is not None, ENERGY=of_energy is not None,
-        GRADIENT=dw is not None, TEACHER=taught is not None, HAS_BIAS=bias is not None, **kernel_options(tile),
-    )  # fmt: skip
+    with on_device(h):
+        columns_kernel[(triton.cdiv(len(w), tile.block_m), outs)](
+            w, h, lse, of_rows, weights, marginal_grad, of_energy,
+            v, q, packed(bias), teacher_lse, attended_grad, dw, marginal,
+            len(w), len(h), len(q), w.stride(0), h.stride(0), v.stride(0), q.stride(0), attended_grad.stride(0),
+            scale, teacher_scale, len(q) if bias is None else len(q) // len(bias),
+            D=dim, **_blocks(tile), MARGINAL=marginal_grad is not None, ENERGY=of_energy is not None,
+            GRADIENT=dw is not None, TEACHER=taught is not None, HAS_BIAS=bias is not None, **kernel_options(tile),
+        )  # fmt: skip
 
 
 def _grid(rows: Tensor, prototypes: int, tile: Tile, *, outs: bool = True) -> tuple[tuple[int, int, int], int]:

@@ -143,18 +143,20 @@ def patch_cross_entropy(
 
         loss = sum_i weight_i CE(p_i, P_i) / sum_i weight_i,   p and P as in :func:`prototype_cross_entropy`
 
+    Without rows (N = 0), and for weights that sum to 0, the loss and its gradients are 0.
+
     Memory is O(N D + K D). At 8,192 rows and 65,536 prototypes this saves 2 GiB per copy of the logits. Gradients exist
     as in :func:`prototype_cross_entropy`, and not for weight. Raises ValueError if shapes, types or temperatures do not
     fit.
     """
-    check_pair(student, teacher, "student", "teacher", same_rows=True)
+    check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
     _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
     check_positive(student_temp, "student_temp")
     check_positive(teacher_temp, "teacher_temp")
     if weight is not None and weight.shape != student.shape[:1]:
         raise ValueError(f"weight must be one number per row, [{len(student)}], got {tuple(weight.shape)}")
     chosen = choose_backend(backend, student)
-    if chosen == "eager":
+    if chosen == "eager" or not len(student):  # without rows the definition stores nothing
         rows = reference.patch_cross_entropy(
             student,
             teacher,
@@ -180,9 +182,10 @@ def patch_cross_entropy(
         )
         rows = lse - scale * (student.to(lse.dtype) * attended).sum(1)
     if weight is None:
-        return rows.mean()
+        return rows.sum() / max(1, len(rows))
     weight = weight.detach().to(rows.dtype)
-    return (weight * rows).sum() / weight.sum()
+    total = weight.sum()
+    return (torch.where(total == 0, 0, weight / total) * rows).sum()
 
 
 def prototype_entropy(

@@ -23,7 +23,7 @@ torch.library.define(
     "(Tensor student, Tensor? teacher, Tensor student_prototypes, Tensor? teacher_prototypes, Tensor? bias, "
     "Tensor? weights, Tensor lse, Tensor teacher_lse, Tensor energies, Tensor kept, Tensor kept_teacher, "
     "Tensor? lse_grad, Tensor? attended_grad, Tensor? marginal_grad, Tensor? energy_grad, float student_scale, "
-    "float teacher_scale, str backend) "
+    "float teacher_scale, bool need_student, bool need_prototypes, str backend) "
     "-> (Tensor, Tensor)",
 )
 
@@ -74,15 +74,18 @@ def _terms_shapes(
 
 
 def _terms_backward(*args: Any) -> tuple[Tensor, Tensor]:
-    *tensors, student_scale, teacher_scale, backend = args
+    *tensors, student_scale, teacher_scale, need_student, need_prototypes, backend = args
     options = {"student_scale": student_scale, "teacher_scale": teacher_scale}
+    options |= {"need_student": need_student, "need_prototypes": need_prototypes}
     grads: tuple[Tensor, Tensor] = _kernels(backend).backward(*tensors, **options)
     return grads
 
 
 def _backward_shapes(student: Tensor, teacher: Tensor | None, prototypes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     kind = accumulation_type(student)
-    return student.new_empty(student.shape, dtype=kind), prototypes.new_empty(prototypes.shape, dtype=kind)
+    *_, need_student, need_prototypes, _ = args
+    dh = student.new_empty(student.shape if need_student else (0,), dtype=kind)
+    return dh, prototypes.new_empty(prototypes.shape if need_prototypes else (0,), dtype=kind)
 
 
 for _name, _run, _shapes in (
@@ -110,14 +113,21 @@ def _backprop(
     energy_grad: Tensor | None,
     *_kept: None,
 ) -> tuple[Any, ...]:
-    grads = [lse_grad, attended_grad, marginal_grad, energy_grad]
+    # A term that was not requested is empty, and so is its gradient.
+    grads = [g if g is not None and g.numel() else None for g in (lse_grad, attended_grad, marginal_grad, energy_grad)]
     *tensors, lse, teacher_lse, energies, kept, kept_teacher = ctx.saved_tensors
     student, _, prototypes, *_ = tensors
-    if all(g is None or not g.numel() for g in grads):
+    if all(g is None for g in grads):
         return (None,) * 10
-    scales = (ctx.student_scale, ctx.teacher_scale, ctx.backend)
-    dh, dw = _backward(*tensors, lse, teacher_lse, energies, kept, kept_teacher, *grads, *scales)
-    return dh.to(student.dtype), None, dw.to(prototypes.dtype), *[None] * 7
+    of_student, _, of_prototypes, *_ = ctx.needs_input_grad
+    options = (ctx.student_scale, ctx.teacher_scale, of_student, of_prototypes, ctx.backend)
+    dh, dw = _backward(*tensors, lse, teacher_lse, energies, kept, kept_teacher, *grads, *options)
+    return (
+        dh.to(student.dtype) if of_student else None,
+        None,
+        dw.to(prototypes.dtype) if of_prototypes else None,
+        *[None] * 7,
+    )
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

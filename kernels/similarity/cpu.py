@@ -94,13 +94,15 @@ def pair_backward(
     need_x: bool,
     need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, y and bias, in the type of accumulation. Those not needed are empty."""
+    """Return the gradients of x and y divided by the gain, and of bias, in the type of accumulation.
+
+    Those not needed are empty.
+    """
     x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
-    scale = _scale(scale, gain)
-    dx = torch.zeros_like(x) if need_x else x.new_empty(0)
-    dy = torch.zeros_like(y) if need_y else y.new_empty(0)
+    dx = x.new_zeros(x.shape if need_x else (0,))
+    dy = y.new_zeros(y.shape if need_y else (0,))
     dbias = x.new_zeros(0 if bias is None else len(y))
-    for i, j, grad in _gradients(x, y, bias, rows, cols, scale, excluded):
+    for i, j, grad in _gradients(x, y, bias, rows, cols, _scale(scale, gain), excluded):
         if need_x:
             dx[i].addmm_(grad, y[j], alpha=scale)
         if need_y:
@@ -113,14 +115,17 @@ def pair_backward(
 def self_backward(
     x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
 ) -> Tensor:
-    """Return the gradient of x. G is symmetric, so each tile above the diagonal also serves its mirror tile."""
-    x, scale = accumulable(x), _scale(scale, gain)
+    """Return the gradient of x divided by the gain.
+
+    G is symmetric, so each tile above the diagonal also serves its mirror tile.
+    """
+    x = accumulable(x)
     if len(kept):
         half = kept * (weights[1] * scale)[:, None]
-        return torch.mm(half + half.T, x, out=torch.empty_like(x))  # autocast does not change calls with out=
-    dx = torch.zeros_like(x)
+        return torch.mm(half + half.T, x, out=x.new_empty(x.shape))  # autocast does not change calls with out=
+    dx = x.new_zeros(x.shape)
     excluded = 0 if exclude_self else None
-    for i, j, grad in _gradients(x, x, None, weights, weights, scale, excluded, symmetric=True):
+    for i, j, grad in _gradients(x, x, None, weights, weights, _scale(scale, gain), excluded, symmetric=True):
         dx[i].addmm_(grad, x[j], alpha=scale)
         if i != j:
             dx[j].addmm_(grad.T, x[i], alpha=scale)

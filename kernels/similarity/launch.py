@@ -1,8 +1,12 @@
-"""Launch the Triton kernels: tiles, grids, slots for partial sums. The functions have the signatures of cpu.py."""
+"""Launch the Triton kernels: tiles, grids, slots for partial sums. The functions have the signatures of cpu.py.
+
+Triton launches on the current device, so every launch makes the tensors' device the current one.
+"""
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 
 import torch
 import triton
@@ -29,7 +33,7 @@ def pair_lse(
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
     """Like :func:`cpu.pair_lse`. Bounded scores need one pass for both directions, other scores two."""
-    x, y = adjacent(x), adjacent(y)
+    x, y, bias = adjacent(x), adjacent(y), packed(bias)
     bounded = _bounded(bias, gain, scale, unit_norm)
     if columns and bounded:
         return _forward(x, y, bias, gain, scale, excluded, bounded=True, columns=True)
@@ -66,17 +70,18 @@ def pair_backward(
     need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Like :func:`cpu.pair_backward`. One pass goes over the rows for dx, and one over the columns for dy and dbias."""
-    x, y = adjacent(x), adjacent(y)
+    x, y, bias = adjacent(x), adjacent(y), packed(bias)
     bounded = _bounded(bias, gain, scale, unit_norm)
-    none = x.new_empty(0, dtype=torch.float32)
-    dx = dy = dbias = none
+    # One tensor for all absent gradients would alias the operator's outputs.
+    dx, dy, dbias = (x.new_empty(0, dtype=torch.float32) for _ in range(3))
     if need_x:
         dx, _ = _backward(x, y, gain, rows, cols, scale, excluded, bounded, col_bias=bias)
     if need_y or bias is not None:
         excluded = None if excluded is None else -excluded
         sums = bias is not None
-        dy, dbias = _backward(y, x, gain, cols, rows, scale, excluded, bounded, row_bias=bias, sums=sums)
-    return dx, dy if need_y else none, dbias
+        of_y, dbias = _backward(y, x, gain, cols, rows, scale, excluded, bounded, row_bias=bias, sums=sums)
+        dy = of_y if need_y else dy
+    return dx, dy, dbias
 
 
 def self_backward(
@@ -92,6 +97,16 @@ def self_backward(
 def adjacent(x: Tensor) -> Tensor:
     """Return x with adjacent features. The rows may be strided."""
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def on_device(x: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which the device of x is the current one. It does nothing for the CPU."""
+    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+
+
+def packed(numbers: Tensor | None) -> Tensor | None:
+    """Return numbers without gaps, as the kernels read them. Of a column they would read its neighbours."""
+    return None if numbers is None else numbers.contiguous()
 
 
 def _bounded(bias: Tensor | None, gain: Tensor | None, scale: float, unit_norm: bool) -> bool:
@@ -122,14 +137,15 @@ def _forward(
     grid = (triton.cdiv(row_tiles, tiles), triton.cdiv(col_tiles, span))
     row_sums = x.new_empty(grid[1], n, dtype=torch.float32)
     col_sums = row_sums if symmetric else x.new_empty(grid[0], m if columns else 0, dtype=torch.float32)
-    for number in range(tiles):
-        lse_fwd_kernel[grid](
-            x, y, bias, gain, row_sums, col_sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
-            number, tiles,
-            D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
-            SYMMETRIC=symmetric, COLUMNS=columns or symmetric, BOUNDED=bounded, EXCLUDE=excluded is not None,
-            HAS_BIAS=bias is not None, HAS_GAIN=gain is not None, **kernel_options(tile),
-        )  # fmt: skip
+    with on_device(x):
+        for number in range(tiles):
+            lse_fwd_kernel[grid](
+                x, y, bias, gain, row_sums, col_sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
+                number, tiles,
+                D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
+                SYMMETRIC=symmetric, COLUMNS=columns or symmetric, BOUNDED=bounded, EXCLUDE=excluded is not None,
+                HAS_BIAS=bias is not None, HAS_GAIN=gain is not None, **kernel_options(tile),
+            )  # fmt: skip
     if not bounded:
         return row_sums.mul_(math.log(2)).logsumexp(0), col_sums
     return row_sums.sum(0).log_(), col_sums.sum(0).log_() if columns else col_sums
@@ -161,13 +177,15 @@ def _backward(
     rows, cols, unscale = _weights(rows, cols, x.dtype, bounded=bounded, infinite=excluded is not None or biased)
     row_lse, row_grad = rows or (None, None)
     col_lse, col_grad = cols or (None, None)
-    lse_bwd_kernel[grid](
-        x, y, row_bias if col_bias is None else col_bias, gain, row_lse, row_grad, col_lse, col_grad, dx, total,
-        n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
-        D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCK_OUT=tile.block_out,
-        ROWS=rows is not None, COLS=cols is not None, SUMS=sums, BOUNDED=bounded, EXCLUDE=excluded is not None,
-        COL_BIAS=col_bias is not None, ROW_BIAS=row_bias is not None, HAS_GAIN=gain is not None, **kernel_options(tile),
-    )  # fmt: skip
+    with on_device(x):
+        lse_bwd_kernel[grid](
+            x, y, row_bias if col_bias is None else col_bias, gain, row_lse, row_grad, col_lse, col_grad, dx, total,
+            n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
+            D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCK_OUT=tile.block_out,
+            ROWS=rows is not None, COLS=cols is not None, SUMS=sums, BOUNDED=bounded, EXCLUDE=excluded is not None,
+            COL_BIAS=col_bias is not None, ROW_BIAS=row_bias is not None, HAS_GAIN=gain is not None,
+            **kernel_options(tile),
+        )  # fmt: skip
     dx = dx[0] if len(dx) == 1 else dx.sum(0)
     return (dx, total.sum(0)) if unscale is None else (dx.mul_(unscale), total.sum(0).mul_(unscale))
 
@@ -190,8 +208,8 @@ def _weights(
         if weights is None:
             return None
         lse, grad = finite_weights(*weights) if infinite and not bounded else weights
-        grad = lse.neg().exp_().mul_(grad) if bounded else grad.contiguous()
-        return lse, grad if unscale is None else grad / unscale
+        grad = lse.neg().exp_().mul_(grad) if bounded else grad
+        return lse.contiguous(), (grad if unscale is None else grad / unscale).contiguous()
 
     of_rows = prepared(rows)
     return of_rows, of_rows if cols is rows else prepared(cols), unscale

@@ -34,7 +34,8 @@ def row_logsumexp(
     - ``y is x`` takes half the work, forward and backward.
     - ``exclude_self`` leaves out j = i. A row with an empty sum is -inf and has no gradient.
     - ``unit_norm`` is the caller's promise that no row is longer than 1. On a GPU it saves the running maximum if
-      |scale| <= 40. On the CPU the sums are checked.
+      |scale| <= 40. Longer rows are exact while no score exceeds 80 nats. Beyond, a GPU gives infinite values and NaN,
+      because a check would wait for the device, and the CPU, which checks the sums, is still exact.
     - With ``group`` the columns are the rows y of all ranks, the same number on each. ``exclude_self`` then leaves out
       a row's own copy. If y requires a gradient, all ranks must have the same number of rows x, too.
 

@@ -2,7 +2,8 @@
 
 There are two operators, ``fasttrain::pair_lse`` and ``fasttrain::self_lse``, and their gradients. ``torch.compile``,
 FSDP and DeepSpeed see each as one node. ``gain`` is a learnable factor of ``scale``. The scores are linear in gain as
-well as in x, so by Euler's identity the gradient of gain follows from that for x:  dL/dgain = <x, dL/dx> / gain.
+well as in x, so by Euler's identity the gradient of gain follows from that for x:  dL/dgain = <x, dL/dx> / gain. The
+backward operators return dL/dx / gain and dL/dy / gain, which exist for a gain of 0, too.
 """
 
 from __future__ import annotations
@@ -168,6 +169,16 @@ for _name, _run, _shapes in (
 # Autograd
 
 
+def times_gain(gradient: Tensor, gain: Tensor | None) -> Tensor:
+    """Return the gradient of rows from what a backward operator returns, which is divided by the gain."""
+    return gradient if gain is None else gradient * gain.reshape(())
+
+
+def gain_gradient(x: Tensor, dx: Tensor, gain: Tensor) -> Tensor:
+    """Return the gradient of the gain, in its shape and type. ``dx`` is divided by the gain."""
+    return (x * dx).sum().reshape(gain.shape).to(gain)
+
+
 def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, y, bias, gain, *ctx.options = inputs
     ctx.save_for_backward(x, y, bias, gain, *output)
@@ -194,10 +205,10 @@ def _backprop_pair(ctx: Any, row_grad: Tensor | None, col_grad: Tensor | None) -
         backend,
     )
     return (
-        dx.to(x.dtype) if of_x else None,
-        dy.to(y.dtype) if of_y else None,
+        times_gain(dx, gain).to(x.dtype) if of_x else None,
+        times_gain(dy, gain).to(y.dtype) if of_y else None,
         dbias.to(bias.dtype) if of_bias else None,
-        ((x * dx).sum() / gain).to(gain.dtype) if of_gain else None,
+        gain_gradient(x, dx, gain) if of_gain else None,
         *[None] * 5,
     )
 
@@ -217,8 +228,8 @@ def _backprop_self(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     dx = _self_lse_backward(x, gain, lse, kept, grad, *ctx.options)
     # x is on both sides of the scores, so <x, dL/dx> counts them twice.
     return (
-        dx.to(x.dtype) if of_x else None,
-        ((x * dx).sum() / (2 * gain)).to(gain.dtype) if of_gain else None,
+        times_gain(dx, gain).to(x.dtype) if of_x else None,
+        gain_gradient(x, dx, gain) / 2 if of_gain else None,
         *[None] * 4,
     )
 

@@ -164,7 +164,7 @@ def lse_fwd_kernel(
 @triton.jit
 def lse_bwd_kernel(
     p_x, p_y, p_bias, p_gain, p_row_lse, p_row_grad, p_col_lse, p_col_grad,
-    p_dx,  # [spans, N, D]
+    p_dx,  # [spans, N, D], divided by the gain
     p_sums,  # [spans, N] sums of G over the columns, if SUMS
     N, M, stride_x, stride_y, scale, excluded,
     span,  # tiles of columns per program
@@ -231,6 +231,6 @@ def lse_bwd_kernel(
             sums += tl.sum(grad, 1)
         dx = tl.dot(grad.to(y.dtype), y, dx, input_precision=PRECISION)
     places = (part.to(tl.int64) * N + rows)[:, None] * D + outs[None, :]
-    tl.store(p_dx + places, dx * (factor / LOG2E), mask=(rows < N)[:, None] & (outs < D)[None, :])
+    tl.store(p_dx + places, dx * scale, mask=(rows < N)[:, None] & (outs < D)[None, :])
     if SUMS:
         tl.store(p_sums + part.to(tl.int64) * N + rows, sums, mask=rows < N)

@@ -65,6 +65,53 @@ def test_patches_are_weighted(backend, weight):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton", "eager"])
+@pytest.mark.parametrize(("count", "weight"), [(0, None), (0, 1.0), (3, 0.0)])
+def test_no_masked_patch_gives_0_with_zero_gradients(count, weight, backend):
+    student, teacher, ws, wt = (torch.ones(n, 4, device=DEVICE).requires_grad_() for n in (count, count, 5, 5))
+    temp = torch.tensor(0.1, device=DEVICE, requires_grad=True)
+    weight = weight if weight is None else torch.full((count,), weight, device=DEVICE)
+    options = {"student_temp": temp, "teacher_temp": 0.1, "weight": weight, "backend": backend}
+    loss = patch_cross_entropy(student, teacher, ws, wt, center=wt[:, 0], **options)
+    assert loss.item() == 0
+    for gradient, leaf in zip(torch.autograd.grad(loss, (student, ws, temp)), (student, ws, temp), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("frozen", ["student", "prototypes"])
+def test_frozen_argument_costs_no_gradient(frozen, backend, monkeypatch):
+    module, sizes = {"cpu": cpu, "triton": launch}[backend], []
+
+    def spy(*args, original=module.backward, **options):
+        gradients = original(*args, **options)
+        sizes.append([g.numel() for g in gradients])
+        return gradients
+
+    monkeypatch.setattr(module, "backward", spy)
+    student, teacher, ws, wt, _ = case((2, 2, 3, 20, 16), center="none", device=DEVICE)
+    leaves = [student.requires_grad_(), ws.requires_grad_()]
+    options = TEMPS | {"backend": backend}
+    both = torch.autograd.grad(prototype_cross_entropy(student, teacher, ws, wt, **options), leaves)
+    position = 1 if frozen == "student" else 0
+    leaves[1 - position].requires_grad_(False)
+    loss = prototype_cross_entropy(student, teacher, ws, wt, **options)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves[position])[0], both[position])
+    assert sizes == [[student.numel(), ws.numel()], [0, ws.numel()] if position else [student.numel(), 0]]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("energy", [False, True])
+def test_terms_that_are_not_requested_do_not_alias(taught, energy, backend):
+    student, teacher, ws, wt, _ = case((2, 2, 3, 7, 5), center="none")
+    rows, targets = student.flatten(0, 1).requires_grad_(), teacher.flatten(0, 1)
+    of_teacher = (targets, ws, wt) if taught else (None, ws, None)
+    torch.library.opcheck(
+        torch.ops.fasttrain.prototype_terms.default, (rows, *of_teacher, None, None, 10.0, 20.0, energy, backend)
+    )
+
+
 def test_learnt_temperature_does_not_mix_types(monkeypatch):
     """A learnt temperature makes bf16 rows fp32, and compiled kernels reject a product of two types.
 

@@ -41,6 +41,17 @@ def test_few_rows_are_split_into_spans_of_columns(use, monkeypatch):
     check(use, "triton", 5, 700, 32, torch.float32, 20.0, device=DEVICE)
 
 
+@pytest.mark.parametrize("use", stress.LEARNT)
+def test_scale_of_0_has_a_finite_gradient(use):
+    gradients = []
+    for backend, dtype in (("triton", torch.float32), ("eager", torch.float64)):
+        scale = torch.zeros(1, device=DEVICE, requires_grad=True)
+        x, y = (rows(count, 8, seed, dtype, DEVICE) for seed, count in enumerate((20, 30)))
+        lses = stress.LEARNT[use](x, y, scale=scale, backend=backend)
+        gradients += torch.autograd.grad(sum(lse.sum() for lse in lses), scale)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
 def test_fp16_gradients_of_a_mean_do_not_underflow():
     """A gradient of 1e-7 per row times a probability is far below fp16's smallest number."""
     x = rows(200, 32, 0, torch.float16, DEVICE).requires_grad_()

@@ -86,6 +86,17 @@ def test_nan_stays_in_its_row(backend, scale):
 
 
 @BACKENDS
+def test_broken_promise_of_unit_norm_is_exact_up_to_80_nats(backend):
+    x, y = (2 * rows(9, 4, seed, torch.float32) for seed in (0, 0))
+    results = []
+    for z, options in ((x, {"unit_norm": True, "backend": backend}), (y.double(), {"backend": "eager"})):
+        lse = row_logsumexp(z.requires_grad_(), z, scale=20.0, **options)
+        results.append([lse, *torch.autograd.grad(lse.sum(), z)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+
+
+@BACKENDS
 def test_strided_rows_and_features_are_read(backend):
     wide = rows(8, 12, 0, torch.float32)
     for view in (wide[:, 2:7], wide[::2], wide.T, wide[:, ::3]):

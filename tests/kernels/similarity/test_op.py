@@ -23,7 +23,21 @@ def test_operators_pass_opcheck(columns, gain):
     x, y, lse = x.detach(), y.detach(), torch.ones(5, dtype=torch.float64)
     pair = (x, y, None, None, lse, lse[:0], lse, None, 2.0, None, True, True, True, "cpu")
     torch.library.opcheck(OPERATORS.pair_lse_backward.default, pair)
+    for wide in (x.T.contiguous().T, x.expand(5, 4)):
+        torch.library.opcheck(OPERATORS.pair_lse_backward.default, (wide, *pair[1:]))
+        torch.library.opcheck(
+            OPERATORS.self_lse_backward.default, (wide, None, lse, x @ x.T, lse, 2.0, True, True, "cpu")
+        )
     torch.library.opcheck(OPERATORS.self_lse_backward.default, (x, None, lse, x @ x.T, lse, 2.0, True, True, "cpu"))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)])
+def test_gradients_that_are_not_needed_do_not_alias(needs, backend):
+    x, y = (z.detach() for z in leaves(torch.float32))
+    lse = torch.ones(5)
+    pair = (x, y, None, None, lse, lse[:0].clone(), lse.clone(), None, 2.0, None, True, *needs, backend)
+    torch.library.opcheck(OPERATORS.pair_lse_backward.default, pair)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -68,12 +82,13 @@ def test_second_derivative_is_an_error(same):
         torch.autograd.grad(gradient.sum(), x)
 
 
+@pytest.mark.parametrize("value", [3.0, 0.0])
 @pytest.mark.parametrize("use", LEARNT)
-def test_tensor_scale_gets_a_gradient(use):
+def test_tensor_scale_gets_a_gradient(use, value):
     """On the CPU. The test of stress.py checks Triton."""
     gradients = []
     for backend in ("cpu", "eager"):
-        scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+        scale = torch.tensor(value, dtype=torch.float64, requires_grad=True)
         lses = LEARNT[use](*(x.detach() for x in leaves()), scale=scale, backend=backend)
         gradients += torch.autograd.grad(sum((lse * torch.arange(len(lse))).sum() for lse in lses), scale)
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
