@@ -4,8 +4,8 @@
 
 On this machine: a ViT of 12 blocks of 24 channels gets images of few patches, so that the CPU has almost nothing to
 compute. What is left is Python, autograd, autocast and torch's dispatch. The fewest CPU seconds of forward and backward
-are divided by the operators that the plan counts. The seconds of the update are divided by the trained tensors. At ZeRO 3,
-DeepSpeed's hooks add time at every call of a module with weights.
+are divided by the operators that the plan counts. The seconds of the update are divided by the trained tensors. At
+ZeRO 3, DeepSpeed's hooks add time at every call of a module with weights.
 
 On the machine of an H100: the results of ``bench.gpu`` have the time in which eager torch launches five losses, forward
 and backward. The slope over their numbers of operators is the time per operator with its launches. The seconds per

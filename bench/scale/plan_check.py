@@ -123,7 +123,9 @@ def purposes(sent: dict[str, int]) -> dict[str, int]:
         owner, moment, kind = name.split()
         if moment == "update" and kind == "all_reduce":
             continue
-        if owner == "fasttrain":
+        if owner == "reduction":
+            totals["gradients"] += size
+        elif owner == "fasttrain":
             totals["BatchNorm, loss, centre"] += size
         else:
             totals["weights" if kind == "all_gather" else "gradients"] += size

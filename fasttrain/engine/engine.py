@@ -92,10 +92,14 @@ class Engine:
         self._set_schedules(step)
         views, indices = self._on_device(batch)
         objective = checked(self.deepspeed(views, step, indices), self.method)
+        self.backward(objective.loss)
+        return objective
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch. With a step's last one, they become the mean over the ranks."""
         averages = self._reduction is not None and self.deepspeed.is_gradient_accumulation_boundary()
         with self._reduction.during_backward() if self._reduction and averages else nullcontext():
-            self.deepspeed.backward(objective.loss)
-        return objective
+            self.deepspeed.backward(loss)
 
     def update(self, step: Step, *, skip: bool = False, grad_norm: float | None = None) -> None:
         """Pass the micro-batch to DeepSpeed. After a step's last one the optimizer moves and the teacher follows.
@@ -165,6 +169,8 @@ class Engine:
 
     def close(self) -> None:
         """Free DeepSpeed's state and restore torch's linear function, which DeepSpeed replaces at stage 3."""
+        if self._reduction:
+            self._reduction.close()
         self.deepspeed.destroy()
         zero.set_linear_function(self._linear)
 

@@ -45,8 +45,12 @@ class GradientReduction:
         self._missing: list[int] = []
         """Gradients that each bucket lacks; empty outside of the backward pass whose gradients are sent."""
         self._sent: list[_Sent] = []
-        for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(self._add)  # type: ignore[no-untyped-call]
+        self._hooks = [p.register_post_accumulate_grad_hook(self._add) for p in trained]  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Remove the hooks, which would keep the network's memory."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def during_backward(self) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """Gradients are the mean over the ranks, sent during backward in the same order on every rank."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +54,19 @@ def test_gradients_are_means_and_most_are_sent_during_backward(sent, dtype):
         network.zero_grad()
         network(batch).square().mean().backward()
     torch.testing.assert_close(_gradients(network), expected, **tolerance)
+
+
+def test_closed_reduction_frees_the_network(sent):
+    """The hooks of the gradients kept the network of every run of a process."""
+    network = _network()
+    freed = weakref.ref(network[0])
+    reduction = GradientReduction(network.parameters(), 2, torch.float32)
+    with reduction.during_backward():
+        network(torch.randn(3, 4)).square().mean().backward()
+    reduction.close()
+    del network, reduction
+    gc.collect()
+    assert freed() is None
 
 
 def test_accumulated_gradients_are_sent_once(sent):
