@@ -116,7 +116,8 @@ class Group:
     def shipped(self) -> Tile:
         """Return the shipped tile for this machine's GPU."""
         dtype = DTYPES[self.dtype]
-        capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+        major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+        capability = 10 * major + minor
         if self.kind.startswith("backward"):
             return backward_tile(self.dim, dtype, capability)
         return forward_tile(self.dim, dtype, capability, columns=self.kind != "forward")

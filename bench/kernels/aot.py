@@ -1,10 +1,11 @@
-"""Compile every kernel with every shipped tile for three GPUs, and report the resources. No GPU is needed.
+"""Compile every kernel with every shipped tile for six GPUs, and report the resources. No GPU is needed.
 
     python -m bench.kernels.aot                       # table, and bench/results/aot.json
     python -m bench.kernels.aot --check               # exit status 1 if a bf16 kernel spills or exceeds the chip
 
-For sm_80 (A100), sm_90a (H100, H200) and sm_100a (B200): registers per thread, bytes spilled, shared memory, programs
-per multiprocessor, use of the tensor cores' asynchronous instructions (wgmma, tcgen05), and exponentials per thread.
+For sm_80 (A100), sm_90a (H100, H200), sm_100a (B200), and sm_86, sm_89 and sm_120 (RTX 30, 40, 50): registers per
+thread, bytes spilled, shared memory, programs per multiprocessor, use of the tensor cores' asynchronous instructions
+(wgmma, tcgen05), and exponentials per thread.
 The report also has rooflines of the important sizes: the larger of the time of the products and the time of the
 exponentials. A roofline is arithmetic from the data sheet, not a measurement.
 """
@@ -61,6 +62,12 @@ CHIPS = (
     Chip(90, "H100", 989e12, 3.9e12, 227 << 10, 228 << 10),
     Chip(100, "B200", 2250e12, 4.4e12, 227 << 10, 228 << 10),
 )
+SMALL_CHIPS = (
+    Chip(86, "RTX 3090", 71e12, 2.2e12, 99 << 10, 100 << 10),
+    Chip(89, "RTX 4090", 165e12, 5.2e12, 99 << 10, 100 << 10),
+    Chip(120, "RTX 5090", 210e12, 6.5e12, 99 << 10, 100 << 10),
+)
+"""Chips with little shared memory: the kernels must fit them, and no roofline is reported."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,14 @@ class Use:
         return Use(self.kernel, self.constants | changed, tuple(n for n in self.absent if n not in passed))
 
     def tile(self, dim: int, dtype: torch.dtype, capability: int) -> Tile:
-        """Return the shipped tile for a chip of this major compute capability."""
+        """Return the shipped tile for a chip of this compute capability."""
         if self.kernel is similarity.lse_fwd_kernel:
             return forward_tile(dim, dtype, capability, columns=bool(self.constants["COLUMNS"]))
         if self.kernel is similarity.lse_bwd_kernel:
             return backward_tile(dim, dtype, capability)
-        return attention_tile(dim, dtype) if self.kernel is prototypes.attend_kernel else prototype_tile(dim, dtype)
+        if self.kernel is prototypes.attend_kernel:
+            return attention_tile(dim, dtype, capability)
+        return prototype_tile(dim, dtype, capability)
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class Case:
     dim: int
 
     def tile(self, chip: Chip) -> Tile:
-        return self.use.tile(self.dim, TYPES[self.dtype], chip.capability // 10)
+        return self.use.tile(self.dim, TYPES[self.dtype], chip.capability)
 
     def constants(self, chip: Chip) -> dict[str, object]:
         tile = self.tile(chip)
@@ -309,8 +318,8 @@ def faults(results: list[dict[str, Any]]) -> list[str]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = ["| use | type | D | " + " | ".join(c.name for c in CHIPS) + " |"]
-    lines.append("|---|---|---:|" + "---|" * len(CHIPS))
+    lines = ["| use | type | D | " + " | ".join(c.name for c in (*CHIPS, *SMALL_CHIPS)) + " |"]
+    lines.append("|---|---|---:|" + "---|" * len((*CHIPS, *SMALL_CHIPS)))
     for first in (r for r in results if r["chip"] == CHIPS[0].name):
         key = ("use", "dtype", "dim")
         same = [r for r in results if all(r[k] == first[k] for k in key)]
@@ -335,7 +344,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS / "aot.json")
     options = parser.parse_args()
     selected = [c for c in cases(tuple(options.types), tuple(options.dims)) if c.name in options.uses]
-    jobs = [(case, chip) for case in selected for chip in CHIPS]
+    jobs = [(case, chip) for case in selected for chip in (*CHIPS, *SMALL_CHIPS)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         results = list(pool.map(lambda job: compile_case(*job), jobs))
     print(table(results))

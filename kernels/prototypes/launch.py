@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ..similarity import launch as similarity
-from ..similarity.launch import adjacent, kernel_options, on_device, packed, splits
+from ..similarity.launch import adjacent, capability, kernel_options, on_device, packed, splits
 from ..similarity.tiles import Tile, attention_tile, prototype_tile
 from .cpu import Terms
 from .triton import attend_kernel, columns_kernel, rows_kernel
@@ -120,7 +120,7 @@ def _alike(*factors: Tensor) -> tuple[Tensor, ...]:
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     n, dim = queries.shape
-    tile = attention_tile(dim, queries.dtype)
+    tile = attention_tile(dim, queries.dtype, capability(queries))
     grid, span = _grid(queries, len(keys), tile)
     top, total = (queries.new_empty(grid[1], n, dtype=torch.float32) for _ in range(2))
     out = queries.new_empty(grid[1], n, dim, dtype=torch.float32)
@@ -151,7 +151,7 @@ def _rows_pass(
 ) -> Tensor:
     """Return ``scale G w`` [N, D], or with ``gradient=False`` the sums of G [N], for G = P (a + r g + c s)."""
     n, dim = h.shape
-    tile = prototype_tile(dim, h.dtype)
+    tile = prototype_tile(dim, h.dtype, capability(h))
     grid, span = _grid(h, len(w), tile, outs=gradient)
     r, g = (None, None) if of_columns is None else of_columns
     dh = h.new_empty(grid[1], n, dim if gradient else 0, dtype=torch.float32)
@@ -182,7 +182,7 @@ def _columns(
 ) -> None:
     """Write ``dw`` [K, D] or ``marginal`` [K]."""
     dim = h.shape[1]
-    tile = prototype_tile(dim, h.dtype)
+    tile = prototype_tile(dim, h.dtype, capability(h))
     outs = 1 if dw is None else triton.cdiv(dim, tile.block_out)
     q, v, bias, teacher_lse, attended_grad = taught or (h, w, None, None, h)
     with on_device(h):

@@ -127,7 +127,7 @@ def _forward(
     symmetric: bool = False,
 ) -> tuple[Tensor, Tensor]:
     n, m, dim = len(x), len(y), x.shape[1]
-    tile = forward_tile(dim, x.dtype, _capability(x), columns=columns or symmetric)
+    tile = forward_tile(dim, x.dtype, capability(x), columns=columns or symmetric)
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     if columns or symmetric:
         tiles = triton.cdiv(row_tiles, _MOST_SLOTS)
@@ -166,7 +166,7 @@ def _backward(
     sums: bool = False,
 ) -> tuple[Tensor, Tensor]:
     n, m, dim = len(x), len(y), x.shape[1]
-    tile = backward_tile(dim, x.dtype, _capability(x))
+    tile = backward_tile(dim, x.dtype, capability(x))
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     outs = triton.cdiv(dim, tile.block_out)
     span = triton.cdiv(col_tiles, splits(x, row_tiles * outs, col_tiles))
@@ -221,9 +221,10 @@ def splits(x: Tensor, programs: int, tiles: int) -> int:
     return max(1, min(tiles, _PROGRAMS * processors // programs))
 
 
-def _capability(x: Tensor) -> int:
-    """Return the major number of the GPU's compute capability, or 0 if kernels are interpreted."""
-    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+def capability(x: Tensor) -> int:
+    """Return the GPU's compute capability, 90 for 9.0, or 0 if kernels are interpreted."""
+    major, minor = torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
+    return 10 * major + minor
 
 
 def kernel_options(tile: Tile) -> dict[str, object]:

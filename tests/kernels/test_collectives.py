@@ -33,7 +33,8 @@ def two_equal_ranks(monkeypatch):
 def test_gathered_rows_leave_the_gradient_of_other_branches(two_equal_ranks):
     """Regression: the gradient was summed over the ranks in place, but autograd had given it to ``other``, too."""
     x, other, weights = torch.ones(2, 1, requires_grad=True), torch.ones(4, 1, requires_grad=True), torch.arange(4.0)
-    (weights[:, None] * (collectives.gather_rows(x, two_equal_ranks) + other * 1)).sum().backward()
+    first = other * 1  # created before the gather, so its backward pass comes after
+    (weights[:, None] * (collectives.gather_rows(x, two_equal_ranks) + first)).sum().backward()
     assert other.grad.flatten().tolist() == [0, 1, 2, 3]
     assert x.grad.flatten().tolist() == [4, 6]
 

@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 64, 100, 128, 200, 256, 257, 1000, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("capability", [0, 9, 12])
+@pytest.mark.parametrize("capability", [0, 80, 89, 90, 120])
 def test_tiles_have_sizes_that_tl_dot_takes(dim, dtype, capability):
     """The compiler needs powers of two from 16 up, which the interpreter does not check."""
     forward = [forward_tile(dim, dtype, capability, columns=columns) for columns in (False, True)]
-    for tile in (*forward, backward_tile(dim, dtype, capability), prototype_tile(dim, dtype)):
+    for tile in (*forward, backward_tile(dim, dtype, capability), prototype_tile(dim, dtype, capability)):
         for size in (tile.block_m, tile.block_n, tile.block_d, tile.block_out):
             assert size >= 16
             assert size & (size - 1) == 0
@@ -30,9 +30,9 @@ def test_tiles_have_sizes_that_tl_dot_takes(dim, dtype, capability):
 
 @pytest.mark.slow
 def test_no_bf16_kernel_spills_and_all_fit_the_chip():
-    """Compiled for A100, H100 and B200 in another process, because this one interprets its kernels."""
+    """Compiled for six GPUs in another process, because this one interprets its kernels."""
     command = [sys.executable, "-m", "bench.kernels.aot", "--check", "--types", "bf16"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "156 kernels: no bf16 spill, all within shared memory" in done.stdout
+    assert "312 kernels: no bf16 spill, all within shared memory" in done.stdout
