@@ -81,7 +81,7 @@ class GradientReduction:
     def _send(self) -> None:
         """Move the gradients of the next bucket into one tensor and start its reduction."""
         bucket = self._buckets[len(self._sent)]
-        flat = torch.zeros(sum(map(_places, bucket)), dtype=self.dtype, device=bucket[0].device)
+        flat = torch.zeros(sum(places(p.numel()) for p in bucket), dtype=self.dtype, device=bucket[0].device)
         pairs = [(v, p.grad) for v, p in zip(_views(flat, bucket), bucket, strict=True) if p.grad is not None]
         if pairs:
             torch._foreach_copy_([view for view, _ in pairs], [gradient for _, gradient in pairs])
@@ -103,8 +103,9 @@ def buckets(parameters: Iterable[Tensor], limit: int) -> list[list[Tensor]]:
     return lists
 
 
-def _places(parameter: Tensor) -> int:
-    return -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+def places(elements: int) -> int:
+    """Return the elements of a bucket that a gradient of this size takes."""
+    return -(-elements // _ALIGNMENT) * _ALIGNMENT
 
 
 def _views(flat: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -112,5 +113,5 @@ def _views(flat: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
     views, start = [], 0
     for parameter in parameters:
         views.append(flat[start : start + parameter.numel()].view_as(parameter))
-        start += _places(parameter)
+        start += places(parameter.numel())
     return views

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..engine.reduction import places
 from .group import Message
 from .trace import Trace
 from .update import Update
@@ -49,7 +50,8 @@ def gradient_traffic(weights: Sequence[Weight], zero: Zero, accumulation: int = 
     elements = sum(weight.numel for weight in own)
     messages = -(-elements // zero.bucket)
     if zero.stage == 0:
-        return [Traffic("gradients", "all_reduce", zero.averaged * elements, messages, zero.overlap)]
+        size = zero.averaged * sum(places(weight.numel) for weight in own)
+        return [Traffic("gradients", "all_reduce", size, messages, zero.overlap)]
     times = accumulation if zero.stage > 1 else 1
     if zero.stage == 3:
         size = sum(weight.part(zero.world) * zero.world * weight.sent for weight in own)
