@@ -12,6 +12,7 @@ _ROOT = Path(__file__).parent.parent
 _LINKS = [f"{_ROOT}/fasttrain/{folder}/*" for folder in ("kernels", "pipelines")]  # the same files again
 _USED_FROM_OUTSIDE = {
     "TokenBackbone": "public: methods with losses on patches are built with it",
+    "__class__": "Python finds the methods of an object by it",
     "_check_input_dim": "torch's BatchNorm calls it",
     "allreduce": "torch.distributed calls it",
     "alltoall_base": "torch.distributed calls it",

@@ -101,9 +101,9 @@ def launched_operators() -> list[dict[str, Any]]:
     return rows
 
 
-def slope(x: list[int], y: list[float]) -> float:
+def slope_of(x: list[int], y: list[float]) -> float:
     """Return the slope of the line through points by least squares; what is constant, such as a start, drops out."""
-    return statistics.linear_regression(x, y).slope
+    return statistics.linear_regression(x, y)[0]
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
     operator = whole["micro_step_s"] / whole["operators"]
     tensor = whole["update_s"] / whole["tensors"]
     launched = launched_operators()
-    with_launches = slope([row["operators"] for row in launched], [row["seconds"] for row in launched])
+    with_launches = slope_of([row["operators"] for row in launched], [row["seconds"] for row in launched])
     result = {
         "machine": machine(),
         "zero_0": whole,

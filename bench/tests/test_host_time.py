@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import RESULTS
-from bench.scale.host_time import launched_operators, slope
+from bench.scale.host_time import launched_operators, slope_of
 from fasttrain.cli.plan import PlanOptions
 from fasttrain.plan.hardware import GPUS, Cluster
 
@@ -22,4 +22,4 @@ def test_operators_of_eager_losses_are_counted_and_the_slope_ignores_a_start():
     rows = launched_operators()
     assert len(rows) == 5
     assert all(10 < row["operators"] < 100 and 0 < row["seconds"] < 0.01 for row in rows)
-    assert slope([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx(2)
+    assert slope_of([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx(2)

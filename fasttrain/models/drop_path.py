@@ -63,7 +63,6 @@ def drop_samples(network: nn.Module, rate: float) -> None:
         )
     for block in blocks:
         block.__class__ = _SAMPLE_DROPPING[type(block)]
-        block.drop_path1 = block.drop_path2 = nn.Identity()
         block.sample_drop_rate = rate  # type: ignore[assignment]
 
 

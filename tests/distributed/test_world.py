@@ -33,7 +33,7 @@ def launch(monkeypatch):
         monkeypatch.setenv(name, "")  # makes monkeypatch restore the variable, even if it is not set now
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(cpus, "_folders", lambda: iter(()))
+    monkeypatch.setattr(cpus, "control_groups", lambda _: iter(()))
     monkeypatch.setattr(world_module, "has_nvidia_device", lambda: False)
     return lambda **values: [monkeypatch.setenv(name, value) for name, value in values.items()]
 
@@ -92,7 +92,7 @@ def test_prepare_environment_adopts_the_ranks_of_srun(launch):
 @pytest.mark.parametrize(("cores", "ranks", "threads"), [(8, 1, 8), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
 def test_ranks_share_the_cores(monkeypatch, cores, ranks, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr(cpus, "_folders", lambda: iter(()))
+    monkeypatch.setattr(cpus, "control_groups", lambda _: iter(()))
     assert World(0, ranks, 0, ranks).threads == threads
 
 
@@ -111,7 +111,7 @@ def test_ranks_share_the_cores(monkeypatch, cores, ranks, threads):
 )
 def test_prepare_environment_sets_only_missing_variables(launch, monkeypatch, values, gpu, expected):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("changed the process's memory"))
-    monkeypatch.setattr(cpus, "_folders", lambda: iter(()))
+    monkeypatch.setattr(cpus, "control_groups", lambda _: iter(()))
     monkeypatch.setattr(world_module, "has_nvidia_device", lambda: gpu)
     launch(**values)
     prepare_environment()
