@@ -202,6 +202,19 @@ def test_the_end_of_another_rank_ends_this_one(tmp_path, monkeypatch, timer, end
     assert (tmp_path / "rank-1.log").exists() == logged
 
 
+def test_a_log_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    """On a disk that became read-only, the removal of the empty log replaced the message that names the disk."""
+
+    def unlink(path, missing_ok=False):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with Watchdog(_ONE, 30) as dog:
+        dog.folder = tmp_path
+        dog.step_done()
+    assert (tmp_path / "rank-0.log").is_file()
+
+
 def test_an_error_on_the_only_rank_is_one_line_with_its_log(tmp_path):
     with Watchdog(_ONE, 30) as dog:
         dog.folder = tmp_path
