@@ -93,7 +93,7 @@ _HANGS = """
 import sys, time
 from fasttrain.distributed import watchdog
 from fasttrain.run import main
-from fasttrain.training import trainer
+from fasttrain.training import opening, trainer
 from tests.small_runs import when_logged
 
 def hang(*_, **__):
@@ -102,7 +102,7 @@ def hang(*_, **__):
 watchdog._GRACE_ALONE = watchdog._LINGER = 0.5
 place = sys.argv.pop(1)
 if place == "listing":
-    trainer.open_source = hang
+    opening.open_source = hang
 if place == "building":
     trainer.build_method = hang
 if place == "k-NN":
