@@ -99,7 +99,7 @@ from tests.small_runs import when_logged
 def hang(*_, **__):
     time.sleep(60)
 
-watchdog._GRACE_ALONE = watchdog._LINGER = 0.5
+watchdog._GRACE_ALONE, watchdog._LINGER = 10, 0.5
 place = sys.argv.pop(1)
 if place == "listing":
     opening.open_source = hang
