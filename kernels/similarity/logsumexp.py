@@ -46,7 +46,7 @@ def row_logsumexp(
     if check_batches:  # the backward pass for y gathers x, too
         check_equal_batches("row_logsumexp", group, y, *([x] if y.requires_grad else []))
     check_pair(x, y, "x", "y", same_rows=exclude_self and group is not None)
-    _check_scale(scale)
+    gain, factor = _gain_and_factor(scale)
     if bias is not None and (bias.shape != y.shape[:1] or not bias.is_floating_point()):
         raise ValueError(f"bias must be one number per row of y, [{y.shape[0]}], got {tuple(bias.shape)} {bias.dtype}")
     chosen = choose_backend(backend, x)
@@ -54,7 +54,6 @@ def row_logsumexp(
         all_y = gather_rows(y, group)
         excluded = first_row(x, group) if exclude_self else None
         return reference.row_logsumexp(x, all_y, scale=scale, bias=bias, excluded=excluded)
-    gain, factor = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     if group is not None:
         return row_logsumexp_over_ranks(x, y, gain, factor, exclude_self, unit_norm, chosen, group)
     if y is x and bias is None:
@@ -81,8 +80,7 @@ def view_logsumexps(
     """
     chosen = choose_backend(backend, views)
     if group is not None and chosen != "eager":
-        _check_scale(scale)
-        gain, factor = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+        gain, factor = _gain_and_factor(scale)
         return view_logsumexps_over_ranks(views, gain, factor, exclude_self, unit_norm, chosen, group)
     each = partial(
         row_logsumexp,
@@ -110,18 +108,22 @@ def bidirectional_logsumexp(
     shapes, types or the scale do not fit.
     """
     check_pair(x, y, "x", "y")
-    _check_scale(scale)
+    gain, factor = _gain_and_factor(scale)
     chosen = choose_backend(backend, x)
     if chosen == "eager":
         return reference.bidirectional_logsumexp(x, y, scale=scale)
-    gain, factor = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     lses: tuple[Tensor, Tensor] = op.pair_lse(x, y, None, gain, factor, None, unit_norm, True, chosen)
     return lses
 
 
-def _check_scale(scale: float | Tensor) -> None:
+def _gain_and_factor(scale: float | Tensor) -> tuple[Tensor | None, float]:
+    """Return the factors of a scale as the operators take them: a tensor that may get a gradient, and a number.
+
+    Raise ValueError if the scale is no finite number and no tensor of one element.
+    """
     if isinstance(scale, Tensor):
         if scale.numel() != 1:
             raise ValueError(f"scale must be one number, got a tensor of shape {tuple(scale.shape)}")
-    else:
-        check_finite(scale, "scale")
+        return scale, 1.0
+    check_finite(scale, "scale")
+    return None, float(scale)
