@@ -15,8 +15,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -25,8 +23,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from bench import RESULTS, ROOT
-from bench.scale.environments import environments
+from bench import RESULTS
+from bench.measure import commit
+from bench.scale.environments import run_ranks
 
 CAUSES = ("BatchNorm", "loss", "gradient", "guard", "data flag", "clip, norm", "parameters")
 _RESULT = RESULTS / "messages.json"
@@ -165,16 +164,7 @@ def on_two_ranks() -> list[Row]:
     """Return the rows of all cases from one pair of processes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
-        command = [sys.executable, "-W", "ignore", "-m", "bench.scale.messages", "--rank", str(path)]
-        common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPSPEED_LOG_LEVEL": "error"}
-        ranks = [subprocess.Popen(command, cwd=ROOT, env=os.environ | common | one) for one in environments(2)]
-        try:
-            ended = [rank.wait(timeout=3600) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        if any(ended):
-            raise SystemExit(f"bench.scale.messages: the ranks ended with statuses {ended}")
+        run_ranks(2, "bench.scale.messages", ["--rank", str(path)], seconds=3600)
         rows: list[Row] = json.loads(path.read_text())
     return rows
 
@@ -188,9 +178,8 @@ def main() -> None:
     if options.rank is not None:
         measure(options.rank)
         return
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     content = json.loads(_RESULT.read_text()) if _RESULT.is_file() else {}
-    content[options.label] = {"commit": commit.strip(), "rows": on_two_ranks()}
+    content[options.label] = {"commit": commit(), "rows": on_two_ranks()}
     _RESULT.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -18,15 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import RESULTS, ROOT
-from bench.scale.environments import environments
+from bench import RESULTS
+from bench.scale.environments import run_ranks
 from bench.scale.plan_rank import BATCH, IMAGES, Case, resolved
 
 RANKS = 2
@@ -145,16 +143,7 @@ def on_two_ranks(cases: list[Case]) -> list[dict[str, Any]]:
     """Return the measurements of rank 0, case by case, all in one pair of processes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
-        command = [sys.executable, "-W", "ignore", "-m", "bench.scale.plan_rank", json.dumps(cases), str(path)]
-        common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPSPEED_LOG_LEVEL": "error"}
-        ranks = [subprocess.Popen(command, cwd=ROOT, env=os.environ | common | one) for one in environments(RANKS)]
-        try:
-            ended = [rank.wait(timeout=600) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        if any(ended):
-            raise RuntimeError(f"bench.scale.plan_rank: the ranks ended with statuses {ended}")
+        run_ranks(RANKS, "bench.scale.plan_rank", [json.dumps(cases), str(path)], seconds=600)
         measured: list[dict[str, Any]] = json.loads(path.read_text())
     return measured
 
