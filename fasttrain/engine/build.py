@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import methods
 from ..config.resolve import Config
 from ..errors import ConfigError
 from ..methods import Method, Network, Task
 from ..models.architectures import check_crops, checkpoint_activations, create_backbone, start_residuals_at_one
+from ..models.batchnorm import has_batch_norm
 from ..models.drop_path import drop_samples
 
 
@@ -68,6 +68,6 @@ def _check_batch(method: Method, batch: int, world_size: int) -> None:
             f"(--bn_splits), got {batch}."
         )
     rows = batch * world_size if method.synchronised_batch_norm else batch // divisor
-    if rows == 1 and any(isinstance(module, _BatchNorm) for module in method.modules()):
+    if rows == 1 and has_batch_norm(method):
         fewer = " or lower --bn_splits" if divisor > 1 else ""
         raise ConfigError(f"--batch_size_per_gpu: BatchNorm needs more than 1 image, got 1. Raise it{fewer}.")

@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..flags import Count, Fraction, Positive, Several, flag
 from ..kernels.collectives import permute_rows
 from ..kernels.normalize import normalize_rows
 from ..losses import MoCoLoss
-from ..models.batchnorm import broadcast_statistics
+from ..models.batchnorm import broadcast_statistics, has_batch_norm
 from ..models.heads import projection_mlp
 from ..models.teacher import make_teacher
 from .base import Objective, PerImages, Step, Task, check_queue
@@ -59,6 +58,7 @@ class MoCo(SphereMethod):
         backbone = network(task.views.channels)
         self.student = Branch(backbone, moco_head(width_of(backbone), settings))
         self.teacher = make_teacher(self.student)
+        self._shuffles = has_batch_norm(self.teacher)
         self.loss = MoCoLoss(settings.temperature, (settings.queue_length, settings.out_dim))
 
     @classmethod
@@ -111,7 +111,7 @@ class MoCo(SphereMethod):
 
         Without BatchNorm the order would change nothing.
         """
-        if not any(isinstance(module, _BatchNorm) for module in self.teacher.modules()):
+        if not self._shuffles:
             keys: Tensor = self.teacher.projections(views)[0]
             return keys
         images = views[0][0]

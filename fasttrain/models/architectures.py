@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..pipelines.views.recipe import Size, sides, size_text
+from .batchnorm import has_batch_norm
 
 _DINO_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 _SMALL_IMAGE = 64
@@ -192,7 +193,7 @@ def checkpoint_activations(network: nn.Module) -> None:
 
     Raise ValueError for a network without support, or with BatchNorm, whose statistics would be updated twice.
     """
-    if any(isinstance(layer, _BatchNorm) for layer in network.modules()):
+    if has_batch_norm(network):
         raise ValueError(
             "--activation_checkpointing: would update BatchNorm's statistics twice. Use a ViT or leave it out."
         )

@@ -18,6 +18,11 @@ from ..kernels.collectives import Group, all_reduce_mean, start_gather
 from ..kernels.precision import at_least_single
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    """Return whether a network has a BatchNorm of any kind."""
+    return any(isinstance(layer, _BatchNorm) for layer in network.modules())
+
+
 class RankBatchNorm(_BatchNorm):
     """BatchNorm over the batch of all ranks, with one message per layer forward and one backward.
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import methods
 from ..config.fit import fit_to_data
@@ -16,6 +15,7 @@ from ..config.settings import TrainConfig
 from ..engine.build import build_method
 from ..engine.zero import least_stage
 from ..errors import ConfigError
+from ..models.batchnorm import has_batch_norm
 from .communication import Traffic, traffic
 from .hardware import GIB, Cluster
 from .memory import Part, largest_batch, parts, total
@@ -151,7 +151,7 @@ def forecast(config: Config, cluster: Cluster, images: int) -> Forecast:
     stages = [at(0, *unsharded)]
     if precision != "fp16":
         stages += [at(1, *unsharded), at(2, *unsharded), at(3, *traces(3))]
-    synchronised = method.synchronised_batch_norm and any(isinstance(m, _BatchNorm) for m in method.modules())
+    synchronised = method.synchronised_batch_norm and has_batch_norm(method)
     return Forecast(
         config,
         cluster,
@@ -215,8 +215,7 @@ def refusal(prediction: Forecast) -> str:
 
 def _can_recompute(backbone: nn.Module) -> bool:
     """Return whether ``models.architectures.checkpoint_activations`` accepts the network."""
-    batch_norm = any(isinstance(layer, _BatchNorm) for layer in backbone.modules())
-    return hasattr(backbone, "set_grad_checkpointing") and not batch_norm
+    return hasattr(backbone, "set_grad_checkpointing") and not has_batch_norm(backbone)
 
 
 def _accepts(config: Config, batch: int) -> bool:
