@@ -56,9 +56,7 @@ class Feed:
 
     def raise_failure(self) -> NoReturn:
         """Raise the DataError of the first rank that has one. Collective."""
-        lines: list[str | None] = [None] * self.loader.world_size
-        dist.all_gather_object(lines, str(self.failure) if self.failure else None)
-        raise DataError(next(line for line in lines if line))
+        _raise_first(self.failure, self.loader)
 
     def close(self) -> None:
         """End the epoch."""
@@ -86,8 +84,13 @@ def _raise_together(failure: DataError | None, loader: Loader) -> None:
         failed = torch.tensor(float(failure is not None), device=loader.device)
         dist.all_reduce(failed)
         if failed:
-            lines: list[str | None] = [None] * loader.world_size
-            dist.all_gather_object(lines, str(failure) if failure else None)
-            raise DataError(next(line for line in lines if line))
+            _raise_first(failure, loader)
     elif failure is not None:
         raise failure
+
+
+def _raise_first(failure: DataError | None, loader: Loader) -> NoReturn:
+    """Raise the DataError of the first rank that has one. Collective."""
+    lines: list[str | None] = [None] * loader.world_size
+    dist.all_gather_object(lines, str(failure) if failure else None)
+    raise DataError(next(line for line in lines if line))

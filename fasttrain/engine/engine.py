@@ -72,6 +72,10 @@ class Engine:
         """Return the step that follows ``index`` finished steps."""
         return Step(index, self.total_steps, self.steps_per_epoch, measure, self.ahead)
 
+    def position(self, done: int) -> tuple[int, int]:
+        """Return the current epoch after ``done`` finished steps, and how many of its steps are finished."""
+        return divmod(done + self.ahead, self.steps_per_epoch)
+
     def first_pass(self, batches: Iterable[Batch]) -> None:
         """Show every image to a method that must see all data before its first step."""
         for batch in batches:

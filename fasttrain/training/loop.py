@@ -84,7 +84,7 @@ class Loop:
         if not done and engine.method.needs_first_pass:
             with signals.raising(engine.world.size):
                 engine.first_pass(self._first_pass())
-        progress = Progress.resumed(done, recorder.past if recorder else [], self._position(done)[1])
+        progress = Progress.resumed(done, recorder.past if recorder else [], engine.position(done)[1])
         self.watchdog.step_done()
         self._finish_last_line(progress, last, recorder)
         if display:
@@ -96,7 +96,7 @@ class Loop:
 
     def _finish_last_line(self, progress: Progress, last: int, recorder: Recorder | None) -> None:
         """Make the evaluation that an earlier process did not finish after its checkpoint. Collective."""
-        epoch, offset = self._position(progress.done)
+        epoch, offset = self.engine.position(progress.done)
         due = not offset and 0 < progress.done < last and self._evaluates_after(epoch - 1)
         line = progress.logged
         lacking = due and line.get("step") == progress.done and "knn_top1" not in line
@@ -124,7 +124,7 @@ class Loop:
     ) -> None:
         """Make the remaining steps of an epoch."""
         engine, micro_steps = self.engine, self.train.gradient_accumulation_steps
-        epoch, offset = self._position(progress.done)
+        epoch, offset = self.engine.position(progress.done)
         if not offset:
             engine.start_epoch(epoch)
         feed = Feed(self.loader, epoch, offset * micro_steps)
@@ -163,10 +163,6 @@ class Loop:
                 break
         progress.epoch_lines = []
         feed.close()
-
-    def _position(self, done: int) -> tuple[int, int]:
-        """Return the current epoch and its finished steps."""
-        return divmod(done + self.engine.ahead, self.engine.steps_per_epoch)
 
     def _evaluates_after(self, epoch: int) -> bool:
         every = self.train.knn_every

@@ -151,8 +151,7 @@ class Recorder:
     def step(self, values: dict[str, Any]) -> None:
         """Write a line of metrics.jsonl, and send the numbers to the trackers."""
         self._metrics.write(json.dumps(finite(values)) + "\n")
-        numbers = {name: value for name, value in values.items() if name not in ("step", "epoch") and value is not None}
-        self._each(lambda tracker: tracker.log(values["step"], numbers))
+        self._track(values["step"], values)
 
     def extend_last(self, step: int, values: dict[str, Any]) -> None:
         """Add values to the newest line of metrics.jsonl, which is of this step, and send them to the trackers.
@@ -164,7 +163,10 @@ class Recorder:
         write_text(path, before + json.dumps(json.loads(last) | finite(values)) + "\n")
         self._metrics.close()
         self._metrics = path.open("a", buffering=1)
-        numbers = {name: value for name, value in values.items() if value is not None}
+        self._track(step, values)
+
+    def _track(self, step: int, values: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in values.items() if name not in ("step", "epoch") and value is not None}
         self._each(lambda tracker: tracker.log(step, numbers))
 
     def epoch(self, values: dict[str, Any]) -> None:

@@ -377,7 +377,7 @@ class _Run:
         stops waits for its checkpoint.
         """
         t = self.config.train
-        keep = ends_epoch and (done + self.engine.ahead) // self.engine.steps_per_epoch % t.saveckp_freq == 0
+        keep = ends_epoch and self.engine.position(done)[0] % t.saveckp_freq == 0
         due = ends_epoch or (bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0)
         if (due and not self.guard.consecutive) or stop or done == self.last:
             if not self.engine.finite():
