@@ -14,8 +14,10 @@ if __name__ == "kernels":
         name="kernels",
     )
 
+from .coding_rate import coding_rate
 from .contrastive import info_nce, nt_xent
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
+from .gram import gram_error
 from .prototypes.objective import patch_cross_entropy, prototype_cross_entropy, prototype_entropy, prototype_terms
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
 from .sinkhorn.potentials import sinkhorn, sinkhorn_center
@@ -23,7 +25,9 @@ from .vmf import log_sphere_area, log_vmf_normalizer, reference_log_vmf_normaliz
 
 __all__ = [
     "bidirectional_logsumexp",
+    "coding_rate",
     "gaussian_entropy",
+    "gram_error",
     "info_nce",
     "log_sphere_area",
     "log_vmf_normalizer",

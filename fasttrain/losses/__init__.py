@@ -9,12 +9,14 @@ from .byol import BYOLLoss
 from .cmc import CMCLoss, CMCMemoryLoss
 from .dino import DINOLoss
 from .entropy_reconstruction import Bound, EntropyReconstructionLoss
+from .gram import GramLoss
 from .info_nce import InfoNCELoss
 from .instance_bank import InstanceBank
 from .memory_bank import MemoryBankModule
 from .moco import MoCoLoss, MoCoV3Loss
 from .negative_cosine import NegativeCosineSimilarity
 from .nt_xent import NTXentLoss
+from .simdino import SimDINOLoss
 from .simsiam import SimSiamLoss
 from .swav import SwaVLoss
 
@@ -25,6 +27,7 @@ __all__ = [
     "CMCMemoryLoss",
     "DINOLoss",
     "EntropyReconstructionLoss",
+    "GramLoss",
     "InfoNCELoss",
     "InstanceBank",
     "MemoryBankModule",
@@ -32,6 +35,7 @@ __all__ = [
     "MoCoV3Loss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SimDINOLoss",
     "SimSiamLoss",
     "SwaVLoss",
 ]

@@ -45,6 +45,7 @@ CASES = [
     ("moco", False, 0),
     ("cmc", True, 2),
     ("deepcluster", False, 1),
+    ("simdino", False, 2),
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
@@ -183,6 +184,7 @@ def prototype_losses(prototypes):
     swav = {"sinkhorn_epsilon": 1.0, "sinkhorn_gather_distributed": True}
     return {
         "dino": twice(losses.DINOLoss(8)),
+        "simdino": twice(losses.SimDINOLoss(gather_distributed=True)),
         "dino_features": twice(losses.DINOLoss(5), **both),
         "swav": twice(losses.SwaVLoss(**swav)),
         "swav_features": twice(losses.SwaVLoss(**swav), prototypes=prototypes),

@@ -69,6 +69,7 @@ KERNELS = {
     "vmf_entropy weighted": lambda a, b, **o: kernels.vmf_entropy(a, estimator="expectation", **o),
     "vmf_reconstruction": lambda a, b, **o: kernels.vmf_reconstruction(a, b, **o),
     "gaussian_entropy": lambda a, b, **o: kernels.gaussian_entropy(a, bandwidth=1.0, **o),
+    "coding_rate": lambda a, b, **o: kernels.coding_rate(torch.stack([a, b]), eps=0.5, **o).sum(),
     "prototype_terms": lambda a, b, **o: kernels.prototype_terms(
         torch.stack([a, b]), torch.stack([b, a]), _W, _W, **_TEMPS, **o
     )[1],
@@ -111,6 +112,7 @@ LOSSES = {
         lambda: CompatDINOLoss(DIM, 2, 0.04, 0.04, 0, 1),
         lambda loss, a, b: loss(torch.cat([a, b]), torch.cat([a, b]), 0),
     ),
+    "SimDINOLoss": (lambda: losses.SimDINOLoss(**_SHARE), _views),
     "SwaVLoss": (lambda: losses.SwaVLoss(**_SWAV), lambda loss, a, b: loss([a, b], [a])),
     "SwaVLoss without Sinkhorn": (
         lambda: losses.SwaVLoss(sinkhorn_iterations=0, **_SWAV),

@@ -16,6 +16,7 @@ SMALL = {
     "moco": {"queue_length": 64, "out_dim": 8},
     "mocov3": {"hidden_dim": 16, "out_dim": 8},
     "simclr": {"hidden_dim": 16, "out_dim": 8},
+    "simdino": {"hidden_dim": 16, "bottleneck_dim": 8, "use_bn_in_head": True},
     "simsiam": {"dim": 16, "pred_dim": 8},
     "swav": {"nmb_prototypes": 32, "hidden_dim": 16, "out_dim": 8},
 }

@@ -24,6 +24,7 @@ _COUNTERPARTS = {
     "moco": official_contrastive.MoCo,
     "mocov3": official_contrastive.MoCoV3,
     "simclr": official_contrastive.SimCLR,
+    "simdino": official_distillation.SimDINO,
     "simsiam": official_distillation.SimSiam,
     "swav": official_clustering.SwAV,
 }
@@ -40,6 +41,7 @@ _SETTINGS = {
     "infomin": {"queue_length": 32, "momentum_teacher": 0.9, "beta": 0.3},
     "moco": {"queue_length": 32, "momentum_teacher": 0.9},
     "mocov3": {"momentum_teacher": 0.9, "temperature": 0.4},
+    "simdino": {"momentum_teacher": 0.9, "coeff": 0.7},
 }
 
 both = pytest.mark.parametrize("entropy", [False, True], ids=["base", "twin"])
