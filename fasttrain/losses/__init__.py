@@ -11,6 +11,7 @@ from .dino import DINOLoss
 from .entropy_reconstruction import Bound, EntropyReconstructionLoss
 from .info_nce import InfoNCELoss
 from .instance_bank import InstanceBank
+from .koleo import KoLeoLoss
 from .memory_bank import MemoryBankModule
 from .moco import MoCoLoss, MoCoV3Loss
 from .negative_cosine import NegativeCosineSimilarity
@@ -27,6 +28,7 @@ __all__ = [
     "EntropyReconstructionLoss",
     "InfoNCELoss",
     "InstanceBank",
+    "KoLeoLoss",
     "MemoryBankModule",
     "MoCoLoss",
     "MoCoV3Loss",
