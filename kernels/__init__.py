@@ -18,6 +18,7 @@ from .coding_rate import coding_rate
 from .contrastive import info_nce, nt_xent
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
 from .gram import gram_error
+from .nearest.similarity import nearest_similarity
 from .prototypes.objective import patch_cross_entropy, prototype_cross_entropy, prototype_entropy, prototype_terms
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
 from .sinkhorn.potentials import sinkhorn, sinkhorn_center
@@ -31,6 +32,7 @@ __all__ = [
     "info_nce",
     "log_sphere_area",
     "log_vmf_normalizer",
+    "nearest_similarity",
     "nt_xent",
     "patch_cross_entropy",
     "prototype_cross_entropy",

@@ -12,6 +12,7 @@ from .entropy_reconstruction import Bound, EntropyReconstructionLoss
 from .gram import GramLoss
 from .info_nce import InfoNCELoss
 from .instance_bank import InstanceBank
+from .koleo import KoLeoLoss
 from .memory_bank import MemoryBankModule
 from .moco import MoCoLoss, MoCoV3Loss
 from .negative_cosine import NegativeCosineSimilarity
@@ -30,6 +31,7 @@ __all__ = [
     "GramLoss",
     "InfoNCELoss",
     "InstanceBank",
+    "KoLeoLoss",
     "MemoryBankModule",
     "MoCoLoss",
     "MoCoV3Loss",
