@@ -23,6 +23,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..precision import accumulable
+
 LOG2E = math.log2(math.e)
 BOUND = 40.0
 """Scores within +-BOUND nats need no shift: e^-80 is the smallest probability, and normal times a gradient of 1/N."""
@@ -46,7 +48,7 @@ def pair_lse(
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-sum-exps of rows [N], and with ``columns`` of columns [M], else an empty tensor."""
-    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
+    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias)
     scale = _scale(scale, gain)
     if _bounded(x, y, bias, scale, unit_norm):
         rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
@@ -98,7 +100,7 @@ def pair_backward(
 
     Those not needed are empty.
     """
-    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
+    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias)
     dx = x.new_zeros(x.shape if need_x else (0,))
     dy = y.new_zeros(y.shape if need_y else (0,))
     dbias = x.new_zeros(0 if bias is None else len(y))
@@ -154,24 +156,20 @@ def finite_weights(lse: Tensor, grad: Tensor) -> Weights:
     return lse.masked_fill(empty, 0), grad.masked_fill(empty, 0)
 
 
-def accumulable(x: Tensor) -> Tensor:
-    """Return fp64 unchanged, and other types in fp32. Half-precision products are six times slower on most CPUs."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _scale(scale: float, gain: Tensor | None) -> float:
     return scale if gain is None else scale * gain.item()
 
 
-def _bounded(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, unit_norm: bool) -> bool:
-    """Return whether every score should be within +-BOUND: by promise, or by |<x, y>| <= |x| |y|. NaN gives False."""
-    if unit_norm and bias2 is None:
-        return abs(scale) <= BOUND
+def _bounded(x: Tensor, y: Tensor, bias: Tensor | None, scale: float, unit_norm: bool) -> bool:
+    """Return whether every score should be within +-BOUND, by promise or by :func:`is_bounded`."""
+    return abs(scale) <= BOUND if unit_norm and bias is None else is_bounded(x, y, bias, scale)
+
+
+def is_bounded(x: Tensor, y: Tensor, bias: Tensor | None, scale: float) -> bool:
+    """Return whether every score is within +-BOUND by |<x, y>| <= |x| |y|. NaN gives False."""
     longest = _longest(x)
     bound = abs(scale) * longest * (longest if y is x else _longest(y))
-    if bias2 is not None:
-        bound += float(bias2.abs().max()) / LOG2E
-    return bound <= BOUND
+    return bound + (0 if bias is None else float(bias.abs().max())) <= BOUND
 
 
 def _within_bound(lse: Tensor) -> bool:
@@ -184,7 +182,7 @@ def _longest(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x, dim=1).max())
 
 
-def _spans(length: int, most: int) -> list[slice]:
+def spans(length: int, most: int) -> list[slice]:
     """Return equal parts of at most ``most`` rows. A last part of a few rows would cost the calls of a whole tile."""
     parts = -(-length // most)
     step = -(-length // parts)
@@ -192,21 +190,21 @@ def _spans(length: int, most: int) -> list[slice]:
 
 
 def _tiles(
-    x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, *, symmetric: bool = False
+    x: Tensor, y: Tensor, bias: Tensor | None, scale: float, *, symmetric: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield scores in base 2, tile by tile, in one buffer. If ``symmetric``, yield the upper triangle only."""
     scaled = x * (scale * LOG2E)
     across = y.T
-    row_spans = _spans(len(x), _TILE if symmetric else max(_TILE, _TILE * _TILE // len(y)))
-    col_spans = row_spans if symmetric else _spans(len(y), _TILE * _TILE // row_spans[0].stop)
+    row_spans = spans(len(x), _TILE if symmetric else max(_TILE, _TILE * _TILE // len(y)))
+    col_spans = row_spans if symmetric else spans(len(y), _TILE * _TILE // row_spans[0].stop)
     buffer = x.new_empty(row_spans[0].stop * col_spans[0].stop)
     for position, i in enumerate(row_spans):
         for j in col_spans[position if symmetric else 0 :]:
             height, width = i.stop - i.start, j.stop - j.start
             tile = buffer[: height * width].view(height, width)
             torch.mm(scaled[i], across[:, j], out=tile)
-            if bias2 is not None:
-                tile += bias2[j]
+            if bias is not None:
+                tile += bias[j] * LOG2E
             yield i, j, tile
 
 
@@ -220,19 +218,19 @@ def _fill_excluded(tile: Tensor, i: slice, j: slice, excluded: int | None, value
 
 
 def _exponentials(
-    x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, excluded: int | None, *, symmetric: bool = False
+    x: Tensor, y: Tensor, bias: Tensor | None, scale: float, excluded: int | None, *, symmetric: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    for i, j, tile in _tiles(x, y, bias2, scale, symmetric=symmetric):
+    for i, j, tile in _tiles(x, y, bias, scale, symmetric=symmetric):
         tile.exp2_()
         _fill_excluded(tile, i, j, excluded, 0.0)
         yield i, j, tile
 
 
-def _running_maximum(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, excluded: int | None) -> Tensor:
+def _running_maximum(x: Tensor, y: Tensor, bias: Tensor | None, scale: float, excluded: int | None) -> Tensor:
     """Return row log-sum-exps of scores of any size. Each row has a running maximum and a sum relative to it."""
     top = x.new_full((len(x),), -torch.inf)
     total = x.new_zeros(len(x))
-    for i, j, tile in _tiles(x, y, bias2, scale):
+    for i, j, tile in _tiles(x, y, bias, scale):
         _fill_excluded(tile, i, j, excluded, -torch.inf)
         new = torch.maximum(top[i], tile.amax(1))
         shift = new.masked_fill(new == -torch.inf, 0)  # rows without a term so far
@@ -245,7 +243,7 @@ def _running_maximum(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, e
 def _gradients(
     x: Tensor,
     y: Tensor,
-    bias2: Tensor | None,
+    bias: Tensor | None,
     rows: Weights | None,
     cols: Weights | None,
     scale: float,
@@ -262,7 +260,7 @@ def _gradients(
         a = None if rows is None else rows[1] * torch.exp(-rows[0])
         b = None if cols is None else a if cols is rows else cols[1] * torch.exp(-cols[0])
         sums = None
-        for i, j, e in _exponentials(x, y, bias2, scale, excluded, symmetric=symmetric):
+        for i, j, e in _exponentials(x, y, bias, scale, excluded, symmetric=symmetric):
             if a is not None and b is not None:
                 if sums is None:
                     sums = x.new_empty(e.numel())  # the first tile is the largest
@@ -274,7 +272,7 @@ def _gradients(
             yield i, j, e
         return
     rows, cols = (None if weights is None else _finite_base2(*weights) for weights in (rows, cols))
-    for i, j, tile in _tiles(x, y, bias2, scale, symmetric=symmetric):
+    for i, j, tile in _tiles(x, y, bias, scale, symmetric=symmetric):
         grad = None
         if rows is not None:
             grad = _softmax(tile - rows[0][i, None], rows[1][i, None])

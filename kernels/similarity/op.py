@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import accumulation_type
 from . import cpu
 
 _SCHEMAS = {
@@ -40,11 +41,6 @@ _self_lse_backward = torch.ops.fasttrain.self_lse_backward.default
 def kernels(backend: str) -> ModuleType:
     """Return the module of a backend."""
     return import_module(f"{__package__}.launch") if backend == "triton" else cpu
-
-
-def accumulation_type(x: Tensor) -> torch.dtype:
-    """Return fp64 for fp64, and fp32 for all other types."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 # Forward
