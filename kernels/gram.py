@@ -29,15 +29,15 @@ class _GramError(torch.autograd.Function):
             keys, target_keys = x[image : image + together], target[image : image + together]
             for row in range(0, rows, part):
                 here = slice(row, row + part)
-                similarity, wanted = keys[:, here] @ keys.mT, target_keys[:, here] @ target_keys.mT
+                similarity, target_part = keys[:, here] @ keys.mT, target_keys[:, here] @ target_keys.mT
                 if negatives == "zero":
                     similarity.clamp_(min=0)
                 elif negatives == "zero_with_target":
-                    similarity.masked_fill_((similarity < 0) & (wanted < 0), 0)
+                    similarity.masked_fill_((similarity < 0) & (target_part < 0), 0)
                 kept = None if negatives == "keep" else similarity != 0
                 if negatives != "keep":
-                    wanted.clamp_(min=0)
-                difference = similarity.sub_(wanted)
+                    target_part.clamp_(min=0)
+                difference = similarity.sub_(target_part)
                 error += difference.square().sum()
                 if gradient is not None:
                     if kept is not None:

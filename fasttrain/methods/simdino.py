@@ -26,7 +26,7 @@ class SimDINOSettings(SphereSettings):
     hidden_dim: Count = flag(2048, "width of the head's hidden layers")
     bottleneck_dim: Several = flag(256, "dimension of the projection")
     use_bn_in_head: bool = flag(False, "BatchNorm after the head's hidden layers")
-    coeff: NonNegative = flag(1.0, "weight of the cosine beside the coding rate")
+    coeff: NonNegative = flag(1.0, "weight of the cosine, next to the coding rate")
     eps: Positive = flag(0.05, "noise of the coding rate; larger values count near directions as one")
     smooth: bool = flag(True, "coding rate of the mean of student and teacher, not of the student alone")
     momentum_teacher: Fraction = flag(0.996, "momentum of the teacher at the start")

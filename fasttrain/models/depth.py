@@ -19,21 +19,21 @@ def depths(network: nn.Module) -> dict[str, int]:
     such a network, for example a mask token, belong to its first layer. Raise ValueError for a network that does not
     name its layers.
     """
-    found: dict[str, int] = {}
+    depth_of: dict[str, int] = {}
     for prefix, part in _with_layers(network):
         of_part: Any = part
         numbers = group_parameters(part, of_part.group_matcher(coarse=False), reverse=True)
         # timm counts the last norm to the last block, and some tokens, for example registers, to a layer after it.
         blocks = {name: n for name, n in numbers.items() if "." in name and name.split(".")[0] not in _AFTER_BLOCKS}
         above = max(blocks.values()) + 1
-        found |= {prefix + name: above - blocks.get(name, above if "." in name else 0) for name in numbers}
-    if not found:
+        depth_of |= {prefix + name: above - blocks.get(name, above if "." in name else 0) for name in numbers}
+    if not depth_of:
         raise ValueError(
             f"--layer_decay: {type(network).__name__} does not name its layers. Use a network of timm, or give it "
             "timm's group_matcher."
         )
-    deepest = max(found.values())
-    return {name: found.get(name, deepest) for name, _ in network.named_parameters()}
+    deepest = max(depth_of.values())
+    return {name: depth_of.get(name, deepest) for name, _ in network.named_parameters()}
 
 
 def _with_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

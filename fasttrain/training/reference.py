@@ -98,7 +98,7 @@ class Reference:
 def open_reference(config: Config, output: Path, device: torch.device, world: World) -> Reference | None:
     """Return the reference set of a run, or None without ``--reference_path``.
 
-    Raise ConfigError for a limit without a reference set, or one that is never measured.
+    Raise ConfigError for a limit without a reference set, or a reference set that is never measured.
     """
     t = config.train
     if t.reference_path is None:

@@ -15,12 +15,12 @@ def _patches(*shape, seed=0):
 def _written(x, target, *, norm, removed):
     if norm:
         x, target = normalize(x, dim=-1), normalize(target, dim=-1)
-    own, wanted = x @ x.mT, target @ target.mT
+    own, fixed = x @ x.mT, target @ target.mT
     if removed == "all":
-        own, wanted = own.clamp(min=0), wanted.clamp(min=0)
+        own, fixed = own.clamp(min=0), fixed.clamp(min=0)
     elif removed == "teacher":
-        own, wanted = own.masked_fill((own < 0) & (wanted < 0), 0), wanted.clamp(min=0)
-    return mse_loss(own, wanted)
+        own, fixed = own.masked_fill((own < 0) & (fixed < 0), 0), fixed.clamp(min=0)
+    return mse_loss(own, fixed)
 
 
 @pytest.mark.parametrize("most", [1 << 22, 60, 20], ids=["all", "image by image", "row by row"])

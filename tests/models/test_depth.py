@@ -31,9 +31,9 @@ def test_tokens_around_a_network_are_its_first_layer():
     inner = create_backbone("conv_small", img_size=28)
     outer = nn.Module()
     outer.mask_token, outer.backbone = nn.Parameter(inner.layers[0].conv.weight[0, 0, 0]), inner
-    found = depths(outer)
-    assert [found[f"backbone.layers.{i}.conv.weight"] for i in range(5)] == [5, 4, 3, 2, 1]
-    assert found["mask_token"] == 5
+    depth_of = depths(outer)
+    assert [depth_of[f"backbone.layers.{i}.conv.weight"] for i in range(5)] == [5, 4, 3, 2, 1]
+    assert depth_of["mask_token"] == 5
 
 
 def test_network_without_named_layers_is_refused():
