@@ -16,8 +16,15 @@ if __name__ == "kernels":
 
 from .contrastive import info_nce, nt_xent
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
-from .prototypes.objective import patch_cross_entropy, prototype_cross_entropy, prototype_entropy, prototype_terms
+from .prototypes.objective import (
+    patch_cross_entropy,
+    patch_terms,
+    prototype_cross_entropy,
+    prototype_entropy,
+    prototype_terms,
+)
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
+from .sinkhorn.chunks import prototype_sinkhorn_center
 from .sinkhorn.potentials import sinkhorn, sinkhorn_center
 from .vmf import log_sphere_area, log_vmf_normalizer, reference_log_vmf_normalizer
 
@@ -29,8 +36,10 @@ __all__ = [
     "log_vmf_normalizer",
     "nt_xent",
     "patch_cross_entropy",
+    "patch_terms",
     "prototype_cross_entropy",
     "prototype_entropy",
+    "prototype_sinkhorn_center",
     "prototype_terms",
     "reference_log_vmf_normalizer",
     "row_logsumexp",

@@ -1,14 +1,16 @@
 """Objectives as modules, for any trainer: a formula in the docstring, a few lines that call ``fasttrain.kernels``.
 
-They need torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, ``NegativeCosineSimilarity`` and
-``MemoryBankModule`` replace lightly's classes: only the import changes. ``compat`` has the interfaces of other
-projects. Contrastive losses accept projections of any norm; every loss returns nats.
+They need torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, ``NegativeCosineSimilarity``,
+``MemoryBankModule`` and ``iBOTPatchLoss`` (there ``IBOTPatchLoss``) replace lightly's classes: only the import changes.
+``compat`` has the interfaces of other projects. Contrastive losses accept projections of any norm; every loss returns
+nats.
 """
 
 from .byol import BYOLLoss
 from .cmc import CMCLoss, CMCMemoryLoss
 from .dino import DINOLoss
 from .entropy_reconstruction import Bound, EntropyReconstructionLoss
+from .ibot import iBOTPatchLoss
 from .info_nce import InfoNCELoss
 from .instance_bank import InstanceBank
 from .memory_bank import MemoryBankModule
@@ -34,4 +36,5 @@ __all__ = [
     "NegativeCosineSimilarity",
     "SimSiamLoss",
     "SwaVLoss",
+    "iBOTPatchLoss",
 ]

@@ -149,6 +149,85 @@ def patch_cross_entropy(
     as in :func:`prototype_cross_entropy`, and not for weight. Raises ValueError if shapes, types or temperatures do not
     fit.
     """
+    rows, _ = _patch_terms(
+        student,
+        teacher,
+        student_prototypes,
+        teacher_prototypes,
+        student_temp=student_temp,
+        teacher_temp=teacher_temp,
+        center=center,
+        weight=weight,
+        marginal=False,
+        backend=backend,
+    )
+    if weight is None:
+        return rows.sum() / max(1, len(rows))
+    weight = weight.detach().to(rows.dtype)
+    total = weight.sum()
+    return (torch.where(total == 0, 0, weight / total) * rows).sum()
+
+
+def patch_terms(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float | Tensor,
+    teacher_temp: float,
+    weight: Tensor,
+    center: Tensor | None = None,
+    entropy: bool = True,
+    backend: Backend = "auto",
+    group: Group | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed cross-entropy, the entropy of the mean student assignment, and the summed weight.
+
+    For rows, prototypes and assignments see :func:`patch_cross_entropy`:
+
+        loss = sum_i weight_i CE(p_i, P_i)        of this rank
+        entropy = H(sum_i weight_i P_i / total)   of all ranks, in nats
+        total = mean over ranks of sum_i weight_i
+
+    So ``loss - total * entropy`` is the entropy-reconstruction objective of the patches, at the weight that the
+    cross-entropy has. The ranks may have different numbers of rows. The entropy is 0 if all weights are 0. Without
+    ``entropy`` the last two are empty. Raises ValueError if shapes, types or temperatures do not fit.
+    """
+    rows, marginal = _patch_terms(
+        student,
+        teacher,
+        student_prototypes,
+        teacher_prototypes,
+        student_temp=student_temp,
+        teacher_temp=teacher_temp,
+        center=center,
+        weight=weight,
+        marginal=entropy,
+        backend=backend,
+    )
+    loss = (weight.detach().to(rows.dtype) * rows).sum()
+    if not entropy:
+        return loss, marginal, marginal
+    marginal = mean_over_ranks(marginal, group)
+    total = marginal.detach().sum()
+    return loss, torch.where(total > 0, _entropy(torch.where(total > 0, marginal, 1)), 0), total
+
+
+def _patch_terms(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float | Tensor,
+    teacher_temp: float,
+    center: Tensor | None,
+    weight: Tensor | None,
+    marginal: bool,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy [N] of every row and, if requested, ``sum_i weight_i P_i`` [K]."""
     check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
     _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
     check_positive(student_temp, "student_temp")
@@ -166,26 +245,24 @@ def patch_cross_entropy(
             teacher_temp=teacher_temp,
             center=center,
         )
-    else:
-        student, scale = _scaled(student, student_temp)
-        lse, attended, *_ = _terms(
-            student,
-            teacher.detach(),
-            student_prototypes,
-            teacher_prototypes.detach(),
-            _bias(center, teacher_temp, student),
-            None,
-            scale,
-            1 / teacher_temp,
-            False,
-            chosen,
-        )
-        rows = lse - scale * (student.to(lse.dtype) * attended).sum(1)
-    if weight is None:
-        return rows.sum() / max(1, len(rows))
-    weight = weight.detach().to(rows.dtype)
-    total = weight.sum()
-    return (torch.where(total == 0, 0, weight / total) * rows).sum()
+        if weight is None or not marginal:
+            return rows, rows.new_empty(0)
+        return rows, reference.weighted_assignments(student, student_prototypes, weight, temp=student_temp)
+    student, scale = _scaled(student, student_temp)
+    weights = weight.detach().to(accumulation_type(student)) if weight is not None and marginal else None
+    lse, attended, _, sums, *_ = _terms(
+        student,
+        teacher.detach(),
+        student_prototypes,
+        teacher_prototypes.detach(),
+        _bias(center, teacher_temp, student),
+        weights,
+        scale,
+        1 / teacher_temp,
+        False,
+        chosen,
+    )
+    return lse - scale * (student.to(lse.dtype) * attended).sum(1), sums
 
 
 def prototype_entropy(
