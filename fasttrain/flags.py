@@ -28,6 +28,10 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number of at least 0."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number from 0 to 1."""
+Fractions = Annotated[
+    tuple[Fraction, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float) else v), Field(min_length=1)
+]
+"""A number from 0 to 1, or several."""
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 """A number above 0 and at most 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

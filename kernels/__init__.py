@@ -19,8 +19,15 @@ from .contrastive import info_nce, nt_xent
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
 from .gram import gram_error
 from .nearest.similarity import nearest_similarity
-from .prototypes.objective import patch_cross_entropy, prototype_cross_entropy, prototype_entropy, prototype_terms
+from .prototypes.objective import (
+    patch_cross_entropy,
+    patch_terms,
+    prototype_cross_entropy,
+    prototype_entropy,
+    prototype_terms,
+)
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
+from .sinkhorn.chunks import prototype_sinkhorn_center
 from .sinkhorn.potentials import sinkhorn, sinkhorn_center
 from .vmf import log_sphere_area, log_vmf_normalizer, reference_log_vmf_normalizer
 
@@ -35,8 +42,10 @@ __all__ = [
     "nearest_similarity",
     "nt_xent",
     "patch_cross_entropy",
+    "patch_terms",
     "prototype_cross_entropy",
     "prototype_entropy",
+    "prototype_sinkhorn_center",
     "prototype_terms",
     "reference_log_vmf_normalizer",
     "row_logsumexp",

@@ -20,7 +20,7 @@ MODULE = "module: "
 class TrainConfig:
     """The settings of the trainer. Names and defaults follow facebookresearch/dino where it has the setting."""
 
-    arch: str = flag("vit_small", "network: conv_small or conv_medium, vit_tiny|small|base|large, or any timm model")
+    arch: str = flag("vit_small", "network: conv_small|medium, vit_mini|tiny|small|base|large, or any timm model")
     patch_size: Count | None = flag(
         None, "patch size of a ViT in pixels; default: from the name, 16 for vit_small etc."
     )

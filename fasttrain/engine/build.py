@@ -47,7 +47,7 @@ def build_method(config: Config, *, images: int, world_size: int, network: Netwo
         return made
 
     try:
-        task = Task(config.entropy, config.views, images, t.batch_size_per_gpu * world_size)
+        task = Task(config.entropy, config.views, images, t.batch_size_per_gpu * world_size, t.seed)
         method: Method = cls(backbone, config.settings, task)
     except ConfigError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -94,7 +95,7 @@ class Engine:
         torch.manual_seed(seed_of(*key))
         self._set_schedules(step)
         views, indices = self._on_device(batch)
-        objective = checked(self.deepspeed(views, step, indices), self.method)
+        objective = checked(self.deepspeed(views, replace(step, micro=number), indices), self.method)
         self.backward(objective.loss)
         return objective
 

@@ -1,8 +1,9 @@
 """Objectives as modules, for any trainer: a formula in the docstring, a few lines that call ``fasttrain.kernels``.
 
-They need torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, ``NegativeCosineSimilarity`` and
-``MemoryBankModule`` replace lightly's classes: only the import changes. ``compat`` has the interfaces of other
-projects. Contrastive losses accept projections of any norm; every loss returns nats.
+They need torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss``, ``NegativeCosineSimilarity``,
+``MemoryBankModule`` and ``iBOTPatchLoss`` (there ``IBOTPatchLoss``) replace lightly's classes: only the import changes.
+``compat`` has the interfaces of other projects. Contrastive losses accept projections of any norm; every loss returns
+nats.
 """
 
 from .byol import BYOLLoss
@@ -10,6 +11,7 @@ from .cmc import CMCLoss, CMCMemoryLoss
 from .dino import DINOLoss
 from .entropy_reconstruction import Bound, EntropyReconstructionLoss
 from .gram import GramLoss
+from .ibot import iBOTPatchLoss
 from .info_nce import InfoNCELoss
 from .instance_bank import InstanceBank
 from .koleo import KoLeoLoss
@@ -40,4 +42,5 @@ __all__ = [
     "SimDINOLoss",
     "SimSiamLoss",
     "SwaVLoss",
+    "iBOTPatchLoss",
 ]

@@ -30,8 +30,8 @@ def warmup_temperature(epoch: int, warmup_epochs: float, start: float, end: floa
     return end if epoch >= steps else start + (end - start) * epoch / steps
 
 
-class CenteredCrossEntropy(CrossRank):
-    """DINO's loss for one teacher temperature, and its moving centre; the base of its two interfaces.
+class MovingCenter(CrossRank):
+    """The student's temperature and the moving centre of the teacher's logits, for losses over prototypes.
 
     ``center`` is a buffer of ``center_shape``, whose last dimension is K; None turns centring off. Raise ValueError for
     a student temperature that is not positive or a momentum outside [0, 1].
@@ -50,37 +50,6 @@ class CenteredCrossEntropy(CrossRank):
         self.center_momentum = center_momentum
         self.backend = backend
         self.register_buffer("center", None if center_shape is None else torch.zeros(*center_shape))
-
-    def terms(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        student_prototypes: Tensor,
-        teacher_prototypes: Tensor,
-        *,
-        teacher_temp: float,
-        entropy: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss and, with ``entropy``, H(mean student assignment) of all views and ranks, in nats.
-
-        Features [S, B, D] and [T, B, D] with prototypes [K, D] each, as for
-        :func:`fasttrain.kernels.prototype_terms`. The centre does not move: call :meth:`update_center` afterwards.
-        """
-        if entropy:
-            self._compare_batches(student)
-        return prototype_terms(
-            student,
-            teacher.detach(),
-            student_prototypes,
-            teacher_prototypes,
-            student_temp=self.student_temp,
-            teacher_temp=teacher_temp,
-            center=None if self.center is None else self.center.flatten(),
-            entropy=entropy,
-            backend=self.backend,
-            group=self.group,
-            check_batches=False,
-        )
 
     @torch.no_grad()
     def update_center(self, teacher_out: Tensor, *, teacher_prototypes: Tensor | None = None) -> None:
@@ -102,6 +71,63 @@ class CenteredCrossEntropy(CrossRank):
             with torch.autocast(mean.device.type, enabled=False):  # a product in bf16 would not reach the centre
                 mean = teacher_prototypes.to(dtype) @ mean
         center.lerp_(mean.view_as(center).to(center), 1 - self.center_momentum)
+
+    def _center(self, other: Tensor | None) -> Tensor | None:
+        """Return another centre [K], or else the moving one, if there is one."""
+        return other if other is not None or self.center is None else self.center.flatten()
+
+    def _check_prototypes(self, teacher: Tensor | None, student: Tensor | None, dim: int) -> None:
+        if (teacher is None) != (student is None):
+            raise ValueError("give both teacher_prototypes and student_prototypes, or neither")
+        count = None if self.center is None else self.center.numel()
+        if teacher is None and count not in (None, dim):
+            raise ValueError(
+                f"logits must have the centre's K = {count}, got {dim}; if these are features, give both prototypes too"
+            )
+        for prototypes, name in ((teacher, "teacher_prototypes"), (student, "student_prototypes")):
+            if prototypes is None:
+                continue
+            check_rows(prototypes, name)
+            expected = (len(prototypes) if count is None else count, dim)
+            if prototypes.shape != expected:
+                raise ValueError(f"{name} must be [K, D] = {expected}, got {tuple(prototypes.shape)}")
+
+
+class CenteredCrossEntropy(MovingCenter):
+    """DINO's loss for one teacher temperature; the base of its two interfaces."""
+
+    def terms(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        student_prototypes: Tensor,
+        teacher_prototypes: Tensor,
+        *,
+        teacher_temp: float,
+        center: Tensor | None = None,
+        entropy: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and, with ``entropy``, H(mean student assignment) of all views and ranks, in nats.
+
+        Features [S, B, D] and [T, B, D] with prototypes [K, D] each, as for
+        :func:`fasttrain.kernels.prototype_terms`. ``center`` [K] replaces the moving centre, as the potentials of
+        Sinkhorn do. The moving centre does not move: call :meth:`update_center` afterwards.
+        """
+        if entropy:
+            self._compare_batches(student)
+        return prototype_terms(
+            student,
+            teacher.detach(),
+            student_prototypes,
+            teacher_prototypes,
+            student_temp=self.student_temp,
+            teacher_temp=teacher_temp,
+            center=self._center(center),
+            entropy=entropy,
+            backend=self.backend,
+            group=self.group,
+            check_batches=False,
+        )
 
     def _loss(
         self,
@@ -130,22 +156,6 @@ class CenteredCrossEntropy(CrossRank):
         if self.center is not None:
             self._move_center(self.center, teacher, teacher_prototypes)
         return loss
-
-    def _check_prototypes(self, teacher: Tensor | None, student: Tensor | None, dim: int) -> None:
-        if (teacher is None) != (student is None):
-            raise ValueError("give both teacher_prototypes and student_prototypes, or neither")
-        count = None if self.center is None else self.center.numel()
-        if teacher is None and count not in (None, dim):
-            raise ValueError(
-                f"logits must have the centre's K = {count}, got {dim}; if these are features, give both prototypes too"
-            )
-        for prototypes, name in ((teacher, "teacher_prototypes"), (student, "student_prototypes")):
-            if prototypes is None:
-                continue
-            check_rows(prototypes, name)
-            expected = (len(prototypes) if count is None else count, dim)
-            if prototypes.shape != expected:
-                raise ValueError(f"{name} must be [K, D] = {expected}, got {tuple(prototypes.shape)}")
 
 
 class DINOLoss(CenteredCrossEntropy):

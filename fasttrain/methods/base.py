@@ -37,6 +37,8 @@ class Task:
     """Images of the training data."""
     batch: int
     """Images of a micro-batch over all ranks."""
+    seed: int = 0
+    """The run's seed, for random draws that must not depend on the number of ranks."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Step:
     """The position of the run: optimizer step ``index`` of ``total``, with ``per_epoch`` steps per epoch.
 
     ``measure`` requests the bound even if the objective does not need it. After the number of steps per epoch changed
-    in a resumed run, the schedules are ``ahead`` of the run's own count of steps.
+    in a resumed run, the schedules are ``ahead`` of the run's own count of steps. ``micro`` is the number of the
+    micro-batch in its step.
     """
 
     index: int
@@ -52,6 +55,7 @@ class Step:
     per_epoch: int
     measure: bool = True
     ahead: int = 0
+    micro: int = 0
 
     @property
     def position(self) -> int:
@@ -144,6 +148,8 @@ class Method(nn.Module):
     """Whether to zero-initialise the last BatchNorm gamma of each residual block, as the paper's code does."""
     constant_lr_modules: frozenset[str] = frozenset()
     """Names of modules whose learning rate does not decay."""
+    needs_patches: ClassVar[bool] = False
+    """Whether the backbone must be a ViT, whose patch tokens the method uses."""
     image_memories: Mapping[str, int] = MappingProxyType({})
     """Buffers with one row per image, and the dimension of the images. A step writes only the rows of its batch."""
 

@@ -18,7 +18,7 @@ from .bound import PrototypeMethod, in_product_dtype
 from .branch import Branch, Network, slice_views, width_of
 from .registry import register
 
-_PROTOTYPE_NORM = 3**-0.5  # the row norm of torch's Linear, to which the authors apply weight_norm
+PROTOTYPE_NORM = 3**-0.5  # the row norm of torch's Linear, to which the authors apply weight_norm
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class DINO(PrototypeMethod):
         )
         trunc_normal_linears(head)
         prototypes = Prototypes(
-            settings.bottleneck_dim, settings.out_dim, learn_norm=not settings.norm_last_layer, start=_PROTOTYPE_NORM
+            settings.bottleneck_dim, settings.out_dim, learn_norm=not settings.norm_last_layer, start=PROTOTYPE_NORM
         )
         self.student = Branch(backbone, head, prototypes)
         self.teacher = make_teacher(self.student)

@@ -21,6 +21,7 @@ BUILT_IN = (
     "cmc",
     "deepcluster",
     "dino",
+    "ibot",
     "infomin",
     "moco",
     "mocov3",

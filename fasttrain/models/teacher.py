@@ -33,9 +33,10 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
     The parameters are fp32 at every precision of the run, because autocast lowers only the products. A bf16 average
     would not move at all at momentum 0.996. Under ZeRO-3 each rank averages its own shards of both networks, which have
-    the same layout, so nothing is communicated.
+    the same layout, so nothing is communicated. The student may have further parameters.
     """
-    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    trained = dict(student.named_parameters())
+    pairs = [(parameter, trained[name]) for name, parameter in teacher.named_parameters()]
     tensors = [(t, s) for pair in pairs for t, s in zip(*map(_local_tensors, pair), strict=True)]
     torch._foreach_lerp_([t for t, _ in tensors], [s for _, s in tensors], 1 - momentum)
 

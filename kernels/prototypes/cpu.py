@@ -153,6 +153,7 @@ class _Chunk:
         self.rows = accumulable(problem.student[:, images]).flatten(0, 1)
         each = problem.image_weights(self.rows.dtype)[images]
         self._weights = problem.row_weights(each)[:, None]
+        self._mean_weights = problem.mean_weights(self.rows.dtype, images)[:, None]
         self._student = _Softmax(self.rows, problem.prototypes, None, problem.student_scale, bounded[0], tiles[0])
         self._teacher = None
         if problem.teacher is not None and problem.teacher_prototypes is not None:
@@ -178,10 +179,9 @@ class _Chunk:
     def normalise(self, marginal: Tensor | None = None) -> Tensor:
         """Compute P, and add to the mean assignment. Without a teacher, return the sum of the weighted entropies."""
         entropy = self.rows.new_zeros(())
-        each = self.rows.new_full((len(self.rows),), 1 / self.problem.rows)
         for k, p in self._student.normalise(torch.ones_like(self._weights)):
             if marginal is not None:
-                marginal[k] += torch.mv(p.T, each)
+                marginal[k] += torch.mv(p.T, self._mean_weights[:, 0])
             if self._teacher is None:
                 entropy -= ((_log2(p) * p).sum(1) * self._weights[:, 0]).sum()
         return entropy.mul_(math.log(2))
@@ -202,19 +202,19 @@ class _Chunk:
 
     def later_gradient(self, loss_grad: Tensor, marginal_grad: Tensor) -> Iterator[Tile]:
         """Yield G of both results for their gradients, after :meth:`normalise`."""
-        of_columns, of_rows = marginal_grad / self.problem.rows, loss_grad * self._weights
+        of_rows, each = loss_grad * self._weights, self._mean_weights
         taught = self._teacher is not None
         mean = torch.zeros_like(of_rows)
         for k, p in self._student.tiles:
-            mean += torch.mv(p, of_columns[k])[:, None]
+            mean.addcmul_(each, torch.mv(p, marginal_grad[k])[:, None])
             if not taught:
                 mean -= of_rows * math.log(2) * (_log2(p) * p).sum(1, keepdim=True)
         for number, (k, p) in enumerate(self._student.tiles):
             # P itself may be saved, so G is a new tile.
             if self._teacher is None:
-                grad = _log2(p).mul_(-of_rows * math.log(2)).add_(of_columns[k]).sub_(mean).mul_(p)
+                grad = _log2(p).mul_(-of_rows * math.log(2)).addcmul_(each, marginal_grad[k]).sub_(mean).mul_(p)
             else:
-                grad = torch.add(of_columns[k], of_rows - mean).mul_(p)
+                grad = torch.addcmul(of_rows - mean, each, marginal_grad[k]).mul_(p)
                 target = self._teacher.tiles[number][1] * loss_grad
                 self._subtract(self._views(grad), self._views(target))
             yield k, grad

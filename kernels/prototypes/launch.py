@@ -42,7 +42,7 @@ def loss(problem: Problem) -> Results:
         value = torch.dot(weights, lse - energies)
     if problem.marginal:
         marginal = lse.new_empty(len(w))
-        _columns(h, w, lse, scale, weights=torch.full_like(lse, 1 / len(h)), marginal=marginal)
+        _columns(h, w, lse, scale, weights=problem.mean_weights(lse.dtype), marginal=marginal)
     return value, marginal, lse, energies, teacher_lse, attended
 
 
@@ -69,10 +69,10 @@ def backward(problem: Problem, saved: list[Tensor], loss_grad: Tensor, marginal_
         of_energy = -of_rows
         of_rows = of_rows * energies
     if problem.marginal:
-        of_columns = torch.full_like(lse, 1 / len(h)), marginal_grad.contiguous()
+        of_columns = problem.mean_weights(lse.dtype), marginal_grad.contiguous()
         sums = torch.ones_like(lse), of_columns[1]
         means = _rows_pass(h, w, lse, torch.zeros_like(lse), scale, of_columns=sums, gradient=False)
-        of_rows = torch.sub(of_rows, means, alpha=1 / len(h))
+        of_rows = torch.addcmul(of_rows, of_columns[0], means, value=-1)
     dh, dw = lse.new_empty(0, 0, 0), lse.new_empty(w.shape if problem.need_prototypes else (0, 0))
     if problem.need_student:
         dh = _rows_pass(h, w, lse, of_rows, scale, of_columns=of_columns, of_energy=of_energy)

@@ -141,15 +141,57 @@ def patch_cross_entropy(
     fit.
     """
     check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
+    if weight is None:
+        weight = student.new_ones(len(student))
+    _check_weight(weight, student)
+    weight = weight.detach().to(accumulation_type(student))
+    total = weight.sum()
+    loss, *_ = patch_terms(
+        student,
+        teacher,
+        student_prototypes,
+        teacher_prototypes,
+        student_temp=student_temp,
+        teacher_temp=teacher_temp,
+        center=center,
+        weight=torch.where(total == 0, 0, weight / total),
+        entropy=False,
+        backend=backend,
+    )
+    return loss
+
+
+def patch_terms(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float | Tensor,
+    teacher_temp: float,
+    weight: Tensor,
+    center: Tensor | None = None,
+    entropy: bool = True,
+    backend: Backend = "auto",
+    group: Group | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed cross-entropy, the entropy of the mean student assignment, and the summed weight.
+
+    For rows, prototypes and assignments see :func:`patch_cross_entropy`:
+
+        loss = sum_i weight_i CE(p_i, P_i)        of this rank
+        entropy = H(sum_i weight_i P_i / total)   of all ranks, in nats
+        total = mean over ranks of sum_i weight_i
+
+    So ``loss - total * entropy`` is the entropy-reconstruction objective of the patches, at the weight that the
+    cross-entropy has. The ranks may have different numbers of rows. The entropy is 0 if all weights are 0. Without
+    ``entropy`` the last two are empty. Raises ValueError if shapes, types or temperatures do not fit.
+    """
+    check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
     _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
     check_positive(student_temp, "student_temp")
     check_positive(teacher_temp, "teacher_temp")
-    if weight is not None and weight.shape != student.shape[:1]:
-        raise ValueError(f"weight must be one number per row, [{len(student)}], got {tuple(weight.shape)}")
-    if weight is not None:
-        weight = weight.detach().to(accumulation_type(student))
-        total = weight.sum()
-        weight = torch.where(total == 0, 0, weight / total)
+    _check_weight(weight, student)
     chosen = choose_backend(backend, student)
     if chosen == "eager" or not len(student):  # without rows the definition stores nothing
         rows = reference.patch_cross_entropy(
@@ -161,22 +203,35 @@ def patch_cross_entropy(
             teacher_temp=teacher_temp,
             center=center,
         )
-        return rows.sum() / max(1, len(rows)) if weight is None else (weight * rows).sum()
-    student, scale = _scaled(student, student_temp)
-    loss, _ = _loss(
-        student[None],
-        teacher.detach()[None],
-        student_prototypes,
-        teacher_prototypes.detach(),
-        _bias(center, teacher_temp, student),
-        weight,
-        scale,
-        1 / teacher_temp,
-        own=True,
-        marginal=False,
-        backend=chosen,
-    )
-    return loss
+        loss, marginal = (weight.detach().to(rows.dtype) * rows).sum(), rows.new_empty(0)
+        if entropy:
+            marginal = reference.weighted_assignments(student, student_prototypes, weight, temp=student_temp)
+    else:
+        student, scale = _scaled(student, student_temp)
+        loss, marginal = _loss(
+            student[None],
+            teacher.detach()[None],
+            student_prototypes,
+            teacher_prototypes.detach(),
+            _bias(center, teacher_temp, student),
+            weight.detach().to(accumulation_type(student)),
+            scale,
+            1 / teacher_temp,
+            own=True,
+            marginal=entropy,
+            backend=chosen,
+        )
+    if not entropy:
+        return loss, marginal, marginal
+    marginal = mean_over_ranks(marginal, group)
+    total = marginal.detach().sum()
+    return loss, torch.where(total > 0, _entropy(torch.where(total > 0, marginal, 1)), 0), total
+
+
+def _check_weight(weight: Tensor, rows: Tensor) -> None:
+    """Raise ValueError unless there is one weight per row."""
+    if weight.shape != rows.shape[:1]:
+        raise ValueError(f"weight must be one number per row, [{len(rows)}], got {tuple(weight.shape)}")
 
 
 def prototype_entropy(

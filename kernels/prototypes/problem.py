@@ -19,7 +19,7 @@ class Problem:
       ``own`` the only view of the student learns the only view of the teacher. Otherwise every view of the student
       learns all views of the teacher but its own.
     - Without a teacher it is the mean entropy of the assignments. The mean assignment must be requested, too.
-    - ``marginal`` requests the mean assignment of all rows.
+    - ``marginal`` requests the mean assignment: the sum over images of r_b times the mean over the student's views.
     """
 
     student: Tensor  # [S, B, D]
@@ -48,6 +48,13 @@ class Problem:
     def row_weights(self, images: Tensor) -> Tensor:
         """Return the weights [S b] of the rows' log-sum-exps, for :meth:`image_weights` of some images [b]."""
         return torch.cat([images * partners for partners in self.partners()])
+
+    def mean_weights(self, dtype: torch.dtype, images: slice = slice(None)) -> Tensor:
+        """Return the weights [S b] of the rows of some images in the mean assignment."""
+        views, count, _ = self.student.shape
+        if self.weight is None:
+            return self.student.new_full((views * len(range(count)[images]),), 1 / (views * count), dtype=dtype)
+        return self.weight[images].to(dtype).repeat(views) / views
 
     def image_weights(self, dtype: torch.dtype) -> Tensor:
         """Return r_b divided by the number of pairs [B]."""

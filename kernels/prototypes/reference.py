@@ -64,6 +64,12 @@ def patch_cross_entropy(
     return -(targets * (_scores(student, student_prototypes) / student_temp).log_softmax(-1)).sum(-1)
 
 
+def weighted_assignments(features: Tensor, prototypes: Tensor, weight: Tensor, *, temp: float | Tensor) -> Tensor:
+    """Return ``sum_i weight_i p_i`` [K] of the assignments of :func:`prototype_entropy`; weight is [N]."""
+    p = (_scores(features, prototypes) / temp).softmax(-1)
+    return weight.detach().to(p.dtype) @ p
+
+
 def prototype_entropy(
     features: Tensor, prototypes: Tensor, *, temp: float | Tensor, group: Group | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -23,18 +23,18 @@ def sinkhorn_center(
     row = torch.zeros(len(logits), device=logits.device)
     column = torch.zeros(logits.shape[1], device=logits.device)
     for _ in range(iterations):
-        column = -_logsumexp_over_ranks(logits + row[:, None], group)
+        column = -logsumexp_over_ranks((logits + row[:, None]).logsumexp(0), group)
         row = -(logits + column).logsumexp(1)
     return -epsilon * column
 
 
-def _logsumexp_over_ranks(x: Tensor, group: Group | None) -> Tensor:
-    """Return ``log sum exp`` over dim 0 and over the ranks."""
-    local = x.logsumexp(0)
+def logsumexp_over_ranks(local: Tensor, group: Group | None) -> Tensor:
+    """Return ``log sum exp`` over the ranks, for every number; some may be -inf."""
     if group is None:
         return local
     peak = local.clone()
     dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+    peak = torch.where(peak == -torch.inf, 0, peak)
     total = (local - peak).exp()
     dist.all_reduce(total, group=group)
     return total.log() + peak

@@ -22,8 +22,8 @@ class Official(nn.Module):
         for name in ("student", "predictor", "jigsaw"):
             if hasattr(method, name):
                 setattr(self, name, copy.deepcopy(getattr(method, name)))
-        # Teachers start as their students.
-        self.teacher = None if method.teacher is None else copy.deepcopy(self.student).requires_grad_(False)
+        # Teachers start as their students. iBOT's has no prototypes of patches if it shares its head.
+        self.teacher = None if method.teacher is None else copy.deepcopy(method.teacher)
         self.kept = {}
 
     @abstractmethod
@@ -43,8 +43,9 @@ class Official(nn.Module):
             return
         start, end = self.settings.momentum_teacher, self.settings.momentum_teacher_end
         m = end - (end - start) * (math.cos(math.pi * step.index / step.total) + 1) / 2
-        for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-            old.copy_(m * old + (1 - m) * new)
+        trained = dict(self.student.named_parameters())
+        for name, old in self.teacher.named_parameters():
+            old.copy_(m * old + (1 - m) * trained[name])
 
     def state(self):
         """All that a run must remember, by the names that the method has for it."""

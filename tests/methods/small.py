@@ -1,6 +1,7 @@
 """Small instances of every method, and noise as their views."""
 
 import torch
+from timm.models import VisionTransformer
 from torch import nn
 
 from fasttrain import methods
@@ -12,6 +13,7 @@ SMALL = {
     "cmc": {"out_dim": 8, "negatives": 32},
     "deepcluster": {"nmb_prototypes": 8, "hidden_dim": 16, "out_dim": 8},
     "dino": {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8, "use_bn_in_head": True},
+    "ibot": {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8},
     "infomin": {"queue_length": 64, "out_dim": 8},
     "moco": {"queue_length": 64, "out_dim": 8},
     "mocov3": {"hidden_dim": 16, "out_dim": 8},
@@ -36,6 +38,24 @@ class PlainBackbone(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class TinyViT(VisionTransformer):
+    """Patches of 2 x 2 pixels, for methods that need them."""
+
+    def __init__(self, channels=3, **options):
+        options = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 1, "num_heads": 2, **options}
+        super().__init__(in_chans=channels, num_classes=0, dynamic_img_size=True, **options)
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(tuple(x.shape))
+        return super().forward(x)
+
+
+def network_for(name):
+    """Return the smallest network that the method works with."""
+    return TinyViT if methods.load(name).needs_patches else PlainBackbone
+
+
 def recipe(name="", globals_=2, **values):
     """Return two global views and three local ones, or what the method needs."""
     local = View(size=2, count=9, jigsaw=3, local=True) if name == "infomin" else View(size=4, count=3, local=True)
@@ -43,12 +63,12 @@ def recipe(name="", globals_=2, **values):
     return ViewRecipe((View(size=8, count=globals_), local), **values)
 
 
-def build(name, entropy, network=PlainBackbone, batch=16, views=None, **settings):
+def build(name, entropy, network=None, batch=16, views=None, **settings):
     """Build a small instance of a method; DeepCluster has seen its images."""
     torch.manual_seed(0)
     cls = methods.load(name)
     task = Task(entropy, recipe(name) if views is None else views, IMAGES, batch)
-    method = cls(network, cls.Settings(**{**SMALL[name], **settings}), task)
+    method = cls(network or network_for(name), cls.Settings(**{**SMALL[name], **settings}), task)
     if method.needs_first_pass:
         for start in range(0, IMAGES, 20):
             method.first_pass(random_views(name, 20, seed=start), torch.arange(start, start + 20))

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from fasttrain import methods
 from fasttrain.losses import swav
 from fasttrain.methods import Step
 from fasttrain.methods.kmeans import spherical_kmeans
-from tests.methods import official_clustering, official_contrastive, official_distillation
+from tests.methods import official_clustering, official_contrastive, official_distillation, official_masked
 from tests.methods.small import build, recipe
 
 _COUNTERPARTS = {
@@ -20,6 +21,7 @@ _COUNTERPARTS = {
     "cmc": official_contrastive.CMC,
     "deepcluster": official_clustering.DeepCluster,
     "dino": official_distillation.DINO,
+    "ibot": official_masked.IBOT,
     "infomin": official_contrastive.InfoMin,
     "moco": official_contrastive.MoCo,
     "mocov3": official_contrastive.MoCoV3,
@@ -28,6 +30,7 @@ _COUNTERPARTS = {
     "simsiam": official_distillation.SimSiam,
     "swav": official_clustering.SwAV,
 }
+_ON_PATCHES = {name for name in _COUNTERPARTS if methods.load(name).needs_patches}
 _PER_EPOCH, _LR, _BATCH, _IMAGES = 2, 0.2, 16, 40
 _FIRST_PASS = (20, 21)  # the seeds of its batches
 _EXACT = {"rtol": 1e-8, "atol": 1e-10}
@@ -38,6 +41,7 @@ _SETTINGS = {
     "byol": {"momentum_teacher": 0.9},
     "deepcluster": {"kmeans_iterations": 2},
     "dino": {"momentum_teacher": 0.9, "teacher_temp": 0.06},
+    "ibot": {"momentum_teacher": 0.9, "warmup_teacher_temp_epochs": 3, "pred_ratio": (0.0, 0.4), "lambda2": 0.7},
     "infomin": {"queue_length": 32, "momentum_teacher": 0.9, "beta": 0.3},
     "moco": {"queue_length": 32, "momentum_teacher": 0.9},
     "mocov3": {"momentum_teacher": 0.9, "temperature": 0.4},
@@ -129,10 +133,15 @@ def test_two_views_train_like_the_official_code(name, entropy):
 
 
 @both
-@pytest.mark.parametrize("options", [{}, {"network": NormedBackbone}], ids=["plain", "normed"])
 @pytest.mark.parametrize("name", sorted(_COUNTERPARTS))
-def test_more_views_train_like_the_official_loss_over_pairs(name, options, entropy):
-    assert_equal_training(name, entropy, **options)
+def test_more_views_train_like_the_official_loss_over_pairs(name, entropy):
+    assert_equal_training(name, entropy)
+
+
+@both
+@pytest.mark.parametrize("name", sorted(set(_COUNTERPARTS) - _ON_PATCHES))
+def test_batch_norm_sees_the_views_of_the_official_code(name, entropy):
+    assert_equal_training(name, entropy, network=NormedBackbone)
 
 
 @both
@@ -144,6 +153,9 @@ def test_more_views_train_like_the_official_loss_over_pairs(name, options, entro
         ("deepcluster", {"views": recipe("deepcluster", globals_=1)}),
         ("dino", {"no_centering": True}),
         ("dino", {"norm_last_layer": False}),
+        ("ibot", {"shared_head": True, "pred_shape": "rand"}),
+        ("ibot", {"shared_head_teacher": False, "patch_out_dim": 24, "norm_last_layer": False}),
+        ("ibot", {"no_centering": True}),
         ("moco", {"mlp": False}),
         ("swav", {"sinkhorn_iterations": 0}),
     ],
@@ -153,6 +165,9 @@ def test_more_views_train_like_the_official_loss_over_pairs(name, options, entro
         "deepcluster_one_view",
         "dino_no_centering",
         "dino_free_norms",
+        "ibot_shared_head",
+        "ibot_own_head",
+        "ibot_no_centering",
         "moco_v1",
         "swav_no_sinkhorn",
     ],

@@ -10,6 +10,7 @@ _FEW = {
     "cmc": {"negatives": 64},
     "deepcluster": {"nmb_prototypes": 16, "out_dim": 16},
     "dino": {"out_dim": 64},
+    "ibot": {"out_dim": 64, "patch_out_dim": 64},
     "infomin": {"queue_length": 64},
     "moco": {"queue_length": 64},
     "swav": {"nmb_prototypes": 16},

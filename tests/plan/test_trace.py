@@ -22,14 +22,14 @@ def _traced(config, world=1, **options):
 @pytest.mark.parametrize(
     ("name", "arch", "precision"),
     [
-        *((name, "conv_small", "fp32") for name in methods.names()),
+        *((name, "vit_mini" if methods.load(name).needs_patches else "conv_small", "fp32") for name in methods.names()),
         ("simclr", "vit_tiny", "fp32"),
         ("simclr", "vit_tiny", "bf16"),
         ("simclr", "resnet18", "bf16"),
     ],
 )
 def test_trace_saves_what_a_real_step_saves(name, arch, precision):
-    config = configured(name, arch=arch, patch_size=8, batch_size_per_gpu=8 if arch == "conv_small" else 4)
+    config = configured(name, arch=arch, patch_size=8, batch_size_per_gpu=4 if arch in ("vit_tiny", "resnet18") else 8)
     traced = _traced(config, precision=precision)
     method, batch = built(config, device="cpu"), config.train.batch_size_per_gpu
     views = [torch.randn(n, batch, config.views.channels, size, size) for size, n in config.views.groups]

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttrain.kernels import sinkhorn
+from fasttrain.kernels import prototype_sinkhorn_center, sinkhorn
+from fasttrain.kernels.sinkhorn import chunks
 
 
 def swav(scores, epsilon, iterations):
@@ -50,3 +51,31 @@ def test_half_precision_scores_stay_finite():
 def test_invalid_argument_is_named(scores, options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         sinkhorn(scores, **options)
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 40])
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_center_without_scores_gives_the_rescaled_matrix(chunk, iterations, monkeypatch):
+    monkeypatch.setattr(chunks, "_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    rows, prototypes = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (17, 10))
+    rows, prototypes = (torch.nn.functional.normalize(x, dim=1) for x in (rows, prototypes))
+    center = prototype_sinkhorn_center(rows, prototypes, epsilon=0.07, iterations=iterations)
+    assignment = ((rows @ prototypes.T - center) / 0.07).softmax(1)
+    torch.testing.assert_close(assignment, swav(rows @ prototypes.T, 0.07, iterations), rtol=1e-10, atol=1e-12)
+
+
+def test_center_without_rows_is_finite():
+    assert not prototype_sinkhorn_center(torch.ones(0, 4), torch.ones(5, 4)).any()
+
+
+def test_center_of_rows_far_apart_stays_finite():
+    """exp(200 / 0.05) overflows even fp64: the sums are of logarithms."""
+    center = prototype_sinkhorn_center(200 * torch.eye(4), torch.eye(4))
+    assert center.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"iterations": 0}, {"epsilon": 0.0}])
+def test_invalid_argument_without_scores_is_named(options):
+    with pytest.raises(ValueError, match="^sinkhorn"):
+        prototype_sinkhorn_center(torch.rand(3, 3), torch.rand(3, 3), **options)

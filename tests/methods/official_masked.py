@@ -1,0 +1,97 @@
+"""iBOT and DINOv2, written out; only the draws of the masks are the method's."""
+
+import torch
+
+from tests.methods.official import Official, entropy_of_mean, mean, unit
+
+
+class Masked(Official):
+    def __init__(self, method):
+        super().__init__(method)
+        self.draw = method.masks_at
+
+    def tokens(self, branch, images, mask=None):
+        """[CLS] and patches after the last norm; the mask token replaces hidden patches before the positions."""
+        vit = branch.backbone
+        x = vit.patch_embed(images)
+        if mask is not None:
+            x = torch.where(mask.view(x.shape[:-1])[..., None], branch.mask_token.weight[0], x)
+        x = vit.norm(vit.blocks(vit._pos_embed(x)))
+        return x[:, 0], x[:, 1:]
+
+    def seen(self, views, step):
+        """[CLS] of every student view and patches of the global ones; the teacher's; and the masks [V, B, N]."""
+        batch = views[0].shape[1]
+        (masks,) = self.draw(step, batch).masks
+        crops, local = views[0].flatten(0, 1), [group.flatten(0, 1) for group in views[1:]]
+        cls, patches = self.tokens(self.student, crops, masks)
+        cls = torch.cat([cls, *(self.tokens(self.student, group)[0] for group in local)])
+        with torch.no_grad():
+            teacher_cls, teacher_patches = self.tokens(self.teacher, crops)
+        shape = (-1, batch)
+        return [x.unflatten(0, shape) for x in (cls, patches, teacher_cls, teacher_patches, masks)]
+
+    def cross_entropies(self, cls, patches, targets, patch_targets, masks):
+        """The authors' loops over views: [CLS] with the other views, patches with their own."""
+        of_cls, of_patches = [], []
+        for q, target in enumerate(targets):
+            for v, logits in enumerate(cls):
+                if v != q:
+                    of_cls.append(-(target * logits.log_softmax(-1)).sum(-1).mean())
+                else:
+                    each = -(patch_targets[q] * patches[v].log_softmax(-1)).sum(-1)
+                    of_patches.append(((each * masks[v]).sum(1) / masks[v].sum(1).clamp(min=1)).mean())
+        return mean(of_cls), mean(of_patches)
+
+    def patch_entropy(self, patches, masks):
+        """The entropy of the mean prediction, every masked crop counting as much, times the share of such crops."""
+        counts = masks.sum(-1)
+        each = (patches.softmax(-1) * masks[..., None]).sum(2)[counts > 0] / counts[counts > 0][:, None]
+        p = each.mean(0)
+        return -(p * p.log()).sum() * (counts > 0).double().mean()
+
+
+class IBOT(Masked):
+    def __init__(self, method):
+        super().__init__(method)
+        if not self.settings.no_centering:
+            counts = {"loss.center": (1, 1, len(method.loss.center.flatten()))}
+            counts["patch_loss.center"] = (1, len(method.patch_loss.center.flatten()))
+            self.kept = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in counts.items()}
+
+    def logits(self, branch, cls, patches):
+        """One MLP for all tokens; the last layer of patches is the one of [CLS], if it is shared."""
+        last = branch.prototypes
+        shared = not isinstance(last, torch.nn.ModuleDict)
+        of_cls = last() if shared else last["cls"]()
+        of_patches = of_cls if shared or "patch" not in last else last["patch"]()
+        return unit(branch.head(cls)) @ of_cls.T, unit(branch.head(patches)) @ of_patches.T
+
+    def loss(self, views, step, indices):
+        s = self.settings
+        cls, patches, teacher_cls, teacher_patches, masks = self.seen(views, step)
+        cls, patches = (x / s.student_temp for x in self.logits(self.student, cls, patches))
+        epoch, length = int(step.epoch), int(s.warmup_teacher_temp_epochs)
+        warm = [
+            torch.linspace(start, end, length, dtype=torch.float64)[epoch] if epoch < length else end
+            for start, end in (
+                (s.warmup_teacher_temp, s.teacher_temp),
+                (s.warmup_teacher_patch_temp, s.teacher_patch_temp),
+            )
+        ]
+        with torch.no_grad():
+            teacher_cls, teacher_patches = self.logits(self.teacher, teacher_cls, teacher_patches)
+            center, center2 = self.kept.get("loss.center", 0), self.kept.get("patch_loss.center", 0)
+            targets = ((teacher_cls - center) / warm[0]).softmax(-1)
+            patch_targets = ((teacher_patches - center2) / warm[1]).softmax(-1)
+        of_cls, of_patches = self.cross_entropies(cls, patches, targets, patch_targets, masks)
+        if self.kept:
+            m, m2 = s.center_momentum, s.center_momentum2
+            self.kept = {
+                "loss.center": m * center + (1 - m) * teacher_cls.mean((0, 1)),
+                "patch_loss.center": m2 * center2 + (1 - m2) * teacher_patches.mean((0, 1, 2)),
+            }
+        if self.twin:
+            of_cls = of_cls - entropy_of_mean(cls)
+            of_patches = of_patches - self.patch_entropy(patches, masks)
+        return s.lambda1 * of_cls + s.lambda2 * of_patches
