@@ -38,6 +38,7 @@ class TrainConfig:
     )
     min_lr: NonNegative = flag(1e-6, "learning rate at the end of the schedule")
     lr_drops: tuple[float, ...] = flag((), "epochs at which the learning rate is divided by 10; replaces the cosine")
+    constant_lr: bool = flag(False, "keep the learning rate at its peak after the warm-up, as DINOv3 does")
     warmup_epochs: NonNegative = flag(10.0, "epochs of linear warm-up")
     weight_decay: NonNegative = flag(0.04, "weight decay at the start")
     weight_decay_end: NonNegative = flag(0.4, "weight decay at the end (cosine schedule)")

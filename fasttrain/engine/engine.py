@@ -130,7 +130,7 @@ class Engine:
         warmup = min(t.warmup_epochs * self.steps_per_epoch, self.total_steps)
         # Warm-up counts the current step, so that the first learning rate is small but not 0.
         index = step.position + 1 if step.position < warmup else step.position
-        if t.lr_drops and index >= warmup:
+        if (t.lr_drops or t.constant_lr) and index >= warmup:
             lr = self.peak_lr * 0.1 ** sum(step.epoch >= drop for drop in t.lr_drops)
         else:
             lr = warmup_cosine(index, step.total, warmup, self.peak_lr, t.min_lr)
