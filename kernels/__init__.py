@@ -14,16 +14,20 @@ if __name__ == "kernels":
         name="kernels",
     )
 
+from .characteristic.sliced import sliced_characteristic
 from .contrastive import info_nce, nt_xent
+from .covariance.norms import covariance_norms
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
 from .nearest.similarity import nearest_similarity
 from .prototypes.objective import patch_cross_entropy, prototype_cross_entropy, prototype_entropy, prototype_terms
+from .sigmoid.siglip import siglip
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
 from .sinkhorn.potentials import sinkhorn, sinkhorn_center
 from .vmf import log_sphere_area, log_vmf_normalizer, reference_log_vmf_normalizer
 
 __all__ = [
     "bidirectional_logsumexp",
+    "covariance_norms",
     "gaussian_entropy",
     "info_nce",
     "log_sphere_area",
@@ -36,8 +40,10 @@ __all__ = [
     "prototype_terms",
     "reference_log_vmf_normalizer",
     "row_logsumexp",
+    "siglip",
     "sinkhorn",
     "sinkhorn_center",
+    "sliced_characteristic",
     "vmf_entropy",
     "vmf_reconstruction",
 ]

@@ -5,6 +5,7 @@ They need torch, triton and numpy only. ``NTXentLoss``, ``DINOLoss``, ``SwaVLoss
 projects. Contrastive losses accept projections of any norm; every loss returns nats.
 """
 
+from .barlow_twins import BarlowTerms, BarlowTwinsLoss
 from .byol import BYOLLoss
 from .cmc import CMCLoss, CMCMemoryLoss
 from .dino import DINOLoss
@@ -16,11 +17,16 @@ from .memory_bank import MemoryBankModule
 from .moco import MoCoLoss, MoCoV3Loss
 from .negative_cosine import NegativeCosineSimilarity
 from .nt_xent import NTXentLoss
+from .siglip import SigLIPLoss
+from .sigreg import SIGRegLoss
 from .simsiam import SimSiamLoss
 from .swav import SwaVLoss
+from .vicreg import VICRegLoss, VICRegTerms
 
 __all__ = [
     "BYOLLoss",
+    "BarlowTerms",
+    "BarlowTwinsLoss",
     "Bound",
     "CMCLoss",
     "CMCMemoryLoss",
@@ -34,6 +40,10 @@ __all__ = [
     "MoCoV3Loss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SIGRegLoss",
+    "SigLIPLoss",
     "SimSiamLoss",
     "SwaVLoss",
+    "VICRegLoss",
+    "VICRegTerms",
 ]

@@ -3,4 +3,5 @@
 - ``fasttrain.losses.compat.dino.DINOLoss``: facebookresearch/dino, ``main_dino.DINOLoss``
 - ``fasttrain.losses.compat.info_nce.InfoNCE``: info-nce-pytorch, ``info_nce.InfoNCE``
 - ``fasttrain.losses.compat.open_clip.ClipLoss``: open_clip, ``open_clip.loss.ClipLoss``
+- ``fasttrain.losses.compat.open_clip.SigLipLoss``: open_clip, ``open_clip.loss.SigLipLoss``
 """
