@@ -23,7 +23,6 @@ _USED_FROM_OUTSIDE = {
     "enable_backward_allreduce": "DeepSpeed reads it",
     "makedirs": "a method of DeepSpeed that is switched off",
     "drop_prob": "timm's DropPath reads it",
-    "logit_bias": "an argument of open_clip's ClipLoss",
     "uri": "page.html reads it",
     "caption": "page.html reads it",
     "slope": "rand_augment._column reads it by its name",

@@ -72,6 +72,10 @@ CALLS = {
     "sinkhorn": (lambda scores, **k: kernels.sinkhorn(scores, **k), (draw(5, 9, seed=7),)),
     "sinkhorn_center": (lambda scores, **k: kernels.sinkhorn_center(scores, **k), (draw(5, 9, seed=7),)),
     "nearest_similarity": (lambda x, **k: kernels.nearest_similarity(x, **k)[0], PAIR[:1]),
+    "covariance_norms": (kernels.covariance_norms, SAME),
+    "siglip": (lambda x, y, scale, bias, **k: kernels.siglip(x, y, scale=scale, bias=bias, **k),
+               (*SAME, SCALE, torch.tensor(-1.0))),
+    "sliced_characteristic": (kernels.sliced_characteristic, (VIEWS[0], draw(6, 9, seed=5))),
     "pair_lse": (pair_operator, (*PAIR, BIAS, SCALE)),
     "prototype_loss, the operator": (loss_operator, (
         *VIEWS, draw(1, 9, seed=5), draw(3, seed=6).abs())),

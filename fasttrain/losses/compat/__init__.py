@@ -5,4 +5,5 @@
 - ``fasttrain.losses.compat.dinov3``: facebookresearch/dinov3, the same and ``GramLoss``
 - ``fasttrain.losses.compat.info_nce.InfoNCE``: info-nce-pytorch, ``info_nce.InfoNCE``
 - ``fasttrain.losses.compat.open_clip.ClipLoss``: open_clip, ``open_clip.loss.ClipLoss``
+- ``fasttrain.losses.compat.open_clip.SigLipLoss``: open_clip, ``open_clip.loss.SigLipLoss``
 """
