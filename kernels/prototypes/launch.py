@@ -26,7 +26,7 @@ def loss(problem: Problem) -> Results:
     """
     rows, scale = problem.student.flatten(0, 1), problem.student_scale
     h, w = _alike(rows, problem.prototypes)
-    lse, _ = similarity.pair_lse(h, w, None, None, scale=scale, excluded=None, unit_norm=False, columns=False)
+    lse, *_ = similarity.pair_lse(h, w, None, None, scale=scale, excluded=None, unit_norm=False, columns=False)
     weights = problem.row_weights(problem.image_weights(lse.dtype))
     # One tensor for all absent results would alias the operator's outputs.
     marginal, energies, teacher_lse = (lse.new_empty(0) for _ in range(3))

@@ -29,6 +29,7 @@ LOG2E = math.log2(math.e)
 BOUND = 40.0
 """Scores within +-BOUND nats need no shift: e^-80 is the smallest probability, and normal times a gradient of 1/N."""
 _TILE = 768
+_ROWS = 256
 CLAMP = -80.0
 """2^-80 is negligible next to 1. Times a small gradient it is not yet denormal, which is 100 times slower."""
 
@@ -46,20 +47,29 @@ def pair_lse(
     excluded: int | None,
     unit_norm: bool,
     columns: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exps of rows [N], and with ``columns`` of columns [M], else an empty tensor."""
+    attend: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-sum-exps of rows [N], and with ``columns`` of columns [M], else an empty tensor.
+
+    The third result with ``attend`` is the mean of y with the weights of each row's softmax, [N, D], else empty.
+    """
     x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias)
     scale = _scale(scale, gain)
     if _bounded(x, y, bias, scale, unit_norm):
         rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
+        means = x.new_zeros(x.shape if attend else (0, 0))
         for i, j, e in _exponentials(x, y, bias, scale, excluded):
             rows[i].add_(e.sum(1))
             if columns:
                 cols[j].add_(e.sum(0))
+            if attend:
+                means[i].addmm_(e, y[j])
+        if attend:
+            means /= _positive(rows)[:, None]
         if _within_bound(rows.log_()) and (not columns or _within_bound(cols.log_())):
-            return rows, cols
-    rows = _running_maximum(x, y, bias, scale, excluded)
-    return rows, _running_maximum(y, x, None, scale, None) if columns else x.new_empty(0)
+            return rows, cols, means
+    rows, means = _running_maximum(x, y, bias, scale, excluded, attend=attend)
+    return rows, _running_maximum(y, x, None, scale, None)[0] if columns else x.new_empty(0), means
 
 
 def self_lse(
@@ -79,7 +89,7 @@ def self_lse(
                 rows[j].add_(e.sum(0))
         if _within_bound(rows.log_()):
             return rows, nothing
-    return _running_maximum(x, x, None, scale, excluded), nothing
+    return _running_maximum(x, x, None, scale, excluded)[0], nothing
 
 
 def pair_backward(
@@ -137,6 +147,61 @@ def self_backward(
 def is_kept(count: int) -> bool:
     """Return whether the probabilities of ``count`` rows are one tile, which is saved for the backward pass."""
     return count <= _TILE
+
+
+def contrast(
+    q: Tensor,
+    k: Tensor,
+    gain: Tensor | None,
+    *,
+    scale: float,
+    joint: bool,
+    need_q: bool,
+    need_k: bool,
+    bounded: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a loss of contrast.py, and the gradients of q and k divided by the gain. Those not needed are empty.
+
+    The sums of a chunk of rows are complete before the next chunk, so its scores become G at once: 3 products instead
+    of 4. ``joint`` has one chunk, whose G serves both sides: 2 products.
+    """
+    q, k = accumulable(q), accumulable(k)
+    x = torch.cat([q, k]) if joint else q
+    y, factor = x if joint else k, _scale(scale, gain)
+    bounded = bounded and abs(factor) <= BOUND
+    scaled, share, half = x * (factor * LOG2E), scale / len(x), len(q)
+    parts = [slice(0, len(x))] if joint else spans(len(x), max(_ROWS, _TILE * _TILE // len(y)))
+    buffer = x.new_empty(parts[0].stop * len(y))
+    dq, dk = x.new_empty(q.shape if need_q else (0, 0)), x.new_empty(k.shape if need_k else (0, 0))
+    loss = x.new_zeros(())
+    for i in parts:
+        tile = buffer[: (i.stop - i.start) * len(y)].view(-1, len(y))
+        torch.mm(scaled[i], y.T, out=tile)
+        positives = tile.diagonal(half if joint else i.start)
+        loss -= positives.sum() * (1 + joint)
+        if joint:
+            tile.fill_diagonal_(-torch.inf)
+        top = None if bounded else tile.amax(1, keepdim=True)
+        total = (tile if top is None else tile.sub_(top)).exp2_().sum(1, keepdim=True)
+        lse = total.log2() if top is None else total.log2().add_(top)
+        if bounded and not _within_bound(lse / LOG2E):
+            options = {"scale": scale, "joint": joint, "need_q": need_q, "need_k": need_k}
+            return contrast(q, k, gain, bounded=False, **options)
+        loss += lse.sum()
+        tile.mul_(share / total)
+        positives.sub_(share)
+        if joint:
+            tile.diagonal(-half).sub_(share)
+            tile = tile + tile.T
+            for gradient, rows in ((dq, tile[:half]), (dk, tile[half:])):
+                if len(gradient):
+                    torch.mm(rows, x, out=gradient)
+            continue
+        if need_q:
+            torch.mm(tile, y, out=dq[i])
+        if need_k:
+            dk.addmm_(tile.T, q[i], beta=min(i.start, 1))
+    return loss.div_(LOG2E * len(x)), dq, dk
 
 
 def _one_tile(x: Tensor, scale: float, excluded: int | None) -> tuple[Tensor, Tensor]:
@@ -226,18 +291,34 @@ def _exponentials(
         yield i, j, tile
 
 
-def _running_maximum(x: Tensor, y: Tensor, bias: Tensor | None, scale: float, excluded: int | None) -> Tensor:
-    """Return row log-sum-exps of scores of any size. Each row has a running maximum and a sum relative to it."""
+def _running_maximum(
+    x: Tensor, y: Tensor, bias: Tensor | None, scale: float, excluded: int | None, *, attend: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return row log-sum-exps of scores of any size, and the means of ``attend`` of :func:`pair_lse`.
+
+    Each row has a running maximum, and a sum and a mean relative to it.
+    """
     top = x.new_full((len(x),), -torch.inf)
     total = x.new_zeros(len(x))
+    means = x.new_zeros(x.shape if attend else (0, 0))
     for i, j, tile in _tiles(x, y, bias, scale):
         _fill_excluded(tile, i, j, excluded, -torch.inf)
         new = torch.maximum(top[i], tile.amax(1))
         shift = new.masked_fill(new == -torch.inf, 0)  # rows without a term so far
         tile -= shift[:, None]
-        total[i] = total[i] * (top[i] - shift).exp2_() + tile.exp2_().sum(1)
+        fade = (top[i] - shift).exp2_()
+        total[i] = total[i] * fade + tile.exp2_().sum(1)
+        if attend:
+            means[i].mul_(fade[:, None]).addmm_(tile, y[j])
         top[i] = new
-    return (total.log2_() + top).mul_(1 / LOG2E)
+    if attend:
+        means /= _positive(total)[:, None]
+    return (total.log2_() + top).mul_(1 / LOG2E), means
+
+
+def _positive(sums: Tensor) -> Tensor:
+    """Return sums to divide by: an empty one has a mean of 0."""
+    return sums.clamp_min(torch.finfo(sums.dtype).tiny)
 
 
 def _gradients(

@@ -36,7 +36,7 @@ def offset(x):
 
 
 def pair_operator(x, y, bias, gain, *, backend):
-    return torch.ops.fasttrain.pair_lse(x, y, bias, gain, 2.0, None, False, False, backend)[0]
+    return torch.ops.fasttrain.pair_lse(x, y, bias, gain, 2.0, None, False, False, False, backend)[0]
 
 
 def loss_operator(student, teacher, ws, wt, bias, weight, *, backend):
