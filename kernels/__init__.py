@@ -16,6 +16,7 @@ if __name__ == "kernels":
 
 from .contrastive import info_nce, nt_xent
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
+from .nearest.similarity import nearest_similarity
 from .prototypes.objective import (
     patch_cross_entropy,
     patch_terms,
@@ -34,6 +35,7 @@ __all__ = [
     "info_nce",
     "log_sphere_area",
     "log_vmf_normalizer",
+    "nearest_similarity",
     "nt_xent",
     "patch_cross_entropy",
     "patch_terms",

@@ -13,6 +13,7 @@ from .entropy_reconstruction import Bound, EntropyReconstructionLoss
 from .ibot import iBOTPatchLoss
 from .info_nce import InfoNCELoss
 from .instance_bank import InstanceBank
+from .koleo import KoLeoLoss
 from .memory_bank import MemoryBankModule
 from .moco import MoCoLoss, MoCoV3Loss
 from .negative_cosine import NegativeCosineSimilarity
@@ -29,6 +30,7 @@ __all__ = [
     "EntropyReconstructionLoss",
     "InfoNCELoss",
     "InstanceBank",
+    "KoLeoLoss",
     "MemoryBankModule",
     "MoCoLoss",
     "MoCoV3Loss",

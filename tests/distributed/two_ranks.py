@@ -91,6 +91,7 @@ def kernel_gradients(world):
         "vmf_leave_one_out": lambda a, b, t: kernels.vmf_entropy(a, leave_one_out=True, group=group),
         "vmf_reconstruction": lambda a, b, t: kernels.vmf_reconstruction(a, b, group=group),
         "gaussian": lambda a, b, t: kernels.gaussian_entropy(a + b, bandwidth=0.3, group=group),
+        "nearest": lambda a, b, t: (kernels.nearest_similarity(a, group=group)[0] * b.sum(1)).mean(),
         "batch_norm": lambda a, b, t: (batch_norm(a) * b).square().mean(),
         "prototype_entropy_heads": lambda a, b, t: sum(
             x.square().sum() for x in kernels.prototype_entropy(a + b, heads, temp=0.3, group=group)
@@ -139,6 +140,7 @@ def loss_gradients(world):
         "info_nce": (losses.InfoNCELoss(learnable_temperature=True, **share), 2),
         "info_nce_negatives": (losses.InfoNCELoss(learnable_temperature=True, **share), 3),
         "info_nce_symmetric": (losses.InfoNCELoss(symmetric=True, learnable_temperature=True, **share), 2),
+        "koleo": (losses.KoLeoLoss(**share), 1),
         "moco": (losses.MoCoLoss(memory_bank_size=(32, 8), **share), 2),
         "mocov3": (losses.MoCoV3Loss(**share), 4),
         "cmc": (losses.CMCLoss(**share), 3),

@@ -5,13 +5,21 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fasttrain.kernels import bidirectional_logsumexp, prototype_entropy, prototype_terms, row_logsumexp
+from fasttrain.kernels import (
+    bidirectional_logsumexp,
+    nearest_similarity,
+    prototype_entropy,
+    prototype_terms,
+    row_logsumexp,
+)
+from fasttrain.kernels.nearest import launch as nearest
 from fasttrain.kernels.prototypes import launch as prototypes
 from fasttrain.kernels.similarity import launch as similarity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = {
     similarity: ("lse_fwd_kernel", "lse_bwd_kernel"),
+    nearest: ("nearest_kernel",),
     prototypes: ("attend_kernel", "rows_kernel", "columns_kernel"),
 }
 
@@ -56,4 +64,5 @@ def test_every_launch_is_on_the_device_of_its_tensors(launches):
     views = x.expand(2, 4, 4)
     sum(prototype_terms(views, views, w, w, student_temp=0.1, teacher_temp=0.1, backend="triton")).backward()
     sum(prototype_entropy(x, w, temp=0.1, backend="triton")).backward()
+    nearest_similarity(x, backend="triton")
     assert all(made and all(made) for made in launches.values()), launches

@@ -71,6 +71,7 @@ CALLS = {
     "prototype_entropy": (lambda z, w, **k: kernels.prototype_entropy(z, w, temp=0.5, **k), (SAME[0], VIEWS[2])),
     "sinkhorn": (lambda scores, **k: kernels.sinkhorn(scores, **k), (draw(5, 9, seed=7),)),
     "sinkhorn_center": (lambda scores, **k: kernels.sinkhorn_center(scores, **k), (draw(5, 9, seed=7),)),
+    "nearest_similarity": (lambda x, **k: kernels.nearest_similarity(x, **k)[0], PAIR[:1]),
     "pair_lse": (pair_operator, (*PAIR, BIAS, SCALE)),
     "prototype_terms, the operator": (terms_operator, (
         *SAME, *VIEWS[2:], draw(1, 9, seed=5), draw(5, seed=6).abs())),

@@ -69,6 +69,7 @@ KERNELS = {
     "vmf_entropy weighted": lambda a, b, **o: kernels.vmf_entropy(a, estimator="expectation", **o),
     "vmf_reconstruction": lambda a, b, **o: kernels.vmf_reconstruction(a, b, **o),
     "gaussian_entropy": lambda a, b, **o: kernels.gaussian_entropy(a, bandwidth=1.0, **o),
+    "nearest_similarity": lambda a, b, **o: kernels.nearest_similarity(a, **o)[0].sum(),
     "prototype_terms": lambda a, b, **o: kernels.prototype_terms(
         torch.stack([a, b]), torch.stack([b, a]), _W, _W, **_TEMPS, **o
     )[1],
@@ -82,6 +83,7 @@ LOSSES = {
     "InfoNCELoss": (lambda: losses.InfoNCELoss(**_SHARE), _pair),
     "InfoNCELoss symmetric": (lambda: losses.InfoNCELoss(symmetric=True, **_SHARE), _pair),
     "InfoNCELoss with negatives": (lambda: losses.InfoNCELoss(**_SHARE), lambda loss, a, b: loss(a, b, b)),
+    "KoLeoLoss": (lambda: losses.KoLeoLoss(**_SHARE), lambda loss, a, b: loss(a)),
     "MoCoLoss": (lambda: losses.MoCoLoss(**_QUEUE, **_SHARE), _pair),
     "MoCoLoss enqueue": (
         lambda: losses.MoCoLoss(**_QUEUE, **_SHARE),
