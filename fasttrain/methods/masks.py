@@ -55,6 +55,8 @@ class Masking:
         """Return the fractions of masked patches for uniform numbers."""
         fractions, start = np.zeros_like(u), 0.0
         for share, low, high in self.ranges:
+            if not share:
+                continue
             inside = u >= start
             fractions[inside] = low + (high - low) * np.minimum((u[inside] - start) / share, 1)
             start += share

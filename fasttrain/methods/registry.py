@@ -21,6 +21,7 @@ BUILT_IN = (
     "cmc",
     "deepcluster",
     "dino",
+    "dinov2",
     "ibot",
     "infomin",
     "moco",

@@ -3,6 +3,7 @@
 import torch
 
 from tests.methods.official import Official, entropy_of_mean, mean, unit
+from tests.methods.official_clustering import sinkhorn
 
 
 class Masked(Official):
@@ -95,3 +96,56 @@ class IBOT(Masked):
             of_cls = of_cls - entropy_of_mean(cls)
             of_patches = of_patches - self.patch_entropy(patches, masks)
         return s.lambda1 * of_cls + s.lambda2 * of_patches
+
+
+class DINOv2(Masked):
+    def __init__(self, method):
+        super().__init__(method)
+        if self.settings.centering == "centering":
+            counts = {"loss.center": (1, 1, len(method.loss.center.flatten()))}
+            counts["patch_loss.center"] = (1, len(method.patch_loss.center.flatten()))
+            self.kept = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in counts.items()}
+
+    def logits(self, branch, cls, patches):
+        if not self.settings.separate_head:
+            return [unit(branch.head(x)) @ branch.prototypes().T for x in (cls, patches)]
+        parts = (("cls", cls), ("patch", patches))
+        return [unit(branch.head[name](x)) @ branch.prototypes[name]().T for name, x in parts]
+
+    def loss(self, views, step, indices):
+        s = self.settings
+        cls, patches, teacher_cls, teacher_patches, masks = self.seen(views, step)
+        crops = cls[: self.count]
+        cls, patches = (x / s.student_temp for x in self.logits(self.student, cls, patches))
+        steps = int(s.warmup_teacher_temp_epochs * step.per_epoch)
+        warm = torch.linspace(s.warmup_teacher_temp, s.teacher_temp, steps, dtype=torch.float64)
+        temp = warm[step.index] if step.index < steps else s.teacher_temp
+        with torch.no_grad():
+            teacher_cls, teacher_patches = self.logits(self.teacher, teacher_cls, teacher_patches)
+            masked = teacher_patches[masks]
+            targets = self.assigned(teacher_cls.flatten(0, 1), "loss.center", temp).view_as(teacher_cls)
+            patch_targets = torch.zeros_like(teacher_patches)
+            patch_targets[masks] = self.assigned(masked, "patch_loss.center", temp)
+        of_cls, of_patches = self.cross_entropies(cls, patches, targets, patch_targets, masks)
+        for name, x in (("loss.center", teacher_cls.flatten(0, 1)), ("patch_loss.center", masked)):
+            if name in self.kept:
+                m = s.center_momentum
+                self.kept[name] = m * self.kept[name] + (1 - m) * x.mean(0)
+        if self.twin:
+            of_cls = of_cls - entropy_of_mean(cls)
+            of_patches = of_patches - self.patch_entropy(patches, masks)
+        loss = s.dino_loss_weight * of_cls + s.ibot_loss_weight * of_patches
+        return loss if self.twin else loss + s.koleo_loss_weight * sum(koleo(view) for view in crops)
+
+    def assigned(self, logits, center, temp):
+        """The teacher's softmax, centred or balanced over all its rows [N, K]."""
+        if self.settings.centering == "sinkhorn_knopp":
+            return sinkhorn(logits, temp, 3)
+        return ((logits - self.kept.get(center, 0)) / temp).softmax(-1)
+
+
+def koleo(x):
+    """Minus the mean log distance of every unit row to its nearest other row."""
+    x = unit(x)
+    nearest = (x @ x.T - 2 * torch.eye(len(x))).argmax(1)
+    return -((x - x[nearest] + 1e-8).norm(dim=1) + 1e-8).log().mean()

@@ -1,0 +1,144 @@
+"""DINOv2: Learning Robust Visual Features without Supervision (arXiv 2304.07193)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..flags import Count, Fraction, NonNegative, Positive, PositiveFraction, Several, flag
+from ..kernels import prototype_sinkhorn_center
+from ..losses import DINOLoss, KoLeoLoss, iBOTPatchLoss
+from ..losses.dino import warmup_temperature
+from ..models.heads import Prototypes
+from ..models.teacher import make_teacher
+from .base import PerImages, Step, Task
+from .branch import Network, width_of
+from .dino import PROTOTYPE_NORM
+from .masked import MaskedMethod, Pair, TokenBranch, dino_head
+from .masks import Masking
+from .registry import register
+
+_ITERATIONS = 3  # of Sinkhorn, fixed in the authors' code
+_LEAST = 4  # patches of a block, fixed in the authors' code
+
+
+@dataclass(frozen=True)
+class DINOv2Settings:
+    """DINOv2's settings, as in facebookresearch/dinov2; the defaults are those of its longer run (ViT-L, IN-22k)."""
+
+    head_n_prototypes: Several = flag(131072, "number of prototypes of [CLS]")
+    head_hidden_dim: Count = flag(2048, "width of the hidden layers of the head of [CLS]")
+    head_bottleneck_dim: Several = flag(384, "dimension in which projections of [CLS] meet the prototypes")
+    separate_head: bool = flag(True, "the patches have a head and prototypes of their own")
+    ibot_head_n_prototypes: Several = flag(131072, "number of prototypes of the patches' own head")
+    ibot_head_hidden_dim: Count = flag(2048, "width of the hidden layers of the patches' own head")
+    ibot_head_bottleneck_dim: Several = flag(256, "dimension in which patches of their own head meet the prototypes")
+    norm_last_layer: bool = flag(False, "keep the prototypes' norm at 1")
+    dino_loss_weight: NonNegative = flag(1.0, "weight of the loss of [CLS]")
+    ibot_loss_weight: NonNegative = flag(1.0, "weight of the loss of masked patches")
+    koleo_loss_weight: NonNegative = flag(
+        0.1, "weight of KoLeo on [CLS], summed over the global crops; not in the twin"
+    )
+    centering: Literal["centering", "sinkhorn_knopp", "none"] = flag(
+        "sinkhorn_knopp", "the teacher's centring: a moving mean, Sinkhorn, or none (collapses without --entropy)"
+    )
+    mask_sample_probability: PositiveFraction = flag(0.5, "fraction of the global crops that are masked")
+    mask_ratio_min_max: tuple[Fraction, Fraction] = flag((0.1, 0.5), "fraction of masked patches in them: MIN MAX")
+    momentum_teacher: Fraction = flag(0.994, "momentum of the teacher at the start")
+    momentum_teacher_end: Fraction = flag(1.0, "momentum of the teacher at the end (cosine schedule)")
+    student_temp: Positive = flag(0.1, "temperature of the student")
+    warmup_teacher_temp: Positive = flag(0.04, "temperature of the teacher at the start")
+    teacher_temp: Positive = flag(0.07, "temperature of the teacher after its warm-up")
+    warmup_teacher_temp_epochs: NonNegative = flag(30.0, "epochs of the teacher temperature's warm-up")
+    freeze_last_layer_epochs: NonNegative = flag(1.0, "epochs during which the prototypes are frozen")
+    center_momentum: Fraction = flag(0.9, "momentum of the centres of the teacher's logits")
+
+
+@register("dinov2")
+class DINOv2(MaskedMethod):
+    """iBOT with separate heads, Sinkhorn and KoLeo; the twin has the entropies of both heads in place of those."""
+
+    Settings = DINOv2Settings
+    settings: DINOv2Settings
+    sized = MappingProxyType(
+        {"head_n_prototypes": PerImages(8, 256, 65_536), "ibot_head_n_prototypes": PerImages(8, 256, 65_536)}
+    )
+
+    def __init__(self, network: Network, settings: DINOv2Settings, task: Task) -> None:
+        s, backbone = settings, network(task.views.channels)
+        share, (low, high) = s.mask_sample_probability, s.mask_ratio_min_max
+        ranges = ((1 - share, 0.0, 0.0), (share, low, high))
+        super().__init__(s, task, backbone, Masking("mask_ratio_min_max", ranges, least=_LEAST))
+        width = width_of(backbone)
+
+        def prototypes(dim: int, count: int) -> Prototypes:
+            return Prototypes(dim, count, learn_norm=not s.norm_last_layer, start=PROTOTYPE_NORM)
+
+        head = dino_head(width, s.head_hidden_dim, s.head_bottleneck_dim)
+        rows = prototypes(s.head_bottleneck_dim, s.head_n_prototypes)
+        if s.separate_head:
+            patch_head = dino_head(width, s.ibot_head_hidden_dim, s.ibot_head_bottleneck_dim)
+            patch_rows = prototypes(s.ibot_head_bottleneck_dim, s.ibot_head_n_prototypes)
+            self.student = TokenBranch(backbone, {"cls": head, "patch": patch_head}, {"cls": rows, "patch": patch_rows})
+        else:
+            self.student = TokenBranch(backbone, head, rows)
+        self.teacher = make_teacher(self.student)
+        counts = self.prototype_counts()
+        options: dict[str, Any] = {
+            "student_temp": s.student_temp,
+            "center_momentum": s.center_momentum,
+            "center_mode": "mean" if s.centering == "centering" else "none",
+        }
+        self.loss = DINOLoss(counts.cls, **options)
+        self.patch_loss = iBOTPatchLoss(counts.patch, **options)
+        self.koleo_loss = KoLeoLoss()
+
+    @classmethod
+    def check(cls, settings: Any, batch: int) -> None:
+        """Raise ValueError for a range of masks in the wrong order."""
+        low, high = settings.mask_ratio_min_max
+        if low > high:
+            raise ValueError(f"--mask_ratio_min_max: must be MIN MAX, got {low} {high}. Swap them.")
+
+    def temperatures(self, step: Step) -> Pair:
+        """Return the teacher's temperature, which changes from step to step."""
+        s = self.settings
+        steps = s.warmup_teacher_temp_epochs * step.per_epoch
+        temp = warmup_temperature(step.position, steps, s.warmup_teacher_temp, s.teacher_temp)
+        return Pair(temp, temp)
+
+    def term_weights(self) -> Pair:
+        """Return ``dino_loss_weight`` and ``ibot_loss_weight``."""
+        return Pair(self.settings.dino_loss_weight, self.settings.ibot_loss_weight)
+
+    def prototype_counts(self) -> Pair:
+        """Return the prototypes of the two heads, or of the shared one."""
+        s = self.settings
+        return Pair(s.head_n_prototypes, s.ibot_head_n_prototypes if s.separate_head else s.head_n_prototypes)
+
+    def centers(self, teacher: Pair, prototypes: Pair, temperatures: Pair) -> Pair:
+        """Return Sinkhorn's potentials over the [CLS] of all global crops and over all masked patches."""
+        if self.settings.centering != "sinkhorn_knopp":
+            return Pair(None, None)
+        return Pair(
+            *(
+                prototype_sinkhorn_center(z, rows, epsilon=temp, iterations=_ITERATIONS, group=self.group)
+                for z, rows, temp in zip(teacher, prototypes, temperatures, strict=True)
+            )
+        )
+
+    def regulariser(self, features: Tensor) -> Tensor | None:
+        """Return KoLeo of each global crop's features, summed over the crops, in fp32."""
+        weight = self.settings.koleo_loss_weight
+        if not weight:
+            return None
+        return weight * torch.stack([self.koleo_loss(view) for view in features]).sum()
+
+    @property
+    def frozen_prototype_epochs(self) -> float:
+        """DINOv2's ``freeze_last_layer_epochs``."""
+        return self.settings.freeze_last_layer_epochs
