@@ -39,6 +39,8 @@ class Task:
     """Images of a micro-batch over all ranks."""
     seed: int = 0
     """The run's seed, for random draws that must not depend on the number of ranks."""
+    has_weights: bool = False
+    """Whether the backbone starts from given weights."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,11 @@ class Method(nn.Module):
             constant_lr=self.constant_lr_modules,
             frozen_prototype_epochs=self.frozen_prototype_epochs,
         )
+
+    @property
+    def backbones(self) -> list[nn.Module]:
+        """All copies of the backbone. They start from the same weights."""
+        return [branch.backbone for branch in (self.student, self.teacher) if branch is not None]
 
     @property
     def backbone(self) -> nn.Module:

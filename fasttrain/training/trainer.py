@@ -518,15 +518,14 @@ def _factory(network: nn.Module | Network | None, config: Config) -> Network | N
 
 
 def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -> Report:
-    """Load weights into a method's backbone, and into the teacher's, and report them. Heads keep their random start.
+    """Load weights into all copies of a method's backbone, and report them. Heads keep their random start.
 
     Raise ConfigError if the weights are of another network.
     """
     if bad := next((name for name, tensor in tensors.items() if tensor.isnan().any()), None):
         raise ConfigError(f"{origin}: {bad!r} has NaN values. Use the weights of a run that did not diverge.")
-    if method.teacher is not None:
-        load_weights(method.teacher.backbone, tensors, origin)
-    return load_weights(method.student.backbone, tensors, origin)
+    reports = [load_weights(backbone, tensors, origin) for backbone in method.backbones]
+    return reports[0]
 
 
 def _fit(config: Config, data: Splits, output: Path, world: World) -> Fit:

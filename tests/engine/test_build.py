@@ -45,6 +45,7 @@ def test_every_method_is_built_on_a_resnet_and_on_a_vit(method, entropy):
         ("simclr", {"batch_size_per_gpu": 1}, "--batch_size_per_gpu: BatchNorm"),
         ("simclr", {"arch": "resnet1"}, "--arch: 'resnet1'"),
         ("dino", {**_SMALL, "num_heads": 5}, "--num_heads.*5"),
+        ("dinov2", {**_SMALL, "gram_loss_weight": 1.0}, "--gram_loss_weight: .*random weights"),
         ("dino", {"arch": "gmlp_ti16_224"}, "--arch: MlpMixer .*16 pixels"),
         ("ibot", {"arch": "conv_small"}, "--arch: .*ViT with patch tokens, got ConvSmall"),
         ("ibot", {"pred_ratio": 1, "pred_ratio_var": 0}, "--pred_ratio: must leave patches"),
