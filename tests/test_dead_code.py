@@ -11,7 +11,6 @@ from fasttrain.methods.registry import BUILT_IN
 _ROOT = Path(__file__).parent.parent
 _LINKS = [f"{_ROOT}/fasttrain/{folder}/*" for folder in ("kernels", "pipelines")]  # the same files again
 _USED_FROM_OUTSIDE = {
-    "TokenBackbone": "public: methods with losses on patches are built with it",
     "__class__": "Python finds the methods of an object by it",
     "_check_input_dim": "torch's BatchNorm calls it",
     "allreduce": "torch.distributed calls it",
@@ -23,6 +22,13 @@ _USED_FROM_OUTSIDE = {
     "enable_backward_allreduce": "DeepSpeed reads it",
     "makedirs": "a method of DeepSpeed that is switched off",
     "drop_prob": "timm's DropPath reads it",
+    "softmax_center_teacher": "DINOv2's trainer calls it",
+    "sinkhorn_knopp_teacher": "DINOv2's trainer calls it",
+    "forward_masked": "DINOv2's trainer calls it",
+    "update_centers": "an argument in DINOv3's trainer",
+    "n_masked_patches_tensor": "an argument in DINOv2's trainer",
+    "init_weights": "DINOv3's trainer calls it",
+    "needs_patches": "public: says which networks a method can train",
     "uri": "page.html reads it",
     "caption": "page.html reads it",
     "slope": "rand_augment._column reads it by its name",

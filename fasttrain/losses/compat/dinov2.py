@@ -129,9 +129,9 @@ class Teacher(MovingCenter):
     layers: tuple[LastLayer, LastLayer] | None = None
     """The last layers of student and teacher. They are modules of the heads, not of the loss."""
 
-    def _prototypes(self, given: Tensor | None, *, teacher: bool) -> Tensor | None:
-        """Return the weight that was given, or that of the layers, if any."""
-        return given if given is not None or self.layers is None else self.layers[teacher].weight
+    def _prototypes(self, argument: Tensor | None, *, teacher: bool) -> Tensor | None:
+        """Return the caller's argument, or else the weight of the layer, if there are layers."""
+        return argument if argument is not None or self.layers is None else self.layers[teacher].weight
 
     @torch.no_grad()
     def softmax_center_teacher(

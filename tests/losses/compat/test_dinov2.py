@@ -133,10 +133,10 @@ def test_unchanged_trainer_has_the_official_losses(centering, features):
             dinov2.without_logits(loss, student, teacher)
     losses = _trainer(student, teacher, dino, ibot, centering)
     expected = _official(expected_student, expected_teacher, targets)
-    for actual, wanted in zip(losses, expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
-    for actual, wanted in zip(_gradients(losses, student), _gradients(expected, expected_student), strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-6)
+    for actual, official in zip(losses, expected, strict=True):
+        torch.testing.assert_close(actual, official, rtol=1e-5, atol=1e-6)
+    for actual, official in zip(_gradients(losses, student), _gradients(expected, expected_student), strict=True):
+        torch.testing.assert_close(actual, official, rtol=1e-4, atol=1e-6)
     if centering == "centering":
         x, masks = _batch()
         for loss, rows, old in ((dino, x["global"].flatten(0, 1), before[0]), (ibot, x["patches"][masks], before[1])):
@@ -156,8 +156,8 @@ def test_dinov3_averages_over_pairs(ignore, features):
     loss = dinov3.DINOLoss(K).double()
     loss.init_weights()
     if features:
-        given = loss.softmax_center_teacher(teacher, TEMP, teacher_prototypes=weights[1])
-        actual = loss(student, given, ignore, student_prototypes=weights[0])
+        targets = loss.softmax_center_teacher(teacher, TEMP, teacher_prototypes=weights[1])
+        actual = loss(student, targets, ignore, student_prototypes=weights[0])
     else:
         actual = loss(student @ weights[0].T, probabilities, ignore)
     torch.testing.assert_close(actual, expected)
