@@ -33,24 +33,20 @@ def nt_xent(
     """
     if check_batches:
         check_equal_batches("nt_xent", group, z0, z1)
-    firsts, seconds = (z if z.ndim == 3 else z[None] for z in (z0, z1))
-    for a, b in zip(firsts, seconds, strict=True):
+    pairs = list(zip(z0, z1, strict=True)) if z0.ndim == 3 else [(z0, z1)]
+    for a, b in pairs:
         check_pair(a, b, "z0", "z1", same_rows=True)
     check_positive(temperature, "temperature")
     scale = 1 / temperature
     chosen = choose_backend(backend, z0)
     if group is None and chosen != "eager":
         gain, factor = gain_and_factor(scale)
-        each = [
-            contrastive_loss(a, b, None, gain, factor, joint=True, backend=chosen)
-            for a, b in zip(firsts, seconds, strict=True)
-        ]
-        return each[0] if z0.ndim == 2 else torch.stack(each)
-    rows = torch.cat([firsts, seconds], dim=1)
-    lse = view_logsumexps(rows, scale=scale, exclude_self=True, unit_norm=True, backend=chosen, group=group)
-    dots = torch.stack([dot_of_all(a, b) for a, b in zip(firsts, seconds, strict=True)])
-    losses = torch.sub(lse.mean(1), dots * scale, alpha=1 / firsts.shape[1])
-    return losses if z0.ndim == 3 else losses[0]
+        each = [contrastive_loss(a, b, None, gain, factor, joint=True, backend=chosen) for a, b in pairs]
+    else:
+        rows = torch.stack([torch.cat(pair) for pair in pairs])
+        lses = view_logsumexps(rows, scale=scale, exclude_self=True, unit_norm=True, backend=chosen, group=group)
+        each = [lse.mean() - scale * dot_of_all(a, b) / len(a) for lse, (a, b) in zip(lses, pairs, strict=True)]
+    return torch.stack(each) if z0.ndim == 3 else each[0]
 
 
 def info_nce(

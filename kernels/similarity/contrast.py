@@ -48,9 +48,13 @@ def _contrastive_loss(
     need_queue: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, and for the backward pass: both gradients, or the log-sum-exps and the mean of the columns."""
+    """Return the loss, and for the backward pass: the gradients, or the log-sum-exps and the mean of the columns.
+
+    Both gradients of ``joint`` are one matrix [2 B, D].
+    """
     if _in_forward(q, queue, joint, need_q, need_k, need_queue, backend):
-        return cpu.contrast(q, k, gain, scale=scale, joint=joint, need_q=need_q, need_k=need_k)
+        loss, gradients = cpu.contrast(q, k, gain, scale=scale, joint=joint, need_q=need_q, need_k=need_k)
+        return loss, *gradients
     module, options = kernels(backend), {"scale": scale, "unit_norm": True}
     attended = q.new_empty(0, 0, dtype=accumulation_type(q))
     if joint:
@@ -75,6 +79,8 @@ def _shapes(
         return q.new_empty(shape, dtype=accumulation_type(q))
 
     if _in_forward(q, queue, joint, *needs):
+        if joint:
+            return new(), new(2 * q.shape[0], q.shape[1]), new(0, 0)
         return new(), new(*(q.shape if need_q else (0, 0))), new(*(k.shape if need_k else (0, 0)))
     attend = _attends(queue, need_q, need_queue, backend)
     return new(), new(q.shape[0] * (1 + joint)), new(*(q.shape if attend else (0, 0)))
@@ -96,8 +102,6 @@ def _contrastive_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and queue divided by the gain, in the type of accumulation."""
     dq, dk, dqueue = (q.new_empty(0, 0, dtype=accumulation_type(q)) for _ in range(3))
-    if _in_forward(q, queue, joint, need_q, need_k, need_queue, backend):
-        return saved[0] * loss_grad, saved[1] * loss_grad, dqueue
     module, (lse, attended) = kernels(backend), saved
     share = loss_grad / len(q)
     of_positives = -scale * share
@@ -106,7 +110,7 @@ def _contrastive_loss_backward(
         both = module.self_backward(
             rows, gain, (lse, weights), attended, scale=scale, exclude_self=True, unit_norm=True
         )
-        dq, dk = both[: len(q)] if need_q else dq, both[len(q) :] if need_k else dk
+        dq, dk = (part if need else dq for part, need in zip(both.chunk(2), (need_q, need_k), strict=True))
     else:
         weights, columns = share.expand(len(q)), k
         if queue is not None:
@@ -142,11 +146,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backprop(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    q, k, queue, gain, *saved = ctx.saved_tensors
+    q, k, queue, gain, first, second = ctx.saved_tensors
     of_q, of_k, of_queue, of_gain, *_ = ctx.needs_input_grad
-    joint = ctx.options[1]
-    dq, dk, dqueue = _backward(q, k, queue, gain, saved, loss_grad, *ctx.options)
-    dgain = None
+    joint, dgain = ctx.options[1], None
+    if first.ndim == 1:
+        dq, dk, dqueue = _backward(q, k, queue, gain, [first, second], loss_grad, *ctx.options)
+    elif joint:
+        dq, dk = (first * loss_grad).chunk(2)
+    else:
+        dq, dk = first * loss_grad, second * loss_grad
     if of_gain:  # with both views' rows on both sides of the scores, <x, dx> counts them twice
         dgain = gain_gradient(q, dq, gain)
         dgain = (dgain + gain_gradient(k, dk, gain)) / 2 if joint else dgain

@@ -159,49 +159,53 @@ def contrast(
     need_q: bool,
     need_k: bool,
     bounded: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return a loss of contrast.py, and the gradients of q and k divided by the gain. Those not needed are empty.
 
     The sums of a chunk of rows are complete before the next chunk, so its scores become G at once: 3 products instead
-    of 4. ``joint`` has one chunk, whose G serves both sides: 2 products.
+    of 4. ``joint`` has one chunk, whose G serves both sides: 2 products, and one gradient of all rows.
     """
     q, k = accumulable(q), accumulable(k)
     x = torch.cat([q, k]) if joint else q
     y, factor = x if joint else k, _scale(scale, gain)
     bounded = bounded and abs(factor) <= BOUND
-    scaled, share, half = x * (factor * LOG2E), scale / len(x), len(q)
+    scaled, share = x * (factor * LOG2E), scale / len(x)
     parts = [slice(0, len(x))] if joint else spans(len(x), max(_ROWS, _TILE * _TILE // len(y)))
     buffer = x.new_empty(parts[0].stop * len(y))
-    dq, dk = x.new_empty(q.shape if need_q else (0, 0)), x.new_empty(k.shape if need_k else (0, 0))
-    loss = x.new_zeros(())
+    loss = dq = dk = x.new_zeros(())
     for i in parts:
         tile = buffer[: (i.stop - i.start) * len(y)].view(-1, len(y))
         torch.mm(scaled[i], y.T, out=tile)
-        positives = tile.diagonal(half if joint else i.start)
-        loss -= positives.sum() * (1 + joint)
+        positives = tile.diagonal(len(q) if joint else i.start)
+        crossed = positives.sum()
         if joint:
             tile.fill_diagonal_(-torch.inf)
         top = None if bounded else tile.amax(1, keepdim=True)
         total = (tile if top is None else tile.sub_(top)).exp2_().sum(1, keepdim=True)
-        lse = total.log2() if top is None else total.log2().add_(top)
-        if bounded and not _within_bound(lse / LOG2E):
+        if bounded and not _is_safe(total):
             options = {"scale": scale, "joint": joint, "need_q": need_q, "need_k": need_k}
             return contrast(q, k, gain, bounded=False, **options)
-        loss += lse.sum()
-        tile.mul_(share / total)
-        positives.sub_(share)
+        lse = total.log2() if top is None else total.log2().add_(top)
+        loss = loss + torch.sub(lse.sum(), crossed, alpha=1 + joint)
+        tile *= share / total
+        positives -= share
         if joint:
-            tile.diagonal(-half).sub_(share)
-            tile = tile + tile.T
-            for gradient, rows in ((dq, tile[:half]), (dk, tile[half:])):
-                if len(gradient):
-                    torch.mm(rows, x, out=gradient)
+            tile.diagonal(-len(q)).sub_(share)
+            dq = torch.mm(tile + tile.T, x, out=torch.empty_like(x))
             continue
+        if i.start == 0:
+            dq, dk = (x.new_empty(z.shape if need else (0, 0)) for z, need in ((q, need_q), (k, need_k)))
         if need_q:
             torch.mm(tile, y, out=dq[i])
         if need_k:
             dk.addmm_(tile.T, q[i], beta=min(i.start, 1))
-    return loss.div_(LOG2E * len(x)), dq, dk
+    return loss / (LOG2E * len(x)), (dq, x.new_empty(0, 0) if joint else dk)
+
+
+def _is_safe(sums: Tensor) -> bool:
+    """Return whether sums stayed in fp32's safe range. They do not if the promise of unit norm was broken."""
+    least, most = sums.aminmax()
+    return least.item() >= math.exp(-BOUND) and most.item() <= math.exp(2 * BOUND)
 
 
 def _one_tile(x: Tensor, scale: float, excluded: int | None) -> tuple[Tensor, Tensor]:
