@@ -45,6 +45,10 @@ CASES = [
     ("moco", False, 0),
     ("cmc", True, 2),
     ("deepcluster", False, 1),
+    ("ibot", True, 1),
+    ("ibot", False, 3),
+    ("dinov2", False, 2),
+    ("dinov2", True, 3),
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
