@@ -43,7 +43,7 @@ class DINOv2Settings:
     dino_loss_weight: NonNegative = flag(1.0, "weight of the loss of [CLS]")
     ibot_loss_weight: NonNegative = flag(1.0, "weight of the loss of masked patches")
     koleo_loss_weight: NonNegative = flag(
-        0.1, "weight of KoLeo on [CLS], summed over the global crops; not in the twin"
+        0.1, "weight of KoLeo on [CLS] per global crop; not in the twin"
     )
     centering: Literal["centering", "sinkhorn_knopp", "none"] = flag(
         "sinkhorn_knopp", "the teacher's centring: a moving mean, Sinkhorn, or none (collapses without --entropy)"

@@ -147,28 +147,28 @@ def draw_masks(
     """Return the masks [V, B, H, W] of views of the images at ``places`` [B] of the global batch."""
     start = uniforms(seed ^ _FRACTIONS, step, views, 1)
     fractions = masking.fractions((start + _GOLDEN * places) % 1)
-    wanted = np.floor(fractions * math.prod(grid)).astype(np.int64).reshape(-1)
-    masks = np.zeros((len(wanted), *grid), np.bool_)
-    masked = np.flatnonzero(wanted)
+    patches = np.floor(fractions * math.prod(grid)).astype(np.int64).reshape(-1)
+    masks = np.zeros((len(patches), *grid), np.bool_)
+    masked = np.flatnonzero(patches)
     crops = (places + (views[:, None] << _VIEW)).reshape(-1)[masked]
     if masking.shape == "rand":
         order = uniforms(seed ^ _PATCHES, step, crops, math.prod(grid)).argsort(1).argsort(1)
-        masks[masked] = (order < wanted[masked, None]).reshape(-1, *grid)
+        masks[masked] = (order < patches[masked, None]).reshape(-1, *grid)
     else:
         u = uniforms(seed ^ _PATCHES, step, crops, 4 * _BLOCKS).reshape(-1, _BLOCKS, 4)
         least = (min(grid) // 3) ** 2 if masking.least is None else masking.least
-        masks[masked] = _blocks(wanted[masked], u, grid, least)
+        masks[masked] = _blocks(patches[masked], u, grid, least)
     return masks.reshape(len(views), len(places), *grid)
 
 
-def _blocks(wanted: Integers, u: Floats, grid: tuple[int, int], least: int) -> Booleans:
-    """Return unions [C, H, W] of random rectangles with up to ``wanted`` [C] patches, from uniforms [C, _BLOCKS, 4].
+def _blocks(patches: Integers, u: Floats, grid: tuple[int, int], least: int) -> Booleans:
+    """Return unions [C, H, W] of random rectangles with up to ``patches`` [C] patches, from uniforms [C, _BLOCKS, 4].
 
     A block has between ``least`` and the missing number of patches. It is placed if it adds at least one patch and no
     more than are missing. All masks are drawn together, block after block, each from its own numbers.
     """
     height, width = grid
-    masks, missing, failures = np.zeros((len(wanted), *grid), np.bool_), wanted.copy(), np.zeros_like(wanted)
+    masks, missing, failures = np.zeros((len(patches), *grid), np.bool_), patches.copy(), np.zeros_like(patches)
     y, x = np.arange(height), np.arange(width)
     for block in range(_BLOCKS):
         open_ = np.flatnonzero((missing > 0) & (failures < _ATTEMPTS))

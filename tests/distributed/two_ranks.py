@@ -46,6 +46,10 @@ CASES = [
     ("cmc", True, 2),
     ("deepcluster", False, 1),
     ("simdino", False, 2),
+    ("ibot", True, 1),
+    ("ibot", False, 3),
+    ("dinov2", False, 2),
+    ("dinov2", True, 3),
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
