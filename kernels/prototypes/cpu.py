@@ -151,16 +151,16 @@ class _Chunk:
     def __init__(self, problem: Problem, images: slice, bounded: list[bool], tiles: list[list[Tile]]) -> None:
         self.problem, self.images = problem, images
         self.rows = accumulable(problem.student[:, images]).flatten(0, 1)
-        each = problem.image_weights(self.rows.dtype)[images]
-        self._weights = problem.row_weights(each)[:, None]
-        self._mean_weights = problem.mean_weights(self.rows.dtype, images)[:, None]
+        self._weights = problem.row_weights(self.rows.dtype)[:, images].reshape(-1, 1)
+        self._mean_weights = problem.mean_weights(self.rows.dtype)[:, images].reshape(-1, 1)
         self._student = _Softmax(self.rows, problem.prototypes, None, problem.student_scale, bounded[0], tiles[0])
         self._teacher = None
         if problem.teacher is not None and problem.teacher_prototypes is not None:
             rows = accumulable(problem.teacher[:, images]).flatten(0, 1)
             options = problem.bias, problem.teacher_scale, bounded[1], tiles[1]
             self._teacher = _Softmax(rows, problem.teacher_prototypes, *options)
-            self._teacher_weights = each.repeat(len(problem.teacher))[:, None]
+            each = problem.weighted(rows.new_ones(*problem.teacher.shape[:2], 1))
+            self._teacher_weights = each[:, images].reshape(-1, 1)
 
     def fill(self) -> Tensor:
         """Compute Q and the exponentials of the student's scores. Return the chunk's part of the cross-entropy."""

@@ -20,73 +20,77 @@ from .triton import attend_kernel, columns_kernel, rows_kernel
 
 
 def loss(problem: Problem) -> Results:
-    """Like :func:`cpu.loss`. Saved are the student's log-sum-exps and P s, the teacher's log-sum-exps and o = p w.
+    """Like :func:`cpu.loss`.
+
+    Saved are the student's log-sum-exps and sums of P s, the teacher's log-sum-exps, and Q w: sums of o = p w.
 
     The teacher's probabilities sum to 1, so its part of the cross-entropy is ``-scale <h, o>``, which needs no scores.
     """
     rows, scale = problem.student.flatten(0, 1), problem.student_scale
     h, w = _alike(rows, problem.prototypes)
     lse, *_ = similarity.pair_lse(h, w, None, None, scale=scale, excluded=None, unit_norm=False, columns=False)
-    weights = problem.row_weights(problem.image_weights(lse.dtype))
+    weights = problem.row_weights(lse.dtype).view(-1)
     # One tensor for all absent results would alias the operator's outputs.
     marginal, energies, teacher_lse = (lse.new_empty(0) for _ in range(3))
-    attended = lse.new_empty(0, 0)
+    targets = lse.new_empty(0, 0, 0)
     if problem.teacher is not None and problem.teacher_prototypes is not None:
         # The prototypes of the caller, not w: a learnt temperature makes the rows and w fp32. That would widen the
         # values only, and tiles of two types need more shared memory than the chip has.
         queries, keys, values = _alike(problem.teacher.flatten(0, 1), problem.teacher_prototypes, problem.prototypes)
-        attended, teacher_lse = _attend(queries, keys, values, problem.bias, problem.teacher_scale)
-        value = torch.dot(weights, lse) - scale * (rows * _targets(problem, attended)).sum()
+        means, teacher_lse = _attend(queries, keys, values, problem.bias, problem.teacher_scale)
+        targets = problem.weighted(_of_others(means.view(problem.teacher.shape), len(problem.student), problem.own))
+        value = torch.sub(torch.dot(weights, lse), (problem.student * targets).sum(), alpha=scale)
     else:  # sum_k P_ik s_ik = <h_i, scale sum_k P_ik w_k>
         energies = (h * _rows_pass(h, w, lse, torch.ones_like(lse), scale)).sum(1)
         value = torch.dot(weights, lse - energies)
     if problem.marginal:
         marginal = lse.new_empty(len(w))
-        _columns(h, w, lse, scale, weights=problem.mean_weights(lse.dtype), marginal=marginal)
-    return value, marginal, lse, energies, teacher_lse, attended
+        _columns(h, w, lse, scale, weights=problem.mean_weights(lse.dtype).flatten(), marginal=marginal)
+    return value, marginal, lse, energies, teacher_lse, targets
 
 
 def shapes(problem: Problem) -> Results:
     """Return new tensors like the results of :func:`loss`."""
-    rows, dim, taught = problem.rows, problem.student.shape[2], problem.teacher is not None
+    rows, taught = problem.rows, problem.teacher is not None
     teachers = 0 if problem.teacher is None else problem.teacher.shape[0] * problem.teacher.shape[1]
     marginal = problem.prototypes.shape[0] if problem.marginal else 0
-    sizes = ((), (marginal,), (rows,), (0 if taught else rows,), (teachers,), (teachers, dim if taught else 0))
-    value, mean, lse, energies, teacher_lse, attended = (
+    of_targets = tuple(problem.student.shape) if taught else (0, 0, 0)
+    sizes: tuple[tuple[int, ...], ...] = ((), (marginal,), (rows,), (0 if taught else rows,), (teachers,), of_targets)
+    value, mean, lse, energies, teacher_lse, targets = (
         problem.student.new_empty(size, dtype=torch.float32) for size in sizes
     )
-    return value, mean, lse, energies, teacher_lse, attended
+    return value, mean, lse, energies, teacher_lse, targets
 
 
 def backward(problem: Problem, saved: list[Tensor], loss_grad: Tensor, marginal_grad: Tensor) -> tuple[Tensor, Tensor]:
     """Like :func:`cpu.backward`."""
-    lse, energies, teacher_lse, attended = saved
+    lse, energies, teacher_lse, targets = saved
     rows, scale = problem.student.flatten(0, 1), problem.student_scale
     h, w = _alike(rows, problem.prototypes)
-    of_rows = problem.row_weights(problem.image_weights(lse.dtype)) * loss_grad
+    of_rows = problem.row_weights(lse.dtype).view(-1) * loss_grad
     of_energy = of_columns = None
     if problem.teacher is None:
         of_energy = -of_rows
         of_rows = of_rows * energies
     if problem.marginal:
-        of_columns = problem.mean_weights(lse.dtype), marginal_grad.contiguous()
+        of_columns = problem.mean_weights(lse.dtype).flatten(), marginal_grad.contiguous()
         sums = torch.ones_like(lse), of_columns[1]
         means = _rows_pass(h, w, lse, torch.zeros_like(lse), scale, of_columns=sums, gradient=False)
         of_rows = torch.addcmul(of_rows, of_columns[0], means, value=-1)
     dh, dw = lse.new_empty(0, 0, 0), lse.new_empty(w.shape if problem.need_prototypes else (0, 0))
     if problem.need_student:
         dh = _rows_pass(h, w, lse, of_rows, scale, of_columns=of_columns, of_energy=of_energy)
-        if problem.teacher is not None:
-            dh -= scale * loss_grad * _targets(problem, attended)
         dh = dh.view(problem.student.shape)
+        if problem.teacher is not None:
+            dh.addcmul_(targets, loss_grad, value=-scale)
     if not problem.need_prototypes:
         return dh, dw
     taught = None
     if problem.teacher is not None and problem.teacher_prototypes is not None:
         queries, keys = _alike(problem.teacher.flatten(0, 1), problem.teacher_prototypes)
-        learners = _of_others(problem.student.float(), len(problem.teacher), problem.own)
-        attended_grad = learners * (-scale * loss_grad * problem.image_weights(lse.dtype))[:, None]
-        taught = (queries, keys, problem.bias, teacher_lse, adjacent(attended_grad.flatten(0, 1).to(h.dtype)))
+        learners = problem.weighted(_of_others(problem.student.float(), len(problem.teacher), problem.own))
+        of_means = (learners * (loss_grad * -scale)).flatten(0, 1).to(h.dtype)
+        taught = (queries, keys, problem.bias, teacher_lse, adjacent(of_means))
     _columns(
         h,
         w,
@@ -101,13 +105,6 @@ def backward(problem: Problem, saved: list[Tensor], loss_grad: Tensor, marginal_
         dw=dw,
     )
     return dh, dw
-
-
-def _targets(problem: Problem, attended: Tensor) -> Tensor:
-    """Return the weighted sum of o of the teacher's rows that each row learns, [S B, D]."""
-    views = attended.view(-1, problem.student.shape[1], attended.shape[1])
-    views = views * problem.image_weights(attended.dtype)[:, None]
-    return _of_others(views, len(problem.student), problem.own).flatten(0, 1)
 
 
 def _of_others(rows: Tensor, views: int, own: bool) -> Tensor:

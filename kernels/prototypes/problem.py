@@ -40,26 +40,28 @@ class Problem:
         """The number of the student's rows, S B."""
         return self.student.shape[0] * self.student.shape[1]
 
-    def partners(self) -> list[int]:
-        """Return the number of the teacher's views that each view of the student learns."""
-        views, teachers = len(self.student), 0 if self.teacher is None else len(self.teacher)
-        return [1] * views if self.own or not teachers else [teachers - (view < teachers) for view in range(views)]
+    def row_weights(self, dtype: torch.dtype) -> Tensor:
+        """Return the weights [S, B] of the rows' log-sum-exps: r_b times the views to learn, divided by the pairs."""
+        views, images, _ = self.student.shape
+        partners = 1 if self.own or self.teacher is None else len(self.teacher)
+        weights = self.student.new_full((views, images), partners * self._share(), dtype=dtype)
+        if self.teacher is not None and not self.own:
+            weights[: len(self.teacher)] -= self._share()
+        return weights if self.weight is None else weights * self.weight
 
-    def row_weights(self, images: Tensor) -> Tensor:
-        """Return the weights [S b] of the rows' log-sum-exps, for :meth:`image_weights` of some images [b]."""
-        return torch.cat([images * partners for partners in self.partners()])
+    def weighted(self, rows: Tensor) -> Tensor:
+        """Return rows [V, B, D] times r_b, divided by the number of pairs."""
+        return rows * (self._share() if self.weight is None else (self._share() * self.weight)[:, None])
 
-    def mean_weights(self, dtype: torch.dtype, images: slice = slice(None)) -> Tensor:
-        """Return the weights [S b] of the rows of some images in the mean assignment."""
-        views, count, _ = self.student.shape
+    def mean_weights(self, dtype: torch.dtype) -> Tensor:
+        """Return the weights [S, B] of the rows in the mean assignment."""
+        views, images, _ = self.student.shape
         if self.weight is None:
-            return self.student.new_full((views * len(range(count)[images]),), 1 / (views * count), dtype=dtype)
-        return self.weight[images].to(dtype).repeat(views) / views
+            return self.student.new_full((views, images), 1 / (views * images), dtype=dtype)
+        return (self.weight.to(dtype) / views).expand(views, -1)
 
-    def image_weights(self, dtype: torch.dtype) -> Tensor:
-        """Return r_b divided by the number of pairs [B]."""
-        pairs = sum(self.partners())
-        if self.weight is not None:
-            return self.weight.to(dtype) / pairs
-        images = self.student.shape[1]
-        return self.student.new_full((images,), 1 / (pairs * images), dtype=dtype)
+    def _share(self) -> float:
+        views, images, _ = self.student.shape
+        teachers = 0 if self.teacher is None else len(self.teacher)
+        pairs = views if self.own or not teachers else views * teachers - min(views, teachers)
+        return 1 / (pairs * (images if self.weight is None else 1))

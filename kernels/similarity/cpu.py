@@ -183,8 +183,7 @@ def contrast(
         top = None if bounded else tile.amax(1, keepdim=True)
         total = (tile if top is None else tile.sub_(top)).exp2_().sum(1, keepdim=True)
         if bounded and not _is_safe(total):
-            options = {"scale": scale, "joint": joint, "need_q": need_q, "need_k": need_k}
-            return contrast(q, k, gain, bounded=False, **options)
+            return contrast(q, k, gain, scale=scale, joint=joint, need_q=need_q, need_k=need_k, bounded=False)
         lse = total.log2() if top is None else total.log2().add_(top)
         loss = loss + torch.sub(lse.sum(), crossed, alpha=1 + joint)
         tile *= share / total

@@ -74,8 +74,8 @@ def test_frozen_arguments_leave_the_gradients_of_others(loss, frozen, backend):
         for place in frozen:
             inputs[place].requires_grad_(False)
         value = LOSSES[loss](*inputs[:3], temperature=inputs[3], backend=chosen)
-        wanted = [x for x in inputs if x.requires_grad]
-        gradients = torch.autograd.grad(2 * value, wanted, allow_unused=True) if value.requires_grad else []
+        learnt = [x for x in inputs if x.requires_grad]
+        gradients = torch.autograd.grad(2 * value, learnt, allow_unused=True) if value.requires_grad else []
         sides.append([value.detach(), *(g for g in gradients if g is not None)])
     assert len(sides[0]) == len(sides[1])
     for a, b in zip(*sides, strict=True):
