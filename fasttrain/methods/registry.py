@@ -16,7 +16,21 @@ from ..errors import ConfigError
 from ..flags import user_path
 from .base import Method
 
-BUILT_IN = ("byol", "cmc", "deepcluster", "dino", "infomin", "moco", "mocov3", "simclr", "simsiam", "swav")
+BUILT_IN = (
+    "barlow",
+    "byol",
+    "cmc",
+    "deepcluster",
+    "dino",
+    "infomin",
+    "lejepa",
+    "moco",
+    "mocov3",
+    "simclr",
+    "simsiam",
+    "swav",
+    "vicreg",
+)
 """Method ``name`` is registered by the module ``fasttrain.methods.name``, which is imported at its first use."""
 GROUP = "fasttrain.methods"
 """The entry-point group in which a package lists its methods as ``name = "package.module:Class"``."""

@@ -45,6 +45,9 @@ CASES = [
     ("moco", False, 0),
     ("cmc", True, 2),
     ("deepcluster", False, 1),
+    ("vicreg", False, 0),
+    ("barlow", False, 1),
+    ("lejepa", False, 2),
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
