@@ -133,7 +133,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[Any]] = NoSettings
     """Frozen dataclass of the method's own settings (:func:`fasttrain.flags.flag`), with the paper's values."""
     family: ClassVar[str | None] = None
-    """"contrastive", "clustering" or "distillation": selects the explanation in the report."""
+    """"contrastive", "clustering", "distillation" or "regularised": selects the explanation in the report."""
     space: ClassVar[str | None] = None
     """The space of the bound, "sphere" or "prototypes"; None for a method without a bound and so without a twin."""
     has_teacher: ClassVar[bool] = False

@@ -44,7 +44,7 @@ def sums(z: Tensor, slices: Tensor, knots: int, limit: float) -> Tensor:
 
 
 def gradient(z: Tensor, slices: Tensor, of_sums: Tensor, limit: float) -> Tensor:
-    """Return the gradient of z from that of the sums [V, 2, knots - 1, S], in the type of the sums."""
+    """Return the gradient of z from the gradient of the sums [V, 2, knots - 1, S], in the type of the sums."""
     z = at_least_single(z)
     knots = of_sums.shape[2] + 1
     directions = slices.to(z.dtype) * (limit / (knots - 1))

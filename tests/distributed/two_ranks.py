@@ -50,6 +50,9 @@ CASES = [
     ("ibot", False, 3),
     ("dinov2", False, 2),
     ("dinov2", True, 3),
+    ("vicreg", False, 0),
+    ("barlow", False, 1),
+    ("lejepa", False, 2),
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 

@@ -16,7 +16,7 @@ from fasttrain import kernels, losses
 from fasttrain.kernels import collectives
 from fasttrain.losses.compat.dino import DINOLoss as CompatDINOLoss
 from fasttrain.losses.compat.open_clip import ClipLoss, SigLipLoss
-from tests.methods.small import SMALL, build, run
+from tests.methods.small import CASES, build, run
 
 ROWS, DIM = 8, 16
 USUAL = (ROWS, DIM, torch.float32)
@@ -256,13 +256,12 @@ def sinkhorn_differences():
 def comparing_methods(comparisons):
     """Return the methods that compare batches in a step under the trainer's group."""
     names = []
-    for name in SMALL:
-        for entropy in (False, True):
-            method = build(name, entropy)
-            method.group = dist.group.WORLD
-            comparisons.clear()
-            run(method, name)
-            names += [name] * bool(comparisons)
+    for name, entropy in CASES:
+        method = build(name, entropy)
+        method.group = dist.group.WORLD
+        comparisons.clear()
+        run(method, name)
+        names += [name] * bool(comparisons)
     return names
 
 
