@@ -11,7 +11,6 @@ from fasttrain.methods.registry import BUILT_IN
 _ROOT = Path(__file__).parent.parent
 _LINKS = [f"{_ROOT}/fasttrain/{folder}/*" for folder in ("kernels", "pipelines")]  # the same files again
 _USED_FROM_OUTSIDE = {
-    "TokenBackbone": "public: methods with losses on patches are built with it",
     "__class__": "Python finds the methods of an object by it",
     "_check_input_dim": "torch's BatchNorm calls it",
     "allreduce": "torch.distributed calls it",

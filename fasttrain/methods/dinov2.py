@@ -40,9 +40,7 @@ class DINOv2Settings:
     norm_last_layer: bool = flag(False, "keep the prototypes' norm at 1")
     dino_loss_weight: NonNegative = flag(1.0, "weight of the loss of [CLS]")
     ibot_loss_weight: NonNegative = flag(1.0, "weight of the loss of masked patches")
-    koleo_loss_weight: NonNegative = flag(
-        0.1, "weight of KoLeo on [CLS] per global crop; not in the twin"
-    )
+    koleo_loss_weight: NonNegative = flag(0.1, "weight of KoLeo on [CLS] per global crop; not in the twin")
     centering: Literal["centering", "sinkhorn_knopp", "none"] = flag(
         "sinkhorn_knopp", "the teacher's centring: a moving mean, Sinkhorn, or none (collapses without --entropy)"
     )
