@@ -13,6 +13,7 @@ from ..methods import Method, Network, Task
 from ..models.architectures import check_crops, checkpoint_activations, create_backbone, start_residuals_at_one
 from ..models.batchnorm import has_batch_norm
 from ..models.drop_path import drop_samples
+from ..models.tokens import check_tokens
 
 
 def build_method(config: Config, *, images: int, world_size: int, network: Network | None = None) -> Method:
@@ -39,6 +40,8 @@ def build_method(config: Config, *, images: int, world_size: int, network: Netwo
                 start_residuals_at_one(made)
         else:
             made = network(channels)
+        if cls.needs_patches:
+            check_tokens(made)
         check_crops(made, sizes, channels)
         if t.drop_path_subset:
             drop_samples(made, t.drop_path_rate)

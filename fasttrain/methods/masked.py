@@ -15,7 +15,7 @@ from ..kernels.normalize import normalize_rows
 from ..kernels.precision import at_least_single
 from ..losses import DINOLoss, iBOTPatchLoss
 from ..models.heads import Prototypes, projection_mlp, trunc_normal_linears
-from ..models.tokens import MaskToken, check_tokens, patch_grid, patch_width, tokens_of
+from ..models.tokens import MaskToken, patch_grid, patch_width, tokens_of
 from .base import Objective, Step, Task
 from .bound import PrototypeMethod, in_product_dtype
 from .branch import Branch, slice_views
@@ -98,9 +98,7 @@ class MaskedMethod(PrototypeMethod):
     patch_loss: iBOTPatchLoss
 
     def __init__(self, settings: Any, task: Task, backbone: nn.Module, masking: Masking) -> None:
-        """Raise ValueError for a backbone without patch tokens."""
         super().__init__(settings, task)
-        check_tokens(backbone)
         self.masking, self.seed = masking, task.seed
         sizes = [view.size for view in task.views.each[: self.n_global]]
         self.grids = [(len(list(run)), patch_grid(backbone, size)) for size, run in groupby(sizes)]
