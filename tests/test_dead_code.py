@@ -28,7 +28,6 @@ _USED_FROM_OUTSIDE = {
     "update_centers": "an argument in DINOv3's trainer",
     "n_masked_patches_tensor": "an argument in DINOv2's trainer",
     "init_weights": "DINOv3's trainer calls it",
-    "needs_patches": "public: says which networks a method can train",
     "uri": "page.html reads it",
     "caption": "page.html reads it",
     "slope": "rand_augment._column reads it by its name",
