@@ -28,7 +28,7 @@ _LEAST = 4  # patches of a block, fixed in the authors' code
 
 @dataclass(frozen=True)
 class DINOv2Settings:
-    """DINOv2's settings, as in facebookresearch/dinov2; the defaults are those of its longer run (ViT-L, IN-22k)."""
+    """DINOv2's settings, with the names of facebookresearch/dinov2 and the values of its longer run (ViT-L, IN-22k)."""
 
     head_n_prototypes: Several = flag(131072, "number of prototypes of [CLS]")
     head_hidden_dim: Count = flag(2048, "width of the hidden layers of the head of [CLS]")
