@@ -6,6 +6,7 @@ Exception                 Status  Cause
 ConfigError, DataError    2       invalid input: a setting, a file, an image
 SaveError                 2       a checkpoint cannot be written
 Diverged, Collapsed       3       the loss is not finite, or the representation collapsed
+Forgotten                 3       the reference set was forgotten
 Interrupted               128+n   signal number n arrived
 Crashed                   1       any other error
 ========================  ======  =====================================================
@@ -47,6 +48,10 @@ class Collapsed(RuntimeError):
     """The representation collapsed, and the run was configured to stop in that case."""
 
     status = 3
+
+
+class Forgotten(Collapsed):
+    """Continued pretraining forgot its reference set, and the run was configured to stop in that case."""
 
 
 class Crashed(RuntimeError):

@@ -14,8 +14,12 @@ if __name__ == "kernels":
         name="kernels",
     )
 
+from .characteristic.sliced import sliced_characteristic
+from .coding_rate import coding_rate
 from .contrastive import info_nce, nt_xent
+from .covariance.norms import covariance_norms
 from .entropy import gaussian_entropy, vmf_entropy, vmf_reconstruction
+from .gram import gram_error
 from .nearest.similarity import nearest_similarity
 from .prototypes.objective import (
     patch_cross_entropy,
@@ -24,6 +28,7 @@ from .prototypes.objective import (
     prototype_entropy,
     prototype_terms,
 )
+from .sigmoid.siglip import siglip
 from .similarity.logsumexp import bidirectional_logsumexp, row_logsumexp
 from .sinkhorn.chunks import prototype_sinkhorn_center
 from .sinkhorn.potentials import sinkhorn, sinkhorn_center
@@ -31,7 +36,10 @@ from .vmf import log_sphere_area, log_vmf_normalizer, reference_log_vmf_normaliz
 
 __all__ = [
     "bidirectional_logsumexp",
+    "coding_rate",
+    "covariance_norms",
     "gaussian_entropy",
+    "gram_error",
     "info_nce",
     "log_sphere_area",
     "log_vmf_normalizer",
@@ -45,8 +53,10 @@ __all__ = [
     "prototype_terms",
     "reference_log_vmf_normalizer",
     "row_logsumexp",
+    "siglip",
     "sinkhorn",
     "sinkhorn_center",
+    "sliced_characteristic",
     "vmf_entropy",
     "vmf_reconstruction",
 ]

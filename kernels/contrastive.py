@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import Backend
+from .backend import Backend, choose_backend
 from .checks import check_pair, check_positive
 from .collectives import Group, check_equal_batches
 from .precision import at_least_single
-from .similarity.logsumexp import row_logsumexp, view_logsumexps
+from .similarity.contrast import contrastive_loss
+from .similarity.logsumexp import gain_and_factor, row_logsumexp, view_logsumexps
 
 
 def nt_xent(
@@ -32,16 +33,20 @@ def nt_xent(
     """
     if check_batches:
         check_equal_batches("nt_xent", group, z0, z1)
-    firsts, seconds = (z if z.ndim == 3 else z[None] for z in (z0, z1))
-    for a, b in zip(firsts, seconds, strict=True):
+    pairs = list(zip(z0, z1, strict=True)) if z0.ndim == 3 else [(z0, z1)]
+    for a, b in pairs:
         check_pair(a, b, "z0", "z1", same_rows=True)
     check_positive(temperature, "temperature")
     scale = 1 / temperature
-    rows = torch.cat([firsts, seconds], dim=1)
-    lse = view_logsumexps(rows, scale=scale, exclude_self=True, unit_norm=True, backend=backend, group=group)
-    dots = torch.stack([dot_of_all(a, b) for a, b in zip(firsts, seconds, strict=True)])
-    losses = torch.sub(lse.mean(1), dots * scale, alpha=1 / firsts.shape[1])
-    return losses if z0.ndim == 3 else losses[0]
+    chosen = choose_backend(backend, z0)
+    if group is None and chosen != "eager":
+        gain, factor = gain_and_factor(scale)
+        each = [contrastive_loss(a, b, None, gain, factor, joint=True, backend=chosen) for a, b in pairs]
+    else:
+        rows = torch.stack([torch.cat(pair) for pair in pairs])
+        lses = view_logsumexps(rows, scale=scale, exclude_self=True, unit_norm=True, backend=chosen, group=group)
+        each = [lse.mean() - scale * dot_of_all(a, b) / len(a) for lse, (a, b) in zip(lses, pairs, strict=True)]
+    return torch.stack(each) if z0.ndim == 3 else each[0]
 
 
 def info_nce(
@@ -75,14 +80,20 @@ def info_nce(
     check_positive(temperature, "temperature")
     if queue is None and not in_batch:
         raise ValueError("in_batch: must not be False without a queue, because then there are no negatives")
+    if queue is not None:
+        check_pair(q, queue, "q", "queue")
     scale = 1 / temperature
+    chosen = choose_backend(backend, q)
+    alone = (group is None and queue is None) or not in_batch
+    if alone and chosen != "eager":
+        gain, factor = gain_and_factor(scale)
+        return contrastive_loss(q, k, queue, gain, factor, joint=False, backend=chosen)
     positives = scale * row_dots(q, k)
     lse = positives
     if in_batch:  # k_i is among the columns
-        lse = row_logsumexp(q, k, scale=scale, unit_norm=True, backend=backend, group=group, check_batches=False)
+        lse = row_logsumexp(q, k, scale=scale, unit_norm=True, backend=chosen, group=group, check_batches=False)
     if queue is not None:
-        check_pair(q, queue, "q", "queue")
-        lse = torch.logaddexp(lse, row_logsumexp(q, queue, scale=scale, unit_norm=True, backend=backend))
+        lse = torch.logaddexp(lse, row_logsumexp(q, queue, scale=scale, unit_norm=True, backend=chosen))
     return (lse - positives).mean()
 
 

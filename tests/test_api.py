@@ -124,7 +124,7 @@ def test_signature_has_every_setting_with_its_type():
     assert set(parameters) == set(hints) | others
     widened = dict.fromkeys(("lr_drops", "pixel_range", "data_weights"), "Sequence[float]")
     widened |= dict.fromkeys(("global_crops_size", "local_crops_size"), "int | tuple[int, int]")
-    widened |= dict.fromkeys(("data_path", "val_path", "output_dir", "init_from"))
+    widened |= dict.fromkeys(("data_path", "val_path", "output_dir", "init_from", "reference_path"))
     for name, hint in hints.items():
         annotation = parameters[name].annotation
         expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("'", '"')

@@ -145,6 +145,9 @@ def _meet(course: Course, fault: Fault, before: list[Row]) -> Row | None:
     statuses, seconds = ranks.end(_LONG if fault.kind == CLOSED else 120)
     saving = saving or under_way(course.output)
     said = ranks.errors()
+    if fault.kind in (IMAGES, DATA) and set(statuses) == {0} and logged(course.output) == STEPS:
+        repair()  # the run had read its last images before
+        return None
     course.own = folders(course.output) if fault.kind in (FOLDERS, REMOVED) else course.own
     step = step if fault.kind == REMOVED else logged(course.output)
     row: Row = {"fault": fault.kind, "moment": {"step": step, "saving": saving}}

@@ -35,7 +35,7 @@ Step = Callable[[], Any]
 def main() -> None:
     options = _options()
     measure.prepare(options.threads)
-    from bench.peers import OURS, prototypes, similarity
+    from bench.peers import OURS, prototypes, regularisers, similarity
 
     sgemm = measure.Sgemm(options.device)
     content: dict[str, Any] = {
@@ -47,7 +47,7 @@ def main() -> None:
         "not_run": [],
     }
     print(measure.title(content["machine"]), flush=True)
-    for operation in (*similarity.OPERATIONS, *prototypes.OPERATIONS):
+    for operation in (*similarity.OPERATIONS, *prototypes.OPERATIONS, *regularisers.OPERATIONS):
         for case in operation.cases:
             label = f"{operation.name} {case.name}"
             if options.only and not any(text in label for text in options.only):

@@ -6,7 +6,7 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +169,26 @@ def _superfluous(folder: Path, name: str, newest: int | None) -> list[Path]:
     before = [path for path in others if path.name < name]
     stay = before[-(newest - 1) :] if newest > 1 else []
     return [path for path in others if path not in stay]
+
+
+def set_aside_after(folder: Path, steps: Collection[int]) -> Path | None:
+    """Make the newest checkpoint of one of ``steps`` the newest of all, and return it; None if there is none.
+
+    Later checkpoints keep their files under the name ``step-N-forgotten``, and no command takes them for a part of the
+    run.
+    """
+    names = {tag(step) for step in steps}
+    good = next((path for path in reversed(complete(folder)) if path.name in names), None)
+    for path in complete(folder):
+        if good is None or path.name > good.name:
+            aside = path.with_name(f"{path.name}-forgotten")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+    if good is not None:
+        write_text(folder / LATEST, good.name)
+    else:
+        (folder / LATEST).unlink(missing_ok=True)
+    return good
 
 
 def choose(resume: str, output_dir: Path, world: World) -> tuple[Path | None, list[str]]:

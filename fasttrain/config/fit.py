@@ -30,6 +30,7 @@ class _Length:
 _LENGTHS = {
     PHOTOS: _Length(5_000_000, least=100, most=1000),
     "photos-small": _Length(125_000, least=10, most=200),
+    "adapt": _Length(500_000, least=10, most=200),
 }
 """The recipes whose length, batch and sizes follow from the number of images."""
 

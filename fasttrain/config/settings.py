@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..flags import Count, Fraction, JsonText, Natural, NonNegative, Paths, PathText, Positive, Seed, Sides, flag
 from ..optim.optimizers import NAMES as OPTIMIZERS
+from ..optim.schedules import LrScaling
 
 IN_MEMORY = "in memory: "
 """Prefix stored as ``data_path`` for in-memory data, so that later commands do not open unrelated files."""
@@ -31,13 +32,20 @@ class TrainConfig:
     )
 
     optimizer: str = flag("adamw", "one of " + ", ".join(OPTIMIZERS))
-    lr: NonNegative = flag(5e-4, "peak learning rate for a global batch of 256; scaled linearly with the batch")
+    lr: NonNegative = flag(5e-4, "peak learning rate for a global batch of 256 images, see --lr_scaling")
+    lr_scaling: LrScaling = flag(
+        "linear", "linear: the rate is for 256 images; sqrt: for 1,024, and grows with the root of the batch"
+    )
     min_lr: NonNegative = flag(1e-6, "learning rate at the end of the schedule")
     lr_drops: tuple[float, ...] = flag((), "epochs at which the learning rate is divided by 10; replaces the cosine")
+    constant_lr: bool = flag(False, "keep the learning rate at its peak after the warm-up, as DINOv3 does")
     warmup_epochs: NonNegative = flag(10.0, "epochs of linear warm-up")
     weight_decay: NonNegative = flag(0.04, "weight decay at the start")
     weight_decay_end: NonNegative = flag(0.4, "weight decay at the end (cosine schedule)")
     decay_all: bool = flag(False, "apply weight decay to biases and norms too")
+    layer_decay: Positive = flag(1.0, "factor of the backbone's learning rate per layer, from the output to the input")
+    patch_embed_lr_mult: NonNegative = flag(1.0, "factor of the learning rate of a ViT's patch embedding")
+    freeze_backbone_epochs: NonNegative = flag(0.0, "epochs in which only the heads learn")
     clip_grad: NonNegative = flag(3.0, "maximum norm of the whole gradient; 0: no clipping")
     clip_each: bool = flag(False, "clip the gradient of each parameter separately, as DINO does")
     epochs: Count = flag(100, "number of epochs")
@@ -70,6 +78,12 @@ class TrainConfig:
     )
     resume: PathText = flag(
         "auto", "auto (newest checkpoint in output_dir), never, or the folder of a run or a checkpoint"
+    )
+    reference_path: PathText | None = flag(
+        None, "images not to be forgotten: k-NN, CKA to the start and RankMe on them, with every k-NN evaluation"
+    )
+    max_forgetting: NonNegative | None = flag(
+        None, "stop with exit status 3 after N points less of k-NN accuracy on --reference_path, at its last checkpoint"
     )
     saveckp_freq: Count = flag(20, "keep the checkpoint of every N-th epoch")
     keep: Count | None = flag(None, "keep the newest N checkpoints instead; default: --saveckp_freq decides")

@@ -49,8 +49,9 @@ def build_method(config: Config, *, images: int, world_size: int, network: Netwo
             checkpoint_activations(made)
         return made
 
+    has_weights = t.init_from is not None or network is not None
     try:
-        task = Task(config.entropy, config.views, images, t.batch_size_per_gpu * world_size, t.seed)
+        task = Task(config.entropy, config.views, images, t.batch_size_per_gpu * world_size, t.seed, has_weights)
         method: Method = cls(backbone, config.settings, task)
     except ConfigError:
         raise

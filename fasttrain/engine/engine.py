@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,11 +18,12 @@ from ..methods.base import Objective, Step, checked
 from ..models.batchnorm import synchronise
 from ..optim.layerwise import LayerwiseOptimizer
 from ..optim.optimizers import create_optimizer, parameter_groups, set_schedules
-from ..optim.schedules import cosine, warmup_cosine
+from ..optim.schedules import cosine, scaled_lr, warmup_cosine
 from ..pipelines import Batch
 from . import zero
 from .clipping import clip_each_parameter, clip_whole_gradient
 from .reduction import GradientReduction, message_type
+from .rules import parameter_rules
 from .seeds import seed_of
 from .shards import find_shards
 
@@ -47,9 +47,8 @@ class Engine:
             if method.synchronised_batch_norm:
                 synchronise(method, group)
         self.stage = zero.stage_for(train, sum(p.numel() for p in method.parameters()), world, self.device)
-        self.peak_lr = train.lr * global_batch(train, world) / 256
-        rule_for = partial(method.parameter_rule, decay_all=train.decay_all)
-        groups = parameter_groups(method.to(self.device), train.weight_decay, rule_for)
+        self.peak_lr = scaled_lr(train.lr, train.lr_scaling, global_batch(train, world))
+        groups = parameter_groups(method.to(self.device), train.weight_decay, parameter_rules(method, train))
         optimizer = create_optimizer(train.optimizer, groups, lr=self.peak_lr, sharded=self.stage > 0)
         self.precision = precision(train, self.device)
         trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
@@ -131,7 +130,7 @@ class Engine:
         warmup = min(t.warmup_epochs * self.steps_per_epoch, self.total_steps)
         # Warm-up counts the current step, so that the first learning rate is small but not 0.
         index = step.position + 1 if step.position < warmup else step.position
-        if t.lr_drops and index >= warmup:
+        if (t.lr_drops or t.constant_lr) and index >= warmup:
             lr = self.peak_lr * 0.1 ** sum(step.epoch >= drop for drop in t.lr_drops)
         else:
             lr = warmup_cosine(index, step.total, warmup, self.peak_lr, t.min_lr)

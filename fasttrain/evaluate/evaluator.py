@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.resolve import Config
 from ..distributed.world import World
@@ -20,6 +20,7 @@ from .spectrum import SPECTRUM_ROWS, rankme, spectrum_stride
 
 _PIXEL_SIDE = 32  # largest size of the images whose raw pixels are compared
 _PIXEL_BYTES = 2**31  # raw pixels of larger training sets are not compared
+_COMPARED_ROWS = 2_000
 _DEVICE_SHARE = 1 / 8  # of a GPU's memory for features, next to the training
 
 ShowProgress = Callable[[str, int, int], None]
@@ -38,6 +39,8 @@ class Evaluation:
     rankme: float
     finite: bool
     """Whether all features are finite. If not, the other values are unknown."""
+    rows: Tensor
+    """Features of at most 2,000 evenly spaced training images, to compare with another step's."""
 
 
 class Evaluator:
@@ -82,10 +85,11 @@ class Evaluator:
         """Evaluate a network. ``progress`` gets ``name`` with the number of images done."""
         features = self._extract(backbone, self._loaders, progress, name)
         bank = features[0].features
+        rows = bank[:: math.ceil(len(bank) / _COMPARED_ROWS)].clone()
         if not all(part.isfinite().all() for part in torch.split(bank, SPECTRUM_ROWS)):
-            return Evaluation(None, math.nan, finite=False)
+            return Evaluation(None, math.nan, finite=False, rows=rows)
         spectrum = rankme(bank[:: spectrum_stride(len(bank))]) if bank.shape[1] <= 8192 else math.nan
-        return Evaluation(_knn(features), spectrum, finite=True)
+        return Evaluation(_knn(features), spectrum, finite=True, rows=rows)
 
     def pixels(self, progress: ShowProgress = _show_nothing) -> float | None:
         """Return the k-NN accuracy of the normalised pixels themselves, of images at most 32 pixels wide.

@@ -39,6 +39,8 @@ class Task:
     """Images of a micro-batch over all ranks."""
     seed: int = 0
     """The run's seed, for random draws that must not depend on the number of ranks."""
+    has_weights: bool = False
+    """Whether the backbone starts from given weights."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[Any]] = NoSettings
     """Frozen dataclass of the method's own settings (:func:`fasttrain.flags.flag`), with the paper's values."""
     family: ClassVar[str | None] = None
-    """"contrastive", "clustering" or "distillation": selects the explanation in the report."""
+    """"contrastive", "clustering", "distillation" or "regularised": selects the explanation in the report."""
     space: ClassVar[str | None] = None
     """The space of the bound, "sphere" or "prototypes"; None for a method without a bound and so without a twin."""
     has_teacher: ClassVar[bool] = False
@@ -273,6 +275,11 @@ class Method(nn.Module):
             constant_lr=self.constant_lr_modules,
             frozen_prototype_epochs=self.frozen_prototype_epochs,
         )
+
+    @property
+    def backbones(self) -> list[nn.Module]:
+        """All copies of the backbone. They start from the same weights."""
+        return [branch.backbone for branch in (self.student, self.teacher) if branch is not None]
 
     @property
     def backbone(self) -> nn.Module:

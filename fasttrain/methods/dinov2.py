@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..flags import Count, Fraction, NonNegative, Positive, PositiveFraction, Several, flag
 from ..kernels import prototype_sinkhorn_center
-from ..losses import DINOLoss, KoLeoLoss, iBOTPatchLoss
+from ..losses import DINOLoss, GramLoss, KoLeoLoss, iBOTPatchLoss
 from ..losses.dino import warmup_temperature
 from ..models.heads import Prototypes
-from ..models.teacher import make_teacher
+from ..models.teacher import ema_update, make_teacher
+from ..models.tokens import tokens_of
 from .base import PerImages, Step, Task
 from .branch import Network, width_of
 from .dino import PROTOTYPE_NORM
@@ -28,7 +30,7 @@ _LEAST = 4  # patches of a block, fixed in the authors' code
 
 @dataclass(frozen=True)
 class DINOv2Settings:
-    """DINOv2's settings, with the names of facebookresearch/dinov2 and the values of its longer run (ViT-L, IN-22k)."""
+    """DINOv2's settings, as in facebookresearch/dinov2; the defaults are the ones of its longer run (ViT-L, IN-22k)."""
 
     head_n_prototypes: Several = flag(131072, "number of prototypes of [CLS]")
     head_hidden_dim: Count = flag(2048, "width of the hidden layers of the head of [CLS]")
@@ -54,6 +56,13 @@ class DINOv2Settings:
     warmup_teacher_temp_epochs: NonNegative = flag(30.0, "epochs of the teacher temperature's warm-up")
     freeze_last_layer_epochs: NonNegative = flag(1.0, "epochs during which the prototypes are frozen")
     center_momentum: Fraction = flag(0.9, "momentum of the centres of the teacher's logits")
+    gram_loss_weight: NonNegative = flag(
+        0.0, "DINOv3: weight of Gram anchoring, which keeps the patches' similarities as in an earlier network"
+    )
+    gram_start_epoch: NonNegative = flag(0.0, "epoch at which Gram anchoring starts")
+    gram_update_epochs: NonNegative = flag(
+        0.0, "epochs between copies of the teacher into the Gram teacher; 0: it keeps the weights of the run's start"
+    )
 
 
 @register("dinov2")
@@ -93,7 +102,13 @@ class DINOv2(MaskedMethod):
         }
         self.loss = DINOLoss(counts.cls, **options)
         self.patch_loss = iBOTPatchLoss(counts.patch, **options)
-        self.koleo_loss = KoLeoLoss()
+        self.koleo_loss, self.gram_loss = KoLeoLoss(), GramLoss(remove_neg=False)
+        self.gram_teacher: Any = make_teacher(backbone) if s.gram_loss_weight else None
+        if s.gram_loss_weight and not (task.has_weights or s.gram_update_epochs):
+            raise ValueError(
+                "--gram_loss_weight: would anchor the patches to random weights. Give weights with --init_from, or "
+                "copy the teacher with --gram_update_epochs and --gram_start_epoch."
+            )
 
     @classmethod
     def check(cls, settings: Any, batch: int) -> None:
@@ -129,12 +144,46 @@ class DINOv2(MaskedMethod):
             )
         )
 
-    def regulariser(self, features: Tensor) -> Tensor | None:
-        """Return KoLeo of each global crop's features, summed over the crops, in fp32."""
-        weight = self.settings.koleo_loss_weight
-        if not weight:
-            return None
-        return weight * torch.stack([self.koleo_loss(view) for view in features]).sum()
+    def further_terms(
+        self, features: Tensor, patches: Tensor, crops: Sequence[Tensor], step: Step
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return KoLeo of each global crop's features, summed over the crops, in fp32; and Gram anchoring."""
+        s, terms = self.settings, dict[str, tuple[float, Tensor]]()
+        if s.koleo_loss_weight and not self.entropy:
+            terms["koleo"] = s.koleo_loss_weight, torch.stack([self.koleo_loss(view) for view in features]).sum()
+        if self.gram_teacher is not None and step.epoch >= s.gram_start_epoch:
+            terms["gram"] = s.gram_loss_weight, self._gram(patches, crops)
+        return terms
+
+    def _gram(self, patches: Tensor, crops: Sequence[Tensor]) -> Tensor:
+        """Return the Gram loss of the global crops, which the Gram teacher sees whole, as the mean over the crops."""
+        losses, start = [], 0
+        for group, (views, (rows, columns)) in zip(crops, self.grids, strict=True):
+            with torch.no_grad():
+                targets = tokens_of(self.gram_teacher, group.flatten(0, 1)).patches
+            count = targets.shape[0] * rows * columns
+            own = patches[start : start + count].view_as(targets)
+            losses.append(views / self.n_global * self.gram_loss(own, targets))
+            start += count
+        return torch.stack(losses).sum()
+
+    def end_step(self, step: Step) -> None:
+        """Update the teacher, and copy it into the Gram teacher if it is time."""
+        super().end_step(step)
+        if self.gram_teacher is not None and self._renews_gram(step):
+            ema_update(self.gram_teacher, self.teacher.backbone, 0.0)
+
+    def _renews_gram(self, step: Step) -> bool:
+        """Return whether the Gram teacher is renewed after a step."""
+        s = self.settings
+        first, every = (round(epochs * step.per_epoch) for epochs in (s.gram_start_epoch, s.gram_update_epochs))
+        since = step.position + 1 - first
+        return every > 0 and since >= 0 and since % every == 0
+
+    @property
+    def backbones(self) -> list[nn.Module]:
+        """The student's, the teacher's and, with Gram anchoring, the Gram teacher."""
+        return super().backbones + ([] if self.gram_teacher is None else [self.gram_teacher])
 
     @property
     def frozen_prototype_epochs(self) -> float:

@@ -125,9 +125,14 @@ class MaskedMethod(PrototypeMethod):
         """Return centres that replace the moving ones for this batch, from the teacher's rows; None keeps them."""
         return Pair(None, None)
 
-    def regulariser(self, features: Tensor) -> Tensor | None:
-        """Return a further term of the base's loss, from the student's features [V, B, D] of the global crops."""
-        return None
+    def further_terms(
+        self, features: Tensor, patches: Tensor, crops: Sequence[Tensor], step: Step
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return the weights and values of further terms of the loss, by name.
+
+        ``features`` [V, B, D] and ``patches`` [rows, D] are the student's of the global ``crops``.
+        """
+        return {}
 
     def masks_at(self, step: Step, batch: int) -> MaskedPatches:
         """Return the masks of this rank's ``batch`` images, on the host."""
@@ -141,7 +146,7 @@ class MaskedMethod(PrototypeMethod):
         batch = views[0].shape[1]
         masked = self.masks_at(step, batch).to(views[0].device)
         features, patches = self.student.tokens(crops, masked.masks)
-        further = None if self.entropy else self.regulariser(features.unflatten(0, (-1, batch)))
+        further = self.further_terms(features.unflatten(0, (-1, batch)), patches, crops, step)
         if local:
             features = torch.cat([features, self.student.tokens(local).cls])
         student, prototypes = self.student.project(features, patches[masked.rows]), self.student.prototype_rows()
@@ -181,14 +186,19 @@ class MaskedMethod(PrototypeMethod):
         return teacher, teacher.patch[: masked.count]
 
     def _with_patches(
-        self, objective: Objective, reconstruction: Tensor, entropy: Tensor, share: Tensor, further: Tensor | None
+        self,
+        objective: Objective,
+        reconstruction: Tensor,
+        entropy: Tensor,
+        share: Tensor,
+        further: Mapping[str, tuple[float, Tensor]],
     ) -> Objective:
-        """Return the objective of [CLS] with the terms of the patches and the regulariser."""
+        """Return the objective of [CLS] with the terms of the patches and further ones."""
         weights, logs = self.term_weights(), dict(objective.logs)
         loss = reconstruction if not self.entropy else reconstruction - share * entropy
         loss = weights.cls * objective.loss + weights.patch * loss
-        if further is not None:
-            loss = loss + further
+        for weight, value in further.values():
+            loss = loss + weight * value
         if logs:
             # ``share`` is the mean of all ranks, so that the mean of the logs over the ranks is the patches' mean.
             mean = reconstruction.detach() / share.clamp_min(torch.finfo(share.dtype).tiny)
@@ -199,8 +209,7 @@ class MaskedMethod(PrototypeMethod):
                 "patch_deficit": math.log(self.prototype_counts().patch) - entropy.detach(),
                 "masked_share": share,
             }
-            if further is not None:
-                logs["regulariser"] = further.detach()
+            logs |= {name: value.detach() for name, (_, value) in further.items()}
         return objective._replace(loss=loss, logs=logs)
 
 

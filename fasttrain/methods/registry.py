@@ -17,6 +17,7 @@ from ..flags import user_path
 from .base import Method
 
 BUILT_IN = (
+    "barlow",
     "byol",
     "cmc",
     "deepcluster",
@@ -24,11 +25,14 @@ BUILT_IN = (
     "dinov2",
     "ibot",
     "infomin",
+    "lejepa",
     "moco",
     "mocov3",
     "simclr",
+    "simdino",
     "simsiam",
     "swav",
+    "vicreg",
 )
 """Method ``name`` is registered by the module ``fasttrain.methods.name``, which is imported at its first use."""
 GROUP = "fasttrain.methods"

@@ -49,6 +49,10 @@ class ConvSmall(nn.Module):
         features: Tensor = self.layers(x).mean((2, 3))
         return features
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the patterns by which timm numbers the layers of a network."""
+        return {"stem": r"^layers\.0\.", "blocks": r"^layers\.(\d+)\."}
+
 
 class ConvMedium(ConvSmall):
     """One more convolution, and channels up to 256: a network of the same kind for images of 64 to 96 pixels.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 
 def cosine(step: float, steps: float, start: float, end: float) -> float:
@@ -22,3 +23,15 @@ def warmup_cosine(step: float, steps: float, warmup: float, peak: float, end: fl
     if step < warmup:
         return peak * step / warmup
     return cosine(step - warmup, steps - warmup, peak, end)
+
+
+LrScaling = Literal["linear", "sqrt"]
+
+
+def scaled_lr(lr: float, scaling: LrScaling, batch: int) -> float:
+    """Return the peak learning rate for a global batch of images.
+
+    ``linear`` is ``lr batch / 256`` (arXiv 1706.02677), as in most recipes. ``sqrt`` is ``lr sqrt(batch / 1024)``, as
+    in DINOv2 (arXiv 2304.07193).
+    """
+    return lr * batch / 256 if scaling == "linear" else lr * math.sqrt(batch / 1024)

@@ -197,25 +197,40 @@ def _self_backward(x: Tensor, **_: Any) -> int:
     return 2 * _product(x, x)
 
 
-def _prototypes(
-    student: Tensor, teacher: Tensor | None, student_prototypes: Tensor, weights: Tensor | None, **_: Any
+def _contrast(q: Tensor, queue: Tensor | None, joint: bool, **_: Any) -> int:
+    return 2 * _product(q, q) if joint else _product(q, q if queue is None else queue)
+
+
+def _contrast_backward(
+    q: Tensor, queue: Tensor | None, joint: bool, need_q: bool, need_k: bool, need_queue: bool, **_: Any
 ) -> int:
-    of_teacher = 0 if teacher is None else 3 * _product(teacher, student_prototypes)
-    return (1 if weights is None else 2) * _product(student, student_prototypes) + of_teacher
+    if joint:
+        return 8 * _product(q, q)
+    return 2 * _product(q, q) * (need_q + need_k) if queue is None else 2 * _product(q, queue) * (need_q + need_queue)
+
+
+def _prototypes(student: Tensor, teacher: Tensor | None, prototypes: Tensor, marginal: bool, **_: Any) -> int:
+    of_teacher = 0 if teacher is None else 3 * _rows_product(teacher, prototypes)
+    return (1 + marginal) * _rows_product(student, prototypes) + of_teacher
 
 
 def _prototypes_backward(
     student: Tensor,
     teacher: Tensor | None,
-    student_prototypes: Tensor,
-    marginal_grad: Tensor | None,
+    prototypes: Tensor,
+    marginal: bool,
     need_student: bool,
     need_prototypes: bool,
     **_: Any,
 ) -> int:
-    of_teacher = 0 if teacher is None or not need_prototypes else _product(teacher, student_prototypes)
-    passes = 1 + need_student + need_prototypes + (marginal_grad is not None)
-    return passes * _product(student, student_prototypes) + of_teacher
+    of_teacher = 0 if teacher is None or not need_prototypes else _rows_product(teacher, prototypes)
+    passes = 1 + need_student + need_prototypes + marginal
+    return passes * _rows_product(student, prototypes) + of_teacher
+
+
+def _rows_product(views: Tensor, prototypes: Tensor) -> int:
+    """Return the operations of all rows of views [V, B, D] times prototypes^T."""
+    return _product(views.flatten(0, 1), prototypes)
 
 
 _KERNELS: Mapping[Any, Callable[..., int]] = {
@@ -223,6 +238,8 @@ _KERNELS: Mapping[Any, Callable[..., int]] = {
     _OURS.pair_lse_backward: _pair_backward,
     _OURS.self_lse: _self,
     _OURS.self_lse_backward: _self_backward,
-    _OURS.prototype_terms: _prototypes,
-    _OURS.prototype_terms_backward: _prototypes_backward,
+    _OURS.contrastive_loss: _contrast,
+    _OURS.contrastive_loss_backward: _contrast_backward,
+    _OURS.prototype_loss: _prototypes,
+    _OURS.prototype_loss_backward: _prototypes_backward,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..config.settings import TrainConfig
 from ..engine.clipping import clip_each_parameter
+from ..engine.rules import parameter_rules
 from ..methods import Method
 from ..methods.base import Step
 from ..optim.optimizers import create_optimizer, parameter_groups
@@ -43,8 +43,7 @@ def trace_update(method: Method, train: TrainConfig, *, world: int) -> Update:
     with FakeTensorMode():
         drop_values(method)
         method.group = group
-        rule_for = partial(method.parameter_rule, decay_all=train.decay_all)
-        groups = parameter_groups(method, train.weight_decay, rule_for)
+        groups = parameter_groups(method, train.weight_decay, parameter_rules(method, train))
         optimizer = create_optimizer(train.optimizer, groups, lr=train.lr)
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         for parameter in trained:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 
 from ..config.settings import TrainConfig
 from ..engine.reduction import BUCKET, message_type
+from ..engine.rules import parameter_rules
 from ..engine.zero import autocast_modules, completed_config
 from ..methods import Method
 from ..optim.optimizers import parameter_groups
@@ -37,7 +37,7 @@ def weights_of(method: Method, train: TrainConfig, precision: str) -> tuple[Weig
 
     Under autocast, DeepSpeed sends the weights of linear layers and convolutions in low precision at stages 1 to 3.
     """
-    groups = parameter_groups(method, 0.0, partial(method.parameter_rule, decay_all=train.decay_all))
+    groups = parameter_groups(method, 0.0, parameter_rules(method, train))
     group_of = {id(p): group["name"] for group in groups for p in group["params"]}
     low = {
         id(p)

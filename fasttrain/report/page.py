@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..errors import ConfigError, printable
-from . import attention, maps, neighbours
+from . import attention, maps, neighbours, patches
 from .charts import NOTHING, number, sample
 from .curves import bound_chart, charts, style
 from .neighbours import Shown
@@ -47,6 +47,7 @@ class Pictures:
     map: Panel
     neighbours: Panel
     attention: Panel
+    patches: Panel
 
 
 def images_of(runs: int, images: int) -> int:
@@ -57,7 +58,7 @@ def images_of(runs: int, images: int) -> int:
 def pictures(run: Run, sample: Sample | str) -> Pictures:
     """Return the panels that need features. A string instead of a sample is the reason why there are none."""
     return Pictures(
-        *(_panel(run, sample, draw) for draw in (_map_panel, _neighbours_panel, _attention_panel)),
+        *(_panel(run, sample, draw) for draw in (_map_panel, _neighbours_panel, _attention_panel, _patches_panel)),
     )
 
 
@@ -199,6 +200,12 @@ def _attention_panel(run: Run, sample: Sample) -> Panel:
     return Panel(run.name, heads, tuple(map(tuple, rows)), text="Each map is scaled to its own maximum.")
 
 
+def _patches_panel(run: Run, sample: Sample) -> Panel:
+    rows = patches.table(sample)
+    text = "The components are of the patches of all these images together."
+    return Panel(run.name, ("image", "patches"), tuple(map(tuple, rows)), text=text)
+
+
 def _sections(drawn: Sequence[Pictures]) -> list[dict[str, Any]]:
     return [
         {
@@ -218,5 +225,11 @@ def _sections(drawn: Sequence[Pictures]) -> list[dict[str, Any]]:
             "title": "Attention of the [CLS] token",
             "about": "Attention in the last block of the ViT, one square per patch: dark is little, bright is much.",
             "panels": [one.attention for one in drawn],
+        },
+        {
+            "id": "patches",
+            "title": "Features of the patches",
+            "about": "Their first three principal components are red, green and blue: equal colours are equal content.",
+            "panels": [one.patches for one in drawn],
         },
     ]

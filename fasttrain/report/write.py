@@ -52,9 +52,9 @@ def _pictures(run: Run, images: int, splits: Splits | None) -> Pictures:
             sample = str(error)
         drawn = pictures(run, sample)
     if isinstance(sample, str):
-        _note(f"{run.name}: no map, no neighbours, no attention: {sample}")
+        _note(f"{run.name}: no map, no neighbours, no attention, no patches: {sample}")
         return drawn
-    panels = {"map": drawn.map, "neighbours": drawn.neighbours, "attention": drawn.attention}
+    panels = {"map": drawn.map, "neighbours": drawn.neighbours, "attention": drawn.attention, "patches": drawn.patches}
     for name, panel in panels.items():
         if panel.missing:
             _note(f"{run.name}: no {name}: {panel.missing}.")

@@ -40,6 +40,15 @@ def without_effect(config: Config, network: nn.Module) -> list[str]:
     ]
 
 
+def slow_random_layers(config: Config, *, has_weights: bool) -> list[str]:
+    """Return a warning for slow or frozen layers of a network that was not built with weights (``has_weights``)."""
+    t = config.train
+    if has_weights or t.init_from is not None or (t.layer_decay >= 1 and not t.freeze_backbone_epochs):
+        return []
+    name = "layer_decay" if t.layer_decay < 1 else "freeze_backbone_epochs"
+    return [f"warning: --{name}: keeps layers near their random start. Give the network weights with --init_from."]
+
+
 def check_ranks(summary: Summary, world: World) -> None:
     """Raise DataError, on all ranks, if a rank lists other images than rank 0. Collective.
 

@@ -15,7 +15,7 @@ from ..distributed.watchdog import Watchdog
 from ..distributed.world import all_gather_object
 from ..engine.engine import Engine
 from ..errors import Collapsed
-from ..evaluate.evaluator import Evaluation, ShowProgress
+from ..evaluate.evaluator import ShowProgress
 from ..pipelines import Batch, Loader
 from .display import Display
 from .garbage import GarbageCollection
@@ -53,7 +53,7 @@ class Progress:
 class Loop:
     """Makes the steps of a run.
 
-    ``evaluate`` measures the backbone. ``progress`` shows the images of a first pass. ``save``
+    ``evaluate`` measures the backbone and returns what to log. ``progress`` shows the images of a first pass. ``save``
     receives the finished steps, whether an epoch ended, and the signal that stops the run, if any. ``advice`` says what
     to change against a collapse.
     """
@@ -66,7 +66,7 @@ class Loop:
         guard: Guard,
         watchdog: Watchdog,
         *,
-        evaluate: Callable[[int], Evaluation],
+        evaluate: Callable[[int], dict[str, float | None]],
         progress: ShowProgress,
         save: Callable[[int, bool, signal.Signals | None], None],
         advice: str,
@@ -105,8 +105,7 @@ class Loop:
 
     def _evaluate_last_line(self, progress: Progress, recorder: Recorder | None) -> None:
         """Add an evaluation to the newest line of metrics.jsonl. Collective."""
-        evaluation = self.evaluate(progress.done)
-        added = {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme}
+        added = self.evaluate(progress.done)
         progress.logged, progress.meter = progress.logged | added, Meter()
         if recorder:
             recorder.extend_last(progress.done, added)

@@ -29,7 +29,9 @@ BOUND = ("entropy", "entropy_max", "reconstruction", "information", "deficit")
 """The bound's values in a line of metrics.jsonl, in nats; null where a method has no bound."""
 _STEP_KEYS = ("step", "epoch", "loss", "grad_norm", "skipped_steps", "lr", "weight_decay", "momentum")
 _RATE_KEYS = ("images_per_s", "data_wait")
-_EVALUATION_KEYS = ("channel_std", "effective_rank", "knn_top1", "rankme")
+REFERENCE_KEYS = ("reference_knn_top1", "reference_cka", "reference_rankme")
+"""Values on the reference set of continued pretraining."""
+_EVALUATION_KEYS = ("channel_std", "effective_rank", "knn_top1", "rankme", *REFERENCE_KEYS)
 TRAINER_KEYS = frozenset({*_STEP_KEYS, *_RATE_KEYS, *_EVALUATION_KEYS})
 """The other values of the trainer; all further ones are a method's own."""
 

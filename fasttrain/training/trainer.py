@@ -29,8 +29,8 @@ from ..distributed.world import World, all_gather_object
 from ..engine.build import build_method
 from ..engine.engine import Engine, global_batch
 from ..engine.zero import full_numel
-from ..errors import Collapsed, ConfigError, DataError, Diverged, Interrupted, SaveError
-from ..evaluate.evaluator import Evaluation, Evaluator
+from ..errors import Collapsed, ConfigError, DataError, Diverged, Forgotten, Interrupted, SaveError
+from ..evaluate.evaluator import Evaluator
 from ..files import DISK_ERRORS, write_text
 from ..methods import Method, Network
 from ..models.architectures import user_backbone
@@ -40,12 +40,13 @@ from ..pipelines import Loader, Splits
 from .baseline import Baseline, read_baseline, write_baseline
 from .display import DataNotes, Display, new_console
 from .guard import Guard
-from .introduction import check_ranks, data_lines, without_effect
+from .introduction import check_ranks, data_lines, slow_random_layers, without_effect
 from .lock import FolderLock
 from .loop import Loop
 from .opening import open_together
 from .pixels import settled_on_every_rank
-from .records import BOUND, Recorder, output_folder, read_summary, write_summary
+from .records import BOUND, REFERENCE_KEYS, Recorder, output_folder, read_summary, write_summary
+from .reference import open_reference
 from .trackers import check_trackers, open_trackers
 
 _COLLAPSED_RANK = 2
@@ -134,6 +135,7 @@ class _Run:
     ) -> None:
         t = fit.config.train
         self.world, self.watchdog, self.signals, self.output, self.splits = world, watchdog, signals, output, splits
+        self.has_weights = isinstance(network, nn.Module)
         self.console = new_console() if world.is_main else None
         self.display: Display | None = None  # only rank 0 has one
         self.recorder: Recorder | None = None
@@ -180,6 +182,7 @@ class _Run:
         self.guard = Guard(self.engine, t.max_skipped_steps)
         self.publisher = store.Publisher(self.engine, output / "checkpoints", newest=t.keep, note=self._print)
         self.evaluator = Evaluator(self.splits, config, self.engine.device, world)
+        self.reference = open_reference(config, output, self.engine.device, world)
         self.last = self._last_step()
         self.rollbacks = 0
         self.rollback_source = "never"
@@ -227,6 +230,7 @@ class _Run:
                 self._introduce(self.display, done, notes)
             try:
                 baseline = self._baseline(resumed=checkpoint is not None)
+                self._begin_reference(resumed=checkpoint is not None)
                 if checkpoint is not None:
                     self._restore(checkpoint)
                 started = time.perf_counter()
@@ -288,6 +292,14 @@ class _Run:
             self.display.note(self._describe(baseline))
         return baseline
 
+    def _begin_reference(self, *, resumed: bool) -> None:
+        """Measure what the network knows of the reference set before training. Collective."""
+        if self.reference:
+            with self._interruptible():
+                line = self.reference.begin(self.method.backbone, self._progress, resumed=resumed)
+            if self.display:
+                self.display.note(line)
+
     def _describe(self, baseline: Baseline) -> str:
         if baseline.untrained is None:
             return f"no k-NN accuracy: the data has no {self.splits.missing_for_knn}"
@@ -336,20 +348,36 @@ class _Run:
         trackers = open_trackers(self.config.train.trackers, self.output, settings, done)
         return Recorder(self.output, resumed_at=done, trackers=trackers, note=self._print)
 
-    def _evaluate(self, done: int) -> Evaluation:
+    def _evaluate(self, done: int) -> dict[str, float | None]:
         """Measure the backbone after a step whose checkpoint exists or is being written. Collective.
 
-        Raise Interrupted if a signal arrives. The run then makes the evaluation when it is resumed.
+        Raise Interrupted if a signal arrives. The run then makes the evaluation when it is resumed. Raise Forgotten if
+        too much of the reference set is forgotten.
         """
         try:
             with self._interruptible():
                 evaluation = self.evaluator.backbone(self.method.backbone, self._progress)
+                known = self.reference.measure(self.method.backbone, self._progress) if self.reference else {}
         except Stopped as error:
             self.publisher.wait()
             raise Interrupted(error.number, done, self.output) from None
         if not evaluation.finite:
             raise Diverged(f"the weights are not finite after step {done}. Lower --lr or set --clip_grad.")
-        return evaluation
+        values = {"knn_top1": evaluation.knn_top1, "rankme": evaluation.rankme, **known}
+        if self.reference and (reason := self.reference.forgotten(values)):
+            if self.recorder and done < self.last:
+                self.recorder.extend_last(done, values)
+            raise Forgotten(f"forgotten: {reason}, at step {done}. {self._go_back(done)} Lower --lr, or freeze more.")
+        return values
+
+    def _go_back(self, done: int) -> str:
+        """Make the last checkpoint within the limit the newest one; return a line that names it. Collective."""
+        self.publisher.wait()
+        line = ""
+        if self.world.is_main and self.reference:
+            good = store.set_aside_after(self.output / "checkpoints", self.reference.steps_within_limit())
+            line = "No checkpoint is within the limit." if good is None else f"The run is back at {good.name}."
+        return all_gather_object(self.world, line)[0]
 
     def _interruptible(self) -> AbstractContextManager[None]:
         """Return a context in which a signal ends the work at once. With several ranks, :meth:`_progress` ends it."""
@@ -377,7 +405,8 @@ class _Run:
         stops waits for its checkpoint.
         """
         t = self.config.train
-        keep = ends_epoch and self.engine.position(done)[0] % t.saveckp_freq == 0
+        epochs = self.engine.position(done)[0]
+        keep = ends_epoch and (epochs % t.saveckp_freq == 0 or (bool(self.reference) and epochs % t.knn_every == 0))
         due = ends_epoch or (bool(t.saveckp_freq_steps) and done % t.saveckp_freq_steps == 0)
         if (due and not self.guard.consecutive) or stop or done == self.last:
             if not self.engine.finite():
@@ -425,7 +454,11 @@ class _Run:
             display.note(f"resumed after step {done}")
         for line in self.method.warnings_for(len(self.splits.train), engine.rows):
             display.note(line)
-        for line in (*without_effect(c, self.method.backbone), *notes):
+        for line in (
+            *without_effect(c, self.method.backbone),
+            *slow_random_layers(c, has_weights=self.has_weights),
+            *notes,
+        ):
             display.note(line)
 
     def _unreadable(self) -> int:
@@ -435,7 +468,7 @@ class _Run:
     def _summary(
         self,
         logged: dict[str, Any],
-        evaluation: Evaluation | None,
+        evaluation: dict[str, float | None] | None,
         baseline: Baseline,
         seconds: float,
         steps: int,
@@ -454,21 +487,24 @@ class _Run:
             "images_per_s": steps * global_batch(t, self.world) / seconds,
             "world_size": self.world.size,
             "gpu_peak_bytes": torch.cuda.max_memory_allocated() if self.engine.device.type == "cuda" else None,
-            "knn_top1": evaluation and evaluation.knn_top1,
+            "knn_top1": evaluation and evaluation["knn_top1"],
             "knn_top1_untrained": baseline.untrained,
             "knn_top1_pixels": baseline.pixels,
             "knn_train_images": evaluation and self.evaluator.images[0],
             "knn_val_images": evaluation and self.evaluator.images[1],
-            "rankme": evaluation and evaluation.rankme,
+            "rankme": evaluation and evaluation["rankme"],
+            **({name: evaluation and evaluation[name] for name in REFERENCE_KEYS} if self.reference else {}),
             **{name: logged.get(name) for name in BOUND},
             "skipped_steps": self.guard.skipped,
             "rollbacks": self.rollbacks,
             "collapsed": self.loop.collapse.collapsed
-            or (evaluation is not None and evaluation.rankme < _COLLAPSED_RANK),
+            or (evaluation is not None and (evaluation["rankme"] or 0) < _COLLAPSED_RANK),
         }
 
     def close(self) -> None:
         self.evaluator.close()
+        if self.reference:
+            self.reference.close()
         self.loader.close()
         self.engine.close()
 
@@ -482,15 +518,14 @@ def _factory(network: nn.Module | Network | None, config: Config) -> Network | N
 
 
 def _start_from(method: Method, tensors: dict[str, torch.Tensor], origin: str) -> Report:
-    """Load weights into a method's backbone, and into the teacher's, and report them. Heads keep their random start.
+    """Load weights into all copies of a method's backbone, and report them. Heads keep their random start.
 
     Raise ConfigError if the weights are of another network.
     """
     if bad := next((name for name, tensor in tensors.items() if tensor.isnan().any()), None):
         raise ConfigError(f"{origin}: {bad!r} has NaN values. Use the weights of a run that did not diverge.")
-    if method.teacher is not None:
-        load_weights(method.teacher.backbone, tensors, origin)
-    return load_weights(method.student.backbone, tensors, origin)
+    reports = [load_weights(backbone, tensors, origin) for backbone in method.backbones]
+    return reports[0]
 
 
 def _fit(config: Config, data: Splits, output: Path, world: World) -> Fit:

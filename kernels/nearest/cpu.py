@@ -35,9 +35,9 @@ def nearest(x: Tensor, y: Tensor | None, excluded: int | None) -> Tensor:
     return place
 
 
-def _update(top: Tensor, place: Tensor, found: tuple[Tensor, Tensor], start: int) -> None:
-    """Replace the maxima and their places by those of a later tile where these are larger. NaN is the largest."""
-    values, places = found
+def _update(top: Tensor, place: Tensor, maxima: tuple[Tensor, Tensor], start: int) -> None:
+    """Replace maxima and their places by a later tile's where the tile's are larger. NaN is the largest."""
+    values, places = maxima
     better = (values > top) | values.isnan()
     torch.where(better, values, top, out=top)
     torch.where(better, places + start, place, out=place)

@@ -15,100 +15,105 @@ from torch import Tensor
 from ..similarity import launch as similarity
 from ..similarity.launch import adjacent, capability, kernel_options, on_device, packed, splits
 from ..similarity.tiles import Tile, attention_tile, prototype_tile
-from .cpu import Terms
+from .problem import Problem, Results
 from .triton import attend_kernel, columns_kernel, rows_kernel
 
 
-def terms(
-    student: Tensor,
-    teacher: Tensor | None,
-    student_prototypes: Tensor,
-    teacher_prototypes: Tensor | None,
-    bias: Tensor | None,
-    weights: Tensor | None,
-    *,
-    student_scale: float,
-    teacher_scale: float,
-    energy: bool,
-) -> Terms:
-    """Like :func:`cpu.terms`, but nothing is saved."""
-    h, w = _alike(student, student_prototypes)
-    lse, _ = similarity.pair_lse(h, w, None, None, scale=student_scale, excluded=None, unit_norm=False, columns=False)
-    # One tensor for all absent terms would alias the operator's outputs.
-    attended, teacher_lse, marginal, energies = (lse.new_empty(0) for _ in range(4))
-    if teacher is not None and teacher_prototypes is not None:
+def loss(problem: Problem) -> Results:
+    """Like :func:`cpu.loss`.
+
+    Saved are the student's log-sum-exps and sums of P s, the teacher's log-sum-exps, and Q w: sums of o = p w.
+
+    The teacher's probabilities sum to 1, so its part of the cross-entropy is ``-scale <h, o>``, which needs no scores.
+    """
+    rows, scale = problem.student.flatten(0, 1), problem.student_scale
+    h, w = _alike(rows, problem.prototypes)
+    lse, *_ = similarity.pair_lse(h, w, None, None, scale=scale, excluded=None, unit_norm=False, columns=False)
+    weights = problem.row_weights(lse.dtype).view(-1)
+    # One tensor for all absent results would alias the operator's outputs.
+    marginal, energies, teacher_lse = (lse.new_empty(0) for _ in range(3))
+    targets = lse.new_empty(0, 0, 0)
+    if problem.teacher is not None and problem.teacher_prototypes is not None:
         # The prototypes of the caller, not w: a learnt temperature makes the rows and w fp32. That would widen the
         # values only, and tiles of two types need more shared memory than the chip has.
-        queries, keys, values = _alike(teacher, teacher_prototypes, student_prototypes)
-        attended, teacher_lse = _attend(queries, keys, values, bias, teacher_scale)
-    if weights is not None:
+        queries, keys, values = _alike(problem.teacher.flatten(0, 1), problem.teacher_prototypes, problem.prototypes)
+        means, teacher_lse = _attend(queries, keys, values, problem.bias, problem.teacher_scale)
+        targets = problem.weighted(_of_others(means.view(problem.teacher.shape), len(problem.student), problem.own))
+        value = torch.sub(torch.dot(weights, lse), (problem.student * targets).sum(), alpha=scale)
+    else:  # sum_k P_ik s_ik = <h_i, scale sum_k P_ik w_k>
+        energies = (h * _rows_pass(h, w, lse, torch.ones_like(lse), scale)).sum(1)
+        value = torch.dot(weights, lse - energies)
+    if problem.marginal:
         marginal = lse.new_empty(len(w))
-        _columns(h, w, lse, student_scale, weights=weights.contiguous(), marginal=marginal)
-    if energy:  # sum_k P_ik s_ik = <h_i, scale sum_k P_ik w_k>
-        energies = (h * _rows_pass(h, w, lse, torch.ones_like(lse), student_scale)).sum(1)
-    kept = lse.new_empty(0, 0)
-    return lse, attended, teacher_lse, marginal, energies, kept, kept.clone()
+        _columns(h, w, lse, scale, weights=problem.mean_weights(lse.dtype).flatten(), marginal=marginal)
+    return value, marginal, lse, energies, teacher_lse, targets
 
 
-def backward(
-    student: Tensor,
-    teacher: Tensor | None,
-    student_prototypes: Tensor,
-    teacher_prototypes: Tensor | None,
-    bias: Tensor | None,
-    weights: Tensor | None,
-    lse: Tensor,
-    teacher_lse: Tensor,
-    energies: Tensor,
-    kept: Tensor,
-    kept_teacher: Tensor,
-    lse_grad: Tensor | None,
-    attended_grad: Tensor | None,
-    marginal_grad: Tensor | None,
-    energy_grad: Tensor | None,
-    *,
-    student_scale: float,
-    teacher_scale: float,
-    need_student: bool,
-    need_prototypes: bool,
-) -> tuple[Tensor, Tensor]:
+def shapes(problem: Problem) -> Results:
+    """Return new tensors like the results of :func:`loss`."""
+    rows, taught = problem.rows, problem.teacher is not None
+    teachers = 0 if problem.teacher is None else problem.teacher.shape[0] * problem.teacher.shape[1]
+    marginal = problem.prototypes.shape[0] if problem.marginal else 0
+    of_targets = tuple(problem.student.shape) if taught else (0, 0, 0)
+    sizes: tuple[tuple[int, ...], ...] = ((), (marginal,), (rows,), (0 if taught else rows,), (teachers,), of_targets)
+    value, mean, lse, energies, teacher_lse, targets = (
+        problem.student.new_empty(size, dtype=torch.float32) for size in sizes
+    )
+    return value, mean, lse, energies, teacher_lse, targets
+
+
+def backward(problem: Problem, saved: list[Tensor], loss_grad: Tensor, marginal_grad: Tensor) -> tuple[Tensor, Tensor]:
     """Like :func:`cpu.backward`."""
-    h, w = _alike(student, student_prototypes)
-    weights, marginal_grad, energy_grad = packed(weights), packed(marginal_grad), packed(energy_grad)
-    of_rows = torch.zeros_like(lse) if lse_grad is None else lse_grad.contiguous()
-    if weights is None:
-        marginal_grad = None
-    if marginal_grad is not None and weights is not None:
-        ones = torch.ones_like(lse)
-        zeros = torch.zeros_like(lse)
-        mean_grad = _rows_pass(h, w, lse, zeros, student_scale, of_columns=(ones, marginal_grad), gradient=False)
-        of_rows = of_rows - weights * mean_grad
-    if energy_grad is not None:
-        of_rows = of_rows + energy_grad * (1 - energies)
-    of_columns = None if marginal_grad is None or weights is None else (weights, marginal_grad)
-    dh, dw = lse.new_empty(0), lse.new_empty(w.shape if need_prototypes else (0,))
-    if need_student:
-        dh = _rows_pass(h, w, lse, of_rows, student_scale, of_columns=of_columns, of_energy=energy_grad)
-    if not need_prototypes:
+    lse, energies, teacher_lse, targets = saved
+    rows, scale = problem.student.flatten(0, 1), problem.student_scale
+    h, w = _alike(rows, problem.prototypes)
+    of_rows = problem.row_weights(lse.dtype).view(-1) * loss_grad
+    of_energy = of_columns = None
+    if problem.teacher is None:
+        of_energy = -of_rows
+        of_rows = of_rows * energies
+    if problem.marginal:
+        of_columns = problem.mean_weights(lse.dtype).flatten(), marginal_grad.contiguous()
+        sums = torch.ones_like(lse), of_columns[1]
+        means = _rows_pass(h, w, lse, torch.zeros_like(lse), scale, of_columns=sums, gradient=False)
+        of_rows = torch.addcmul(of_rows, of_columns[0], means, value=-1)
+    dh, dw = lse.new_empty(0, 0, 0), lse.new_empty(w.shape if problem.need_prototypes else (0, 0))
+    if problem.need_student:
+        dh = _rows_pass(h, w, lse, of_rows, scale, of_columns=of_columns, of_energy=of_energy)
+        dh = dh.view(problem.student.shape)
+        if problem.teacher is not None:
+            dh.addcmul_(targets, loss_grad, value=-scale)
+    if not problem.need_prototypes:
         return dh, dw
     taught = None
-    if attended_grad is not None and teacher is not None and teacher_prototypes is not None:
-        queries, keys = _alike(teacher, teacher_prototypes)
-        taught = (queries, keys, bias, teacher_lse, adjacent(attended_grad.to(h.dtype)))
+    if problem.teacher is not None and problem.teacher_prototypes is not None:
+        queries, keys = _alike(problem.teacher.flatten(0, 1), problem.teacher_prototypes)
+        learners = problem.weighted(_of_others(problem.student.float(), len(problem.teacher), problem.own))
+        of_means = (learners * (loss_grad * -scale)).flatten(0, 1).to(h.dtype)
+        taught = (queries, keys, problem.bias, teacher_lse, adjacent(of_means))
     _columns(
         h,
         w,
         lse,
-        student_scale,
-        weights=weights,
+        scale,
+        weights=None if of_columns is None else of_columns[0],
         of_rows=of_rows,
-        marginal_grad=marginal_grad,
-        of_energy=energy_grad,
+        marginal_grad=None if of_columns is None else of_columns[1],
+        of_energy=of_energy,
         taught=taught,
-        teacher_scale=teacher_scale,
+        teacher_scale=problem.teacher_scale,
         dw=dw,
     )
     return dh, dw
+
+
+def _of_others(rows: Tensor, views: int, own: bool) -> Tensor:
+    """Return for each of the other side's ``views`` the sum of the rows [V, B, D] that it is paired with."""
+    if own:
+        return rows
+    sums = rows.sum(0).repeat(views, 1, 1)
+    sums[: len(rows)] -= rows[:views]
+    return sums
 
 
 def _alike(*factors: Tensor) -> tuple[Tensor, ...]:

@@ -9,15 +9,17 @@ So the student needs a log-sum-exp over prototypes, and a teacher's view is redu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..backend import Backend, choose_backend
 from ..checks import check_pair, check_positive, check_rows
 from ..collectives import Group, check_equal_batches, mean_over_ranks
-from ..similarity.op import accumulation_type
+from ..precision import accumulation_type
 from . import reference
-from .op import prototype_terms as _terms
+from .op import prototype_loss
 
 
 def prototype_cross_entropy(
@@ -78,11 +80,10 @@ def prototype_terms(
     """
     if entropy and check_batches:
         check_equal_batches("prototype_terms", group, student)
-    pairs = _check_views(student, teacher, student_prototypes, teacher_prototypes, center)
+    _check_views(student, teacher, student_prototypes, teacher_prototypes, center)
     check_positive(student_temp, "student_temp")
     check_positive(teacher_temp, "teacher_temp")
     chosen = choose_backend(backend, student)
-    (views, batch, _), teachers = student.shape, teacher.shape[0]
     if chosen == "eager":
         loss = reference.prototype_cross_entropy(
             student,
@@ -98,29 +99,19 @@ def prototype_terms(
         rows = student.flatten(0, 1)
         return loss, reference.prototype_entropy(rows, student_prototypes, temp=student_temp, group=group)[0]
     student, scale = _scaled(student, student_temp)
-    rows = student.flatten(0, 1)
-    weights = rows.new_full((len(rows),), 1 / len(rows), dtype=accumulation_type(student)) if entropy else None
-    lse, attended, _, marginal, *_ = _terms(
-        rows,
-        teacher.detach().flatten(0, 1),
+    loss, marginal = _loss(
+        student,
+        teacher.detach(),
         student_prototypes,
         teacher_prototypes.detach(),
         _bias(center, teacher_temp, student),
-        weights,
+        None,
         scale,
         1 / teacher_temp,
-        False,
-        chosen,
+        own=False,
+        marginal=entropy,
+        backend=chosen,
     )
-    # Each student view is paired with all teacher views except its own.
-    targets = attended.view(teachers, batch, -1)
-    others = targets.sum(0).expand(views, -1, -1)
-    own = torch.cat([targets, targets.new_zeros(views, *targets.shape[1:])])[:views]
-    partners = student.new_full((views, 1), teachers, dtype=lse.dtype)
-    partners[:teachers] -= 1
-    with torch.autocast(student.device.type, enabled=False):
-        dots = (student.to(lse.dtype) * (others - own)).sum() * scale
-    loss = ((lse.view(views, batch) * partners).sum() - dots) / (pairs * batch)
     return loss, _entropy(mean_over_ranks(marginal, group)) if entropy else marginal
 
 
@@ -149,7 +140,13 @@ def patch_cross_entropy(
     as in :func:`prototype_cross_entropy`, and not for weight. Raises ValueError if shapes, types or temperatures do not
     fit.
     """
-    rows, _ = _patch_terms(
+    check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
+    if weight is None:
+        weight = student.new_ones(len(student))
+    _check_weight(weight, student)
+    weight = weight.detach().to(accumulation_type(student))
+    total = weight.sum()
+    loss, *_ = patch_terms(
         student,
         teacher,
         student_prototypes,
@@ -157,15 +154,11 @@ def patch_cross_entropy(
         student_temp=student_temp,
         teacher_temp=teacher_temp,
         center=center,
-        weight=weight,
-        marginal=False,
+        weight=torch.where(total == 0, 0, weight / total),
+        entropy=False,
         backend=backend,
     )
-    if weight is None:
-        return rows.sum() / max(1, len(rows))
-    weight = weight.detach().to(rows.dtype)
-    total = weight.sum()
-    return (torch.where(total == 0, 0, weight / total) * rows).sum()
+    return loss
 
 
 def patch_terms(
@@ -194,46 +187,11 @@ def patch_terms(
     cross-entropy has. The ranks may have different numbers of rows. The entropy is 0 if all weights are 0. Without
     ``entropy`` the last two are empty. Raises ValueError if shapes, types or temperatures do not fit.
     """
-    rows, marginal = _patch_terms(
-        student,
-        teacher,
-        student_prototypes,
-        teacher_prototypes,
-        student_temp=student_temp,
-        teacher_temp=teacher_temp,
-        center=center,
-        weight=weight,
-        marginal=entropy,
-        backend=backend,
-    )
-    loss = (weight.detach().to(rows.dtype) * rows).sum()
-    if not entropy:
-        return loss, marginal, marginal
-    marginal = mean_over_ranks(marginal, group)
-    total = marginal.detach().sum()
-    return loss, torch.where(total > 0, _entropy(torch.where(total > 0, marginal, 1)), 0), total
-
-
-def _patch_terms(
-    student: Tensor,
-    teacher: Tensor,
-    student_prototypes: Tensor,
-    teacher_prototypes: Tensor,
-    *,
-    student_temp: float | Tensor,
-    teacher_temp: float,
-    center: Tensor | None,
-    weight: Tensor | None,
-    marginal: bool,
-    backend: Backend,
-) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy [N] of every row and, if requested, ``sum_i weight_i P_i`` [K]."""
     check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
     _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
     check_positive(student_temp, "student_temp")
     check_positive(teacher_temp, "teacher_temp")
-    if weight is not None and weight.shape != student.shape[:1]:
-        raise ValueError(f"weight must be one number per row, [{len(student)}], got {tuple(weight.shape)}")
+    _check_weight(weight, student)
     chosen = choose_backend(backend, student)
     if chosen == "eager" or not len(student):  # without rows the definition stores nothing
         rows = reference.patch_cross_entropy(
@@ -245,24 +203,35 @@ def _patch_terms(
             teacher_temp=teacher_temp,
             center=center,
         )
-        if weight is None or not marginal:
-            return rows, rows.new_empty(0)
-        return rows, reference.weighted_assignments(student, student_prototypes, weight, temp=student_temp)
-    student, scale = _scaled(student, student_temp)
-    weights = weight.detach().to(accumulation_type(student)) if weight is not None and marginal else None
-    lse, attended, _, sums, *_ = _terms(
-        student,
-        teacher.detach(),
-        student_prototypes,
-        teacher_prototypes.detach(),
-        _bias(center, teacher_temp, student),
-        weights,
-        scale,
-        1 / teacher_temp,
-        False,
-        chosen,
-    )
-    return lse - scale * (student.to(lse.dtype) * attended).sum(1), sums
+        loss, marginal = (weight.detach().to(rows.dtype) * rows).sum(), rows.new_empty(0)
+        if entropy:
+            marginal = reference.weighted_assignments(student, student_prototypes, weight, temp=student_temp)
+    else:
+        student, scale = _scaled(student, student_temp)
+        loss, marginal = _loss(
+            student[None],
+            teacher.detach()[None],
+            student_prototypes,
+            teacher_prototypes.detach(),
+            _bias(center, teacher_temp, student),
+            weight.detach().to(accumulation_type(student)),
+            scale,
+            1 / teacher_temp,
+            own=True,
+            marginal=entropy,
+            backend=chosen,
+        )
+    if not entropy:
+        return loss, marginal, marginal
+    marginal = mean_over_ranks(marginal, group)
+    total = marginal.detach().sum()
+    return loss, torch.where(total > 0, _entropy(torch.where(total > 0, marginal, 1)), 0), total
+
+
+def _check_weight(weight: Tensor, rows: Tensor) -> None:
+    """Raise ValueError unless there is one weight per row."""
+    if weight.shape != rows.shape[:1]:
+        raise ValueError(f"weight must be one number per row, [{len(rows)}], got {tuple(weight.shape)}")
 
 
 def prototype_entropy(
@@ -292,16 +261,30 @@ def prototype_entropy(
         each = [reference.prototype_entropy(features, head, temp=temp, group=group) for head in heads]
     else:
         features, scale = _scaled(features, temp)
-        weights = features.new_full((len(features),), 1 / len(features), dtype=accumulation_type(features))
         means = []
         for head in heads:
-            lse, _, _, marginal, energies, *_ = _terms(
-                features, None, head, None, None, weights, scale, 1.0, True, chosen
+            conditional, marginal = _loss(
+                features[None], None, head, None, None, None, scale, 1.0, own=False, marginal=True, backend=chosen
             )
-            means.append(torch.cat([marginal, (lse - energies).mean().clamp_min(0)[None]]))
+            means.append(torch.cat([marginal, conditional.clamp_min(0)[None]]))
         each = [(_entropy(mean[:-1]), mean[-1]) for mean in mean_over_ranks(torch.stack(means), group)]
     marginals, conditionals = (torch.stack(values) for values in zip(*each, strict=True))
     return (marginals, conditionals) if prototypes.ndim == 3 else (marginals[0], conditionals[0])
+
+
+def _loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    prototypes: Tensor,
+    *args: Any,
+    own: bool,
+    marginal: bool,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and the mean assignment of a :class:`~.problem.Problem`. Gradients cost only if required."""
+    needs = [torch.is_grad_enabled() and x.requires_grad for x in (student, prototypes)]
+    loss, mean, *_ = prototype_loss(student, teacher, prototypes, *args, own, marginal, *needs, backend)
+    return loss, mean
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -318,8 +301,8 @@ def _scaled(rows: Tensor, temp: float | Tensor) -> tuple[Tensor, float]:
 
 def _check_views(
     student: Tensor, teacher: Tensor, student_prototypes: Tensor, teacher_prototypes: Tensor, center: Tensor | None
-) -> int:
-    """Return the number of pairs of different views. Raise ValueError if the shapes do not fit."""
+) -> None:
+    """Raise ValueError if the shapes do not fit, or if there is no pair of different views."""
     for views, name in ((student, "student"), (teacher, "teacher")):
         if views.ndim != 3 or 0 in views.shape:
             raise ValueError(f"{name} must be [views, B, D], none of them 0, got {tuple(views.shape)}")
@@ -328,10 +311,8 @@ def _check_views(
             f"student and teacher must have the same B and D, got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     _check_prototypes(student_prototypes, teacher_prototypes, student.shape[2], center, parts=len(teacher))
-    pairs = len(teacher) * len(student) - min(len(teacher), len(student))
-    if not pairs:
+    if len(teacher) == len(student) == 1:
         raise ValueError(f"no two different views in student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
-    return pairs
 
 
 def _check_prototypes(student: Tensor, teacher: Tensor, dim: int, center: Tensor | None, *, parts: int) -> None:

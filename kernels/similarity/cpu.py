@@ -23,10 +23,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..precision import accumulable
+
 LOG2E = math.log2(math.e)
 BOUND = 40.0
 """Scores within +-BOUND nats need no shift: e^-80 is the smallest probability, and normal times a gradient of 1/N."""
 _TILE = 768
+_ROWS = 256
 CLAMP = -80.0
 """2^-80 is negligible next to 1. Times a small gradient it is not yet denormal, which is 100 times slower."""
 
@@ -44,20 +47,29 @@ def pair_lse(
     excluded: int | None,
     unit_norm: bool,
     columns: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exps of rows [N], and with ``columns`` of columns [M], else an empty tensor."""
-    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
+    attend: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-sum-exps of rows [N], and with ``columns`` of columns [M], else an empty tensor.
+
+    The third result with ``attend`` is the mean of y with the weights of each row's softmax, [N, D], else empty.
+    """
+    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias)
     scale = _scale(scale, gain)
     if _bounded(x, y, bias, scale, unit_norm):
         rows, cols = x.new_zeros(len(x)), x.new_zeros(len(y) if columns else 0)
+        means = x.new_zeros(x.shape if attend else (0, 0))
         for i, j, e in _exponentials(x, y, bias, scale, excluded):
             rows[i].add_(e.sum(1))
             if columns:
                 cols[j].add_(e.sum(0))
+            if attend:
+                means[i].addmm_(e, y[j])
+        if attend:
+            means /= _positive(rows)[:, None]
         if _within_bound(rows.log_()) and (not columns or _within_bound(cols.log_())):
-            return rows, cols
-    rows = _running_maximum(x, y, bias, scale, excluded)
-    return rows, _running_maximum(y, x, None, scale, None) if columns else x.new_empty(0)
+            return rows, cols, means
+    rows, means = _running_maximum(x, y, bias, scale, excluded, attend=attend)
+    return rows, _running_maximum(y, x, None, scale, None)[0] if columns else x.new_empty(0), means
 
 
 def self_lse(
@@ -77,7 +89,7 @@ def self_lse(
                 rows[j].add_(e.sum(0))
         if _within_bound(rows.log_()):
             return rows, nothing
-    return _running_maximum(x, x, None, scale, excluded), nothing
+    return _running_maximum(x, x, None, scale, excluded)[0], nothing
 
 
 def pair_backward(
@@ -98,7 +110,7 @@ def pair_backward(
 
     Those not needed are empty.
     """
-    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias) * LOG2E
+    x, y, bias = accumulable(x), accumulable(y), None if bias is None else accumulable(bias)
     dx = x.new_zeros(x.shape if need_x else (0,))
     dy = y.new_zeros(y.shape if need_y else (0,))
     dbias = x.new_zeros(0 if bias is None else len(y))
@@ -137,6 +149,64 @@ def is_kept(count: int) -> bool:
     return count <= _TILE
 
 
+def contrast(
+    q: Tensor,
+    k: Tensor,
+    gain: Tensor | None,
+    *,
+    scale: float,
+    joint: bool,
+    need_q: bool,
+    need_k: bool,
+    bounded: bool = True,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return a loss of contrast.py, and the gradients of q and k divided by the gain. Those not needed are empty.
+
+    The sums of a chunk of rows are complete before the next chunk, so its scores become G at once: 3 products instead
+    of 4. ``joint`` has one chunk, whose G serves both sides: 2 products, and one gradient of all rows.
+    """
+    q, k = accumulable(q), accumulable(k)
+    x = torch.cat([q, k]) if joint else q
+    y, factor = x if joint else k, _scale(scale, gain)
+    bounded = bounded and abs(factor) <= BOUND
+    scaled, share = x * (factor * LOG2E), scale / len(x)
+    parts = [slice(0, len(x))] if joint else spans(len(x), max(_ROWS, _TILE * _TILE // len(y)))
+    buffer = x.new_empty(parts[0].stop * len(y))
+    loss = dq = dk = x.new_zeros(())
+    for i in parts:
+        tile = buffer[: (i.stop - i.start) * len(y)].view(-1, len(y))
+        torch.mm(scaled[i], y.T, out=tile)
+        positives = tile.diagonal(len(q) if joint else i.start)
+        crossed = positives.sum()
+        if joint:
+            tile.fill_diagonal_(-torch.inf)
+        top = None if bounded else tile.amax(1, keepdim=True)
+        total = (tile if top is None else tile.sub_(top)).exp2_().sum(1, keepdim=True)
+        if bounded and not _is_safe(total):
+            return contrast(q, k, gain, scale=scale, joint=joint, need_q=need_q, need_k=need_k, bounded=False)
+        lse = total.log2() if top is None else total.log2().add_(top)
+        loss = loss + torch.sub(lse.sum(), crossed, alpha=1 + joint)
+        tile *= share / total
+        positives -= share
+        if joint:
+            tile.diagonal(-len(q)).sub_(share)
+            dq = torch.mm(tile + tile.T, x, out=torch.empty_like(x))
+            continue
+        if i.start == 0:
+            dq, dk = (x.new_empty(z.shape if need else (0, 0)) for z, need in ((q, need_q), (k, need_k)))
+        if need_q:
+            torch.mm(tile, y, out=dq[i])
+        if need_k:
+            dk.addmm_(tile.T, q[i], beta=min(i.start, 1))
+    return loss / (LOG2E * len(x)), (dq, x.new_empty(0, 0) if joint else dk)
+
+
+def _is_safe(sums: Tensor) -> bool:
+    """Return whether sums stayed in fp32's safe range. They do not if the promise of unit norm was broken."""
+    least, most = sums.aminmax()
+    return least.item() >= math.exp(-BOUND) and most.item() <= math.exp(2 * BOUND)
+
+
 def _one_tile(x: Tensor, scale: float, excluded: int | None) -> tuple[Tensor, Tensor]:
     """Return log-sum-exps [N] and probabilities [N, N]. For few rows, torch's calls cost as much as their work."""
     tile = torch.mm(x * (scale * LOG2E), x.T, out=x.new_empty(len(x), len(x)))
@@ -154,24 +224,20 @@ def finite_weights(lse: Tensor, grad: Tensor) -> Weights:
     return lse.masked_fill(empty, 0), grad.masked_fill(empty, 0)
 
 
-def accumulable(x: Tensor) -> Tensor:
-    """Return fp64 unchanged, and other types in fp32. Half-precision products are six times slower on most CPUs."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _scale(scale: float, gain: Tensor | None) -> float:
     return scale if gain is None else scale * gain.item()
 
 
-def _bounded(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, unit_norm: bool) -> bool:
-    """Return whether every score should be within +-BOUND: by promise, or by |<x, y>| <= |x| |y|. NaN gives False."""
-    if unit_norm and bias2 is None:
-        return abs(scale) <= BOUND
+def _bounded(x: Tensor, y: Tensor, bias: Tensor | None, scale: float, unit_norm: bool) -> bool:
+    """Return whether every score should be within +-BOUND, by promise or by :func:`is_bounded`."""
+    return abs(scale) <= BOUND if unit_norm and bias is None else is_bounded(x, y, bias, scale)
+
+
+def is_bounded(x: Tensor, y: Tensor, bias: Tensor | None, scale: float) -> bool:
+    """Return whether every score is within +-BOUND by |<x, y>| <= |x| |y|. NaN gives False."""
     longest = _longest(x)
     bound = abs(scale) * longest * (longest if y is x else _longest(y))
-    if bias2 is not None:
-        bound += float(bias2.abs().max()) / LOG2E
-    return bound <= BOUND
+    return bound + (0 if bias is None else float(bias.abs().max())) <= BOUND
 
 
 def _within_bound(lse: Tensor) -> bool:
@@ -184,7 +250,7 @@ def _longest(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x, dim=1).max())
 
 
-def _spans(length: int, most: int) -> list[slice]:
+def spans(length: int, most: int) -> list[slice]:
     """Return equal parts of at most ``most`` rows. A last part of a few rows would cost the calls of a whole tile."""
     parts = -(-length // most)
     step = -(-length // parts)
@@ -192,21 +258,21 @@ def _spans(length: int, most: int) -> list[slice]:
 
 
 def _tiles(
-    x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, *, symmetric: bool = False
+    x: Tensor, y: Tensor, bias: Tensor | None, scale: float, *, symmetric: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield scores in base 2, tile by tile, in one buffer. If ``symmetric``, yield the upper triangle only."""
     scaled = x * (scale * LOG2E)
     across = y.T
-    row_spans = _spans(len(x), _TILE if symmetric else max(_TILE, _TILE * _TILE // len(y)))
-    col_spans = row_spans if symmetric else _spans(len(y), _TILE * _TILE // row_spans[0].stop)
+    row_spans = spans(len(x), _TILE if symmetric else max(_TILE, _TILE * _TILE // len(y)))
+    col_spans = row_spans if symmetric else spans(len(y), _TILE * _TILE // row_spans[0].stop)
     buffer = x.new_empty(row_spans[0].stop * col_spans[0].stop)
     for position, i in enumerate(row_spans):
         for j in col_spans[position if symmetric else 0 :]:
             height, width = i.stop - i.start, j.stop - j.start
             tile = buffer[: height * width].view(height, width)
             torch.mm(scaled[i], across[:, j], out=tile)
-            if bias2 is not None:
-                tile += bias2[j]
+            if bias is not None:
+                tile += bias[j] * LOG2E
             yield i, j, tile
 
 
@@ -220,32 +286,48 @@ def _fill_excluded(tile: Tensor, i: slice, j: slice, excluded: int | None, value
 
 
 def _exponentials(
-    x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, excluded: int | None, *, symmetric: bool = False
+    x: Tensor, y: Tensor, bias: Tensor | None, scale: float, excluded: int | None, *, symmetric: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    for i, j, tile in _tiles(x, y, bias2, scale, symmetric=symmetric):
+    for i, j, tile in _tiles(x, y, bias, scale, symmetric=symmetric):
         tile.exp2_()
         _fill_excluded(tile, i, j, excluded, 0.0)
         yield i, j, tile
 
 
-def _running_maximum(x: Tensor, y: Tensor, bias2: Tensor | None, scale: float, excluded: int | None) -> Tensor:
-    """Return row log-sum-exps of scores of any size. Each row has a running maximum and a sum relative to it."""
+def _running_maximum(
+    x: Tensor, y: Tensor, bias: Tensor | None, scale: float, excluded: int | None, *, attend: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return row log-sum-exps of scores of any size, and the means of ``attend`` of :func:`pair_lse`.
+
+    Each row has a running maximum, and a sum and a mean relative to it.
+    """
     top = x.new_full((len(x),), -torch.inf)
     total = x.new_zeros(len(x))
-    for i, j, tile in _tiles(x, y, bias2, scale):
+    means = x.new_zeros(x.shape if attend else (0, 0))
+    for i, j, tile in _tiles(x, y, bias, scale):
         _fill_excluded(tile, i, j, excluded, -torch.inf)
         new = torch.maximum(top[i], tile.amax(1))
         shift = new.masked_fill(new == -torch.inf, 0)  # rows without a term so far
         tile -= shift[:, None]
-        total[i] = total[i] * (top[i] - shift).exp2_() + tile.exp2_().sum(1)
+        fade = (top[i] - shift).exp2_()
+        total[i] = total[i] * fade + tile.exp2_().sum(1)
+        if attend:
+            means[i].mul_(fade[:, None]).addmm_(tile, y[j])
         top[i] = new
-    return (total.log2_() + top).mul_(1 / LOG2E)
+    if attend:
+        means /= _positive(total)[:, None]
+    return (total.log2_() + top).mul_(1 / LOG2E), means
+
+
+def _positive(sums: Tensor) -> Tensor:
+    """Return sums to divide by: an empty one has a mean of 0."""
+    return sums.clamp_min(torch.finfo(sums.dtype).tiny)
 
 
 def _gradients(
     x: Tensor,
     y: Tensor,
-    bias2: Tensor | None,
+    bias: Tensor | None,
     rows: Weights | None,
     cols: Weights | None,
     scale: float,
@@ -262,7 +344,7 @@ def _gradients(
         a = None if rows is None else rows[1] * torch.exp(-rows[0])
         b = None if cols is None else a if cols is rows else cols[1] * torch.exp(-cols[0])
         sums = None
-        for i, j, e in _exponentials(x, y, bias2, scale, excluded, symmetric=symmetric):
+        for i, j, e in _exponentials(x, y, bias, scale, excluded, symmetric=symmetric):
             if a is not None and b is not None:
                 if sums is None:
                     sums = x.new_empty(e.numel())  # the first tile is the largest
@@ -274,7 +356,7 @@ def _gradients(
             yield i, j, e
         return
     rows, cols = (None if weights is None else _finite_base2(*weights) for weights in (rows, cols))
-    for i, j, tile in _tiles(x, y, bias2, scale, symmetric=symmetric):
+    for i, j, tile in _tiles(x, y, bias, scale, symmetric=symmetric):
         grad = None
         if rows is not None:
             grad = _softmax(tile - rows[0][i, None], rows[1][i, None])

@@ -31,17 +31,19 @@ def pair_lse(
     excluded: int | None,
     unit_norm: bool,
     columns: bool,
-) -> tuple[Tensor, Tensor]:
-    """Like :func:`cpu.pair_lse`. Bounded scores need one pass for both directions, other scores two."""
+    attend: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Like :func:`cpu.pair_lse` without ``attend``. Bounded scores need one pass for both directions, others two."""
     x, y, bias = adjacent(x), adjacent(y), packed(bias)
     bounded = _bounded(bias, gain, scale, unit_norm)
+    means = x.new_empty(0, 0, dtype=torch.float32)
     if columns and bounded:
-        return _forward(x, y, bias, gain, scale, excluded, bounded=True, columns=True)
+        return *_forward(x, y, bias, gain, scale, excluded, bounded=True, columns=True), means
     rows, _ = _forward(x, y, bias, gain, scale, excluded, bounded=bounded)
     if not columns:
-        return rows, rows.new_empty(0)
+        return rows, rows.new_empty(0), means
     cols, _ = _forward(y, x, None, gain, scale, None if excluded is None else -excluded, bounded=bounded)
-    return rows, cols
+    return rows, cols, means
 
 
 def self_lse(

@@ -46,7 +46,7 @@ def row_logsumexp(
     if check_batches:  # the backward pass for y gathers x, too
         check_equal_batches("row_logsumexp", group, y, *([x] if y.requires_grad else []))
     check_pair(x, y, "x", "y", same_rows=exclude_self and group is not None)
-    gain, factor = _gain_and_factor(scale)
+    gain, factor = gain_and_factor(scale)
     if bias is not None and (bias.shape != y.shape[:1] or not bias.is_floating_point()):
         raise ValueError(f"bias must be one number per row of y, [{y.shape[0]}], got {tuple(bias.shape)} {bias.dtype}")
     chosen = choose_backend(backend, x)
@@ -60,8 +60,12 @@ def row_logsumexp(
         lse: Tensor
         lse, _ = op.self_lse(x, gain, factor, exclude_self, unit_norm, chosen)
         return lse
-    rows: Tensor
-    rows, _ = op.pair_lse(x, y, bias, gain, factor, 0 if exclude_self else None, unit_norm, False, chosen)
+    # Without a gradient for the columns, their mean is the gradient of each row up to a factor.
+    fixed = not (y.requires_grad or (bias is not None and bias.requires_grad))
+    needed = x.requires_grad or (gain is not None and gain.requires_grad)
+    attend = chosen == "cpu" and torch.is_grad_enabled() and needed and fixed
+    excluded = 0 if exclude_self else None
+    rows: Tensor = op.pair_lse(x, y, bias, gain, factor, excluded, unit_norm, False, attend, chosen)[0]
     return rows
 
 
@@ -80,7 +84,7 @@ def view_logsumexps(
     """
     chosen = choose_backend(backend, views)
     if group is not None and chosen != "eager":
-        gain, factor = _gain_and_factor(scale)
+        gain, factor = gain_and_factor(scale)
         return view_logsumexps_over_ranks(views, gain, factor, exclude_self, unit_norm, chosen, group)
     each = partial(
         row_logsumexp,
@@ -108,15 +112,15 @@ def bidirectional_logsumexp(
     shapes, types or the scale do not fit.
     """
     check_pair(x, y, "x", "y")
-    gain, factor = _gain_and_factor(scale)
+    gain, factor = gain_and_factor(scale)
     chosen = choose_backend(backend, x)
     if chosen == "eager":
         return reference.bidirectional_logsumexp(x, y, scale=scale)
-    lses: tuple[Tensor, Tensor] = op.pair_lse(x, y, None, gain, factor, None, unit_norm, True, chosen)
-    return lses
+    rows, columns, _ = op.pair_lse(x, y, None, gain, factor, None, unit_norm, True, False, chosen)
+    return rows, columns
 
 
-def _gain_and_factor(scale: float | Tensor) -> tuple[Tensor | None, float]:
+def gain_and_factor(scale: float | Tensor) -> tuple[Tensor | None, float]:
     """Return the factors of a scale as the operators take them: a tensor that may get a gradient, and a number.
 
     Raise ValueError if the scale is no finite number and no tensor of one element.

@@ -61,7 +61,7 @@ def _join(ctx: Any, x: Tensor, all_y: Tensor, own: Tensor, gain: Tensor | None) 
     first, parts = ctx.group.rank() * count, [own]
     for others in (all_y[:first], all_y[first + count :]):
         if len(others):
-            part, _ = pair_lse(x, others, None, gain, ctx.scale, None, ctx.unit_norm, False, ctx.backend)
+            part, *_ = pair_lse(x, others, None, gain, ctx.scale, None, ctx.unit_norm, False, False, ctx.backend)
             parts.append(part)
     return torch.stack(parts).logsumexp(0)
 
@@ -147,9 +147,9 @@ class _Pair(torch.autograd.Function):
         ctx.scale, ctx.unit_norm, ctx.backend, ctx.group = scale, unit_norm, backend, group
         rank = group.rank()
         ctx.excluded = (rank * len(y), rank * len(x)) if exclude_self else (None, None)
-        options = (scale, 0 if exclude_self else None, unit_norm, False, backend)
+        options = (scale, 0 if exclude_self else None, unit_norm, False, False, backend)
         wait = start_gather(y, group)
-        own, _ = pair_lse(x, y, None, gain, *options)
+        own, *_ = pair_lse(x, y, None, gain, *options)
         all_y = wait()
         lse = _join(ctx, x, all_y, own, gain)
         ctx.save_for_backward(x, y, all_y, lse, gain)

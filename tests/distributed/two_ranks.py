@@ -45,10 +45,14 @@ CASES = [
     ("moco", False, 0),
     ("cmc", True, 2),
     ("deepcluster", False, 1),
+    ("simdino", False, 2),
     ("ibot", True, 1),
     ("ibot", False, 3),
     ("dinov2", False, 2),
     ("dinov2", True, 3),
+    ("vicreg", False, 0),
+    ("barlow", False, 1),
+    ("lejepa", False, 2),
 ]
 LAYERWISE = [(name, stage) for name in ("lars", "lamb") for stage in (1, 2, 3)]
 
@@ -73,6 +77,10 @@ def kernel_gradients(world):
     if group is not None:
         batch_norm = RankBatchNorm(8).double()
         batch_norm.group = group
+
+    def wide(x):  # more features than rows
+        return torch.cat([x.pow(k) for k in range(1, 5)], dim=1)
+
     losses = {
         "nt_xent": lambda a, b, t: kernels.nt_xent(a, b, temperature=t, group=group),
         "nt_xent_pairs": lambda a, b, t: kernels.nt_xent(
@@ -96,6 +104,13 @@ def kernel_gradients(world):
         "vmf_reconstruction": lambda a, b, t: kernels.vmf_reconstruction(a, b, group=group),
         "gaussian": lambda a, b, t: kernels.gaussian_entropy(a + b, bandwidth=0.3, group=group),
         "nearest": lambda a, b, t: (kernels.nearest_similarity(a, group=group)[0] * b.sum(1)).mean(),
+        "covariance_gram": lambda a, b, t: sum(
+            x.sum() for x in kernels.covariance_norms(wide(a), wide(b), group=group)
+        ),
+        "covariance_of_itself": lambda a, b, t: kernels.covariance_norms(wide(a), group=group)[0] / 100,
+        "covariance": lambda a, b, t: sum(x.square().sum() for x in kernels.covariance_norms(a, b, group=group)),
+        "siglip": lambda a, b, t: kernels.siglip(a, b, scale=t, bias=t - 2, group=group),
+        "characteristic": lambda a, b, t: kernels.sliced_characteristic(torch.stack([a, b]), prototypes.T, group=group),
         "batch_norm": lambda a, b, t: (batch_norm(a) * b).square().mean(),
         "prototype_entropy_heads": lambda a, b, t: sum(
             x.square().sum() for x in kernels.prototype_entropy(a + b, heads, temp=0.3, group=group)
@@ -145,6 +160,10 @@ def loss_gradients(world):
         "info_nce_negatives": (losses.InfoNCELoss(learnable_temperature=True, **share), 3),
         "info_nce_symmetric": (losses.InfoNCELoss(symmetric=True, learnable_temperature=True, **share), 2),
         "koleo": (losses.KoLeoLoss(**share), 1),
+        "vicreg": (losses.VICRegLoss(**share), 2),
+        "barlow": (losses.BarlowTwinsLoss(**share), 2),
+        "siglip": (losses.SigLIPLoss(**share), 2),
+        "sigreg": (losses.SIGRegLoss(num_vectors=9, **share), 1),
         "moco": (losses.MoCoLoss(memory_bank_size=(32, 8), **share), 2),
         "mocov3": (losses.MoCoV3Loss(**share), 4),
         "cmc": (losses.CMCLoss(**share), 3),
@@ -189,6 +208,7 @@ def prototype_losses(prototypes):
     swav = {"sinkhorn_epsilon": 1.0, "sinkhorn_gather_distributed": True}
     return {
         "dino": twice(losses.DINOLoss(8)),
+        "simdino": twice(losses.SimDINOLoss(gather_distributed=True)),
         "dino_features": twice(losses.DINOLoss(5), **both),
         "swav": twice(losses.SwaVLoss(**swav)),
         "swav_features": twice(losses.SwaVLoss(**swav), prototypes=prototypes),

@@ -8,6 +8,7 @@ from fasttrain.config.settings import TrainConfig
 from fasttrain.engine.engine import Engine
 from fasttrain.engine.seeds import seed_of
 from fasttrain.methods.base import Step
+from fasttrain.optim.schedules import scaled_lr
 from tests.checkpoints import small_engine, train
 
 
@@ -18,6 +19,17 @@ def test_learning_rate_falls_to_a_tenth_at_each_drop():
     run = SimpleNamespace(train=settings, steps_per_epoch=4, total_steps=16, peak_lr=0.4, method=method)
     rates = [Engine.schedules(run, Step(index, 16, 4))["lr"] for index in range(16)]
     assert rates == pytest.approx([0.2, *[0.4] * 7, *[0.04] * 4, *[0.004] * 4])
+
+
+@pytest.mark.parametrize(("scaling", "peak"), [("linear", 0.2), ("sqrt", 0.05)])
+def test_constant_rate_stays_at_its_scaled_peak(scaling, peak):
+    """DINOv3's schedule, and DINOv2's scaling: the rate for 1,024 images times the root of the batch."""
+    method = SimpleNamespace(momentum=lambda step: None)
+    settings = TrainConfig(constant_lr=True, warmup_epochs=0.5)
+    rate = scaled_lr(0.1, scaling, {"linear": 512, "sqrt": 256}[scaling])
+    run = SimpleNamespace(train=settings, steps_per_epoch=4, total_steps=16, peak_lr=rate, method=method)
+    rates = [Engine.schedules(run, Step(index, 16, 4))["lr"] for index in range(16)]
+    assert rates == pytest.approx([peak / 2, *[peak] * 15])
 
 
 def test_groups_follow_the_schedules_unless_frozen():

@@ -16,6 +16,7 @@ _EXAMPLES = Path(__file__).parents[2] / "examples"
 _ONE_PROCESS = [
     "accelerate_moco",
     "compiled",
+    "dinov2_losses",
     "huggingface_trainer",
     "lightly_simclr",
     "open_clip_loss",

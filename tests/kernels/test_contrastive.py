@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from fasttrain.kernels import info_nce, nt_xent
+from fasttrain.kernels.similarity import cpu
 
 
 def pair():
@@ -36,14 +37,90 @@ def test_queue_equals_cross_entropy_over_its_rows(in_batch):
     torch.testing.assert_close(info_nce(q, k, queue, temperature=0.2, in_batch=in_batch), expected)
 
 
-def test_gradients_pass_gradcheck():
-    tensors = [z[:4, :5].clone().requires_grad_() for z in (*pair(), pair()[0])]
-    temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
-    for loss in (
-        lambda q, k, queue, t: info_nce(q, k, queue, temperature=t, in_batch=True),
-        lambda a, b, _, t: nt_xent(a, b, temperature=t),
-    ):
-        assert torch.autograd.gradcheck(loss, (*tensors, temperature))
+LOSSES = {
+    "nt_xent": lambda q, k, _, **options: nt_xent(q, k, **options),
+    "info_nce": lambda q, k, _, **options: info_nce(q, k, **options),
+    "queue": lambda q, k, queue, **options: info_nce(q, k, queue, **options),
+    "batch and queue": lambda q, k, queue, **options: info_nce(q, k, queue, in_batch=True, **options),
+}
+
+
+def leaves(count, dtype=torch.float64, device="cpu"):
+    """Return unit-norm q and k, two thirds of them alike, a queue, and a temperature."""
+    q, k, queue = (normalize(z, dim=1) for z in torch.randn(3, count, 5, generator=torch.Generator().manual_seed(1)))
+    drawn = (q, normalize(q + k / 3, dim=1), queue, torch.tensor(0.3))
+    return [x.to(device, dtype).requires_grad_() for x in drawn]
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_pass_gradcheck(loss, many, monkeypatch):
+    if many:  # several chunks of rows; NT-Xent of several tiles
+        monkeypatch.setattr(cpu, "_TILE", 3)
+        monkeypatch.setattr(cpu, "_ROWS", 2)
+    for temperature in (0.4, 0.02):  # bounded, and with a maximum
+        inputs = [*leaves(5)[:3], torch.tensor(temperature, dtype=torch.float64, requires_grad=True)]
+        assert torch.autograd.gradcheck(lambda *x: LOSSES[loss](*x[:3], temperature=x[3]), inputs)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (3,), (1, 2, 3), (0, 1, 3)])
+def test_frozen_arguments_leave_the_gradients_of_others(loss, frozen, backend):
+    """Every subset has its own path; both directions of MoCo are among them."""
+    sides = []
+    for chosen, dtype in ((backend, torch.float32), ("eager", torch.float64)):
+        inputs = leaves(20, dtype)
+        for place in frozen:
+            inputs[place].requires_grad_(False)
+        value = LOSSES[loss](*inputs[:3], temperature=inputs[3], backend=chosen)
+        learnt = [x for x in inputs if x.requires_grad]
+        gradients = torch.autograd.grad(2 * value, learnt, allow_unused=True) if value.requires_grad else []
+        sides.append([value.detach(), *(g for g in gradients if g is not None)])
+    assert len(sides[0]) == len(sides[1])
+    for a, b in zip(*sides, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "info_nce", "queue"])
+def test_no_gradient_costs_no_product(loss, monkeypatch):
+    for name in ("contrast", "pair_backward", "self_backward"):
+        monkeypatch.setattr(cpu, name, None)
+    inputs = leaves(20)
+    with torch.no_grad():
+        LOSSES[loss](*inputs[:3], temperature=inputs[3])
+    LOSSES[loss](*(x.detach() for x in inputs[:3]), temperature=0.3)
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "info_nce", "queue"])
+def test_losses_compile_and_pass_opcheck(loss):
+    q, k, queue, temperature = leaves(6)
+
+    def call(q, k, queue, t):
+        return 3 * LOSSES[loss](q, k, queue.detach(), temperature=t)
+
+    values = [f(q, k, queue, temperature) for f in (torch.compile(call, fullgraph=True, backend="aot_eager"), call)]
+    gradients = [torch.autograd.grad(value, (q, k, temperature)) for value in values]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    of_queue = queue.detach() if loss == "queue" else None
+    args = (q, k, of_queue, None, 2.0, loss == "nt_xent", True, True, False, "cpu")
+    torch.library.opcheck(torch.ops.fasttrain.contrastive_loss.default, args)
+
+
+def test_broken_promise_of_unit_norm_is_exact_on_the_cpu():
+    q, k = (100 * z for z in pair())
+    for loss in (nt_xent, info_nce):
+        values = [loss(q, k, temperature=1.0, backend=backend).item() for backend in ("cpu", "eager")]
+        assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+def test_second_derivative_is_an_error():
+    q, k, *_ = leaves(5)
+    for loss in (nt_xent, info_nce):
+        (gradient,) = torch.autograd.grad(loss(q, k, temperature=0.3), q, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            gradient.sum().backward()
 
 
 @pytest.mark.parametrize("loss", [nt_xent, info_nce])

@@ -11,15 +11,21 @@ from fasttrain.kernels import (
     prototype_entropy,
     prototype_terms,
     row_logsumexp,
+    siglip,
+    sliced_characteristic,
 )
+from fasttrain.kernels.characteristic import launch as characteristic
 from fasttrain.kernels.nearest import launch as nearest
 from fasttrain.kernels.prototypes import launch as prototypes
+from fasttrain.kernels.sigmoid import launch as sigmoid
 from fasttrain.kernels.similarity import launch as similarity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = {
     similarity: ("lse_fwd_kernel", "lse_bwd_kernel"),
     nearest: ("nearest_kernel",),
+    characteristic: ("sums_kernel", "gradient_kernel"),
+    sigmoid: ("sigmoid_kernel",),
     prototypes: ("attend_kernel", "rows_kernel", "columns_kernel"),
 }
 
@@ -65,4 +71,6 @@ def test_every_launch_is_on_the_device_of_its_tensors(launches):
     sum(prototype_terms(views, views, w, w, student_temp=0.1, teacher_temp=0.1, backend="triton")).backward()
     sum(prototype_entropy(x, w, temp=0.1, backend="triton")).backward()
     nearest_similarity(x, backend="triton")
+    siglip(x, w, scale=2.0, bias=-1.0, backend="triton")
+    sliced_characteristic(x, w, backend="triton").backward()
     assert all(made and all(made) for made in launches.values()), launches

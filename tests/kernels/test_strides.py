@@ -36,12 +36,12 @@ def offset(x):
 
 
 def pair_operator(x, y, bias, gain, *, backend):
-    return torch.ops.fasttrain.pair_lse(x, y, bias, gain, 2.0, None, False, False, backend)[0]
+    return torch.ops.fasttrain.pair_lse(x, y, bias, gain, 2.0, None, False, False, False, backend)[0]
 
 
-def terms_operator(student, teacher, ws, wt, bias, weights, *, backend):
-    terms = torch.ops.fasttrain.prototype_terms(student, teacher, ws, wt, bias, weights, 2.0, 3.0, True, backend)
-    return [terms[i] for i in (0, 1, 3, 4)]
+def loss_operator(student, teacher, ws, wt, bias, weight, *, backend):
+    options = (2.0, 3.0, False, True, True, True, backend)
+    return torch.ops.fasttrain.prototype_loss(student, teacher, ws, wt, bias, weight, *options)[:2]
 
 
 PAIR = (draw(5, 6, seed=0), draw(7, 6, seed=1))
@@ -72,9 +72,13 @@ CALLS = {
     "sinkhorn": (lambda scores, **k: kernels.sinkhorn(scores, **k), (draw(5, 9, seed=7),)),
     "sinkhorn_center": (lambda scores, **k: kernels.sinkhorn_center(scores, **k), (draw(5, 9, seed=7),)),
     "nearest_similarity": (lambda x, **k: kernels.nearest_similarity(x, **k)[0], PAIR[:1]),
+    "covariance_norms": (kernels.covariance_norms, SAME),
+    "siglip": (lambda x, y, scale, bias, **k: kernels.siglip(x, y, scale=scale, bias=bias, **k),
+               (*SAME, SCALE, torch.tensor(-1.0))),
+    "sliced_characteristic": (kernels.sliced_characteristic, (VIEWS[0], draw(6, 9, seed=5))),
     "pair_lse": (pair_operator, (*PAIR, BIAS, SCALE)),
-    "prototype_terms, the operator": (terms_operator, (
-        *SAME, *VIEWS[2:], draw(1, 9, seed=5), draw(5, seed=6).abs())),
+    "prototype_loss, the operator": (loss_operator, (
+        *VIEWS, draw(1, 9, seed=5), draw(3, seed=6).abs())),
 }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from torch.nn.functional import normalize
 from fasttrain import kernels, losses
 from fasttrain.kernels import collectives
 from fasttrain.losses.compat.dino import DINOLoss as CompatDINOLoss
-from fasttrain.losses.compat.open_clip import ClipLoss
-from tests.methods.small import SMALL, build, run
+from fasttrain.losses.compat.open_clip import ClipLoss, SigLipLoss
+from tests.methods.small import CASES, build, run
 
 ROWS, DIM = 8, 16
 USUAL = (ROWS, DIM, torch.float32)
@@ -69,7 +69,11 @@ KERNELS = {
     "vmf_entropy weighted": lambda a, b, **o: kernels.vmf_entropy(a, estimator="expectation", **o),
     "vmf_reconstruction": lambda a, b, **o: kernels.vmf_reconstruction(a, b, **o),
     "gaussian_entropy": lambda a, b, **o: kernels.gaussian_entropy(a, bandwidth=1.0, **o),
+    "coding_rate": lambda a, b, **o: kernels.coding_rate(torch.stack([a, b]), eps=0.5, **o).sum(),
     "nearest_similarity": lambda a, b, **o: kernels.nearest_similarity(a, **o)[0].sum(),
+    "covariance_norms": lambda a, b, **o: kernels.covariance_norms(a, b, **o)[0],
+    "siglip": lambda a, b, **o: kernels.siglip(a, b, scale=10.0, bias=-5.0, **o),
+    "sliced_characteristic": lambda a, b, **o: kernels.sliced_characteristic(a, torch.eye(DIM), **o),
     "prototype_terms": lambda a, b, **o: kernels.prototype_terms(
         torch.stack([a, b]), torch.stack([b, a]), _W, _W, **_TEMPS, **o
     )[1],
@@ -84,6 +88,10 @@ LOSSES = {
     "InfoNCELoss symmetric": (lambda: losses.InfoNCELoss(symmetric=True, **_SHARE), _pair),
     "InfoNCELoss with negatives": (lambda: losses.InfoNCELoss(**_SHARE), lambda loss, a, b: loss(a, b, b)),
     "KoLeoLoss": (lambda: losses.KoLeoLoss(**_SHARE), lambda loss, a, b: loss(a)),
+    "BarlowTwinsLoss": (lambda: losses.BarlowTwinsLoss(**_SHARE), _pair),
+    "VICRegLoss": (lambda: losses.VICRegLoss(**_SHARE), _pair),
+    "SIGRegLoss": (lambda: losses.SIGRegLoss(num_vectors=4, **_SHARE), lambda loss, a, b: loss(a)),
+    "SigLIPLoss": (lambda: losses.SigLIPLoss(**_SHARE), _pair),
     "MoCoLoss": (lambda: losses.MoCoLoss(**_QUEUE, **_SHARE), _pair),
     "MoCoLoss enqueue": (
         lambda: losses.MoCoLoss(**_QUEUE, **_SHARE),
@@ -113,6 +121,7 @@ LOSSES = {
         lambda: CompatDINOLoss(DIM, 2, 0.04, 0.04, 0, 1),
         lambda loss, a, b: loss(torch.cat([a, b]), torch.cat([a, b]), 0),
     ),
+    "SimDINOLoss": (lambda: losses.SimDINOLoss(**_SHARE), _views),
     "SwaVLoss": (lambda: losses.SwaVLoss(**_SWAV), lambda loss, a, b: loss([a, b], [a])),
     "SwaVLoss without Sinkhorn": (
         lambda: losses.SwaVLoss(sinkhorn_iterations=0, **_SWAV),
@@ -143,6 +152,7 @@ LOSSES = {
         lambda: losses.InstanceBank(20, DIM, **_SHARE),
         _after(lambda bank, a, b: bank.update(_images(a), [a, b]), "bank"),
     ),
+    "SigLipLoss": (lambda: SigLipLoss(world_size=2), lambda loss, a, b: loss(a, b, 10.0, -5.0)),
     "ClipLoss": (lambda: ClipLoss(world_size=2), _clip),
     "ClipLoss with gradients": (lambda: ClipLoss(gather_with_grad=True, world_size=2), _clip),
     "ClipLoss local": (lambda: ClipLoss(local_loss=True, world_size=2), _clip),
@@ -246,13 +256,12 @@ def sinkhorn_differences():
 def comparing_methods(comparisons):
     """Return the methods that compare batches in a step under the trainer's group."""
     names = []
-    for name in SMALL:
-        for entropy in (False, True):
-            method = build(name, entropy)
-            method.group = dist.group.WORLD
-            comparisons.clear()
-            run(method, name)
-            names += [name] * bool(comparisons)
+    for name, entropy in CASES:
+        method = build(name, entropy)
+        method.group = dist.group.WORLD
+        comparisons.clear()
+        run(method, name)
+        names += [name] * bool(comparisons)
     return names
 
 

@@ -1,4 +1,4 @@
-"""SimSiam, BYOL and DINO, written out."""
+"""SimSiam, BYOL, SimDINO and DINO, written out."""
 
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
@@ -40,6 +40,23 @@ class BYOL(Official):
             return sphere_twin(pairs, variables, self.settings.kappa)
         # |p - t|^2 = 2 - 2 cos, as the authors write it; for two views, twice the mean is the sum of both directions.
         return 2 * mean((p - t).square().sum(1).mean() for p, t in pairs)
+
+
+class SimDINO(Official):
+    def loss(self, views, step, indices):
+        s = self.settings
+        student = unit(project(self.student, views))
+        with torch.no_grad():
+            teacher = unit(project(self.teacher, views[:1]))
+        pairs = of_other_views(student, teacher)
+        if self.twin:
+            return sphere_twin(pairs, student[: self.count], s.kappa)
+        z = student[: self.count]
+        z = (z + teacher) / 2 if s.smooth else z
+        rows, dim = z.shape[1:]
+        spread = mean((torch.eye(dim) + dim / (rows * s.eps) * view.T @ view).logdet() / 2 for view in z)
+        cosine = mean(cosine_similarity(p, t).mean() for p, t in pairs)
+        return -s.coeff * cosine - (dim + rows) / (dim * rows) * spread
 
 
 class DINO(Official):

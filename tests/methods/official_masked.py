@@ -1,5 +1,8 @@
 """iBOT and DINOv2, written out; only the draws of the masks are the method's."""
 
+import copy
+from types import SimpleNamespace
+
 import torch
 
 from tests.methods.official import Official, entropy_of_mean, mean, unit
@@ -101,6 +104,8 @@ class IBOT(Masked):
 class DINOv2(Masked):
     def __init__(self, method):
         super().__init__(method)
+        if self.settings.gram_loss_weight:
+            self.gram_teacher = copy.deepcopy(self.teacher.backbone)
         if self.settings.centering == "centering":
             counts = {"loss.center": (1, 1, len(method.loss.center.flatten()))}
             counts["patch_loss.center"] = (1, len(method.patch_loss.center.flatten()))
@@ -115,7 +120,7 @@ class DINOv2(Masked):
     def loss(self, views, step, indices):
         s = self.settings
         cls, patches, teacher_cls, teacher_patches, masks = self.seen(views, step)
-        crops = cls[: self.count]
+        crops, student_patches = cls[: self.count], patches
         cls, patches = (x / s.student_temp for x in self.logits(self.student, cls, patches))
         steps = int(s.warmup_teacher_temp_epochs * step.per_epoch)
         warm = torch.linspace(s.warmup_teacher_temp, s.teacher_temp, steps, dtype=torch.float64)
@@ -135,7 +140,25 @@ class DINOv2(Masked):
             of_cls = of_cls - entropy_of_mean(cls)
             of_patches = of_patches - self.patch_entropy(patches, masks)
         loss = s.dino_loss_weight * of_cls + s.ibot_loss_weight * of_patches
+        if s.gram_loss_weight:
+            loss = loss + s.gram_loss_weight * self.gram(views, step, student_patches)
         return loss if self.twin else loss + s.koleo_loss_weight * sum(koleo(view) for view in crops)
+
+    def gram(self, views, step, patches):
+        """The mean over crops of the squared differences of all cosines between two patches."""
+        losses = []
+        for crop, own in zip(views[0], patches, strict=True):
+            with torch.no_grad():
+                target = unit(self.tokens(SimpleNamespace(backbone=self.gram_teacher), crop)[1])
+            own = unit(own)
+            losses.append((own @ own.mT - target @ target.mT).square().mean())
+        return mean(losses)
+
+    def end_step(self, step):
+        super().end_step(step)
+        every = round(self.settings.gram_update_epochs * step.per_epoch)
+        if every and (step.index + 1) % every == 0:
+            self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
 
     def assigned(self, logits, center, temp):
         """The teacher's softmax, centred or balanced over all its rows [N, K]."""

@@ -9,6 +9,7 @@ from fasttrain.methods import Step, Task
 from fasttrain.pipelines import View, ViewRecipe
 
 SMALL = {
+    "barlow": {"hidden_dim": 16, "out_dim": 20},
     "byol": {"hidden_dim": 16, "out_dim": 8},
     "cmc": {"out_dim": 8, "negatives": 32},
     "deepcluster": {"nmb_prototypes": 8, "hidden_dim": 16, "out_dim": 8},
@@ -23,12 +24,19 @@ SMALL = {
     },
     "ibot": {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8},
     "infomin": {"queue_length": 64, "out_dim": 8},
+    "lejepa": {"hidden_dim": 16, "out_dim": 8, "slices": 32},
     "moco": {"queue_length": 64, "out_dim": 8},
     "mocov3": {"hidden_dim": 16, "out_dim": 8},
     "simclr": {"hidden_dim": 16, "out_dim": 8},
+    "simdino": {"hidden_dim": 16, "bottleneck_dim": 8, "use_bn_in_head": True},
     "simsiam": {"dim": 16, "pred_dim": 8},
     "swav": {"nmb_prototypes": 32, "hidden_dim": 16, "out_dim": 8},
+    "vicreg": {"hidden_dim": 16, "out_dim": 20},
 }
+TWINS = [name for name in SMALL if methods.load(name).space is not None]
+"""The methods with an entropy-reconstruction twin."""
+CASES = [(name, entropy) for name in SMALL for entropy in (False, True) if not entropy or name in TWINS]
+"""Every method, and every twin."""
 IMAGES = 40
 
 

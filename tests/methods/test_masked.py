@@ -86,7 +86,7 @@ def test_dinov2_twin_has_no_koleo():
     def parts(entropy, weight):
         method = build("dinov2", entropy, koleo_loss_weight=weight, centering="none")
         objective = method(random_views(), STEP, INDICES)
-        return objective.loss, "regulariser" in objective.logs
+        return objective.loss, "koleo" in objective.logs
 
     assert parts(True, 0.1) == parts(True, 0.0)
     assert [parts(False, weight)[1] for weight in (0.0, 0.1)] == [False, True]

@@ -9,14 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain import methods
 from fasttrain.losses import swav
-from fasttrain.methods import Step
+from fasttrain.methods import Step, load
 from fasttrain.methods.kmeans import spherical_kmeans
-from tests.methods import official_clustering, official_contrastive, official_distillation, official_masked
+from tests.methods import (
+    official_clustering,
+    official_contrastive,
+    official_distillation,
+    official_masked,
+    official_regularised,
+)
 from tests.methods.small import build, recipe
 
 _COUNTERPARTS = {
+    "barlow": official_regularised.Barlow,
     "byol": official_distillation.BYOL,
     "cmc": official_contrastive.CMC,
     "deepcluster": official_clustering.DeepCluster,
@@ -24,13 +30,17 @@ _COUNTERPARTS = {
     "dinov2": official_masked.DINOv2,
     "ibot": official_masked.IBOT,
     "infomin": official_contrastive.InfoMin,
+    "lejepa": official_regularised.LeJEPA,
     "moco": official_contrastive.MoCo,
     "mocov3": official_contrastive.MoCoV3,
     "simclr": official_contrastive.SimCLR,
+    "simdino": official_distillation.SimDINO,
     "simsiam": official_distillation.SimSiam,
     "swav": official_clustering.SwAV,
+    "vicreg": official_regularised.VICReg,
 }
-_ON_PATCHES = {name for name in _COUNTERPARTS if methods.load(name).needs_patches}
+_ON_PATCHES = {name for name in _COUNTERPARTS if load(name).needs_patches}
+_CASES = [(n, entropy) for n in sorted(_COUNTERPARTS) for entropy in (False, True) if not entropy or load(n).space]
 _PER_EPOCH, _LR, _BATCH, _IMAGES = 2, 0.2, 16, 40
 _FIRST_PASS = (20, 21)  # the seeds of its batches
 _EXACT = {"rtol": 1e-8, "atol": 1e-10}
@@ -46,6 +56,7 @@ _SETTINGS = {
     "infomin": {"queue_length": 32, "momentum_teacher": 0.9, "beta": 0.3},
     "moco": {"queue_length": 32, "momentum_teacher": 0.9},
     "mocov3": {"momentum_teacher": 0.9, "temperature": 0.4},
+    "simdino": {"momentum_teacher": 0.9, "coeff": 0.7},
 }
 
 both = pytest.mark.parametrize("entropy", [False, True], ids=["base", "twin"])
@@ -125,23 +136,18 @@ def assert_equal_training(name, entropy, *, views=None, steps=3, **options):
     assert all((p - before[name]).norm() > 1e-3 for name, p in trained.items() if p.ndim > 1), "nothing moved"
 
 
-@both
-@pytest.mark.parametrize("name", sorted(set(_COUNTERPARTS) - {"infomin"}))
+@pytest.mark.parametrize(("name", "entropy"), [case for case in _CASES if case[0] != "infomin"])
 def test_two_views_train_like_the_official_code(name, entropy):
     views = global_views(name, 1 if name == "cmc" else 2)  # CMC's two views are the channels of one crop
     assert_equal_training(name, entropy, views=views)
 
 
-@both
-@pytest.mark.parametrize("name", sorted(_COUNTERPARTS))
-def test_more_views_train_like_the_official_loss_over_pairs(name, entropy):
-    assert_equal_training(name, entropy)
-
-
-@both
-@pytest.mark.parametrize("name", sorted(set(_COUNTERPARTS) - _ON_PATCHES))
-def test_batch_norm_sees_the_views_of_the_official_code(name, entropy):
-    assert_equal_training(name, entropy, network=NormedBackbone)
+@pytest.mark.parametrize("options", [{}, {"network": NormedBackbone}], ids=["plain", "normed"])
+@pytest.mark.parametrize(("name", "entropy"), _CASES)
+def test_more_views_train_like_the_official_loss_over_pairs(name, options, entropy):
+    if options and name in _ON_PATCHES:
+        pytest.skip("its networks have no BatchNorm")
+    assert_equal_training(name, entropy, **options)
 
 
 @both
@@ -158,6 +164,7 @@ def test_batch_norm_sees_the_views_of_the_official_code(name, entropy):
             "dinov2",
             {"centering": "none", "norm_last_layer": True, "koleo_loss_weight": 0, "mask_sample_probability": 1},
         ),
+        ("dinov2", {"gram_loss_weight": 2.0, "gram_update_epochs": 1.0}),
         ("ibot", {"shared_head": True, "pred_shape": "rand"}),
         ("ibot", {"shared_head_teacher": False, "patch_out_dim": 24, "norm_last_layer": False}),
         ("ibot", {"no_centering": True}),
@@ -172,6 +179,7 @@ def test_batch_norm_sees_the_views_of_the_official_code(name, entropy):
         "dino_free_norms",
         "dinov2_short_recipe",
         "dinov2_no_centering",
+        "dinov2_gram",
         "ibot_shared_head",
         "ibot_own_head",
         "ibot_no_centering",
@@ -181,6 +189,10 @@ def test_batch_norm_sees_the_views_of_the_official_code(name, entropy):
 )
 def test_variants_train_like_the_official_ones(name, options, entropy):
     assert_equal_training(name, entropy, **options)
+
+
+def test_lejepa_with_sigreg_added_trains_like_the_written_one():
+    assert_equal_training("lejepa", False, sigreg_form="additive", knots=9)
 
 
 @both

@@ -34,8 +34,8 @@ def test_every_built_in_method_registers_itself_with_its_name():
 def test_every_built_in_method_declares_its_family_and_space():
     for name in registry.BUILT_IN:
         cls = methods.load(name)
-        assert cls.family in ("contrastive", "clustering", "distillation")
-        assert cls.space in ("sphere", "prototypes")
+        assert cls.family in ("contrastive", "clustering", "distillation", "regularised")
+        assert cls.space in ((None,) if cls.family == "regularised" else ("sphere", "prototypes"))
 
 
 def test_unknown_method_lists_the_known_ones():

@@ -70,7 +70,8 @@ def test_page_loads_nothing_and_runs_nothing(both):
 def test_page_describes_every_picture_and_table(both):
     parsed = Parsed(both)
     images = parsed.all("img")
-    assert len(images) == 2 * 8 * 7 + 6 * 5  # neighbours of both; attention of the ViT: image, mean, three heads
+    # Neighbours of both; attention of the ViT: image, mean, three heads; its patches: image, components.
+    assert len(images) == 2 * 8 * 7 + 6 * 5 + 6 * 2
     assert all(image["alt"] for image in images)
     drawings = [svg for svg in parsed.all("svg") if "aria-hidden" not in svg]
     assert len(drawings) == 2 + 11 + 4  # two bounds, curves, two maps per run
@@ -95,7 +96,7 @@ def test_page_has_commands_settings_and_curves(both, simclr_run, dino_run):
 
 def test_page_without_pictures_has_the_command_for_them(simclr_run):
     text = " ".join(Parsed(page.render(read_runs([simclr_run]))).text.split())
-    assert re.search(r"nearest neighbours and attention: fasttrain report", text)
+    assert re.search(r"nearest neighbours, attention and patches: fasttrain report", text)
     assert "Nearest neighbours" not in text
 
 

@@ -1,7 +1,8 @@
 """Methods with state of different kinds through the command: a resumed run equals the run in one go.
 
 Every method's state is in ``state_dict`` (tests/methods), and a checkpoint restores it exactly (tests/checkpoint). So
-one method per kind of state is enough here: a queue, memories with k-means, and a twin with a teacher and a centre.
+one method per kind of state is enough here: a queue, memories with k-means, a twin with a teacher
+and a centre, and masks with a third network.
 """
 
 import json
@@ -17,6 +18,16 @@ _SHARED = {"recipe": "cifar", "batch_size_per_gpu": 8, "epochs": 2, "log_every":
 SETTINGS = {
     "deepcluster": {"nmb_prototypes": 6, "hidden_dim": 32, "out_dim": 8},
     "dino": {"hidden_dim": 32, "bottleneck_dim": 8, "out_dim": 64},
+    "dinov2": {
+        "arch": "vit_mini",
+        "local_crops_number": 0,
+        "head_n_prototypes": 64,
+        "head_hidden_dim": 32,
+        "ibot_head_n_prototypes": 64,
+        "ibot_head_hidden_dim": 32,
+        "gram_loss_weight": 1.0,
+        "gram_update_epochs": 0.5,  # 2 steps: the Gram teacher lags behind the teacher at the checkpoint
+    },
     "moco": {"out_dim": 8, "queue_length": 32, "bn_splits": 2},
 }
 
@@ -33,7 +44,9 @@ def _run(method, data, output, *more):
     )
 
 
-@pytest.mark.parametrize(("method", "twin"), [("moco", ()), ("deepcluster", ()), ("dino", ("--entropy",))])
+@pytest.mark.parametrize(
+    ("method", "twin"), [("moco", ()), ("deepcluster", ()), ("dino", ("--entropy",)), ("dinov2", ())]
+)
 def test_resumed_run_equals_the_run_in_one_go(data, tmp_path, method, twin):
     assert _run(method, data, tmp_path / "straight", *twin) == 0
     assert _run(method, data, tmp_path / "parts", *twin, "--limit_steps", 3) == 0

@@ -1,4 +1,4 @@
-"""The contrastive loss with the interface of open_clip 3 (CLIP, arXiv 2103.00020, figure 3)."""
+"""The losses of CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343) with the interface of open_clip 3."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...kernels import bidirectional_logsumexp, row_logsumexp
+from ...kernels import bidirectional_logsumexp, row_logsumexp, siglip
 from ...kernels.backend import Backend
 from ...kernels.checks import check_pair
 from ...kernels.collectives import Group, check_equal_batches, mean_over_ranks
 from ...kernels.contrastive import row_dots
 from ..base import gather_detached
 
-__all__ = ["ClipLoss"]
+__all__ = ["ClipLoss", "SigLipLoss"]
+
+_EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
 
 class ClipLoss(nn.Module):
@@ -89,3 +91,63 @@ class ClipLoss(nn.Module):
     def _against_fixed(self, x: Tensor, y: Tensor, scale: float | Tensor, group: Group) -> Tensor:
         lse = row_logsumexp(x, gather_detached(y, group), scale=scale, backend=self.backend)
         return (lse - scale * row_dots(x, y.detach())).mean()
+
+
+class SigLipLoss(nn.Module):
+    """The sigmoid loss of all pairs, like ``open_clip.loss.SigLipLoss``, in nats; no logits are stored.
+
+        l = -(1 / B) sum_ij log sigmoid(l_ij (s <x_i, y_j> + b)),     l_ij = 1 for i = j, else -1
+
+    With ``world_size`` above 1 the texts y come from all ranks of the default process group, and the mean is over this
+    rank's images. The texts are gathered in one message, and get the gradients of all ranks. So ``rank``,
+    ``dist_impl`` and ``cache_labels`` have no effect. Raise ValueError for an unknown ``dist_impl``.
+
+    With several ranks, all of them raise ValueError if their batches differ in shape or type. A trainer whose batches
+    are always equal can set ``check_batches = False``.
+    """
+
+    check_batches: bool = True
+
+    def __init__(
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: str | None = None,
+        *,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.cache_labels, self.rank, self.world_size = cache_labels, rank, world_size
+        self.dist_impl = dist_impl or _EXCHANGES[0]
+        if self.dist_impl not in _EXCHANGES:
+            raise ValueError(f"dist_impl must be one of {', '.join(_EXCHANGES)}, got {dist_impl!r}")
+        self.backend = backend
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss of two matrices [B, D] of matching rows, a scalar; with ``output_dict`` in a dictionary.
+
+        ``logit_scale`` and ``logit_bias`` are numbers or scalars with gradient. Raise ValueError for shapes or dtypes
+        that differ.
+        """
+        group = dist.group.WORLD if self.world_size > 1 else None
+        if self.check_batches:
+            check_equal_batches("SigLipLoss", group, image_features, text_features)
+        check_pair(image_features, text_features, "image_features", "text_features", same_rows=True)
+        loss = siglip(
+            image_features,
+            text_features,
+            scale=logit_scale,
+            bias=0.0 if logit_bias is None else logit_bias,
+            backend=self.backend,
+            group=group,
+            check_batches=False,
+        )
+        return {"contrastive_loss": loss} if output_dict else loss

@@ -23,6 +23,12 @@ TEMPS = {"student_temp": 0.1, "teacher_temp": 0.05}
 SHAPES = [(2, 2, 3, 11, 5), (10, 2, 4, 1000, 16), (1, 2, 7, 2, 3), (3, 1, 1, 65, 33)]
 
 
+def small_chunks(monkeypatch):
+    """Several chunks of rows, each of several tiles."""
+    for name, value in (("_KEPT", 0), ("_ROWS", 6), ("_AREA", 100)):
+        monkeypatch.setattr(cpu, name, value)
+
+
 def case(shape=(3, 2, 4, 50, 16), dtype=torch.float32, center="one", device="cpu"):
     """Student, teacher, student prototypes, teacher prototypes, and centre."""
     return list(stress.inputs("cross-entropy", shape, dtype, center, device).values())
@@ -33,11 +39,10 @@ def case(shape=(3, 2, 4, 50, 16), dtype=torch.float32, center="one", device="cpu
 @pytest.mark.parametrize("kept", [True, False])
 def test_cpu_equals_the_reference(use, dtype, kept, monkeypatch):
     if not kept:
-        monkeypatch.setattr(cpu, "_KEPT", 0)
+        small_chunks(monkeypatch)
     if use == "learnt temperature" and dtype == torch.float64:
         pytest.skip("its temperature is fp32; gradcheck tests it")
-    # In fp32, the gradient of the entropies cancels for few prototypes or rows.
-    for shape in SHAPES[:2] if use == "entropies" and dtype == torch.float32 else SHAPES:
+    for shape in SHAPES:
         for center in stress.CENTERS if use in stress.TAUGHT else ("none",):
             stress.reference(use, shape, dtype, center, "cpu", backend="cpu")
 
@@ -103,14 +108,15 @@ def test_no_masked_patch_gives_0_with_zero_gradients(count, weight, backend):
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("frozen", ["student", "prototypes"])
 def test_frozen_argument_costs_no_gradient(frozen, backend, monkeypatch):
-    module, sizes = {"cpu": cpu, "triton": launch}[backend], []
+    module, name, place = {"cpu": (cpu, "loss", slice(2, 4)), "triton": (launch, "backward", slice(0, 2))}[backend]
+    original, sizes = getattr(module, name), []
 
-    def spy(*args, original=module.backward, **options):
-        gradients = original(*args, **options)
-        sizes.append([g.numel() for g in gradients])
-        return gradients
+    def spy(*args):
+        results = original(*args)
+        sizes.append([g.numel() for g in results[place]])
+        return results
 
-    monkeypatch.setattr(module, "backward", spy)
+    monkeypatch.setattr(module, name, spy)
     student, teacher, ws, wt, _ = case((2, 2, 3, 20, 16), center="none", device=DEVICE)
     leaves = [student.requires_grad_(), ws.requires_grad_()]
     options = TEMPS | {"backend": backend}
@@ -122,16 +128,48 @@ def test_frozen_argument_costs_no_gradient(frozen, backend, monkeypatch):
     assert sizes == [[student.numel(), ws.numel()], [0, ws.numel()] if position else [student.numel(), 0]]
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+def test_no_gradient_is_computed_unless_it_is_required(entropy, monkeypatch):
+    monkeypatch.setattr(cpu, "_Gradients", None)
+    student, teacher, ws, wt, center = (x.requires_grad_() for x in case())
+    options = TEMPS | {"center": center, "entropy": entropy}
+    with torch.no_grad():
+        prototype_terms(student, teacher, ws, wt, **options)
+    prototype_terms(student.detach(), teacher, ws.detach(), wt, **options)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("kept", [True, False])
+def test_backward_passes_scale_and_repeat(kept, entropy, monkeypatch):
+    """Every backward pass gives the gradient times its factor, and the same bits in another forward pass."""
+    if not kept:
+        small_chunks(monkeypatch)
+    student, teacher, ws, wt, center = case()
+    leaves = [student.requires_grad_(), ws.requires_grad_()]
+
+    def loss():
+        return prototype_terms(student, teacher, ws, wt, center=center, entropy=entropy, **TEMPS)[0]
+
+    value = loss()
+    first, tripled, again = (torch.autograd.grad(f * value, leaves, retain_graph=True) for f in (1, 3, 1))
+    for a, b, c, d in zip(first, tripled, again, torch.autograd.grad(loss(), leaves), strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(a, d)
+        torch.testing.assert_close(3 * a, b)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("taught", [False, True])
-@pytest.mark.parametrize("energy", [False, True])
-def test_terms_that_are_not_requested_do_not_alias(taught, energy, backend):
+@pytest.mark.parametrize("marginal", [False, True])
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)])
+def test_results_that_are_not_needed_do_not_alias(taught, marginal, needs, backend):
     student, teacher, ws, wt, _ = case((2, 2, 3, 7, 5), center="none")
-    rows, targets = student.flatten(0, 1).requires_grad_(), teacher.flatten(0, 1)
-    of_teacher = (targets, ws, wt) if taught else (None, ws, None)
-    torch.library.opcheck(
-        torch.ops.fasttrain.prototype_terms.default, (rows, *of_teacher, None, None, 10.0, 20.0, energy, backend)
-    )
+    of_teacher = (teacher, ws, wt) if taught else (None, ws, None)
+    if taught or marginal:
+        student.requires_grad_(needs[0])
+        ws.requires_grad_(needs[1])
+        args = (student, *of_teacher, None, None, 10.0, 20.0, False, marginal, *needs, backend)
+        torch.library.opcheck(torch.ops.fasttrain.prototype_loss.default, args)
 
 
 def test_learnt_temperature_does_not_mix_types(monkeypatch):
@@ -162,7 +200,7 @@ def test_learnt_temperature_does_not_mix_types(monkeypatch):
 
 @pytest.mark.parametrize("kept", [0, 1000])
 def test_gradients_over_several_tiles_pass_gradcheck(kept, monkeypatch):
-    monkeypatch.setattr(cpu, "_AREA", 40)
+    small_chunks(monkeypatch)
     monkeypatch.setattr(cpu, "_KEPT", kept)
     student, teacher, ws, wt, center = case((3, 2, 3, 7, 4), torch.float64, "one a view")
 
@@ -186,10 +224,9 @@ def test_loss_compiles_into_one_graph_and_passes_opcheck():
     torch.testing.assert_close(*losses)
     for a, b in zip(*(torch.autograd.grad(x, (student, ws)) for x in losses), strict=True):
         torch.testing.assert_close(a, b)
-    rows, weights = student.detach().flatten(0, 1).requires_grad_(), torch.full((12,), 1 / 12)
-    teacher = teacher.detach().flatten(0, 1)
-    args = (rows, teacher, ws, wt.detach(), center.detach()[None], weights, 10.0, 20.0, True, "cpu")
-    torch.library.opcheck(torch.ops.fasttrain.prototype_terms.default, args)
+    args = (student, teacher.detach(), ws, wt.detach(), center.detach()[None], None, 10.0, 20.0, False)
+    for marginal in (False, True):
+        torch.library.opcheck(torch.ops.fasttrain.prototype_loss.default, (*args, marginal, True, True, "cpu"))
 
 
 def test_second_derivative_is_an_error():
@@ -218,14 +255,15 @@ def test_autocast_changes_no_bit(backend):
     assert all(torch.equal(a, b) for a, b in zip(forward, expected, strict=backend != "eager"))
 
 
-def test_no_logits_are_stored():
-    """Checks the largest allocation apart from the prototypes' gradient: 400 rows, 20,000 prototypes."""
-    student, teacher, ws, wt, center = (x.requires_grad_() for x in case((10, 2, 40, 20000, 8)))
+@pytest.mark.parametrize("entropy", [False, True])
+def test_no_logits_are_stored(entropy):
+    """Checks the largest allocation apart from the prototypes' gradient: 2,000 rows, 4,000 prototypes."""
+    student, teacher, ws, wt, center = (x.requires_grad_() for x in case((10, 2, 200, 4000, 8)))
     with torch.profiler.profile(profile_memory=True) as profile:
-        loss, entropy = prototype_terms(student, teacher, ws, wt, center=center, **TEMPS)
-        (loss - entropy).backward()
+        loss = prototype_terms(student, teacher, ws, wt, center=center, entropy=entropy, **TEMPS)
+        sum(x.sum() for x in loss).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
-    assert 0 < largest <= 4 * cpu._KEPT < 4 * 400 * 20000 / 3
+    assert 0 < largest <= 4 * cpu._ROWS * 4000 < 4 * 2000 * 4000 / 7
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton", "eager"])

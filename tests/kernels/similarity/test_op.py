@@ -17,7 +17,9 @@ def leaves(dtype=torch.float64):
 def test_operators_pass_opcheck(columns, gain):
     x, y = leaves()
     bias = None if columns else torch.zeros(6, dtype=torch.float64).requires_grad_()
-    torch.library.opcheck(OPERATORS.pair_lse.default, (x, y, bias, None, 2.0, None, True, columns, "cpu"))
+    torch.library.opcheck(OPERATORS.pair_lse.default, (x, y, bias, None, 2.0, None, True, columns, False, "cpu"))
+    queue = (x, y.detach(), None, None, 2.0, None, True, False, True, "cpu")
+    torch.library.opcheck(OPERATORS.pair_lse.default, queue)
     gain = gain and torch.tensor(gain, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(OPERATORS.self_lse.default, (x, gain, 2.0, True, True, "cpu"))
     x, y, lse = x.detach(), y.detach(), torch.ones(5, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""The distance of sliced characteristic functions from the normal law's."""

@@ -1,0 +1,1 @@
+"""Norms of covariance matrices, from whichever side is smaller."""

@@ -1,0 +1,1 @@
+"""The sigmoid loss of all pairs of two sets of rows."""
