@@ -92,7 +92,7 @@ class MaskedMethod(PrototypeMethod):
     zero_init_residual: ClassVar[bool] = False
     needs_patches: ClassVar[bool] = True
     center_of_all_patches: ClassVar[bool] = False
-    """Whether the centre follows all patches of the teacher, and not only those that are masked for the student."""
+    """Whether the centre follows all patches of the teacher, and not only the student's masked patches."""
 
     loss: DINOLoss
     patch_loss: iBOTPatchLoss

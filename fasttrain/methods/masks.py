@@ -33,7 +33,7 @@ _ATTEMPTS = 10  # consecutive blocks that do not fit, after which a mask stays a
 _BLOCKS = 64  # blocks that are tried per mask
 _VIEW = 40  # bits of an image's place in the key of a crop
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_FRACTIONS, _PATCHES = 0x726174696F, 0x6D61736B  # "ratio" and "mask" in ASCII: other numbers than those of the views
+_FRACTIONS, _PATCHES = 0x726174696F, 0x6D61736B  # "ratio" and "mask" in ASCII: the views have other numbers
 
 
 @dataclass(frozen=True)
