@@ -34,7 +34,7 @@ def small_engine(method="simclr", *, seed=0, images=32, **values):
 
 
 def train(engine, indices):
-    """Make the steps with these numbers and return their losses and bounds, as means over the ranks.
+    """Make the steps with these numbers and return their losses and bounds, or logs, as means over the ranks.
 
     Step k has the same global batch in every engine of a method, on any number of ranks. The data set has 4 batches.
     """
@@ -48,7 +48,8 @@ def train(engine, indices):
         objective = engine.micro_step(_batch(engine, index), step)
         engine.update(step)
         bound = objective.bound
-        losses.append(engine.mean([objective.loss.item(), bound.entropy.item(), bound.reconstruction.item()]))
+        terms = objective.logs.values() if bound is None else (bound.entropy, bound.reconstruction)
+        losses.append(engine.mean([objective.loss.item(), *(term.item() for term in terms)]))
     return losses
 
 

@@ -7,11 +7,12 @@ The smaller side has at most N D numbers, so it is kept for the backward pass, a
 of matrices only. So the library's products serve every device, and there is no kernel of our own.
 
 Across ranks, Gram matrices have this rank's rows and the rows of all ranks as columns, and C is a sum over ranks. Both
-give the gradient of this rank's rows without a sum of N x D gradients.
+give the gradient of this rank's rows without a sum of N x D gradients, and take one message more for the rest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backend import Backend, choose_backend
 from ..checks import check_pair
-from ..collectives import Group, all_reduce_mean, check_equal_batches, gather_rows, mean_over_ranks, start_gather
+from ..collectives import Group, all_reduce_mean, check_equal_batches, gather_rows, start_gather
 from ..precision import at_least_single
 from . import reference
 
@@ -51,10 +52,8 @@ def covariance_norms(
     if choose_backend(backend, z) == "eager":
         squares, diagonal = reference.covariance_norms(*(_gather(x, group) for x in (a, b)))
     else:
-        squares = _SquaredNorm.apply(a, None if other is None else b, group)
-        diagonal = (a * b).sum(1)
-        if group is not None:
-            diagonal = mean_over_ranks(diagonal, group) * group.size()
+        squares, diagonal = _Norms.apply(a, None if other is None else b, group).split([1, z.shape[-1]], dim=1)
+        squares = squares.squeeze(1)
     return (squares, diagonal) if z.ndim == 3 else (squares[0], diagonal[0])
 
 
@@ -63,44 +62,57 @@ def _gather(x: Tensor, group: Group | None) -> Tensor:
     return x if group is None else gather_rows(x.transpose(0, 1), group).transpose(0, 1)
 
 
-class _SquaredNorm(torch.autograd.Function):
-    """The sums of squares [V] for z and y [V, N, D]; y is z if it is None."""
+class _Norms(torch.autograd.Function):
+    """The sums of squares and the diagonals [V, 1 + D] for z and y [V, N, D]; y is z if it is None."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, y: Tensor | None, group: Group | None) -> Tensor:
+        rows = (z,) if y is None else (z, y)
         ctx.group = group
-        ranks = 1 if group is None else group.size()
-        ctx.gram = ranks * z.shape[1] <= z.shape[2]
+        ctx.gram = z.shape[1] * (1 if group is None else group.size()) <= z.shape[2]
         with torch.autocast(z.device.type, enabled=False):
             if ctx.gram:
-                columns = [None if x is None else _columns(x, group) for x in (z, y)]
-                grams = [None if x is None else x @ c.mT for x, c in zip((z, y), columns, strict=True)]
-                ctx.save_for_backward(*columns, *grams)
-                squares = (grams[0] * grams[0 if y is None else 1]).sum((1, 2))
-                return squares if group is None else all_reduce_mean(squares, group) * ranks
-            c = z.mT @ (z if y is None else y)
-            c = c if group is None else all_reduce_mean(c, group) * ranks
-            ctx.save_for_backward(z, y, c)
-            return c.square().sum((1, 2))
+                columns = _columns(rows, group)
+                grams = [x @ c.mT for x, c in zip(rows, columns, strict=True)]
+                ctx.save_for_backward(*rows, *columns, *grams)
+                return _sum(_joined((grams[0] * grams[-1]).sum((1, 2)), (z * rows[-1]).sum(1)), group)
+            c = _sum(z.mT @ rows[-1], group)
+            ctx.save_for_backward(*rows, c)
+            return _joined(c.square().sum((1, 2)), c.diagonal(dim1=1, dim2=2))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        group = ctx.group
-        grad = grad if group is None else all_reduce_mean(grad, group) * group.size()
-        grad = 2 * grad[:, None, None]
+        grad = _sum(grad, ctx.group)
+        of_squares, of_diagonal = 2 * grad[:, :1, None], grad[:, None, 1:]
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.gram:
-                all_z, all_y, of_z, of_y = ctx.saved_tensors
-                if all_y is None:
-                    return (2 * grad) * (of_z @ all_z), None, None
-                return grad * (of_y @ all_z), grad * (of_z @ all_y), None
-            z, y, c = ctx.saved_tensors
-            if y is None:
-                return (2 * grad) * (z @ c), None, None
-            return grad * (y @ c.mT), grad * (z @ c), None
+                count = len(ctx.saved_tensors) // 3
+                rows, columns, grams = (ctx.saved_tensors[k * count : (k + 1) * count] for k in range(3))
+                z, y = rows[0], rows[-1]
+                dz = of_squares * (grams[-1] @ columns[0]) + of_diagonal * y
+                if count == 1:
+                    return 2 * dz, None, None
+                return dz, of_squares * (grams[0] @ columns[1]) + of_diagonal * z, None
+            *rows, c = ctx.saved_tensors
+            z, y = rows[0], rows[-1]
+            dz = of_squares * (y @ c.mT) + of_diagonal * y
+            if len(rows) == 1:
+                return 2 * dz, None, None
+            return dz, of_squares * (z @ c) + of_diagonal * z, None
 
 
-def _columns(x: Tensor, group: Group | None) -> Tensor:
-    """Return the rows of all ranks [V, ranks * N, D], without autograd."""
-    return x if group is None else start_gather(x[None], group)().transpose(0, 1).flatten(1, 2)
+def _joined(squares: Tensor, diagonal: Tensor) -> Tensor:
+    return torch.cat([squares[:, None], diagonal], dim=1)
+
+
+def _sum(x: Tensor, group: Group | None) -> Tensor:
+    """Return the sum over the ranks, without autograd."""
+    return x if group is None else all_reduce_mean(x, group) * group.size()
+
+
+def _columns(rows: Sequence[Tensor], group: Group | None) -> Sequence[Tensor]:
+    """Return every tensor's rows of all ranks [V, ranks * N, D] by one message, without autograd."""
+    if group is None:
+        return rows
+    return start_gather(torch.cat(list(rows))[None], group)().transpose(0, 1).flatten(1, 2).chunk(len(rows))

@@ -246,10 +246,11 @@ def test_keys_are_shuffled_for_batch_norm_only():
             torch.testing.assert_close(method.keys(views[:1], step), method.teacher.projections([views[0][:1]])[0])
 
 
-@both
-@pytest.mark.parametrize("name", ["byol", "moco", "mocov3", "simclr", "simsiam", "swav"])
+@pytest.mark.parametrize(
+    ("name", "entropy"), [c for c in CASES if c[0] not in ("cmc", "deepcluster", "dino", "infomin")]
+)
 def test_messages_of_the_loss_do_not_grow_with_the_views(name, entropy):
     """Ten crops once sent each view's rows and numbers one by one: 74 messages for SimCLR's twin."""
     views = ViewRecipe((View(size=8, count=2), View(size=4, count=8, local=True)))
     traced = trace(build(name, entropy, views=views), views, 4, precision="fp32", world=2)
-    assert len([m for m in traced.messages if m.about == "loss and centre"]) <= (7 if name == "moco" else 6)
+    assert len([m for m in traced.messages if m.about == "loss and centre"]) <= (7 if name in ("barlow", "moco") else 6)
