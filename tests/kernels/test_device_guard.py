@@ -11,8 +11,8 @@ from fasttrain.kernels.similarity import launch as similarity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = {
-    similarity: ("lse_fwd_kernel", "lse_bwd_kernel"),
-    prototypes: ("attend_kernel", "rows_kernel", "columns_kernel"),
+    similarity: ("row_lse_kernel", "both_lse_kernel", "weighted_sum_kernel"),
+    prototypes: ("attend_kernel",),
 }
 
 
