@@ -126,7 +126,7 @@ _SUM = Use(
     _LSE | {"ADD": False},
     (
         *("p_values", "p_gain", "p_row_bias", "p_col_bias", "p_part_bias", "p_row_lse", "p_row_grad", "p_col_lse"),
-        *("p_col_grad", "p_other", "p_energy", "p_sums"),
+        *("p_col_grad", "p_other", "p_energy", "p_positive", "p_sums"),
     ),
     backward_tile,
 )
@@ -138,8 +138,8 @@ USES = {
     "forward rows, running maximum, bias": _FORWARD.but("p_bias", BOUNDED=False),
     "forward symmetric": _BOTH.but(SYMMETRIC=True, EXCLUDE=True),
     "forward both directions": _BOTH,
-    "backward rows": _SUM.but(*_ROWS),
-    "backward symmetric": _SUM.but(*_ROWS, *_COLS, EXCLUDE=True),
+    "backward rows": _SUM.but(*_ROWS, "p_positive"),
+    "backward symmetric": _SUM.but(*_ROWS, *_COLS, "p_positive", EXCLUDE=True),
     "backward rows, running maximum, bias": _SUM.but(*_ROWS, "p_row_bias", "p_sums", BOUNDED=False),
     "teacher's attention": Use(prototypes.attend_kernel, _DOTS | {"HAS_BIAS": True}, (), attention_tile),
     "student's gradient": _STUDENT,

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ..backend import interpreting
-from .cpu import BOUND, Weights, finite_weights
+from .cpu import BOUND, Positive, Weights, finite_weights
 from .tiles import Tile, backward_tile, forward_tile
 from .triton import both_lse_kernel, row_lse_kernel, weighted_sum_kernel
 
@@ -71,6 +71,7 @@ def pair_backward(
     unit_norm: bool,
     need_x: bool,
     need_y: bool,
+    positive: Positive | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Like :func:`cpu.pair_backward`. One pass goes over the rows for dx, and one over the columns for dy and dbias."""
     x, y, bias = adjacent(x), adjacent(y), packed(bias)
@@ -78,22 +79,33 @@ def pair_backward(
     # One tensor for all absent gradients would alias the operator's outputs.
     dx, dy, dbias = (x.new_empty(0, dtype=torch.float32) for _ in range(3))
     if need_x:
-        dx, _ = _backward(x, y, gain, rows, cols, scale, excluded, bounded, col_bias=bias)
+        dx, _ = _backward(x, y, gain, rows, cols, scale, excluded, bounded, col_bias=bias, positive=positive)
     if need_y or bias is not None:
         excluded = None if excluded is None else -excluded
         sums = bias is not None
-        of_y, dbias = _backward(y, x, gain, cols, rows, scale, excluded, bounded, row_bias=bias, sums=sums)
+        of_y, dbias = _backward(
+            y, x, gain, cols, rows, scale, excluded, bounded, row_bias=bias, sums=sums, positive=positive
+        )
         dy = of_y if need_y else dy
     return dx, dy, dbias
 
 
 def self_backward(
-    x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
+    x: Tensor,
+    gain: Tensor | None,
+    weights: Weights,
+    kept: Tensor,
+    *,
+    scale: float,
+    exclude_self: bool,
+    unit_norm: bool,
+    positive: Positive | None = None,
 ) -> Tensor:
     """Like :func:`cpu.self_backward`. It is one pass, because G is symmetric."""
     x = adjacent(x)
     bounded = _bounded(None, gain, scale, unit_norm)
-    dx, _ = _backward(x, x, gain, weights, weights, scale, 0 if exclude_self else None, bounded)
+    excluded = 0 if exclude_self else None
+    dx, _ = _backward(x, x, gain, weights, weights, scale, excluded, bounded, positive=positive)
     return dx
 
 
@@ -171,6 +183,7 @@ def weighted_sum(
     cols: Weights | None = None,
     other: Tensor | None = None,
     energy: Tensor | None = None,
+    positive: Positive | None = None,
     excluded: int | None = None,
     bounded: bool = False,
     result: bool = True,
@@ -191,12 +204,14 @@ def weighted_sum(
     totals = x.new_empty(slots, n, dtype=torch.float32) if sums else None
     row_lse, row_grad = rows or (None, None)
     col_lse, col_grad = cols or (None, None)
+    distance, share = positive or (0, None)
+    strides = x.stride(0), y.stride(0), 0 if values is None else values.stride(0)
+    out_scale, part_rows = scale if values is None else 1.0, m if part_bias is None else m // len(part_bias)
     with on_device(x):
         weighted_sum_kernel[(row_tiles, slots, parts)](
             x, y, values, gain, packed(row_bias), packed(col_bias), packed(part_bias), row_lse, packed(row_grad),
-            col_lse, packed(col_grad), packed(other), packed(energy), into, totals, n, m, x.stride(0), y.stride(0),
-            0 if values is None else values.stride(0), scale, scale if values is None else 1.0, excluded or 0,
-            m if part_bias is None else m // len(part_bias), span,
+            col_lse, packed(col_grad), packed(other), packed(energy), share, into, totals,
+            n, m, *strides, scale, out_scale, excluded or 0, distance, part_rows, span,
             **sizes(x, tile), BLOCK_OUT=tile.block_out, BOUNDED=bounded, EXCLUDE=excluded is not None, ADD=add,
             **kernel_options(tile),
         )  # fmt: skip
@@ -221,9 +236,12 @@ def _backward(
     col_bias: Tensor | None = None,
     row_bias: Tensor | None = None,
     sums: bool = False,
+    positive: Positive | None = None,
 ) -> tuple[Tensor, Tensor]:
     infinite = excluded is not None or col_bias is not None or row_bias is not None
     rows, cols, unscale = _weights(rows, cols, x.dtype, bounded=bounded, infinite=infinite)
+    if unscale is not None and positive is not None:
+        positive = positive[0], positive[1] / unscale
     dx, total = weighted_sum(
         x,
         y,
@@ -234,6 +252,7 @@ def _backward(
         col_bias=col_bias,
         rows=rows,
         cols=cols,
+        positive=positive,
         excluded=excluded,
         bounded=bounded,
         sums=sums,

@@ -94,6 +94,20 @@ def load_numbers(p, places, count):
 
 
 @triton.jit
+def meets(column, row, offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return whether a tile has a score with column = row + offset."""
+    own = row + offset
+    return (own < column + BLOCK_N) & (column < own + BLOCK_M)
+
+
+@triton.jit
+def rounded(x):
+    """Return fp32 numbers rounded to bf16. The interpreter's own conversion truncates."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def at_edge(
     column, row, excluded, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, EXCLUDE: tl.constexpr
 ):
@@ -105,8 +119,7 @@ def at_edge(
     if ROWS:
         edge = edge | (row + BLOCK_M > N)
     if EXCLUDE:
-        own = row + excluded  # the column that the first row excludes
-        edge = edge | ((own < column + BLOCK_N) & (column < own + BLOCK_M))
+        edge = edge | meets(column, row, excluded, BLOCK_M, BLOCK_N)
     return edge
 
 
@@ -206,11 +219,12 @@ def weighted_sum_kernel(
     p_row_lse, p_row_grad, p_col_lse, p_col_grad,
     p_other,  # g, added to the gradient of the other side: [M] for rows, [N] for columns
     p_energy,  # c: c s is added to the gradient of the same side
+    p_positive,  # subtracted from G where column = row +- positive, before it is rounded
     p_out,  # [spans, N, D], divided by the gain
     p_sums,  # [spans, N] sums of G over the columns
     N, M, stride_x, stride_y, stride_values, scale,
     out_scale,  # of v
-    excluded, part_rows,
+    excluded, positive, part_rows,
     span,  # tiles of columns per program
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_OUT: tl.constexpr,  # features of the result per program; all of them if rows stay on the chip
@@ -278,6 +292,13 @@ def weighted_sum_kernel(
             if EXCLUDE:
                 keep = keep & (cols[None, :] != (rows + excluded)[:, None])
             grad = tl.where(keep, grad, 0.0)
+        if p_positive is not None:
+            column = step * BLOCK_N
+            near = meets(column, first, positive, BLOCK_M, BLOCK_N) | meets(column, first, -positive, BLOCK_M, BLOCK_N)
+            if near:
+                distance = cols[None, :] - rows[:, None]
+                own = (distance == positive) | (distance == -positive)
+                grad -= tl.where(own, tl.load(p_positive), 0.0)
         if p_sums is not None:
             sums += tl.sum(grad, 1)
         if p_out is not None:
@@ -287,6 +308,9 @@ def weighted_sum_kernel(
                 v = y
             else:
                 v = load_tile(p_y, cols, outs, M, stride_y, D, D % BLOCK_OUT != 0, WIDEN)
+            if WIDEN:
+                if p_x.dtype.element_ty == tl.bfloat16:
+                    grad = rounded(grad)
             out = tl.dot(grad.to(v.dtype), v, out, input_precision=PRECISION)
     rows64 = part.to(tl.int64) * N + rows
     if p_out is not None:
