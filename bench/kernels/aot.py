@@ -19,9 +19,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +79,17 @@ class Use:
     constants: dict[str, object]
     absent: tuple[str, ...]
 
-    def but(self, *, passed: tuple[str, ...] = (), **changed: object) -> Use:
-        """Return a copy with changed constants, which passes some of the absent pointers."""
-        return Use(self.kernel, self.constants | changed, tuple(n for n in self.absent if n not in passed))
+    tile: Callable[[int, torch.dtype, int], Tile]
+    """The shipped tile for D, a type and a compute capability."""
 
-    def tile(self, dim: int, dtype: torch.dtype, capability: int) -> Tile:
-        """Return the shipped tile for a chip of this compute capability."""
-        if self.kernel is similarity.lse_fwd_kernel:
-            return forward_tile(dim, dtype, capability, columns=bool(self.constants["COLUMNS"]))
-        if self.kernel is similarity.lse_bwd_kernel:
-            return backward_tile(dim, dtype, capability)
-        if self.kernel is prototypes.attend_kernel:
-            return attention_tile(dim, dtype, capability)
-        return prototype_tile(dim, dtype, capability)
+    def but(self, *passed: str, tile: Callable[[int, torch.dtype, int], Tile] | None = None, **changed: object) -> Use:
+        """Return a copy with changed constants, which passes some of the absent pointers."""
+        absent = tuple(name for name in self.absent if name not in passed)
+        return Use(self.kernel, self.constants | changed, absent, tile or self.tile)
+
+    def without(self, *absent: str) -> Use:
+        """Return a copy that does not pass these pointers."""
+        return Use(self.kernel, self.constants, (*self.absent, *absent), self.tile)
 
 
 @dataclass(frozen=True)
@@ -114,46 +113,41 @@ class Case:
 
 
 _DOTS = {"PRECISION": "tf32x3", "WIDEN": False}
-_LSE = _DOTS | {"EXCLUDE": False, "HAS_GAIN": False, "BOUNDED": True}
-_FORWARD = Use(
-    similarity.lse_fwd_kernel,
-    _LSE | {"SYMMETRIC": False, "COLUMNS": False, "HAS_BIAS": False},
-    ("p_bias", "p_gain"),
+_LSE = _DOTS | {"EXCLUDE": False, "BOUNDED": True}
+_FORWARD = Use(similarity.row_lse_kernel, _LSE, ("p_bias", "p_gain"), forward_tile)
+_BOTH = Use(
+    similarity.both_lse_kernel,
+    _DOTS | {"SYMMETRIC": False, "EXCLUDE": False},
+    ("p_gain",),
+    partial(forward_tile, columns=True),
 )
-_BACKWARD = Use(
-    similarity.lse_bwd_kernel,
-    _LSE | {"ROWS": True, "COLS": False, "SUMS": False, "COL_BIAS": False, "ROW_BIAS": False},
-    ("p_bias", "p_gain", "p_col_lse", "p_col_grad"),
+_SUM = Use(
+    similarity.weighted_sum_kernel,
+    _LSE | {"ADD": False},
+    (
+        *("p_values", "p_gain", "p_row_bias", "p_col_bias", "p_part_bias", "p_row_lse", "p_row_grad", "p_col_lse"),
+        *("p_col_grad", "p_other", "p_energy", "p_positive", "p_sums"),
+    ),
+    backward_tile,
 )
-_ROWS = Use(
-    prototypes.rows_kernel,
-    _DOTS | {"MARGINAL": False, "ENERGY": False, "GRADIENT": True},
-    ("p_r", "p_g", "p_c"),
-)
-_COLUMNS = Use(
-    prototypes.columns_kernel,
-    _DOTS | {"MARGINAL": False, "ENERGY": False, "GRADIENT": True, "TEACHER": True, "HAS_BIAS": True},
-    ("p_r", "p_g", "p_c", "p_marginal"),
-)
-_BIAS, _COLS, _MARGINAL = ("p_bias",), ("p_col_lse", "p_col_grad"), ("p_r", "p_g")
+_ROWS, _COLS = ("p_row_lse", "p_row_grad"), ("p_col_lse", "p_col_grad")
+_STUDENT = _SUM.but(*_ROWS, BOUNDED=False, tile=prototype_tile)
+_OF_PROTOTYPES = _SUM.but(*_COLS, BOUNDED=False, tile=prototype_tile)
 USES = {
     "forward rows": _FORWARD,
-    "forward rows, running maximum, bias": _FORWARD.but(passed=_BIAS, BOUNDED=False, HAS_BIAS=True),
-    "forward symmetric": _FORWARD.but(SYMMETRIC=True, COLUMNS=True, EXCLUDE=True),
-    "forward both directions": _FORWARD.but(COLUMNS=True),
-    "backward rows": _BACKWARD,
-    "backward symmetric": _BACKWARD.but(passed=_COLS, COLS=True, EXCLUDE=True),
-    "backward rows, running maximum, bias": _BACKWARD.but(passed=_BIAS, BOUNDED=False, ROW_BIAS=True, SUMS=True),
-    "teacher's attention": Use(prototypes.attend_kernel, _DOTS | {"HAS_BIAS": True}, ()),
-    "student's gradient": _ROWS,
-    "student's gradient, with entropy": _ROWS.but(passed=_MARGINAL, MARGINAL=True),
-    "prototypes' gradient": _COLUMNS,
-    "prototypes' gradient, with entropy": _COLUMNS.but(passed=_MARGINAL, MARGINAL=True),
-    "prototypes' marginal": Use(
-        prototypes.columns_kernel,
-        _COLUMNS.constants | {"GRADIENT": False, "TEACHER": False, "HAS_BIAS": False},
-        ("p_a", "p_g", "p_c", "p_bias", "p_teacher_lse", "p_dw"),
-    ),
+    "forward rows, running maximum, bias": _FORWARD.but("p_bias", BOUNDED=False),
+    "forward symmetric": _BOTH.but(SYMMETRIC=True, EXCLUDE=True),
+    "forward both directions": _BOTH,
+    "backward rows": _SUM.but(*_ROWS, "p_positive"),
+    "backward symmetric": _SUM.but(*_ROWS, *_COLS, "p_positive", EXCLUDE=True),
+    "backward rows, running maximum, bias": _SUM.but(*_ROWS, "p_row_bias", "p_sums", BOUNDED=False),
+    "teacher's attention": Use(prototypes.attend_kernel, _DOTS | {"HAS_BIAS": True}, (), attention_tile),
+    "student's gradient": _STUDENT,
+    "student's gradient, with entropy": _STUDENT.but("p_other"),
+    "prototypes' gradient": _OF_PROTOTYPES,
+    "prototypes' gradient, with entropy": _OF_PROTOTYPES.but("p_other"),
+    "prototypes' gradient, teacher's part": _OF_PROTOTYPES.but("p_values", "p_part_bias", ADD=True),
+    "prototypes' marginal": _OF_PROTOTYPES.but("p_sums").without("p_out"),
 }
 
 
@@ -205,7 +199,7 @@ def compile_case(case: Case, chip: Chip) -> dict[str, Any]:
     }
 
 
-_INPUTS = ("p_x", "p_y", "p_q", "p_keys", "p_values", "p_h", "p_w", "p_v", "p_do")
+_INPUTS = ("p_x", "p_y", "p_q", "p_keys", "p_values")
 
 
 def _kind(name: str, case: Case, constants: dict[str, object]) -> str:
@@ -216,7 +210,7 @@ def _kind(name: str, case: Case, constants: dict[str, object]) -> str:
         return f"*{case.dtype}"
     if name.startswith("p_"):
         return "*fp32"
-    return "fp32" if name in ("scale", "teacher_scale") else "i32"
+    return "fp32" if name in ("scale", "out_scale") else "i32"
 
 
 def resources(cubin: bytes) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def test_forced_tile_is_launched(kind, monkeypatch):
 
             return start
 
-    for name in ("lse_fwd_kernel", "lse_bwd_kernel"):
+    for name in ("row_lse_kernel", "both_lse_kernel", "weighted_sum_kernel"):
         monkeypatch.setattr(launch, name, Spy(getattr(launch, name)))
     group = similarity.Group(kind, 20, "fp32")
     tile = similarity.candidates(group)[3]

@@ -100,42 +100,45 @@ def _contrastive_loss_backward(
     need_queue: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and queue divided by the gain, in the type of accumulation."""
+    """Return the gradients of q, k and queue divided by the gain, in the type of accumulation.
+
+    With ``joint`` the first one is the gradient of the rows of q and k, [2 B, D].
+    """
     dq, dk, dqueue = (q.new_empty(0, 0, dtype=accumulation_type(q)) for _ in range(3))
     module, (lse, attended) = kernels(backend), saved
-    share = loss_grad / len(q)
-    of_positives = -scale * share
+    share, options = loss_grad / len(q), {"scale": scale, "unit_norm": True}
     if joint:
-        rows, weights = torch.cat([q, k]), (share / 2).expand(2 * len(q))
-        both = module.self_backward(
-            rows, gain, (lse, weights), attended, scale=scale, exclude_self=True, unit_norm=True
+        rows, weights = torch.cat([q, k]), (lse, (share / 2).expand(2 * len(q)))
+        positive = len(q), share
+        both = module.self_backward(rows, gain, weights, attended, exclude_self=True, positive=positive, **options)
+        return both, dk, dqueue
+    if queue is None:
+        weights, needs = (lse, share.expand(len(q))), {"need_x": need_q, "need_y": need_k}
+        dq, dk, _ = module.pair_backward(
+            q, k, None, gain, weights, None, excluded=None, positive=(0, share), **needs, **options
         )
-        dq, dk = (part if need else dq for part, need in zip(both.chunk(2), (need_q, need_k), strict=True))
+        return dq, dk, dqueue
+    weight = share * (lse - _positives(q, k, gain, scale)).sigmoid()
+    of_positives = (weight * -scale)[:, None]
+    if len(attended):
+        dq = attended * -of_positives
     else:
-        weights, columns = share.expand(len(q)), k
-        if queue is not None:
-            weights, columns = share * (lse - _positives(q, k, gain, scale)).sigmoid(), queue
-            of_positives = (-scale * weights)[:, None]
-        if len(attended):
-            dq = attended * (scale * weights)[:, None]
-        else:
-            options = {"scale": scale, "excluded": None, "unit_norm": True}
-            need_columns = need_k if queue is None else need_queue
-            dq, of_columns, _ = module.pair_backward(
-                q, columns, None, gain, (lse, weights), None, need_x=need_q, need_y=need_columns, **options
-            )
-            dk, dqueue = (of_columns, dqueue) if queue is None else (dk, of_columns)
+        needs = {"need_x": need_q, "need_y": need_queue}
+        dq, dqueue, _ = module.pair_backward(
+            q, queue, None, gain, (lse, weight), None, excluded=None, **needs, **options
+        )
     if need_q:
         dq = torch.addcmul(dq, accumulable(k), of_positives)
-    if need_k:
-        dk = torch.addcmul(dk, accumulable(q), of_positives) if len(dk) else accumulable(q) * of_positives
-    return dq, dk, dqueue
+    return dq, accumulable(q) * of_positives if need_k else dk, dqueue
 
 
 def _backward_shapes(q: Tensor, k: Tensor, queue: Tensor | None, *args: Any) -> Gradients:
-    *_, need_q, need_k, need_queue, _ = args
+    *_, joint, need_q, need_k, need_queue, _ = args
     kind = accumulation_type(q)
-    dq, dk = (x.new_empty(x.shape if need else (0, 0), dtype=kind) for x, need in ((q, need_q), (k, need_k)))
+    of_q, of_k = q.shape if need_q else (0, 0), k.shape if need_k else (0, 0)
+    if joint:
+        of_q, of_k = (2 * q.shape[0], q.shape[1]), (0, 0)
+    dq, dk = (q.new_empty(shape, dtype=kind) for shape in (of_q, of_k))
     return dq, dk, q.new_empty(queue.shape if need_queue and queue is not None else (0, 0), dtype=kind)
 
 
@@ -151,10 +154,10 @@ def _backprop(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
     joint, dgain = ctx.options[1], None
     if first.ndim == 1:
         dq, dk, dqueue = _backward(q, k, queue, gain, [first, second], loss_grad, *ctx.options)
-    elif joint:
-        dq, dk = (first * loss_grad).chunk(2)
     else:
         dq, dk = first * loss_grad, second * loss_grad
+    if joint:
+        dq, dk = dq.chunk(2)
     if of_gain:  # with both views' rows on both sides of the scores, <x, dx> counts them twice
         dgain = gain_gradient(q, dq, gain)
         dgain = (dgain + gain_gradient(k, dk, gain)) / 2 if joint else dgain

@@ -36,6 +36,9 @@ CLAMP = -80.0
 Weights = tuple[Tensor, Tensor]
 """A log-sum-exp and the gradient with respect to it, both [N] or both [M]."""
 
+Positive = tuple[int, Tensor]
+"""A distance d and a number: G is smaller by the number where the column is row + d or row - d."""
+
 
 def pair_lse(
     x: Tensor,
@@ -105,6 +108,7 @@ def pair_backward(
     unit_norm: bool,
     need_x: bool,
     need_y: bool,
+    positive: Positive | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x and y divided by the gain, and of bias, in the type of accumulation.
 
@@ -114,7 +118,7 @@ def pair_backward(
     dx = x.new_zeros(x.shape if need_x else (0,))
     dy = y.new_zeros(y.shape if need_y else (0,))
     dbias = x.new_zeros(0 if bias is None else len(y))
-    for i, j, grad in _gradients(x, y, bias, rows, cols, _scale(scale, gain), excluded):
+    for i, j, grad in _gradients(x, y, bias, rows, cols, _scale(scale, gain), excluded, positive):
         if need_x:
             dx[i].addmm_(grad, y[j], alpha=scale)
         if need_y:
@@ -125,7 +129,15 @@ def pair_backward(
 
 
 def self_backward(
-    x: Tensor, gain: Tensor | None, weights: Weights, kept: Tensor, *, scale: float, exclude_self: bool, unit_norm: bool
+    x: Tensor,
+    gain: Tensor | None,
+    weights: Weights,
+    kept: Tensor,
+    *,
+    scale: float,
+    exclude_self: bool,
+    unit_norm: bool,
+    positive: Positive | None = None,
 ) -> Tensor:
     """Return the gradient of x divided by the gain.
 
@@ -137,7 +149,7 @@ def self_backward(
         return torch.mm(half + half.T, x, out=x.new_empty(x.shape))  # autocast does not change calls with out=
     dx = x.new_zeros(x.shape)
     excluded = 0 if exclude_self else None
-    for i, j, grad in _gradients(x, x, None, weights, weights, _scale(scale, gain), excluded, symmetric=True):
+    for i, j, grad in _gradients(x, x, None, weights, weights, _scale(scale, gain), excluded, positive, symmetric=True):
         dx[i].addmm_(grad, x[j], alpha=scale)
         if i != j:
             dx[j].addmm_(grad.T, x[i], alpha=scale)
@@ -332,6 +344,7 @@ def _gradients(
     cols: Weights | None,
     scale: float,
     excluded: int | None,
+    positive: Positive | None = None,
     *,
     symmetric: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -353,6 +366,7 @@ def _gradients(
                 e *= a[i, None]
             elif b is not None:
                 e *= b[j]
+            _subtract_positive(e, i, j, positive)
             yield i, j, e
         return
     rows, cols = (None if weights is None else _finite_base2(*weights) for weights in (rows, cols))
@@ -365,7 +379,17 @@ def _gradients(
             grad = of_cols if grad is None else grad.add_(of_cols)
         assert grad is not None
         _fill_excluded(grad, i, j, excluded, 0.0)
+        _subtract_positive(grad, i, j, positive)
         yield i, j, grad
+
+
+def _subtract_positive(tile: Tensor, i: slice, j: slice, positive: Positive | None) -> None:
+    if positive is None:
+        return
+    distance, share = positive
+    for offset in {i.start + distance - j.start, i.start - distance - j.start}:
+        if -tile.shape[0] < offset < tile.shape[1]:
+            tile.diagonal(offset).sub_(share)
 
 
 def _finite_base2(lse: Tensor, grad: Tensor) -> Weights:

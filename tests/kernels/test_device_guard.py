@@ -22,11 +22,11 @@ from fasttrain.kernels.similarity import launch as similarity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = {
-    similarity: ("lse_fwd_kernel", "lse_bwd_kernel"),
+    similarity: ("row_lse_kernel", "both_lse_kernel", "weighted_sum_kernel"),
     nearest: ("nearest_kernel",),
     characteristic: ("sums_kernel", "gradient_kernel"),
     sigmoid: ("sigmoid_kernel",),
-    prototypes: ("attend_kernel", "rows_kernel", "columns_kernel"),
+    prototypes: ("attend_kernel",),
 }
 
 
