@@ -146,7 +146,9 @@ USES = {
     "student's gradient, with entropy": _STUDENT.but("p_other"),
     "prototypes' gradient": _OF_PROTOTYPES,
     "prototypes' gradient, with entropy": _OF_PROTOTYPES.but("p_other"),
-    "prototypes' gradient, teacher's part": _OF_PROTOTYPES.but("p_values", "p_part_bias", ADD=True),
+    "prototypes' gradient, teacher's part": _OF_PROTOTYPES.but(
+        "p_values", "p_part_bias", tile=attention_tile, ADD=True
+    ),
     "prototypes' marginal": _OF_PROTOTYPES.but("p_sums").without("p_out"),
 }
 

@@ -95,7 +95,7 @@ def backward(problem: Problem, saved: list[Tensor], loss_grad: Tensor, marginal_
             weighted_sum(
                 v,
                 q,
-                _tile(q),
+                attention_tile(q.shape[1], q.dtype, capability(q)),  # the bias takes registers, too
                 problem.teacher_scale,
                 values=of_means,
                 part_bias=problem.bias,

@@ -287,16 +287,21 @@ def weighted_sum_kernel(
                     if p_energy is not None:
                         weight += (load_numbers(p_energy, cols, M) / LOG2E)[None, :] * s
                 grad += tl.exp2(s - (load_numbers(p_col_lse, cols, M) * LOG2E)[None, :]) * weight
-        if at_edge(step * BLOCK_N, first, excluded, N, M, BLOCK_M, BLOCK_N, False, EXCLUDE):
+        column = step * BLOCK_N
+        # Without bounds and exclusion a branch takes more shared memory than the comparisons take time.
+        edge = True
+        if BOUNDED or EXCLUDE:
+            edge = at_edge(column, first, excluded, N, M, BLOCK_M, BLOCK_N, False, EXCLUDE)
+        if p_positive is not None:
+            edge = edge | meets(column, first, positive, BLOCK_M, BLOCK_N)
+            edge = edge | meets(column, first, -positive, BLOCK_M, BLOCK_N)
+        if edge:
+            distance = cols[None, :] - rows[:, None]
             keep = (cols < M)[None, :]
             if EXCLUDE:
-                keep = keep & (cols[None, :] != (rows + excluded)[:, None])
+                keep = keep & (distance != excluded)
             grad = tl.where(keep, grad, 0.0)
-        if p_positive is not None:
-            column = step * BLOCK_N
-            near = meets(column, first, positive, BLOCK_M, BLOCK_N) | meets(column, first, -positive, BLOCK_M, BLOCK_N)
-            if near:
-                distance = cols[None, :] - rows[:, None]
+            if p_positive is not None:
                 own = (distance == positive) | (distance == -positive)
                 grad -= tl.where(own, tl.load(p_positive), 0.0)
         if p_sums is not None:
