@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from ..similarity.launch import capability, kernel_options, on_device
-from ..similarity.tiles import Tile, prototype_tile
+from ..similarity.tiles import Tile, attention_tile
 from .cpu import coefficients_of
 from .triton import gradient_kernel, sums_kernel
 
@@ -55,4 +55,4 @@ def _alike(z: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tile(z: Tensor) -> Tile:
-    return prototype_tile(z.shape[2], z.dtype, capability(z))
+    return attention_tile(z.shape[2], z.dtype, capability(z))

@@ -16,7 +16,7 @@ def nearest(x: Tensor, y: Tensor | None, excluded: int | None) -> Tensor:
     x = adjacent(x)
     y = x if y is None else adjacent(y)
     n, m, dim = len(x), len(y), x.shape[1]
-    tile = forward_tile(dim, x.dtype, capability(x))
+    tile = forward_tile(dim, x.dtype, capability(x), columns=True)  # an index per score needs registers, too
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     span = triton.cdiv(col_tiles, splits(x, row_tiles, col_tiles))
     grid = (row_tiles, triton.cdiv(col_tiles, span))

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from ..similarity.launch import adjacent, capability, kernel_options, on_device, splits
-from ..similarity.tiles import backward_tile
+from ..similarity.tiles import attention_tile
 from .cpu import Terms
 from .triton import sigmoid_kernel
 
@@ -24,7 +24,7 @@ def _pass(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, first: int, *, sums: bool, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, m, dim = len(x), len(y), x.shape[1]
-    tile = backward_tile(dim, x.dtype, capability(x))
+    tile = attention_tile(dim, x.dtype, capability(x))
     row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     outs = triton.cdiv(dim, tile.block_out) if gradient else 1
     span = triton.cdiv(col_tiles, splits(x, row_tiles * outs, col_tiles))

@@ -6,6 +6,7 @@ from fasttrain import methods
 from fasttrain.config.resolve import resolve
 from fasttrain.engine.build import build_method
 from fasttrain.errors import ConfigError
+from tests.methods.small import CASES
 
 _ON_PATCHES = {name for name in methods.names() if methods.load(name).needs_patches}
 _SMALL = {"arch": "vit_tiny", "patch_size": 4, "data_path": "x"}
@@ -15,8 +16,7 @@ def _build(method, images=1000, world_size=1, **values):
     return build_method(resolve(method, {"recipe": "cifar", **values}), images=images, world_size=world_size)
 
 
-@pytest.mark.parametrize("entropy", [False, True])
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize(("method", "entropy"), CASES)
 def test_every_method_is_built_on_a_resnet_and_on_a_vit(method, entropy):
     for arch in ([] if method in _ON_PATCHES else [{"arch": "resnet18"}]) + [_SMALL]:
         made = _build(method, images=20000, entropy=entropy, **arch)

@@ -7,9 +7,9 @@ import pytest
 
 from fasttrain.config.arguments import parse
 from fasttrain.config.resolve import read_yaml, resolve
-from fasttrain.methods import names
 from fasttrain.report.rerun import command, differences
 from fasttrain.report.runs import Run, read_run
+from tests.methods.small import CASES
 
 
 def _run(tmp_path, *arguments, summary=None):
@@ -32,10 +32,21 @@ def _words(run):
     return words[2:]
 
 
-@pytest.mark.parametrize("entropy", [[], ["--entropy"]])
-@pytest.mark.parametrize("method", names())
+@pytest.mark.parametrize(("method", "entropy"), CASES)
 def test_command_repeats_the_configuration_of_every_method(tmp_path, method, entropy):
-    flags = ["--method", method, *entropy, "--epochs", "7", "--deterministic", "--lr_drops", "3", "5", "--seed", "4"]
+    flags = [
+        "--method",
+        method,
+        *["--entropy"] * entropy,
+        "--epochs",
+        "7",
+        "--deterministic",
+        "--lr_drops",
+        "3",
+        "5",
+        "--seed",
+        "4",
+    ]
     words = _words(_run(tmp_path, *flags, "--output_dir", str(tmp_path)))
     assert not {"--config", "--output_dir"} & set(words)
     assert {"--epochs", "--lr_drops", "--seed"} <= set(words)

@@ -19,7 +19,7 @@ def rows(count, dim, dtype=torch.float64):
 @pytest.fixture
 def small_tiles(monkeypatch):
     monkeypatch.setattr(cpu, "_TILE", 16)
-    monkeypatch.setattr(launch, "forward_tile", lambda *_: Tile(16, 16, 16, 16, 4, 1))
+    monkeypatch.setattr(launch, "forward_tile", lambda *_, **__: Tile(16, 16, 16, 16, 4, 1))
     monkeypatch.setattr(launch, "splits", lambda x, programs, tiles: min(tiles, 3))
 
 

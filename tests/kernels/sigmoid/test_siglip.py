@@ -18,7 +18,7 @@ def pair(rows, dim, dtype=torch.float64):
 @pytest.fixture
 def small_tiles(monkeypatch):
     monkeypatch.setattr(cpu, "_TILE", 5)
-    monkeypatch.setattr(launch, "backward_tile", lambda *_: Tile(16, 16, 16, 16, 4, 1))
+    monkeypatch.setattr(launch, "attention_tile", lambda *_: Tile(16, 16, 16, 16, 4, 1))
     monkeypatch.setattr(launch, "splits", lambda x, programs, tiles: min(tiles, 3))
 
 
