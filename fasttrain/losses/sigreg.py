@@ -71,4 +71,5 @@ class SIGRegLoss(Loss):
         group = self.group
         if group is not None and seed is None:
             dist.broadcast(drawn, dist.get_global_rank(group, 0), group=group)
-        return drawn / torch.linalg.vector_norm(drawn, dim=0)
+        directions: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=0)
+        return directions

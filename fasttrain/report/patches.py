@@ -59,7 +59,8 @@ def components(features: Tensor) -> Tensor:
     scores = flat @ (directions * largest.sign()).T
     least, most = scores.quantile(torch.tensor([_ENDS, 1 - _ENDS], dtype=scores.dtype), dim=0)
     shades = ((scores - least) / (most - least).clamp_min(1e-12)).clamp(0, 1)
-    return shades.float().unflatten(0, rows.shape[:-1]).movedim(-1, 1)
+    places: Tensor = shades.float().unflatten(0, rows.shape[:-1]).movedim(-1, 1)
+    return places
 
 
 def table(sample: Sample) -> list[list[Shown]]:

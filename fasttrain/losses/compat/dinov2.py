@@ -54,7 +54,7 @@ class Targets:
 
     def unflatten(self, dim: int, sizes: Sequence[int]) -> Targets:
         """Return the rows with a dimension split into several."""
-        return self._with(lambda rows: rows.unflatten(dim, tuple(sizes)))
+        return self._with(lambda rows: rows.unflatten(dim, tuple(sizes)))  # type: ignore[no-untyped-call]
 
     def squeeze(self, dim: int) -> Targets:
         """Return the rows without a dimension of length 1."""
@@ -282,7 +282,8 @@ class iBOTPatchLoss(Teacher):  # noqa: N801 - the name in facebookresearch/dinov
         """Return ``sum_i weight_i CE_i / images``."""
         prototypes = self._prototypes(prototypes, teacher=False)
         check_kinds(targets, prototypes)
-        if isinstance(targets, Targets) and prototypes is not None:
+        if isinstance(targets, Targets):
+            assert prototypes is not None
             total = weight.sum()
             mean = patch_cross_entropy(
                 rows,
@@ -320,24 +321,25 @@ def sum_of_pairs(
     Without ``same_view`` the pairs s = t are left out.
     """
     check_kinds(targets, prototypes)
-    if not (isinstance(targets, Targets) and prototypes is not None):
+    if not isinstance(targets, Targets):
         log_p = (at_least_single(students) / student_temp).log_softmax(-1)
         crossed = -torch.einsum("sbk,tbk->st", log_p, targets.to(log_p.dtype)) / students.shape[1]
         return crossed.sum() if same_view else (crossed.sum() - crossed.diagonal().sum())
     few = min(len(students), len(targets))
-    options = {
+    options: dict[str, Any] = {
         "student_temp": student_temp,
         "teacher_temp": targets.temp,
         "center": targets.center,
         "backend": backend,
     }
     total = students.new_zeros((), dtype=torch.promote_types(students.dtype, torch.float32))
+    assert prototypes is not None
     weights = (prototypes, targets.prototypes)
     if pairs := len(students) * len(targets) - few:
         total = total + pairs * prototype_cross_entropy(students, targets.features, *weights, **options)
     if same_view:
-        rows = (x[:few].flatten(0, 1) for x in (students, targets.features))
-        total = total + few * patch_cross_entropy(*rows, *weights, **options)
+        student, teacher = students[:few].flatten(0, 1), targets.features[:few].flatten(0, 1)
+        total = total + few * patch_cross_entropy(student, teacher, *weights, **options)
     return total
 
 
