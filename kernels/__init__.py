@@ -23,7 +23,6 @@ from .gram import gram_error
 from .nearest.similarity import nearest_similarity
 from .prototypes.objective import (
     patch_cross_entropy,
-    patch_terms,
     prototype_cross_entropy,
     prototype_entropy,
     prototype_terms,
@@ -46,7 +45,6 @@ __all__ = [
     "nearest_similarity",
     "nt_xent",
     "patch_cross_entropy",
-    "patch_terms",
     "prototype_cross_entropy",
     "prototype_entropy",
     "prototype_sinkhorn_center",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import patch_terms
+from ..kernels import patch_cross_entropy
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_positive
 from ..kernels.collectives import mean_over_ranks
@@ -85,19 +85,13 @@ class iBOTPatchLoss(MovingCenter):  # noqa: N801 - the name in facebookresearch/
             rows = -((logits / temp).softmax(-1) * predictions).sum(-1)
             loss = (weight.to(rows.dtype) * rows).sum()
         else:
-            loss, *_ = self.terms(
-                student_out,
-                teacher,
-                student_prototypes,
-                teacher_prototypes,
-                weight=weight,
-                teacher_temp=temp,
-                entropy=False,
+            loss = self.weighted_sum(
+                student_out, teacher, student_prototypes, teacher_prototypes, weight=weight, teacher_temp=temp
             )
         self.update_center(teacher, teacher_prototypes=teacher_prototypes)
         return loss
 
-    def terms(
+    def weighted_sum(
         self,
         student: Tensor,
         teacher: Tensor,
@@ -107,27 +101,24 @@ class iBOTPatchLoss(MovingCenter):  # noqa: N801 - the name in facebookresearch/
         weight: Tensor,
         teacher_temp: float,
         center: Tensor | None = None,
-        entropy: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return this rank's loss and, with ``entropy``, H(mean student assignment) and the mean weight of all ranks.
+    ) -> Tensor:
+        """Return the sum of ``weight`` [M] times the cross-entropy of rows [M, D], with prototypes [K, D] each.
 
-        Rows [M, D] with prototypes [K, D] each and ``weight`` [M], as for :func:`fasttrain.kernels.patch_terms`.
         ``center`` [K] replaces the moving centre, as the potentials of Sinkhorn do. The moving centre does not move:
         call :meth:`update_center` afterwards.
         """
-        return patch_terms(
+        mean = patch_cross_entropy(
             student,
             teacher.detach(),
             student_prototypes,
             teacher_prototypes,
             student_temp=self.student_temp,
             teacher_temp=teacher_temp,
-            weight=weight,
             center=self._center(center),
-            entropy=entropy,
+            weight=weight,
             backend=self.backend,
-            group=self.group,
         )
+        return mean * weight.sum().to(mean.dtype)
 
     @torch.no_grad()
     def update_center(self, teacher_out: Tensor, *, teacher_prototypes: Tensor | None = None) -> None:

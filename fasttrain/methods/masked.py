@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..kernels import prototype_entropy
+from ..kernels.collectives import mean_over_ranks
 from ..kernels.normalize import normalize_rows
 from ..kernels.precision import at_least_single
 from ..losses import DINOLoss, iBOTPatchLoss
@@ -158,23 +160,39 @@ class MaskedMethod(PrototypeMethod):
         measure = self.entropy or step.measure
         projections = student.cls.unflatten(0, (-1, batch))
         targets = teacher.cls.unflatten(0, (-1, batch))
-        reconstruction, entropy = self.loss.terms(
+        reconstruction, _ = self.loss.terms(
             *in_product_dtype(projections, targets, prototypes.cls, teacher_prototypes.cls),
             teacher_temp=temperatures.cls,
             center=centers.cls,
-            entropy=measure,
+            entropy=False,
         )
-        patch_terms = self.patch_loss.terms(
+        patch_reconstruction = self.patch_loss.weighted_sum(
             *in_product_dtype(student.patch, teacher.patch, prototypes.patch, teacher_prototypes.patch),
             weight=masked.weight,
             teacher_temp=temperatures.patch,
             center=centers.patch,
-            entropy=measure,
         )
         self.loss.update_center(targets, teacher_prototypes=teacher_prototypes.cls)
         self.patch_loss.update_center(every_patch, teacher_prototypes=teacher_prototypes.patch)
-        objective = self.prototype_objective(reconstruction, entropy if measure else None, projections, step)
-        return self._with_patches(objective, *patch_terms, further)
+        entropies = self._entropies(student, prototypes, temperatures, masked.weight) if measure else Pair(None, None)
+        objective = self.prototype_objective(reconstruction, entropies.cls, projections, step)
+        share = mean_over_ranks(masked.weight.sum().to(reconstruction), self.group) if measure else None
+        return self._with_patches(objective, patch_reconstruction, entropies.patch, share, further)
+
+    def _entropies(self, student: Pair, prototypes: Pair, temperatures: Pair, weight: Tensor) -> Pair:
+        """Return the entropies of the student's mean assignments at the teacher's temperatures, over all ranks.
+
+        The reconstruction's targets have these temperatures. With H(mean) at the student's, which is higher, the bound
+        would be wrong: a student with one assignment for all images, a peak above a flat rest, would have a large H
+        and a small cross-entropy with its own sharpened self. At the teacher's, no constant has information.
+        """
+        each = [
+            prototype_entropy(
+                *in_product_dtype(rows, columns), temp=temp, weight=of_rows, group=self.group, check_batches=False
+            )[0]
+            for rows, columns, temp, of_rows in zip(student, prototypes, temperatures, (None, weight), strict=True)
+        ]
+        return Pair(*each)
 
     def _teacher(self, crops: Sequence[Tensor], masked: MaskedPatches) -> tuple[Pair, Tensor]:
         """Return the teacher's projections of [CLS] and of the masked patches, and the patches for the centre."""
@@ -189,17 +207,19 @@ class MaskedMethod(PrototypeMethod):
         self,
         objective: Objective,
         reconstruction: Tensor,
-        entropy: Tensor,
-        share: Tensor,
+        entropy: Tensor | None,
+        share: Tensor | None,
         further: Mapping[str, tuple[float, Tensor]],
     ) -> Objective:
         """Return the objective of [CLS] with the terms of the patches and further ones."""
         weights, logs = self.term_weights(), dict(objective.logs)
-        loss = reconstruction if not self.entropy else reconstruction - share * entropy
+        loss = reconstruction
+        if self.entropy and entropy is not None and share is not None:
+            loss = reconstruction - share * entropy
         loss = weights.cls * objective.loss + weights.patch * loss
         for weight, value in further.values():
             loss = loss + weight * value
-        if logs:
+        if entropy is not None and share is not None:
             # ``share`` is the mean of all ranks, so that the mean of the logs over the ranks is the patches' mean.
             mean = reconstruction.detach() / share.clamp_min(torch.finfo(share.dtype).tiny)
             logs |= {

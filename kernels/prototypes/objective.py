@@ -141,57 +141,15 @@ def patch_cross_entropy(
     fit.
     """
     check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
+    _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
+    check_positive(student_temp, "student_temp")
+    check_positive(teacher_temp, "teacher_temp")
     if weight is None:
         weight = student.new_ones(len(student))
     _check_weight(weight, student)
     weight = weight.detach().to(accumulation_type(student))
     total = weight.sum()
-    loss, *_ = patch_terms(
-        student,
-        teacher,
-        student_prototypes,
-        teacher_prototypes,
-        student_temp=student_temp,
-        teacher_temp=teacher_temp,
-        center=center,
-        weight=torch.where(total == 0, 0, weight / total),
-        entropy=False,
-        backend=backend,
-    )
-    return loss
-
-
-def patch_terms(
-    student: Tensor,
-    teacher: Tensor,
-    student_prototypes: Tensor,
-    teacher_prototypes: Tensor,
-    *,
-    student_temp: float | Tensor,
-    teacher_temp: float,
-    weight: Tensor,
-    center: Tensor | None = None,
-    entropy: bool = True,
-    backend: Backend = "auto",
-    group: Group | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed cross-entropy, the entropy of the mean student assignment, and the summed weight.
-
-    For rows, prototypes and assignments see :func:`patch_cross_entropy`:
-
-        loss = sum_i weight_i CE(p_i, P_i)        of this rank
-        entropy = H(sum_i weight_i P_i / total)   of all ranks, in nats
-        total = mean over ranks of sum_i weight_i
-
-    So ``loss - total * entropy`` is the entropy-reconstruction objective of the patches, at the weight that the
-    cross-entropy has. The ranks may have different numbers of rows. The entropy is 0 if all weights are 0. Without
-    ``entropy`` the last two are empty. Raises ValueError if shapes, types or temperatures do not fit.
-    """
-    check_pair(student, teacher, "student", "teacher", same_rows=True, least_rows=0)
-    _check_prototypes(student_prototypes, teacher_prototypes, student.shape[1], center, parts=1)
-    check_positive(student_temp, "student_temp")
-    check_positive(teacher_temp, "teacher_temp")
-    _check_weight(weight, student)
+    weight = torch.where(total == 0, 0, weight / total)
     chosen = choose_backend(backend, student)
     if chosen == "eager" or not len(student):  # without rows the definition stores nothing
         rows = reference.patch_cross_entropy(
@@ -203,29 +161,22 @@ def patch_terms(
             teacher_temp=teacher_temp,
             center=center,
         )
-        loss, marginal = (weight.detach().to(rows.dtype) * rows).sum(), rows.new_empty(0)
-        if entropy:
-            marginal = reference.weighted_assignments(student, student_prototypes, weight, temp=student_temp)
-    else:
-        student, scale = _scaled(student, student_temp)
-        loss, marginal = _loss(
-            student[None],
-            teacher.detach()[None],
-            student_prototypes,
-            teacher_prototypes.detach(),
-            _bias(center, teacher_temp, student),
-            weight.detach().to(accumulation_type(student)),
-            scale,
-            1 / teacher_temp,
-            own=True,
-            marginal=entropy,
-            backend=chosen,
-        )
-    if not entropy:
-        return loss, marginal, marginal
-    marginal = mean_over_ranks(marginal, group)
-    total = marginal.detach().sum()
-    return loss, torch.where(total > 0, _entropy(torch.where(total > 0, marginal, 1)), 0), total
+        return (weight.to(rows.dtype) * rows).sum()
+    student, scale = _scaled(student, student_temp)
+    loss, _ = _loss(
+        student[None],
+        teacher.detach()[None],
+        student_prototypes,
+        teacher_prototypes.detach(),
+        _bias(center, teacher_temp, student),
+        weight,
+        scale,
+        1 / teacher_temp,
+        own=True,
+        marginal=False,
+        backend=chosen,
+    )
+    return loss
 
 
 def _check_weight(weight: Tensor, rows: Tensor) -> None:
@@ -239,6 +190,7 @@ def prototype_entropy(
     prototypes: Tensor,
     *,
     temp: float | Tensor,
+    weight: Tensor | None = None,
     backend: Backend = "auto",
     group: Group | None = None,
     check_batches: bool = True,
@@ -248,26 +200,31 @@ def prototype_entropy(
     ``p_i = softmax(features_i prototypes^T / temp)`` for features [N, D] and prototypes [K, D]. With ``group`` the
     means are over the rows of all ranks. Uniform rows give log K, equal one-hot rows 0, and no result is negative.
     Memory is O((N + K) D). The entropies [H] of heads with the prototypes [H, K, D] take no more messages than one.
-    Raises ValueError if shapes, types or the temperature do not fit.
+
+    With ``weight`` [N] the means are weighted, and the ranks may have different numbers of rows, but at least one. Both
+    entropies are 0 if all weights are 0. Raises ValueError if shapes, types or the temperature do not fit.
     """
-    if check_batches:
+    if check_batches and weight is None:
         check_equal_batches("prototype_entropy", group, features)
     heads = prototypes if prototypes.ndim == 3 else prototypes[None]
     for head in heads:
         check_pair(features, head, "features", "prototypes")
     check_positive(temp, "temp")
+    if weight is not None:
+        _check_weight(weight, features)
+        weight = weight.detach().to(accumulation_type(features))
     chosen = choose_backend(backend, features)
     if chosen == "eager":
-        each = [reference.prototype_entropy(features, head, temp=temp, group=group) for head in heads]
+        each = [reference.prototype_entropy(features, head, temp=temp, weight=weight, group=group) for head in heads]
     else:
         features, scale = _scaled(features, temp)
         means = []
         for head in heads:
             conditional, marginal = _loss(
-                features[None], None, head, None, None, None, scale, 1.0, own=False, marginal=True, backend=chosen
+                features[None], None, head, None, None, weight, scale, 1.0, own=False, marginal=True, backend=chosen
             )
             means.append(torch.cat([marginal, conditional.clamp_min(0)[None]]))
-        each = [(_entropy(mean[:-1]), mean[-1]) for mean in mean_over_ranks(torch.stack(means), group)]
+        each = [_entropies(mean[:-1], mean[-1]) for mean in mean_over_ranks(torch.stack(means), group)]
     marginals, conditionals = (torch.stack(values) for values in zip(*each, strict=True))
     return (marginals, conditionals) if prototypes.ndim == 3 else (marginals[0], conditionals[0])
 
@@ -285,6 +242,13 @@ def _loss(
     needs = [torch.is_grad_enabled() and x.requires_grad for x in (student, prototypes)]
     loss, mean, *_ = prototype_loss(student, teacher, prototypes, *args, own, marginal, *needs, backend)
     return loss, mean
+
+
+def _entropies(p: Tensor, conditional: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the entropy of weights p, and the conditional entropy divided by their sum; 0 if the sum is 0."""
+    total = p.detach().sum()
+    marginal = torch.where(total > 0, _entropy(torch.where(total > 0, p, 1)), 0)
+    return marginal, conditional / total.clamp_min(torch.finfo(p.dtype).tiny)
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -64,27 +64,31 @@ def patch_cross_entropy(
     return -(targets * (_scores(student, student_prototypes) / student_temp).log_softmax(-1)).sum(-1)
 
 
-def weighted_assignments(features: Tensor, prototypes: Tensor, weight: Tensor, *, temp: float | Tensor) -> Tensor:
-    """Return ``sum_i weight_i p_i`` [K] of the assignments of :func:`prototype_entropy`; weight is [N]."""
-    p = (_scores(features, prototypes) / temp).softmax(-1)
-    return weight.detach().to(p.dtype) @ p
-
-
 def prototype_entropy(
-    features: Tensor, prototypes: Tensor, *, temp: float | Tensor, group: Group | None = None
+    features: Tensor,
+    prototypes: Tensor,
+    *,
+    temp: float | Tensor,
+    weight: Tensor | None = None,
+    group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the marginal entropy H(mean_i p_i) and the mean conditional entropy mean_i H(p_i), in nats.
 
     ``p_i = softmax(features_i prototypes^T / temp)`` for features [N, D] and prototypes [K, D]. With ``group`` the
-    means are over the rows of all ranks. Uniform rows give log K, and equal one-hot rows 0.
+    means are over the rows of all ranks, and with ``weight`` [N] they are weighted. Uniform rows give log K, and equal
+    one-hot rows 0.
     """
     log_p = (_scores(features, prototypes) / temp).log_softmax(-1)
     p = log_p.exp()
-    marginal = mean_over_ranks(p.mean(0), group)
-    conditional = mean_over_ranks(-(p * log_p).sum(-1).mean(), group)
+    weight = p.new_full((len(p),), 1 / len(p)) if weight is None else weight.to(p.dtype)
+    marginal = mean_over_ranks(weight @ p, group)
+    conditional = mean_over_ranks(weight @ -(p * log_p).sum(-1), group)
     # A prototype that no row chooses underflows to 0, and 0 log 0 = 0. The smallest normal number keeps log finite.
+    total = marginal.detach().sum()
+    total = torch.where(total > 0, total, 1)
+    marginal = marginal / total
     log_marginal = marginal.clamp_min(torch.finfo(marginal.dtype).tiny).log()
-    return -(marginal * log_marginal).sum(), conditional
+    return -(marginal * log_marginal).sum(), conditional / total
 
 
 def _scores(rows: Tensor, columns: Tensor) -> Tensor:

@@ -96,8 +96,9 @@ class IBOT(Masked):
                 "patch_loss.center": m2 * center2 + (1 - m2) * teacher_patches.mean((0, 1, 2)),
             }
         if self.twin:
-            of_cls = of_cls - entropy_of_mean(cls)
-            of_patches = of_patches - self.patch_entropy(patches, masks)
+            # The entropies are of assignments as sharp as the teacher's.
+            of_cls = of_cls - entropy_of_mean(cls * s.student_temp / warm[0])
+            of_patches = of_patches - self.patch_entropy(patches * s.student_temp / warm[1], masks)
         return s.lambda1 * of_cls + s.lambda2 * of_patches
 
 
@@ -137,8 +138,8 @@ class DINOv2(Masked):
                 m = s.center_momentum
                 self.kept[name] = m * self.kept[name] + (1 - m) * x.mean(0)
         if self.twin:
-            of_cls = of_cls - entropy_of_mean(cls)
-            of_patches = of_patches - self.patch_entropy(patches, masks)
+            of_cls = of_cls - entropy_of_mean(cls * s.student_temp / temp)
+            of_patches = of_patches - self.patch_entropy(patches * s.student_temp / temp, masks)
         loss = s.dino_loss_weight * of_cls + s.ibot_loss_weight * of_patches
         if s.gram_loss_weight:
             loss = loss + s.gram_loss_weight * self.gram(views, step, student_patches)

@@ -5,7 +5,6 @@ import torch
 
 from fasttrain.kernels import (
     patch_cross_entropy,
-    patch_terms,
     prototype_cross_entropy,
     prototype_entropy,
     prototype_terms,
@@ -73,24 +72,22 @@ def test_patches_are_weighted(backend, weight):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
-def test_patch_terms_have_the_entropy_of_the_weighted_mean(backend):
-    student, teacher, ws, wt = (unit_rows(count, 16, seed=k) for k, count in enumerate((23, 23, 50, 50)))
-    weight = torch.linspace(0, 0.1, 23)
-    results = []
+def test_entropies_are_weighted(backend):
+    rows, prototypes = (unit_rows(count, 16, seed=k) for k, count in enumerate((23, 50)))
+    weight, results = torch.linspace(0, 0.1, 23), []
     for chosen, dtype in ((backend, torch.float32), ("eager", torch.float64)):
-        leaves = [x.to(dtype).requires_grad_() for x in (student, ws)]
-        rows = leaves[0], teacher.to(dtype), leaves[1], wt.to(dtype)
-        loss, entropy, total = patch_terms(*rows, weight=weight, backend=chosen, **TEMPS)
-        gradients = torch.autograd.grad(loss - 0.7 * entropy, leaves)
-        results.append([x.detach().double() for x in (loss, entropy, total, *gradients)])
-        plain, *empty = patch_terms(*rows, weight=weight, entropy=False, backend=chosen, **TEMPS)
-        assert [x.numel() for x in empty] == [0, 0]
-        torch.testing.assert_close(plain, loss)
+        leaves = [x.to(dtype).requires_grad_() for x in (rows, prototypes)]
+        entropies = prototype_entropy(*leaves, temp=0.3, weight=weight, backend=chosen)
+        gradients = torch.autograd.grad(0.5 * entropies[0] - 0.3 * entropies[1], leaves)
+        results.append([x.detach().double() for x in (*entropies, *gradients)])
+        none = prototype_entropy(*leaves, temp=0.3, weight=0 * weight, backend=chosen)
+        assert [x.item() for x in none] == [0, 0]
+        assert all(x.isfinite().all() for x in torch.autograd.grad(none[0] + none[1], leaves))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    p = (student @ ws.T / TEMPS["student_temp"]).softmax(1)
-    p = (weight.double()[:, None] * p).sum(0) / weight.sum()
-    torch.testing.assert_close(results[1][1], -(p * p.log()).sum(), rtol=1e-6, atol=1e-6)
+    p = (rows @ prototypes.T / 0.3).softmax(1)
+    mean = (weight.double()[:, None] * p).sum(0) / weight.sum()
+    torch.testing.assert_close(results[1][0], -(mean * mean.log()).sum(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton", "eager"])
