@@ -73,12 +73,13 @@ def backward(problem: Problem, saved: list[Tensor], loss_grad: Tensor, marginal_
         of_energy = -of_rows
         of_rows = of_rows * energies
     if problem.marginal:
-        # G_ik = P_ik (a_i + m_i g_k) = exp(s_ik - lse_i + log m_i) (a_i / m_i + g_k). Rows of weight 0 have a_i = 0.
+        # G_ik = P_ik (a_i + m_i g_k) = exp(s_ik - lse_i + log m_i) (a_i / m_i + g_k). Rows of weight 0 have G = 0.
         each, of_columns = problem.mean_weights(lse.dtype).flatten(), marginal_grad
+        divisor = torch.where(each > 0, each, 1)
         none = lse, torch.zeros_like(lse)
         means = weighted_sum(h, w, tile, scale, rows=none, other=of_columns, result=False, sums=True)[1]
-        lse, of_rows = lse - each.log(), torch.where(each > 0, of_rows / each, 0) - means
-        of_energy = None if of_energy is None else of_energy / each
+        lse, of_rows = lse - each.log(), of_rows / divisor - means
+        of_energy = None if of_energy is None else of_energy / divisor
     dh, dw = lse.new_empty(0, 0, 0), lse.new_empty(0, 0)
     if problem.need_student:
         dh, _ = weighted_sum(h, w, tile, scale, rows=(lse, of_rows), other=of_columns, energy=of_energy)
