@@ -81,8 +81,9 @@ def prototype_entropy(
     log_p = (_scores(features, prototypes) / temp).log_softmax(-1)
     p = log_p.exp()
     weight = p.new_full((len(p),), 1 / len(p)) if weight is None else weight.to(p.dtype)
-    marginal = mean_over_ranks(weight @ p, group)
-    conditional = mean_over_ranks(weight @ -(p * log_p).sum(-1), group)
+    # Sums, because autocast would run a product in bf16.
+    marginal = mean_over_ranks((weight[:, None] * p).sum(0), group)
+    conditional = mean_over_ranks(-(weight * (p * log_p).sum(-1)).sum(), group)
     # A prototype that no row chooses underflows to 0, and 0 log 0 = 0. The smallest normal number keeps log finite.
     total = marginal.detach().sum()
     total = torch.where(total > 0, total, 1)
