@@ -177,6 +177,8 @@ def _resume(course: Course, before: list[Row], then: Callable[[Ranks], Any]) -> 
     ranks = course.start()
     result = then(ranks)
     for row in before:
+        if "resumed_from" in row:  # the run ended before its next fault
+            continue
         repair = row.pop("repair", None)
         if ranks.resumed() is None and repair and not ranks.running:
             statuses, said = ranks.end()[0], ranks.errors()
