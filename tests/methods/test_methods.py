@@ -253,4 +253,5 @@ def test_messages_of_the_loss_do_not_grow_with_the_views(name, entropy):
     """Ten crops once sent each view's rows and numbers one by one: 74 messages for SimCLR's twin."""
     views = ViewRecipe((View(size=8, count=2), View(size=4, count=8, local=True)))
     traced = trace(build(name, entropy, views=views), views, 4, precision="fp32", world=2)
-    assert len([m for m in traced.messages if m.about == "loss and centre"]) <= (7 if name in ("barlow", "moco") else 6)
+    most = {"barlow": 7, "moco": 7, "ibot": 7, "dinov2": 17}.get(name, 6)  # Sinkhorn of two variables takes 12
+    assert len([m for m in traced.messages if m.about == "loss and centre"]) <= most
