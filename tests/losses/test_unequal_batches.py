@@ -39,7 +39,8 @@ def test_table_has_every_name_that_crosses_ranks():
     functions = {name for name in kernels.__all__ if "group" in inspect.signature(getattr(kernels, name)).parameters}
     public = [getattr(losses, name) for name in losses.__all__]
     classes = {cls.__name__ for cls in public if issubclass(cls, CrossRank)} | {"ClipLoss", "SigLipLoss"}
-    assert functions - {"sinkhorn", "sinkhorn_center", "prototype_sinkhorn_center"} == {name.split()[0] for name in KERNELS}
+    unequal = {"sinkhorn", "sinkhorn_center", "prototype_sinkhorn_center"}  # they balance batches of different sizes
+    assert functions - unequal == {name.split()[0] for name in KERNELS}
     assert classes == {name.split()[0] for name in LOSSES}
 
 
