@@ -41,7 +41,9 @@ def test_table_has_every_name_that_crosses_ranks():
     classes = {cls.__name__ for cls in public if issubclass(cls, CrossRank)} | {"ClipLoss", "SigLipLoss"}
     unequal = {"sinkhorn", "sinkhorn_center", "prototype_sinkhorn_center"}  # they balance batches of different sizes
     assert functions - unequal == {name.split()[0] for name in KERNELS}
-    assert classes == {name.split()[0] for name in LOSSES}
+    assert classes - {"iBOTPatchLoss"} == {
+        name.split()[0] for name in LOSSES
+    }  # ranks mask different numbers of patches
 
 
 @pytest.mark.slow
