@@ -23,11 +23,11 @@ def coding_rate(z: Tensor, *, eps: float, group: Group | None = None, check_batc
     With ``group`` the rows of all ranks count, and N is their number. The smaller of the N x N and the D x D matrix is
     factored. Raise ValueError for other shapes, or an ``eps`` that is not positive.
     """
+    if check_batches:
+        check_equal_batches("coding_rate", group, z)
     check_positive(eps, "eps")
     if z.ndim != 3 or 0 in z.shape or not z.is_floating_point():
         raise ValueError(f"z: must be floating-point views [V, N, D], none of them 0, got {z.dtype} {tuple(z.shape)}")
-    if check_batches:
-        check_equal_batches("coding_rate", group, z)
     rows, dim = z.shape[1:]
     with torch.autocast(z.device.type, enabled=False):  # a determinant needs full precision
         z = at_least_single(z)

@@ -41,16 +41,20 @@ class SimDINOLoss(CrossRank):
         View t of the teacher and view t of the student are the same view of the image. Raise ValueError for fewer than
         two views, more views of the teacher than of the student, or views that differ in shape, dtype or device.
         """
+        self._compare_batches(*student_out[:1])  # before a rank refuses its own batch
         teacher, student = stack_views(teacher_out, "teacher_out"), stack_views(student_out, "student_out")
         count_pairs(teacher, student, "the teacher", "the student")
-        cosine, spread = self.terms(unit_views(teacher.detach(), "teacher_out"), unit_views(student, "student_out"))
+        cosine, spread = self._terms(unit_views(teacher.detach(), "teacher_out"), unit_views(student, "student_out"))
         return -self.coeff * cosine - spread
 
     def terms(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean cosine and gamma R of views with unit norm, [T, B, D] and [S, B, D] with T at most S."""
+        self._compare_batches(student)
+        return self._terms(teacher, student)
+
+    def _terms(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         if len(teacher) > len(student):
             raise ValueError(f"the teacher has {len(teacher)} views, the student only {len(student)}")
-        self._compare_batches(student)
         cosine = torch.stack([(s * t).sum(1).mean() for s, t in other_pairs(student, teacher)]).mean()
         z = student[: len(teacher)]
         z = (z + teacher) / 2 if self.smooth else z
