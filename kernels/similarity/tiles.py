@@ -51,6 +51,8 @@ _CHIPS = {
         prototypes=_PROTOTYPES,
     ),
 }
+# The larger tile spills on an A100 where the positive is part of the gradient.
+_CHIPS[8] = replace(_CHIPS[0], backward=_CHIPS[0].backward | {128: (128, 32, 8, 2)})
 # A block has 99 KB of shared memory: RTX 30, 40 and 50, A10, L4, L40S. Others have at least 163 KB.
 _SMALL = replace(
     _CHIPS[0],

@@ -44,7 +44,7 @@ def test_page_shows_everything_and_loads_nothing(open_page, path):
     page = open_page()
     assert [url for url in page.requests if not url.startswith("data:")] == [path.resolve().as_uri()]
     assert page.problems == []
-    assert page.evaluate("document.images.length") == 2 * 8 * 7 + 6 * 5
+    assert page.evaluate("document.images.length") == 2 * 8 * 7 + 6 * 5 + 6 * 2
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.evaluate("[...document.querySelectorAll('svg[role=img]')].every(s => s.clientHeight > 100)")
     # The page's own policy accepts its style sheet.
