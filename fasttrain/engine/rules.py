@@ -41,9 +41,9 @@ def parameter_rules(method: Method, train: TrainConfig) -> Callable[[str, nn.Par
 
     def scaled(name: str, parameter: nn.Parameter) -> ParameterRule:
         rule = rule_for(name, parameter)
-        own = name.removeprefix(_BACKBONE)
-        if own not in depth or own == name:
+        if not name.startswith(_BACKBONE):
             return rule
+        own = name.removeprefix(_BACKBONE)
         scale, place = train.layer_decay ** depth[own], f" {depth[own]} layers below the output" if decays else ""
         if slow_patches and _PATCHES in own.split("."):
             scale, place = scale * train.patch_embed_lr_mult, " of the patch embedding"

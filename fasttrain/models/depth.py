@@ -36,13 +36,10 @@ def depths(network: nn.Module) -> dict[str, int]:
     return {name: depth_of.get(name, deepest) for name, _ in network.named_parameters()}
 
 
-def _with_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _with_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield the outermost modules that name their layers, with the prefix of their parameters' names."""
-    inside: tuple[str, ...] = ()
-    for name, module in network.named_modules():
-        if callable(getattr(module, "group_matcher", None)) and not name.startswith(inside or ("\0",)):
-            prefix = f"{name}." if name else ""
-            yield prefix, module
-            inside += (prefix,)
-            if not name:
-                return
+    if callable(getattr(network, "group_matcher", None)):
+        yield prefix, network
+        return
+    for name, child in network.named_children():
+        yield from _with_layers(child, f"{prefix}{name}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config.resolve import Config
-from ..distributed.world import World, all_gather_object
+from ..distributed.world import World
 from ..errors import ConfigError, DataError
 from ..evaluate.evaluator import Evaluator, ShowProgress
 from ..evaluate.similarity import linear_cka
-from ..pipelines import Splits, open_source
+from .opening import open_together
 from .records import REFERENCE_KEYS, read_lines
 
 _KNN = "knn_top1"
@@ -35,9 +35,11 @@ class Reference:
     def __init__(self, config: Config, output: Path, device: torch.device, world: World) -> None:
         t = config.train
         try:
-            splits: Splits = open_source(t.reference_path, cache=output / "index")
+            splits = open_together(
+                replace(t, data_path=t.reference_path, val_path=None, data_weights=()), output / "index", world
+            )
         except DataError as error:
-            raise DataError(f"--reference_path: {error}") from None
+            raise DataError(f"--reference_path: {str(error).removeprefix('--data_path: ')}") from None
         if t.max_forgetting is not None and splits.missing_for_knn:
             raise ConfigError(
                 f"--max_forgetting: needs k-NN accuracy, and {t.reference_path} has no {splits.missing_for_knn}. Leave "
@@ -107,17 +109,7 @@ def open_reference(config: Config, output: Path, device: torch.device, world: Wo
         return None
     if not t.knn_every:
         raise ConfigError("--reference_path: is measured every --knn_every epochs, got 0. Use 1 or more.")
-    reference: Reference | Exception
-    try:
-        reference = Reference(config, output, device, world)
-    except (ConfigError, DataError) as error:
-        reference = error
-    problems = all_gather_object(world, str(reference) if isinstance(reference, Exception) else "")
-    if isinstance(reference, Exception):
-        raise reference
-    if any(problems):
-        raise ConfigError(next(filter(None, problems)))
-    return reference
+    return Reference(config, output, device, world)
 
 
 def _write(path: Path, start: Start) -> None:
