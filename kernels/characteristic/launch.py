@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..similarity.launch import capability, kernel_options, on_device
+from ..similarity.launch import capability, kernel_options, on_device, sizes
 from ..similarity.tiles import Tile, attention_tile
 from .cpu import coefficients_of
 from .triton import gradient_kernel, sums_kernel
@@ -15,15 +15,14 @@ from .triton import gradient_kernel, sums_kernel
 def sums(z: Tensor, slices: Tensor, knots: int, limit: float) -> Tensor:
     """Like :func:`cpu.sums`."""
     z, directions = _alike(z, slices)
-    views, n, dim = z.shape
+    views, n, _ = z.shape
     tile, m = _tile(z), len(directions)
     grid = (triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n), views)
     parts = z.new_empty(grid[0], views, 2, knots - 1, m, dtype=torch.float32)
     with on_device(z):
         sums_kernel[grid](
             z, directions, parts, n, m, z.stride(0), z.stride(1), directions.stride(0), limit / (knots - 1),
-            KNOTS=knots, D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
-            **kernel_options(tile),
+            KNOTS=knots, **sizes(z, tile), **kernel_options(tile),
         )  # fmt: skip
     return parts.sum(0)
 
@@ -39,8 +38,7 @@ def gradient(z: Tensor, slices: Tensor, of_sums: Tensor, limit: float) -> Tensor
     with on_device(z):
         gradient_kernel[triton.cdiv(n, tile.block_m), triton.cdiv(dim, tile.block_out), views](
             z, directions, coefficients, dz, n, len(directions), z.stride(0), z.stride(1), directions.stride(0),
-            limit / (knots - 1), KNOTS=knots, D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_D=tile.block_d, BLOCK_OUT=tile.block_out, **kernel_options(tile),
+            limit / (knots - 1), KNOTS=knots, **sizes(z, tile), BLOCK_OUT=tile.block_out, **kernel_options(tile),
         )  # fmt: skip
     return dz
 

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ..similarity import launch as similarity
-from ..similarity.launch import adjacent, capability, kernel_options, on_device, packed, sizes, splits, weighted_sum
+from ..similarity.launch import adjacent, capability, kernel_options, on_device, packed, sizes, spans_of, weighted_sum
 from ..similarity.tiles import Tile, attention_tile, prototype_tile
 from .problem import Problem, Results
 from .triton import attend_kernel
@@ -125,10 +125,8 @@ def _alike(*factors: Tensor) -> tuple[Tensor, ...]:
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     n, dim = queries.shape
     tile = attention_tile(dim, queries.dtype, capability(queries))
-    blocks, tiles = triton.cdiv(n, tile.block_m), triton.cdiv(len(keys), tile.block_n)
     parts = triton.cdiv(dim, tile.block_out)
-    span = triton.cdiv(tiles, splits(queries, blocks * parts, tiles))
-    spans = triton.cdiv(tiles, span)
+    blocks, span, spans = spans_of(queries, len(keys), tile, parts)
     top, total = (queries.new_empty(spans, n, dtype=torch.float32) for _ in range(2))
     out = queries.new_empty(spans, n, dim, dtype=torch.float32)
     with on_device(queries):

@@ -6,14 +6,14 @@ import torch
 import triton
 from torch import Tensor
 
-from ..similarity.launch import adjacent, capability, kernel_options, on_device, splits
+from ..similarity.launch import adjacent, capability, kernel_options, on_device, sizes, spans_of
 from ..similarity.tiles import attention_tile
 from .cpu import Terms
 from .triton import sigmoid_kernel
 
 
 def terms(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, first: int, need_x: bool, need_y: bool) -> Terms:
-    """Like :func:`cpu.terms`: one pass over the rows, and if y needs a gradient another over the columns."""
+    """Like :func:`cpu.terms`: one pass goes over the rows. A second one over the columns gives the gradient of y."""
     x, y = adjacent(x), adjacent(y)
     loss, total, of_x = _pass(x, y, scale, bias, first, sums=True, gradient=need_x)
     of_y = _pass(y, x, scale, bias, -first, sums=False, gradient=True)[2] if need_y else of_x.new_empty(0)
@@ -25,17 +25,14 @@ def _pass(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, m, dim = len(x), len(y), x.shape[1]
     tile = attention_tile(dim, x.dtype, capability(x))
-    row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     outs = triton.cdiv(dim, tile.block_out) if gradient else 1
-    span = triton.cdiv(col_tiles, splits(x, row_tiles * outs, col_tiles))
-    grid = (row_tiles, triton.cdiv(col_tiles, span), outs)
-    loss, total = (x.new_empty(grid[1], n if sums else 0, dtype=torch.float32) for _ in range(2))
-    out = x.new_empty((grid[1], n, dim) if gradient else 0, dtype=torch.float32)
+    blocks, span, slots = spans_of(x, m, tile, outs)
+    loss, total = (x.new_empty(slots, n if sums else 0, dtype=torch.float32) for _ in range(2))
+    out = x.new_empty((slots, n, dim) if gradient else 0, dtype=torch.float32)
     boost = 2.0**14 if x.dtype == torch.float16 else 1.0  # fp16 has few digits for a sigmoid of 1e-5
     with on_device(x):
-        sigmoid_kernel[grid](
+        sigmoid_kernel[(blocks, slots, outs)](
             x, y, scale, bias, loss, total, out, n, m, x.stride(0), y.stride(0), first, span, boost,
-            D=dim, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, BLOCK_OUT=tile.block_out,
-            SUMS=sums, GRADIENT=gradient, **kernel_options(tile),
+            **sizes(x, tile), BLOCK_OUT=tile.block_out, SUMS=sums, GRADIENT=gradient, **kernel_options(tile),
         )  # fmt: skip
     return loss, total, out.sum(0).div_(boost) if gradient else out

@@ -32,7 +32,7 @@ def _in_forward(
 
 
 def _attends(queue: Tensor | None, need_q: bool, need_queue: bool, backend: str) -> bool:
-    """Return whether the pass over a queue without gradient returns the mean of its rows, which is most of dq."""
+    """Return whether the pass over a queue without gradient returns the mean of its rows, from which dq follows."""
     return backend == "cpu" and queue is not None and need_q and not need_queue
 
 

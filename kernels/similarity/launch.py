@@ -135,11 +135,10 @@ def _rows_pass(
     """Return the log-sum-exps of the rows of x."""
     n, m = len(x), len(y)
     tile = forward_tile(x.shape[1], x.dtype, capability(x))
-    row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
-    span = triton.cdiv(col_tiles, splits(x, row_tiles, col_tiles))
-    sums = x.new_empty(triton.cdiv(col_tiles, span), n, dtype=torch.float32)
+    blocks, span, slots = spans_of(x, m, tile)
+    sums = x.new_empty(slots, n, dtype=torch.float32)
     with on_device(x):
-        row_lse_kernel[(row_tiles, len(sums))](
+        row_lse_kernel[(blocks, slots)](
             x, y, bias, gain, sums, n, m, x.stride(0), y.stride(0), scale, excluded or 0, span,
             **sizes(x, tile), BOUNDED=bounded, EXCLUDE=excluded is not None, **kernel_options(tile),
         )  # fmt: skip
@@ -195,10 +194,8 @@ def weighted_sum(
     For G see triton.py. ``out`` [N, D] is added to the result in place. A result that is not requested is empty.
     """
     n, m, dim = len(x), len(y), x.shape[1]
-    row_tiles, col_tiles = triton.cdiv(n, tile.block_m), triton.cdiv(m, tile.block_n)
     parts = triton.cdiv(dim, tile.block_out) if result else 1
-    span = triton.cdiv(col_tiles, splits(x, row_tiles * parts, col_tiles))
-    slots = triton.cdiv(col_tiles, span)
+    blocks, span, slots = spans_of(x, m, tile, parts)
     add = out is not None and slots == 1
     into = out if add else x.new_empty(slots, n, dim, dtype=torch.float32) if result else None
     totals = x.new_empty(slots, n, dtype=torch.float32) if sums else None
@@ -208,7 +205,7 @@ def weighted_sum(
     strides = x.stride(0), y.stride(0), 0 if values is None else values.stride(0)
     out_scale, part_rows = scale if values is None else 1.0, m if part_bias is None else m // len(part_bias)
     with on_device(x):
-        weighted_sum_kernel[(row_tiles, slots, parts)](
+        weighted_sum_kernel[(blocks, slots, parts)](
             x, y, values, gain, packed(row_bias), packed(col_bias), packed(part_bias), row_lse, packed(row_grad),
             col_lse, packed(col_grad), packed(other), packed(energy), share, into, totals,
             n, m, *strides, scale, out_scale, excluded or 0, distance, part_rows, span,
@@ -285,6 +282,16 @@ def _weights(
     return of_rows, of_rows if cols is rows else prepared(cols), unscale
 
 
+def spans_of(x: Tensor, columns: int, tile: Tile, parts: int = 1) -> tuple[int, int, int]:
+    """Return the blocks of rows of x, the tiles of columns per program, and the spans of so many tiles.
+
+    Each block has a program for every span and each of ``parts`` parts of the features.
+    """
+    blocks, tiles = triton.cdiv(len(x), tile.block_m), triton.cdiv(columns, tile.block_n)
+    span = triton.cdiv(tiles, splits(x, blocks * parts, tiles))
+    return blocks, span, triton.cdiv(tiles, span)
+
+
 def splits(x: Tensor, programs: int, tiles: int) -> int:
     """Return the number of spans of columns, so that few rows still fill the chip."""
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
@@ -299,7 +306,7 @@ def capability(x: Tensor) -> int:
 
 def sizes(x: Tensor, tile: Tile) -> dict[str, int]:
     """Return the sizes of a tile of rows as compile-time constants."""
-    return {"D": x.shape[1], "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
+    return {"D": x.shape[-1], "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
 
 
 def kernel_options(tile: Tile) -> dict[str, object]:

@@ -4,6 +4,7 @@ from torch.nn.functional import normalize
 
 from fasttrain.kernels import nearest_similarity
 from fasttrain.kernels.nearest import cpu, launch
+from fasttrain.kernels.similarity import launch as tile_launch
 from fasttrain.kernels.similarity.tiles import Tile
 from tests.kernels.tolerances import assert_close
 
@@ -20,7 +21,7 @@ def rows(count, dim, dtype=torch.float64):
 def small_tiles(monkeypatch):
     monkeypatch.setattr(cpu, "_TILE", 16)
     monkeypatch.setattr(launch, "forward_tile", lambda *_, **__: Tile(16, 16, 16, 16, 4, 1))
-    monkeypatch.setattr(launch, "splits", lambda x, programs, tiles: min(tiles, 3))
+    monkeypatch.setattr(tile_launch, "splits", lambda x, programs, tiles: min(tiles, 3))
 
 
 @pytest.mark.parametrize("exclude_self", [True, False])

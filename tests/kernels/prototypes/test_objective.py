@@ -51,8 +51,7 @@ def test_many_small_tiles_give_the_same(dim, monkeypatch):
     tile = Tile(16, 16, 16, 16 if dim <= 16 else 32, 4, 1)
     monkeypatch.setattr(launch, "prototype_tile", lambda *_: tile)
     monkeypatch.setattr(launch, "attention_tile", lambda *_: tile)
-    for module in (launch, launch.similarity):
-        monkeypatch.setattr(module, "splits", lambda rows, programs, tiles: min(tiles, 3))
+    monkeypatch.setattr(launch.similarity, "splits", lambda rows, programs, tiles: min(tiles, 3))
     for use in ("cross-entropy and entropy", "entropies"):
         stress.reference(use, (3, 2, 11, 70, dim), torch.float32, "one a view", DEVICE)
 

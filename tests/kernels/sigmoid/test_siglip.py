@@ -4,6 +4,7 @@ from torch.nn.functional import normalize
 
 from fasttrain.kernels import siglip
 from fasttrain.kernels.sigmoid import cpu, launch
+from fasttrain.kernels.similarity import launch as tile_launch
 from fasttrain.kernels.similarity.tiles import Tile
 from tests.kernels.tolerances import assert_close
 
@@ -19,7 +20,7 @@ def pair(rows, dim, dtype=torch.float64):
 def small_tiles(monkeypatch):
     monkeypatch.setattr(cpu, "_TILE", 5)
     monkeypatch.setattr(launch, "attention_tile", lambda *_: Tile(16, 16, 16, 16, 4, 1))
-    monkeypatch.setattr(launch, "splits", lambda x, programs, tiles: min(tiles, 3))
+    monkeypatch.setattr(tile_launch, "splits", lambda x, programs, tiles: min(tiles, 3))
 
 
 def results(x, y, scale, bias, backend):
