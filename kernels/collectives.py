@@ -118,6 +118,11 @@ def mean_over_ranks(x: Tensor, group: Group | None) -> Tensor:
     return mean
 
 
+def ranks_of(group: Group | None) -> int:
+    """Return the number of ranks of a group, 1 for None."""
+    return 1 if group is None else group.size()
+
+
 def first_row(x: Tensor, group: Group | None) -> int:
     """Return the index of this rank's first row in ``gather_rows(x, group)``."""
     return 0 if group is None else group.rank() * x.shape[0]

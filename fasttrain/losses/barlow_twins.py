@@ -11,9 +11,9 @@ from torch import Tensor
 from ..kernels import covariance_norms
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair
-from ..kernels.collectives import mean_over_ranks
+from ..kernels.collectives import mean_over_ranks, ranks_of
 from ..kernels.precision import at_least_single
-from .base import Loss, ranks_of
+from .base import Loss
 
 _EPS = 1e-5  # of torch's BatchNorm
 

@@ -61,11 +61,6 @@ def default_group(gather_distributed: bool) -> Group | None:
     return dist.group.WORLD
 
 
-def ranks_of(group: Group | None) -> int:
-    """Return the number of ranks of a group, 1 for None."""
-    return 1 if group is None else group.size()
-
-
 def gather_detached(x: Tensor, group: Group | None) -> Tensor:
     """Return the rows of all ranks in rank order, without autograd."""
     return x.detach() if group is None else start_gather(x.detach(), group)()

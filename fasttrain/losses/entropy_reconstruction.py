@@ -16,7 +16,7 @@ from torch import Tensor
 from ..kernels import log_sphere_area, row_logsumexp, vmf_entropy, vmf_reconstruction
 from ..kernels.backend import Backend
 from ..kernels.checks import check_pair, check_positive
-from ..kernels.collectives import Group, gather_rows, mean_over_ranks
+from ..kernels.collectives import Group, gather_rows, mean_over_ranks, ranks_of
 from ..kernels.entropy import Estimator
 from ..kernels.precision import at_least_single
 from ..kernels.vmf import log_vmf_normalizer, reference_log_vmf_normalizer
@@ -199,6 +199,6 @@ def discrete_terms(logits0: Tensor, logits1: Tensor, *, group: Group | None = No
 
 def _marginal_entropy(log_p: Tensor, group: Group | None) -> Tensor:
     """Return the entropy of the mean of the rows exp(log_p) [N, K] of all ranks."""
-    ranks = 1 if group is None else group.size()
+    ranks = ranks_of(group)
     marginal = gather_rows(log_p.logsumexp(0, keepdim=True), group).logsumexp(0) - math.log(len(log_p) * ranks)
     return -(marginal.exp() * marginal).sum()

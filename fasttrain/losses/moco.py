@@ -13,6 +13,7 @@ from torch import Tensor
 from ..kernels import info_nce, row_logsumexp
 from ..kernels.backend import Backend
 from ..kernels.checks import check_positive
+from ..kernels.collectives import ranks_of
 from ..kernels.contrastive import row_dots
 from .base import Loss, gather_views, other_pairs, unit_pair, unit_views
 from .memory_bank import MemoryBankModule
@@ -81,7 +82,7 @@ class MoCoLoss(Loss):
         self.memory_bank.enqueue(unit_pair(key.detach(), key.detach(), "key", "key")[0])
 
     def _check_length(self, rows: int) -> None:
-        batch = rows * (1 if self.group is None else self.group.size())
+        batch = rows * ranks_of(self.group)
         length = self.memory_bank.size[0]
         if length % batch:
             raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kernels.checks import check_positive
 from ..kernels.coding_rate import coding_rate
+from ..kernels.collectives import ranks_of
 from .base import CrossRank, other_pairs, unit_views
 from .views import count_pairs, stack_views
 
@@ -45,6 +46,10 @@ class SimDINOLoss(CrossRank):
         teacher, student = stack_views(teacher_out, "teacher_out"), stack_views(student_out, "student_out")
         count_pairs(teacher, student, "the teacher", "the student")
         cosine, spread = self._terms(unit_views(teacher.detach(), "teacher_out"), unit_views(student, "student_out"))
+        return self.weighted(cosine, spread)
+
+    def weighted(self, cosine: Tensor, spread: Tensor) -> Tensor:
+        """Return the loss of its terms."""
         return -self.coeff * cosine - spread
 
     def terms(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +63,6 @@ class SimDINOLoss(CrossRank):
         cosine = torch.stack([(s * t).sum(1).mean() for s, t in other_pairs(student, teacher)]).mean()
         z = student[: len(teacher)]
         z = (z + teacher) / 2 if self.smooth else z
-        rows, dim = z.shape[1] * (1 if self.group is None else self.group.size()), z.shape[2]
+        rows, dim = z.shape[1] * ranks_of(self.group), z.shape[2]
         rate = coding_rate(z, eps=self.eps, group=self.group, check_batches=False).mean()
         return cosine, rate * ((dim + rows) / (dim * rows))

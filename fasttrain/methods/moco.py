@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..flags import Count, Fraction, Positive, Several, flag
-from ..kernels.collectives import permute_rows
+from ..kernels.collectives import permute_rows, ranks_of
 from ..kernels.normalize import normalize_rows
 from ..losses import MoCoLoss
 from ..models.batchnorm import broadcast_statistics, has_batch_norm
@@ -115,7 +115,7 @@ class MoCo(SphereMethod):
             keys: Tensor = self.teacher.projections(views)[0]
             return keys
         images = views[0][0]
-        ranks = 1 if self.group is None else self.group.size()
+        ranks = ranks_of(self.group)
         generator = torch.Generator().manual_seed(step.index)  # the same order on every rank
         order = torch.randperm(ranks * len(images), generator=generator)
         encoded = self.in_splits(self.teacher.projections, [permute_rows(images, order, self.group)[None]])[0]

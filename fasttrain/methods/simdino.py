@@ -65,5 +65,5 @@ class SimDINO(SphereMethod):
         if self.entropy:
             return twin()
         cosine, spread = self.loss.terms(teacher, student)
-        own = self.objective(step, lambda: -self.settings.coeff * cosine - spread, twin)
+        own = self.objective(step, lambda: self.loss.weighted(cosine, spread), twin)
         return own._replace(logs={**own.logs, "cosine": cosine.detach(), "coding_rate": spread.detach()})

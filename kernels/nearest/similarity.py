@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..backend import Backend, choose_backend
 from ..checks import check_rows
-from ..collectives import Group, check_equal_batches, first_row, gather_rows
+from ..collectives import Group, check_equal_batches, first_row, gather_rows, ranks_of
 from ..contrastive import row_dots
 from . import op, reference
 
@@ -39,7 +39,7 @@ def nearest_rows(x: Tensor, *, exclude_self: bool, backend: Backend, group: Grou
     For the arguments see :func:`nearest_similarity`. All ranks must have equal batches.
     """
     check_rows(x, "x")
-    if exclude_self and len(x) * (1 if group is None else group.size()) < 2:
+    if exclude_self and len(x) * ranks_of(group) < 2:
         raise ValueError(f"x: must have at least 2 rows, so that each has another one, got {tuple(x.shape)}")
     excluded = first_row(x, group) if exclude_self else None
     chosen = choose_backend(backend, x)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backend import Backend, choose_backend
-from ..collectives import Group
+from ..collectives import Group, ranks_of
 from . import reference
 
 _RANGE = 80.0  # nats: e^-80 is a normal number, and a sum of many inverses is finite
@@ -101,7 +101,7 @@ def _potentials(
     e = torch.add(scores.new_tensor([-top * scale for top in tops])[:, None, None], scores, alpha=scale).exp2_()
     rows, columns = e.new_ones(e.shape[:2]), e.new_empty(len(e), e.shape[2])
     # Its value cancels, but it must be the same on all ranks, which may have different numbers of rows.
-    share = int(most_rows) * (1 if group is None else group.size()) / e.shape[2]
+    share = int(most_rows) * ranks_of(group) / e.shape[2]
     for iteration in range(iterations):
         for view, u, v in zip(e, rows, columns, strict=True):
             if iteration:
